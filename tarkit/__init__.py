@@ -1,0 +1,18 @@
+"""tarkit: pictures as words a language model reads and writes, the whole chain of the Tar paper."""
+
+from typing import Any
+
+__all__ = ["Tar", "load_ar_dtok", "load_ta_tok", "load_vqvae"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something that needs it is asked for."""
+    if name == "Tar":
+        from tarkit.tar import Tar
+
+        return Tar
+    if name in __all__:
+        from tarkit import checkpoints
+
+        return getattr(checkpoints, name)
+    raise AttributeError(f"module 'tarkit' has no attribute {name!r}")

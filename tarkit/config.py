@@ -1,0 +1,167 @@
+"""Experiments as frozen pydantic models read from TOML, and what they ran with."""
+
+import difflib
+import importlib.metadata
+import json
+import math
+import platform
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from tarkit.errors import UserError
+
+PACKAGES = (
+    "accelerate diffusers numpy pillow pyarrow safetensors tokenizers torch transformers".split()
+)
+
+
+class Config(pydantic.BaseModel):
+    """Base of every config: unknown keys are errors and nothing changes after loading."""
+
+    # inf and nan would be accepted as numbers by default and turn up hours later as a lost run.
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] = ()) -> ConfigT:
+    """The config in the TOML file `path` (None: all defaults) with `a.b=3` overrides applied.
+
+    An override's value is read as TOML, and as a string when it is a bare word. Raises UserError
+    with file, key and the nearest known key.
+    """
+    place = str(path) if path else "the defaults"
+    data = _read_toml(path) if path else {}
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return cls.model_validate(data)
+    except pydantic.ValidationError as error:
+        lines = [_explain(cls, item) for item in error.errors()]
+        changed = " and --set" if overrides else ""
+        known = f"known keys: {', '.join(cls.model_fields)}"
+        raise UserError(f"{place}{changed}: " + "; ".join(lines), hint=known) from None
+
+
+def provenance() -> dict[str, str]:
+    """Versions of tarkit, Python and the packages that decide a result; imports none of them."""
+    versions = {"tarkit": _version("tarkit") or "source tree", "python": platform.python_version()}
+    return versions | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def write_toml(config: pydantic.BaseModel) -> str:
+    """The resolved config as TOML text that `load_config` reads back; unset values are left out."""
+    return "".join(_toml_lines(config.model_dump(mode="json"), prefix=()))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"the config {path} cannot be read: {error.strerror}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = [part.strip() for part in name.split(".")]
+    if not equals or not all(parts):
+        raise UserError(f"--set {override}: expected key=value", hint="for example --set steps=200")
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {override}: {part} is a value, not a table")
+    data[parts[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _explain(cls: type[pydantic.BaseModel], item: Any) -> str:
+    """One sentence for one pydantic error."""
+    location = [part for part in item["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in item["loc"]) or "the whole"
+    if item["type"] == "extra_forbidden":
+        names = _field_names(cls, location[:-1])
+        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.5)
+        return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
+    if item["type"] == "missing":
+        return f"key {key} is missing"
+    return f"{key} = {item['input']!r}: {item['msg']}"
+
+
+def _field_names(cls: type[pydantic.BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys that are known at `location`; for a union of tables, those of all its members."""
+    models = [cls]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:  # a part that is no field names a member of a union: stay where we are
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, pydantic.BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _toml_lines(table: Mapping[str, Any], *, prefix: tuple[str, ...]) -> Iterator[str]:
+    """Plain values first, then sub-tables: TOML puts what follows a header into that table."""
+    for key, value in table.items():
+        if value is not None and not isinstance(value, Mapping):
+            yield f"{_toml_key(key)} = {_toml_text(value)}\n"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            path = (*prefix, key)
+            yield "\n[" + ".".join(map(_toml_key, path)) + "]\n"
+            yield from _toml_lines(value, prefix=path)
+
+
+def _toml_key(key: str) -> str:
+    bare = key.replace("_", "").replace("-", "")
+    return key if bare.isalnum() and bare.isascii() else _toml_text(key)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Enum):
+        return _toml_text(value.value)
+    if isinstance(value, str):
+        # JSON's escapes are a subset of TOML's, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, Mapping):
+        pairs = (f"{_toml_key(key)} = {_toml_text(item)}" for key, item in value.items())
+        return "{ " + ", ".join(pairs) + " }"
+    return "[" + ", ".join(_toml_text(item) for item in value) + "]"

@@ -1,0 +1,1 @@
+"""The networks, in pure torch: no files, no command line, no globals."""

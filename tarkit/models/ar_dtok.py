@@ -1,0 +1,239 @@
+"""AR-DTok: a causal transformer that draws image-VQ codes from TA-Tok's features.
+
+Source: paper Sec. 3.2, Eq. 4, Fig. 4a; layout and key names of the released files. They use learned
+absolute positions over the whole sequence where the paper's "LLaMA as in LlamaGen" has rotary ones.
+
+Letters: B pictures, n condition positions, N codes to draw, D width, C condition width,
+V image-VQ codes, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarkit.config import Config
+from tarkit.models.sampling import draw
+
+
+class ArDtokArch(Config):
+    """Sizes of AR-DTok; the defaults are the released 256 px model's (llama-abs-LP, 654M)."""
+
+    layers: int = 30
+    heads: int = 20
+    kv_heads: int | None = None
+    width: int = 1280
+    multiple_of: int = 256
+    ffn_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    condition_width: int = 1152
+    vocab_size: int = 16384
+    num_codes: int = 256
+    """N: 256, 1024 or 4096 codes for 256, 512 or 1024 pixels."""
+    max_condition: int = 729
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+
+    @property
+    def ffn_width(self) -> int:
+        width = int(2 * (4 * self.width) / 3)
+        if self.ffn_multiplier is not None:
+            width = int(self.ffn_multiplier * width)
+        return self.multiple_of * -(-width // self.multiple_of)
+
+    @property
+    def side(self) -> int:
+        return round(self.num_codes**0.5)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight
+
+
+class Cache:
+    """Keys and values of one layer for a sequence whose length is known beforehand."""
+
+    def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self.k = like.new_empty(shape)
+        self.v = like.new_empty(shape)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end] = k
+        self.v[:, :, self.length : end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class _Attention(nn.Module):
+    def __init__(self, arch: ArDtokArch) -> None:
+        super().__init__()
+        self.heads = arch.heads
+        self.kv_heads = arch.kv_heads or arch.heads
+        self.head_width = arch.width // arch.heads
+        self.wqkv = nn.Linear(
+            arch.width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False
+        )
+        self.wo = nn.Linear(arch.width, arch.width, bias=False)
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        B, T, D = x.shape
+        widths = [n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads)]
+        q, k, v = (
+            part.view(B, T, -1, self.head_width).transpose(1, 2)
+            for part in self.wqkv(x).split(widths, dim=-1)
+        )
+        causal = T > 1
+        if cache is not None:
+            if causal and cache.length:
+                raise ValueError("a filled cache takes one position at a time")
+            k, v = cache.append(k, v)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+        )
+        result: Tensor = self.wo(out.transpose(1, 2).reshape(B, T, D))
+        return result
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, arch: ArDtokArch) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(arch.width, arch.ffn_width, bias=False)
+        self.w3 = nn.Linear(arch.width, arch.ffn_width, bias=False)
+        self.w2 = nn.Linear(arch.ffn_width, arch.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, arch: ArDtokArch) -> None:
+        super().__init__()
+        self.attention = _Attention(arch)
+        self.feed_forward = _FeedForward(arch)
+        self.attention_norm = RMSNorm(arch.width, arch.norm_eps)
+        self.ffn_norm = RMSNorm(arch.width, arch.norm_eps)
+        self.residual_dropout = nn.Dropout(arch.residual_dropout)
+        self.ffn_dropout = nn.Dropout(arch.ffn_dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        h = x + self.residual_dropout(self.attention(self.attention_norm(x), cache))
+        out: Tensor = h + self.ffn_dropout(self.feed_forward(self.ffn_norm(h)))
+        return out
+
+
+class ArDtok(nn.Module):
+    """p(y_t | z_q, y_<t) over image-VQ codes in row-major order."""
+
+    def __init__(self, arch: ArDtokArch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.tok_embeddings = nn.Embedding(arch.vocab_size, arch.width)
+        self.clip_proj = nn.Linear(arch.condition_width, arch.width)
+        self.abs_pe = nn.Parameter(
+            torch.zeros(1, arch.max_condition + arch.num_codes - 1, arch.width)
+        )
+        self.token_dropout = nn.Dropout(arch.token_dropout)
+        self.layers = nn.ModuleList(_Block(arch) for _ in range(arch.layers))
+        self.norm = RMSNorm(arch.width, arch.norm_eps)
+        self.output = nn.Linear(arch.width, arch.vocab_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """The start of training: normal(0.02) everywhere, residual outputs scaled by depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2 or name.endswith("abs_pe"):
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                if name.endswith("abs_pe"):
+                    nn.init.normal_(parameter, std=0.02)
+                continue
+            residual = name.endswith(("wo.weight", "w2.weight"))
+            scale = (2 * self.arch.layers) ** -0.5 if residual else 1.0
+            nn.init.normal_(parameter, std=0.02 * scale)
+
+    def logits(self, condition: Tensor, codes: Tensor) -> Tensor:
+        """Teacher-forced (B, n, C), (B, N) -> (B, N, V); position i predicts code i.
+
+        Condition positions come first and share the causal order and the position table, so at a
+        coarser scale the codes use earlier rows of it.
+        """
+        n = condition.shape[1]
+        x = torch.cat([self.clip_proj(condition), self.tok_embeddings(codes[:, :-1])], dim=1)
+        x = self.token_dropout(x + self.abs_pe[:, : x.shape[1]])
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.output(self.norm(x[:, n - 1 :]))
+        return out
+
+    def forward(self, condition: Tensor, codes: Tensor) -> Tensor:
+        """Mean cross-entropy over all N codes (Eq. 4)."""
+        logits = self.logits(condition, codes)
+        return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Tensor,
+        *,
+        guidance: float = 4.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guided_steps: int | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Draw codes (B, N) for conditions (B, n, C).
+
+        `guidance` > 1 mixes in a null condition of all-zero features: u + (c - u) * guidance;
+        `guided_steps` k keeps it for the first token and the next k + 1 (the published
+        `cfg_interval`). `generators`: one a picture, so that a picture does not depend on its
+        batch; without them the global generator draws.
+        """
+        B, n, _ = condition.shape
+        guided = guidance > 1
+        N = self.arch.num_codes
+        prompt = self.clip_proj(condition)
+        if guided:
+            null = self.clip_proj(torch.zeros_like(condition[:1])).expand(B, -1, -1)
+            prompt = torch.cat([prompt, null])
+        head_width = self.arch.width // self.arch.heads
+        shape = (len(prompt), self.arch.kv_heads or self.arch.heads, n + N - 1, head_width)
+        caches = [Cache(shape, prompt) for _ in self.layers]
+        x = prompt + self.abs_pe[:, :n]
+        drawn: list[Tensor] = []
+        for step in range(N):
+            for layer, cache in zip(self.layers, caches, strict=True):
+                x = layer(x, cache)
+            logits = self.output(self.norm(x[:, -1]))
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                within = guided_steps is None or step <= guided_steps + 1
+                logits = (
+                    unconditional + (conditional - unconditional) * guidance
+                    if within
+                    else conditional
+                )
+            code = draw(
+                logits, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators
+            )
+            drawn.append(code)
+            if step + 1 < N:
+                x = self.tok_embeddings(code)[:, None] + self.abs_pe[:, n + step : n + step + 1]
+                x = torch.cat([x, x]) if guided else x
+        return torch.stack(drawn, dim=1)

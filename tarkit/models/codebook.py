@@ -1,0 +1,139 @@
+"""The text-aligned codebook: codes are projected rows of a language model's embedding table.
+
+Source: paper Sec. 3.1, Eq. 1-3. As published: C = E W with E frozen; the released model adds a
+bias and l2-normalises rows and features (spec of the checkpoints), and so does this one.
+
+Letters: K codes, V rows of the language model's table, E width of a row, D width of a code,
+(...) any batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Representative = Literal["far", "near", "first"]
+
+
+class Quantised(NamedTuple):
+    """Features put on the codebook."""
+
+    codes: Tensor  # (...) int64
+    z_q: Tensor  # (..., D) unit-norm codebook rows, straight-through to z
+    codebook_loss: Tensor  # () Eq. 3, |C - sg(z)|^2
+    commitment_loss: Tensor  # () Eq. 3, |sg(C) - z|^2
+
+
+def representative_rows(table: Tensor, num_codes: int, *, how: Representative = "far") -> Tensor:
+    """Indices (K,) of the K most representative rows of `table` (V, E), in ascending order.
+
+    The paper picks by "average distance to others" and leaves distance and direction open
+    (Sec. 3.1). Here: mean cosine distance to all rows, which is 1 - <row, mean row> for unit rows
+    and so needs no VxV matrix. `far` keeps the rows furthest from the rest (broad coverage, least
+    redundant), `near` the most central ones, `first` takes rows in order. Ties go to the lower
+    index. Raises ValueError when V < K.
+    """
+    if len(table) < num_codes:
+        raise ValueError(f"{num_codes} codes asked for, the table has {len(table)} usable rows")
+    unit = F.normalize(table.float(), dim=-1)
+    distance = 1 - unit @ unit.mean(0)
+    order = {"far": -distance, "near": distance, "first": torch.zeros_like(distance)}[how]
+    return torch.sort(order, stable=True).indices[:num_codes].sort().values
+
+
+class TextAlignedCodebook(nn.Module):
+    """K frozen embeddings, one learned projection, nearest neighbour on the unit sphere."""
+
+    def __init__(
+        self,
+        *,
+        num_codes: int,
+        embedding_width: int,
+        width: int,
+        l2_normalized: bool = True,
+        stochastic: bool = True,
+        temperature: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, embedding_width)
+        self.embedding.weight.requires_grad_(False)
+        self.embedding_proj = nn.Linear(embedding_width, width)
+        self.l2_normalized = l2_normalized
+        self.stochastic = stochastic
+        self.temperature = temperature
+        self._projected: Tensor | None = None
+
+    def train(self, mode: bool = True) -> TextAlignedCodebook:
+        self._projected = None
+        super().train(mode)
+        return self
+
+    def projected(self) -> Tensor:
+        """C, (K, D). Computed once in eval mode: at paper size it costs 309 GFLOP."""
+        if self._projected is not None and not self.training:
+            return self._projected
+        rows: Tensor = self.embedding_proj(self.embedding.weight)
+        if self.l2_normalized:
+            rows = F.normalize(rows, dim=-1, eps=1e-12)
+        if not self.training and not torch.is_grad_enabled():
+            self._projected = rows
+        return rows
+
+    def scores(self, z: Tensor, rows: Tensor) -> Tensor:
+        """(..., K): cosine, or the negative squared distance where nothing is normalised."""
+        if self.l2_normalized:
+            return F.normalize(z, dim=-1, eps=1e-12) @ rows.T
+        return 2 * z @ rows.T - rows.pow(2).sum(-1) - z.pow(2).sum(-1, keepdim=True)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """(..., D) -> (...) int64 codes: argmax, the lowest index on ties."""
+        return self.scores(z, self.projected()).argmax(dim=-1)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(..., D) -> (...) codes drawn from softmax(cosine / temperature).
+
+        What the released tokenizer trains with, and what its scripts do at inference by mistake.
+        """
+        p = torch.softmax(self.scores(z, self.projected()) / self.temperature, dim=-1)
+        flat = torch.multinomial(p.view(-1, p.shape[-1]), 1, generator=generator)
+        return flat.view(p.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(...) codes -> (..., D) rows of C."""
+        return F.embedding(codes, self.projected())
+
+    def forward(self, z: Tensor) -> Quantised:
+        """Quantise (..., D) for training, with both losses of Eq. 3 (means, not sums)."""
+        rows = self.projected()
+        with torch.no_grad():
+            score = self.scores(z, rows)
+            if self.stochastic and self.training:
+                p = torch.softmax(score / self.temperature, dim=-1)
+                codes = torch.multinomial(p.view(-1, p.shape[-1]), 1).view(score.shape[:-1])
+            else:
+                codes = score.argmax(dim=-1)
+        c = F.embedding(codes, rows)
+        z = F.normalize(z, dim=-1, eps=1e-12) if self.l2_normalized else z
+        codebook_loss = (c - z.detach()).pow(2).sum(-1).mean()
+        commitment_loss = (c.detach() - z).pow(2).sum(-1).mean()
+        return Quantised(codes, z + (c - z).detach(), codebook_loss, commitment_loss)
+
+
+class Usage(NamedTuple):
+    """How much of a codebook a body of codes uses."""
+
+    used: int  # codes that occur
+    dead: int  # codes that never do
+    perplexity: float  # exp of the entropy, in [1, K]
+
+
+def usage(codes: Tensor, num_codes: int) -> Usage:
+    """Usage of `codes` (any shape, int) in a codebook of `num_codes`."""
+    counts = torch.bincount(codes.reshape(-1), minlength=num_codes).double()
+    p = counts / counts.sum()
+    entropy = -(p[p > 0] * p[p > 0].log()).sum()
+    used = int((counts > 0).sum())
+    return Usage(used, num_codes - used, float(entropy.exp()))

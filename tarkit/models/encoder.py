@@ -1,0 +1,212 @@
+"""The vision encoder: SigLIP's ViT, with an optional convolutional stem for the miniature.
+
+Source: paper Sec. 4.1 (siglip2-so400m-patch14-384). Without a stem, layout and key names are the
+published ones; the transformer blocks here also serve TA-Tok's decoder.
+
+Letters: B pictures, N positions (grid**2), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarkit.config import Config
+
+
+class EncoderArch(Config):
+    """Sizes of the encoder; the defaults are siglip2-so400m-patch14-384's (428M values)."""
+
+    size_px: int = 384
+    patch_px: int = 14
+    width: int = 1152
+    layers: int = 27
+    heads: int = 16
+    mlp_width: int = 4304
+    stem_channels: tuple[int, ...] = ()
+    """Widths of stride-2 convolutions before the patch embedding, which then covers what is left
+    of `patch_px`. Empty: the published patch embedding. A plain ViT learns too slowly on two
+    cores (shape .13 after 16k pictures; with a stem .99)."""
+    head: bool = True
+
+    @property
+    def grid(self) -> int:
+        """Positions along one side; pixels that do not fill a patch are dropped (384 -> 27)."""
+        return self.size_px // self.patch_px
+
+
+class Attention(nn.Module):
+    """Full multi-head attention with four separate, biased projections."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        q, k, v = (
+            proj(x).view(B, N, self.heads, D // self.heads).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out: Tensor = self.out_proj(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
+        )
+        return out
+
+
+class Mlp(nn.Module):
+    """fc2(gelu_tanh(fc1 x))."""
+
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.fc2 = nn.Linear(mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.layer_norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class Layers(nn.Module):
+    """A stack of blocks under the published name `encoder.layers`."""
+
+    def __init__(self, layers: int, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(layers))
+
+
+class Embeddings(nn.Module):
+    """Pixels to positions: (B, 3, H, W) -> (B, N, D), row-major, no class token."""
+
+    def __init__(self, arch: EncoderArch) -> None:
+        super().__init__()
+        stem: list[nn.Module] = []
+        width = 3
+        for channels in arch.stem_channels:
+            stem += [nn.Conv2d(width, channels, 3, stride=2, padding=1), nn.GELU()]
+            width = channels
+        if stem:
+            self.stem = nn.Sequential(*stem)
+        left = arch.patch_px // 2 ** len(arch.stem_channels)
+        if left * 2 ** len(arch.stem_channels) != arch.patch_px:
+            raise ValueError(
+                f"{len(arch.stem_channels)} stem steps do not divide patch_px={arch.patch_px}"
+            )
+        self.patch_embedding = nn.Conv2d(width, arch.width, left, stride=left)
+        self.position_embedding = nn.Embedding(arch.grid**2, arch.width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(pixels) if hasattr(self, "stem") else pixels
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2)
+        return x + self.position_embedding.weight
+
+
+class AttentionPool(nn.Module):
+    """One learned query over all positions, then an MLP: SigLIP's picture vector (B, D)."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.layernorm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        probe = self.probe.expand(x.shape[0], -1, -1)
+        h = self.attention(probe, x, x, need_weights=False)[0]
+        out: Tensor = (h + self.mlp(self.layernorm(h)))[:, 0]
+        return out
+
+
+class VisionEncoder(nn.Module):
+    """SigLIP's vision tower on pixels in [-1, 1]."""
+
+    def __init__(self, arch: EncoderArch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.embeddings = Embeddings(arch)
+        self.encoder = Layers(arch.layers, arch.width, arch.heads, arch.mlp_width)
+        self.post_layernorm = nn.LayerNorm(arch.width, eps=1e-6)
+        if arch.head:
+            self.head = AttentionPool(arch.width, arch.heads, arch.mlp_width)
+
+    def features(self, pixels: Tensor, *, layer: int = -1) -> Tensor:
+        """Hidden state `layer` of [embeddings, block 0, block 1, ...], before any final norm.
+
+        `layer=-2` is the output of the last block but one: only the blocks needed are run.
+        """
+        blocks = self.encoder.layers
+        count = layer if layer >= 0 else len(blocks) + 1 + layer
+        x: Tensor = self.embeddings(pixels)
+        for block in list(blocks)[:count]:
+            x = block(x)
+        return x
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """One vector a picture, (B, D), as the contrastive loss compares it with a caption's."""
+        out: Tensor = self.head(self.post_layernorm(self.features(pixels)))
+        return out
+
+
+class TextTower(nn.Module):
+    """Captions to vectors, the other half of SigLIP: (B, T) ids -> (B, D).
+
+    Positions are learned, attention sees the whole caption, and the mean over the real tokens
+    (`mask`) is projected to the picture's width.
+    """
+
+    def __init__(
+        self, *, vocab_size: int, length: int, width: int, layers: int, heads: int, out_width: int
+    ) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(length, width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.01)
+        self.encoder = Layers(layers, width, heads, 4 * width)
+        self.final_layer_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, out_width)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        for block in self.encoder.layers:
+            # Padding is attended as a zero vector: captions of one batch are near equal in length.
+            x = block(x * mask[..., None])
+        x = self.final_layer_norm(x) * mask[..., None]
+        out: Tensor = self.head(x.sum(1) / mask.sum(1, keepdim=True))
+        return out
+
+
+def sigmoid_contrastive_loss(
+    pictures: Tensor, captions: Tensor, same: Tensor, log_scale: Tensor, bias: Tensor
+) -> Tensor:
+    """SigLIP's loss over all pairs of a batch.
+
+    `pictures`, `captions`: (B, D); `same`: (B, B) bool, which captions are true of which picture
+    (equal captions in a batch are positives of each other). Source: Zhai et al. 2023, Alg. 1.
+    """
+    logits = F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T
+    logits = logits * log_scale.exp() + bias
+    signs = same.to(logits.dtype) * 2 - 1
+    return -F.logsigmoid(signs * logits).sum() / len(pictures)

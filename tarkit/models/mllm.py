@@ -1,0 +1,294 @@
+"""The multimodal language model: any causal LM whose vocabulary has grown by the visual tokens.
+
+Source: paper Sec. 3.3. Pictures are tokens like any other; there is no connector and no second
+head. The embedding start is {E, C} with C the text-aligned codebook.
+
+Letters: B sequences, T positions, D width, V vocabulary, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarkit.config import Config
+from tarkit.models.sampling import draw
+from tarkit.vocab import VisualVocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EmbeddingStart = Literal["codebook", "mean", "random"]
+
+
+class LmArch(Config):
+    """Sizes of a language model made from nothing (Qwen2's architecture, tied embeddings)."""
+
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 3
+    mlp_width: int = 512
+    max_positions: int = 1024
+
+
+def from_scratch(arch: LmArch, vocab_size: int) -> dict[str, Any]:
+    """The transformers config, as a dict, of a small Qwen2."""
+    return {
+        "model_type": "qwen2",
+        "vocab_size": vocab_size,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.kv_heads,
+        "intermediate_size": arch.mlp_width,
+        "max_position_embeddings": arch.max_positions,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    }
+
+
+def build(arch: Mapping[str, Any]) -> PreTrainedModel:
+    """A causal LM from a transformers config, with its own random weights, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(arch)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return model
+
+
+@torch.no_grad()
+def grow(
+    model: PreTrainedModel,
+    visual: VisualVocabulary,
+    codebook: Tensor | None,
+    *,
+    start: EmbeddingStart,
+    norm: Literal["unit", "text"] = "unit",
+) -> PreTrainedModel:
+    """Extend the vocabulary to `visual.size` rows, the codes' rows from the codebook (K, D).
+
+    `start="codebook"` copies C as it is (`norm="unit"`, published) or at the text rows' mean norm;
+    "mean" gives every code the mean text row, "random" a draw with the text rows' spread. Rows of
+    the base table beyond the text (Qwen pads its own) are cut, as published. With an untied head
+    the head's code rows start equal to the input rows. Raises ValueError where widths differ.
+    """
+    base = model.get_input_embeddings().weight.detach()[: visual.first_id].clone()
+    head = model.get_output_embeddings().weight.detach()[: visual.first_id].clone()
+    tied = bool(model.config.tie_word_embeddings)
+    mean, spread = base.mean(0), float(base.std())
+    tags = mean + torch.randn(visual.NUM_TAGS, base.shape[1]) * spread
+    shape = (visual.num_codes, base.shape[1])
+    if start == "codebook":
+        if codebook is None or tuple(codebook.shape) != shape:
+            found = None if codebook is None else tuple(codebook.shape)
+            raise ValueError(f"the codebook is {found}, the embedding rows to start are {shape}")
+        codes = codebook * (base.norm(dim=1).mean() if norm == "text" else 1.0)
+    elif start == "mean":
+        codes = mean.expand(shape)
+    else:
+        codes = torch.randn(shape) * spread
+    model.resize_token_embeddings(visual.size, mean_resizing=False)
+    model.get_input_embeddings().weight.copy_(torch.cat([base, tags, codes]))
+    if not tied:
+        model.get_output_embeddings().weight.copy_(torch.cat([head, tags, codes]))
+    return model
+
+
+class Packed(NamedTuple):
+    """Several chats side by side in each row; no chat sees another."""
+
+    ids: Tensor  # (P, T) int64
+    labels: Tensor  # (P, T) int64, -100 where nothing is supervised; labels[t] is of ids[t]
+    positions: Tensor  # (P, T) int64, each chat from 0
+    chats: Tensor  # (P, T) int64, number of the chat in its row; -1 is padding
+
+    @property
+    def mask(self) -> Tensor:
+        """(P, 1, T, T) bool: causal, and only within one chat."""
+        same = self.chats[:, :, None] == self.chats[:, None, :]
+        T = self.ids.shape[1]
+        return (same & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+
+
+def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
+    """(ids, labels) chats into rows of at most `length`: longest first, first row that has room.
+
+    Raises ValueError for a chat that is longer than a row: cutting one would cut a picture.
+    """
+    order = sorted(range(len(chats)), key=lambda i: (-len(chats[i][0]), i))
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in order:
+        need = len(chats[index][0])
+        if need > length:
+            raise ValueError(f"a chat has {need} tokens, a row holds {length}")
+        place = next((r for r, free in enumerate(room) if free >= need), None)
+        if place is None:
+            rows.append([])
+            room.append(length)
+            place = len(rows) - 1
+        rows[place].append(index)
+        room[place] -= need
+    width = length - min(room)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100, dtype=torch.long)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    numbers = torch.full((len(rows), width), -1, dtype=torch.long)
+    for r, members in enumerate(rows):
+        at = 0
+        for number, index in enumerate(members):
+            chat, target = chats[index]
+            span = slice(at, at + len(chat))
+            ids[r, span] = torch.tensor(chat)
+            labels[r, span] = torch.tensor(target)
+            positions[r, span] = torch.arange(len(chat))
+            numbers[r, span] = number
+            at += len(chat)
+    return Packed(ids, labels, positions, numbers)
+
+
+def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
+    """(P, T, D) last hidden states of packed chats."""
+    out = model.base_model(
+        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions
+    )
+    states: Tensor = out.last_hidden_state
+    return states
+
+
+class PackedLoss(nn.Module):
+    """Mean cross-entropy over the supervised tokens of packed chats (paper Sec. 3.3)."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss (), and loss (M,) and target (M,) of every supervised token."""
+        # A label is predicted from the position before it, which must be of the same chat; the
+        # first token of a chat is never supervised.
+        states = hidden_states(self.lm, packed)[:, :-1]
+        targets = packed.labels[:, 1:]
+        wanted = targets != -100
+        logits = self.lm.get_output_embeddings()(states[wanted])
+        losses = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
+        return losses.mean(), losses, targets[wanted]
+
+
+class _Decoding:
+    """Left-padded prompts with a cache, one step at a time."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        longest = max(map(len, prompts))
+        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
+        self.cache: Any = None
+        self.hidden = self._run(ids)
+
+    def _run(self, ids: Tensor) -> Tensor:
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = self.model.base_model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        states: Tensor = out.last_hidden_state[:, -1]
+        return states
+
+    def feed(self, ids: Tensor) -> None:
+        """Append one token (B,) to every sequence."""
+        self.mask = torch.cat([self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype)], dim=1)
+        self.hidden = self._run(ids[:, None])
+
+
+@torch.no_grad()
+def generate_codes(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    visual: VisualVocabulary,
+    num_codes: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """Exactly `num_codes` codes for each prompt: (B, num_codes) int64 in [0, K).
+
+    Only the head's code rows are computed, so nothing but a code can be drawn, and ids never pass
+    through text. The published program samples the whole vocabulary, reads codes back by regular
+    expression, and pads what is missing with code 0.
+    """
+    first, last = visual.first_code, visual.first_code + visual.num_codes
+    head = model.get_output_embeddings().weight[first:last]
+    decoding = _Decoding(model, prompts)
+    drawn = []
+    for step in range(num_codes):
+        code = draw(
+            decoding.hidden @ head.T,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generators=generators,
+        )
+        drawn.append(code)
+        if step + 1 < num_codes:
+            decoding.feed(code + first)
+    return torch.stack(drawn, dim=1)
+
+
+@torch.no_grad()
+def generate_text(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop: Sequence[int],
+    text_size: int,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generators: Sequence[torch.Generator] | None = None,
+) -> list[list[int]]:
+    """Text ids for each prompt up to a stop id, drawn from the text rows alone."""
+    head = model.get_output_embeddings().weight[:text_size]
+    decoding = _Decoding(model, prompts)
+    out: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    for _ in range(max_tokens):
+        token = draw(
+            decoding.hidden @ head.T,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generators=generators,
+        )
+        for row in list(open_rows):
+            value = int(token[row])
+            if value in stop:
+                open_rows.discard(row)
+            else:
+                out[row].append(value)
+        if not open_rows:
+            break
+        decoding.feed(token)
+    return out
+
+
+@torch.no_grad()
+def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """(B, V) logits of the first token after each prompt."""
+    logits: Tensor = model.get_output_embeddings()(_Decoding(model, prompts).hidden)
+    return logits

@@ -1,0 +1,277 @@
+"""LlamaGen's image VQ: pixels to a grid of low-dimensional, l2-normalised codes and back.
+
+Source: paper Sec. 3.2 (the discrete latents AR-DTok predicts) and the published VQ-16, whose
+layout and key names these are. Sized by `VqvaeArch`: its defaults are the published model.
+
+Letters: B pictures, H W pixels, h w latent cells (H / 2**(levels-1)), D code width, K codes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarkit.config import Config
+
+
+class VqvaeArch(Config):
+    """Sizes of the image VQ; the defaults are LlamaGen's VQ-16 (71.9M values)."""
+
+    channels: int = 128
+    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 256
+    num_codes: int = 16384
+    code_dim: int = 8
+    unshuffle: int = 1
+    """Pixels folded into channels before the first convolution, a side. 1 as published; 2 saves
+    two thirds of a small model's time, most of which the full resolution takes."""
+
+    @property
+    def downsampling(self) -> int:
+        return self.unshuffle * 2 ** (len(self.encoder_multipliers) - 1)
+
+
+class VqvaeOutput(NamedTuple):
+    """What one training pass gives."""
+
+    pixels: Tensor  # (B, 3, H, W) reconstruction, about [-1, 1]
+    codes: Tensor  # (B, h*w) int64
+    latents: Tensor  # (B, h*w, D) unit-norm encoder outputs
+    codebook_loss: Tensor  # () mean |sg(z) - e|^2
+    commitment_loss: Tensor  # () mean |z - sg(e)|^2
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, swish, conv, twice, and a skip that is a 1x1 convolution where widths differ."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.norm2 = _norm(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        if width_in != width_out:
+            self.nin_shortcut = nn.Conv2d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention over all positions, scaled by width**-0.5."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(width)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class _Down(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
+        return out
+
+
+class _Up(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class _Level(nn.Module):
+    """The blocks of one resolution, and the step to the next."""
+
+    def __init__(
+        self, width_in: int, width: int, *, blocks: int, attention: bool, step: str | None
+    ) -> None:
+        super().__init__()
+        widths = [width_in] + [width] * blocks
+        self.res = nn.ModuleList(
+            ResBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
+        if step == "down":
+            self.downsample = _Down(width)
+        elif step == "up":
+            self.upsample = _Up(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, res in enumerate(self.res):
+            x = res(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        if hasattr(self, "downsample"):
+            x = self.downsample(x)
+        if hasattr(self, "upsample"):
+            x = self.upsample(x)
+        return x
+
+
+def _middle(width: int) -> nn.ModuleList:
+    return nn.ModuleList([ResBlock(width, width), AttnBlock(width), ResBlock(width, width)])
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) -> (B, latent_channels, h, w)."""
+
+    def __init__(self, arch: VqvaeArch) -> None:
+        super().__init__()
+        widths = [arch.channels * m for m in arch.encoder_multipliers]
+        last = len(widths) - 1
+        self.unshuffle = arch.unshuffle
+        self.conv_in = nn.Conv2d(3 * arch.unshuffle**2, arch.channels, 3, padding=1)
+        self.conv_blocks = nn.ModuleList(
+            _Level(
+                widths[max(level - 1, 0)] if level else arch.channels,
+                width,
+                blocks=arch.num_res_blocks,
+                attention=level == last,
+                step=None if level == last else "down",
+            )
+            for level, width in enumerate(widths)
+        )
+        self.mid = _middle(widths[-1])
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], arch.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(x, self.unshuffle))
+        for block in [*self.conv_blocks, *self.mid]:
+            x = block(x)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return out
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> (B, 3, H, W); level 0 is the coarsest."""
+
+    def __init__(self, arch: VqvaeArch) -> None:
+        super().__init__()
+        widths = [arch.channels * m for m in reversed(arch.decoder_multipliers)]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(arch.latent_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0])
+        self.conv_blocks = nn.ModuleList(
+            _Level(
+                widths[max(level - 1, 0)],
+                width,
+                blocks=arch.num_res_blocks + 1,
+                attention=level == 0,
+                step=None if level == last else "up",
+            )
+            for level, width in enumerate(widths)
+        )
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3 * arch.unshuffle**2, 3, padding=1)
+        self.unshuffle = arch.unshuffle
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in [*self.mid, *self.conv_blocks]:
+            x = block(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.unshuffle)
+
+
+class Quantizer(nn.Module):
+    """Nearest code on the unit sphere."""
+
+    codebook_used: Tensor
+
+    def __init__(self, arch: VqvaeArch) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(arch.num_codes, arch.code_dim)
+        # Published files carry this usage record and load strictly only where it exists.
+        self.register_buffer("codebook_used", torch.zeros(65536))
+
+    def codebook(self) -> Tensor:
+        """(K, D) unit-norm rows."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """(..., D) unit-norm -> (...) int64; the lowest index on ties."""
+        return (z @ self.codebook().T).argmax(dim=-1)
+
+
+class Vqvae(nn.Module):
+    """Encoder, quantiser and decoder of pixels in [-1, 1]."""
+
+    def __init__(self, arch: VqvaeArch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.encoder = Encoder(arch)
+        self.decoder = Decoder(arch)
+        self.quantize = Quantizer(arch)
+        self.quant_conv = nn.Conv2d(arch.latent_channels, arch.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(arch.code_dim, arch.latent_channels, 1)
+
+    def latents(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, 3, H, W) in [-1, 1] -> unit-norm (B, h*w, D) row-major, and (h, w)."""
+        step = self.arch.downsampling
+        if x.shape[-2] % step or x.shape[-1] % step:
+            raise ValueError(f"pixels {tuple(x.shape[-2:])} do not divide by {step}")
+        z = self.quant_conv(self.encoder(x))
+        size = (z.shape[-2], z.shape[-1])
+        return F.normalize(z.flatten(2).transpose(1, 2), dim=-1), size
+
+    def decode_latents(self, q: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, h*w, D) -> (B, 3, H, W), about [-1, 1]."""
+        grid = q.transpose(1, 2).reshape(q.shape[0], q.shape[2], *size)
+        out: Tensor = self.decoder(self.post_quant_conv(grid))
+        return out
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> codes (B, h*w) int64, row-major."""
+        z, _ = self.latents(images * 2 - 1)
+        return self.quantize.nearest(z)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, h*w) of a square picture -> pixels (B, 3, H, W) in [0, 1]."""
+        side = round(codes.shape[1] ** 0.5)
+        if side * side != codes.shape[1]:
+            raise ValueError(f"{codes.shape[1]} codes are no square picture")
+        q = F.embedding(codes, self.quantize.codebook())
+        return (self.decode_latents(q, (side, side)) * 0.5 + 0.5).clamp(0, 1)
+
+    def forward(self, x: Tensor, *, quantised: float = 1.0) -> VqvaeOutput:
+        """One training pass on pixels in [-1, 1].
+
+        `quantised` in [0, 1] fades quantisation in: quantising from step 0 collapses the codebook
+        to about ten codes, so training starts with the encoder's own latents.
+        """
+        z, size = self.latents(x)
+        codes = self.quantize.nearest(z.detach())
+        e = F.embedding(codes, self.quantize.codebook())
+        codebook_loss = (z.detach() - e).pow(2).mean()
+        commitment_loss = (z - e.detach()).pow(2).mean()
+        q = z + quantised * (e - z).detach()  # straight-through
+        return VqvaeOutput(self.decode_latents(q, size), codes, z, codebook_loss, commitment_loss)
