@@ -165,7 +165,9 @@ class Vocabulary:
         if self.visual is None:
             raise ValueError("this vocabulary has no visual tokens")
         if codes and not 0 <= min(codes) <= max(codes) < self.visual.num_codes:
-            raise ValueError(f"codes reach {max(codes)}, the codebook has {self.visual.num_codes}")
+            raise ValueError(
+                f"codes span {min(codes)} to {max(codes)}, the codebook has {self.visual.num_codes}"
+            )
         ids = [self.visual.first_code + code for code in codes]
         if not tagged:
             return ids
@@ -189,11 +191,21 @@ class Vocabulary:
     def _turn(
         self, role: str, parts: Sequence[str], pictures: Sequence[tuple[Scale, Sequence[int]]]
     ) -> list[int]:
-        ids = [self.chat_start, *self.text.encode(f"{role}\n{parts[0]}")]
+        ids = [self.chat_start, *self._opening(role, parts[0])]
         for (scale, codes), text in zip(pictures, parts[1:], strict=True):
             ids += self.picture(codes, scale, tagged=role == "assistant")
             ids += self.text.encode(text) if text else []
         return [*ids, self.chat_end, *self.text.encode("\n")]
+
+    def _opening(self, role: str, text: str) -> list[int]:
+        """Ids of a turn's header and its first words.
+
+        An answer is read apart from its header, as it is written: a newline that it begins with
+        must not merge with the header's, which stands in the prompt already.
+        """
+        if role == "assistant":
+            return self.text.encode(f"{role}\n") + (self.text.encode(text) if text else [])
+        return self.text.encode(f"{role}\n{text}")
 
     def chat(
         self,

@@ -114,8 +114,7 @@ class Packed(NamedTuple):
     def mask(self) -> Tensor:
         """(P, 1, T, T) bool: causal, and only within one chat."""
         same = self.chats[:, :, None] == self.chats[:, None, :]
-        T = self.ids.shape[1]
-        return (same & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+        return (same & torch.ones_like(same[:1]).tril())[:, None]
 
 
 def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
@@ -189,10 +188,12 @@ class _Decoding:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model
         longest = max(map(len, prompts))
-        self.mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
+        padding = [[0] * (longest - len(p)) for p in prompts]
+        rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
+        real = [[*pad, *[1] * len(p)] for pad, p in zip(padding, prompts, strict=True)]
+        self.mask = torch.tensor(real, device=model.device)
         self.cache: Any = None
-        self.hidden = self._run(ids)
+        self.hidden = self._run(torch.tensor(rows, device=model.device))
 
     def _run(self, ids: Tensor) -> Tensor:
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -209,7 +210,7 @@ class _Decoding:
 
     def feed(self, ids: Tensor) -> None:
         """Append one token (B,) to every sequence."""
-        self.mask = torch.cat([self.mask, torch.ones(len(ids), 1, dtype=self.mask.dtype)], dim=1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
         self.hidden = self._run(ids[:, None])
 
 

@@ -36,8 +36,9 @@ def draw(
     p = logits.softmax(-1)
     if generators is None:
         return torch.multinomial(p, 1)[:, 0]
+    # The generators are the CPU's on every device, so that a seed means the same everywhere.
     rows = [
         torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(p, generators, strict=True)
+        for row, generator in zip(p.cpu(), generators, strict=True)
     ]
-    return torch.cat(rows)
+    return torch.cat(rows).to(p.device)

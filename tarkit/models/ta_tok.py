@@ -38,8 +38,6 @@ class TaTokArch(Config):
     decoder_heads: int = 12
     decoder_mlp_width: int = 3072
     decoder_side: int = 16
-    decoder_head: bool = True
-    """Carry the decoder's unused pooling head, as the released file does."""
 
 
 class TaTokOutput(NamedTuple):
@@ -192,7 +190,9 @@ class TaTok(nn.Module):
     def condition(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> the de-tokenizers' condition (B, N, W)."""
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.arch.num_codes:
-            raise ValueError(f"codes reach {int(codes.max())}, K is {self.arch.num_codes}")
+            raise ValueError(
+                f"codes span {int(codes.min())} to {int(codes.max())}, K is {self.arch.num_codes}"
+            )
         return self.decode(self.codebook.lookup(codes))
 
     def forward(self, features: Tensor, scale: Scale) -> TaTokOutput:

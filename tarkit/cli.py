@@ -1,0 +1,612 @@
+"""The command line: every signature and its help; a verb is imported only when it is called.
+
+Grammar: `tarkit VERB [WHAT] SOURCE --out DIR`, paths on the command line and numbers in the TOML.
+stdout is data (the path written, or JSON with --json), stderr is progress and complaints. Exit
+codes: 0 done, 1 failed, 2 misuse, 3 finished with failed rows, 130 interrupted.
+"""
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from tarkit.errors import UserError
+
+if TYPE_CHECKING:
+    from tarkit.artifacts import Artifact
+
+FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
+
+P = ParamSpec("P")
+
+
+def _group(help_text: str, **options: Any) -> typer.Typer:
+    return typer.Typer(
+        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, **options
+    )
+
+
+app = _group(
+    "The whole chain of Tar: curate pictures, train each part, encode, generate, describe, score."
+)
+curate = _group("Make training data: pictures in, rows of text and codes out.")
+train = _group("Train one part of the system; the same command again goes on.")
+evaluate = _group("Score a model.")
+app.add_typer(curate, name="curate")
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="eval")
+
+
+def command(group: typer.Typer, name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Register a function that returns its exit code; a UserError is told without a traceback."""
+
+    def register(function: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                code = function(*args, **kwargs)
+            except UserError as error:
+                typer.echo(f"error: {error.message}", err=True)
+                if error.hint:
+                    typer.echo(f"next: {error.hint}", err=True)
+                code = FAILED
+            except KeyboardInterrupt:
+                again = shlex.join(["tarkit", *sys.argv[1:]])
+                typer.echo(f"\nstopped; the same command goes on from here:\n{again}", err=True)
+                code = INTERRUPTED
+            raise typer.Exit(code)
+
+        group.command(name)(guarded)
+        return function
+
+    return register
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False, show_default=False)
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="TOML", exists=True, dir_okay=False, help="Numbers."),
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one number; may be repeated."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first rows: a prefix of the whole.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the path or text.")]
+Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="An images artifact.")]
+Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="A trained TA-Tok.")]
+Vqvae = Annotated[Path, typer.Option("--vqvae", metavar="DIR", help="A trained image VQ.")]
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME|DIR", help="An assembled model; `mini` is built in.")
+]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="All randomness comes from it.")]
+ScaleOption = Annotated[
+    int | None,
+    typer.Option(
+        "--scale", min=1, max=3, help="1 is full, 2 half, 3 a third; default: the model's own."
+    ),
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", min=0.0, help="Of the language model.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Of the language model; 0: off.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the language model; 1: off.")
+]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", min=0.0, help="Of the de-tokenizer; 1: off.")
+]
+
+
+# ---- curate ------------------------------------------------------------------------------------
+
+
+@command(curate, "render")
+def curate_render(
+    out: Out,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> int:
+    """Draw the shapes world: pictures with captions, questions, pairs and triples."""
+    from tarkit.curate import render
+
+    artifact = render.run(out=out, config=config, overrides=overrides or (), limit=limit)
+    return _made(artifact, as_json)
+
+
+@command(curate, "ingest")
+def curate_ingest(
+    source: Annotated[
+        Path, typer.Argument(help="A folder, a Parquet file with image bytes, or WebDataset tars.")
+    ],
+    out: Out,
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", metavar="FILE", help="csv, jsonl or Parquet: image, caption."),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", metavar="FILE", help="csv or jsonl: image, question, answer."),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> int:
+    """Take your own pictures in; a damaged file becomes a failed row with its reason."""
+    from tarkit.curate import ingest
+
+    artifact = ingest.run(
+        source,
+        out=out,
+        captions=captions,
+        questions=questions,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+    )
+    return _made(artifact, as_json)
+
+
+@command(curate, "chats")
+def curate_chats(
+    out: Out,
+    tokens: Annotated[
+        Path | None, typer.Argument(help="A tokens artifact; may be left out beside --text.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text-only rows: .txt (a document a line), .jsonl or .parquet.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Make the chats that the language model learns from, of codes, captions and text."""
+    from tarkit.curate import chats
+
+    if dry_run:
+        counts = chats.preview(
+            tokens, out=out, text=text, config=config, overrides=overrides or (), limit=limit
+        )
+        return _previewed(counts, as_json)
+    artifact = chats.run(
+        tokens, out=out, text=text, config=config, overrides=overrides or (), limit=limit
+    )
+    return _made(artifact, as_json)
+
+
+# ---- train -------------------------------------------------------------------------------------
+
+
+@command(train, "vqvae")
+def train_vqvae(
+    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+) -> int:
+    """Train the image VQ: pixels to codes and back."""
+    from tarkit.train import vqvae
+
+    return _trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+
+
+@command(train, "encoder")
+def train_encoder(
+    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+) -> int:
+    """Train a small SigLIP on pictures and captions, in place of the one the paper downloads."""
+    from tarkit.train import encoder
+
+    return _trained(encoder.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+
+
+@command(train, "tokenizer")
+def train_tokenizer(
+    config: ConfigFile,
+    images: Images,
+    encoder: Annotated[
+        Path, typer.Option("--encoder", metavar="DIR", help="The vision encoder to start from.")
+    ],
+    lm: Annotated[
+        Path, typer.Option("--lm", metavar="DIR", help="The language model to take rows from.")
+    ],
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train TA-Tok: pictures to codes whose codebook is the language model's own embeddings."""
+    from tarkit.train import tokenizer
+
+    path = tokenizer.run(
+        config, images=images, encoder=encoder, lm=lm, out=out, overrides=overrides or ()
+    )
+    return _trained(path, as_json)
+
+
+@command(train, "ar-dtok")
+def train_ar_dtok(
+    config: ConfigFile,
+    images: Images,
+    tokenizer: Tokenizer,
+    vqvae: Vqvae,
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the autoregressive de-tokenizer: TA-Tok's codes to the image VQ's."""
+    from tarkit.train import ar_dtok
+
+    path = ar_dtok.run(
+        config,
+        images=images,
+        tokenizer=tokenizer,
+        vqvae=vqvae,
+        out=out,
+        overrides=overrides or (),
+    )
+    return _trained(path, as_json)
+
+
+@command(train, "mllm")
+def train_mllm(
+    config: ConfigFile,
+    chats: Annotated[
+        list[Path],
+        typer.Option("--chats", metavar="DIR", help="A chats artifact; may be repeated."),
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="DIR", help="The TA-Tok that made the codes."),
+    ] = None,
+    lm: Annotated[
+        Path | None,
+        typer.Option("--lm", metavar="DIR", help="The language model to grow; else from scratch."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the language model that reads and draws codes (text-only without --tokenizer)."""
+    from tarkit.train import mllm
+
+    path = mllm.run(
+        config, chats=chats, tokenizer=tokenizer, lm=lm, out=out, overrides=overrides or ()
+    )
+    return _trained(path, as_json)
+
+
+@command(app, "assemble")
+def assemble(
+    mllm: Annotated[
+        Path, typer.Option("--mllm", metavar="DIR", help="The trained language model.")
+    ],
+    tokenizer: Tokenizer,
+    ar_dtok: Annotated[
+        Path, typer.Option("--ar-dtok", metavar="DIR", help="The trained de-tokenizer.")
+    ],
+    vqvae: Vqvae,
+    out: Out,
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Put the trained parts into one model directory, which --model takes."""
+    from tarkit import assemble as verb
+
+    path = verb.run(
+        mllm=mllm,
+        tokenizer=tokenizer,
+        ar_dtok=ar_dtok,
+        vqvae=vqvae,
+        out=out,
+        half_precision=half,
+        config=config,
+        overrides=overrides or (),
+    )
+    return _trained(path, as_json)
+
+
+# ---- encode, generate, describe, reconstruct ---------------------------------------------------
+
+
+@command(app, "encode")
+def encode(
+    images: Annotated[Path, typer.Argument(help="An images artifact.")],
+    tokenizer: Tokenizer,
+    out: Out,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also redo failed rows of finished shards.")
+    ] = False,
+    dry_run: DryRun = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Turn pictures into the codes of every scale, in one encoder pass."""
+    from tarkit import encode as verb
+
+    if dry_run:
+        return _previewed(verb.preview(images, out=out, limit=limit), as_json)
+    artifact = verb.run(
+        images,
+        tokenizer=tokenizer,
+        out=out,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+    )
+    return _made(artifact, as_json)
+
+
+@command(app, "generate")
+def generate(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PNG|DIR", help="A picture; with --prompts a folder.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; <image> marks stand for --image pictures.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Many prompts: .txt (one a line), .jsonl, .csv, .parquet or a prompts artifact.",
+        ),
+    ] = None,
+    model: Model = "mini",
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="For an <image> mark; may be repeated."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
+    seed: Seed = 0,
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Draw pictures of a prompt, or of every prompt of a file."""
+    from tarkit import generate as verb
+
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give either a PROMPT or --prompts FILE")
+    if prompts is not None and image:
+        raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
+    if prompts is None and limit is not None:
+        raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    sampling = _given(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    if prompts is not None:
+        done = verb.run_file(
+            prompts,
+            out=out,
+            model=model,
+            n=n,
+            seed=seed,
+            scale=scale,
+            sampling=sampling,
+            limit=limit,
+            device=_device(device),
+        )
+        _print({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
+        return 0
+    paths = verb.run(
+        str(prompt),
+        out=out,
+        model=model,
+        images=image or (),
+        n=n,
+        seed=seed,
+        scale=scale,
+        sampling=sampling,
+        device=_device(device),
+    )
+    _print({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
+    return 0
+
+
+@command(app, "describe")
+def describe(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")] = "Describe the image.",
+    model: Model = "mini",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Answer a question about a picture."""
+    from tarkit import describe as verb
+
+    answer = verb.run(image, question, model=model, max_tokens=max_tokens, device=_device(device))
+    _print({"image": str(image), "question": question, "answer": answer}, answer, as_json)
+    return 0
+
+
+@command(app, "reconstruct")
+def reconstruct(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Picture files, folders, or images artifacts."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PNG", help="The sheet: originals beside each scale.")
+    ],
+    model: Model = "mini",
+    seed: Seed = 0,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Turn pictures into codes and back, side by side with the originals, at every scale."""
+    from tarkit import reconstruct as verb
+
+    done = verb.run(images, out=out, model=model, seed=seed, limit=limit, device=_device(device))
+    for name, reason in done.failed.items():
+        typer.echo(f"failed: {name}: {reason}", err=True)
+    facts = {"path": str(done.path), "pictures": done.num_pictures, "failed": done.failed}
+    _print(facts, str(done.path), as_json)
+    return FAILED_ROWS if done.failed else 0
+
+
+# ---- eval, inspect, version --------------------------------------------------------------------
+
+
+@command(evaluate, "shapes")
+def eval_shapes(
+    out: Out,
+    model: Model = "mini",
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", help="geneval, pope, caption or ceilings; may be repeated; default: all."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Pictures of each prompt.")] = 1,
+    seed: Seed = 0,
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
+    limit: Limit = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+    ] = False,
+    score_only: Annotated[
+        bool, typer.Option("--score-only", help="Score what lies in --out; load no model.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Score a model on the shapes world: GenEval-style, POPE-style, captions, ceilings."""
+    from tarkit.eval import shapes
+
+    if score_only:
+        done = shapes.score(out)
+    else:
+        done = shapes.run(
+            out=out,
+            model=model,
+            suites=suite or shapes.SUITES,
+            n=n,
+            seed=seed,
+            scale=scale,
+            limit=limit,
+            split="validation" if validation else "test",
+            batch_size=batch_size,
+            sampling=_given(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance),
+            retry_failed=retry_failed,
+            device=_device(device),
+        )
+    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
+    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
+    return FAILED_ROWS if done.num_failed else 0
+
+
+@command(app, "inspect")
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Anything that tarkit made.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="Where a contact sheet goes.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what a directory is: kind, counts, lineage, settings, and a sheet of its pictures."""
+    from tarkit import inspect as verb
+
+    verb.run(path, out=out, as_json=as_json)
+    return 0
+
+
+@command(app, "version")
+def version(as_json: Json = False) -> int:
+    """Print the version; with --json also Python's and the packages'."""
+    from tarkit.config import provenance
+
+    versions = provenance()
+    _print(versions, versions["tarkit"], as_json)
+    return 0
+
+
+# ---- what the commands share -------------------------------------------------------------------
+
+
+def _print(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
+
+
+def _made(artifact: "Artifact", as_json: bool) -> int:
+    from tarkit.plan import num_failed
+
+    failed = num_failed(artifact)
+    left = len(artifact.missing())
+    facts = {"path": str(artifact.path), "kind": artifact.kind, "shards": len(artifact.shards)}
+    _print({**facts, "shards_left": left, "failed": failed}, str(artifact.path), as_json)
+    if failed:
+        typer.echo(f"{failed} failed rows: tarkit inspect {artifact.path}", err=True)
+    return FAILED_ROWS if failed else 0
+
+
+def _previewed(counts: Mapping[str, int], as_json: bool) -> int:
+    _print(counts, "\n".join(f"{name}: {count}" for name, count in counts.items()), as_json)
+    return 0
+
+
+def _trained(path: Path, as_json: bool) -> int:
+    _print({"path": str(path)}, str(path), as_json)
+    return 0
+
+
+def _given(**values: float | int | None) -> dict[str, float | int]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    """The console command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Verbs that make training data: pictures in, rows of text and codes out."""

@@ -1,0 +1,188 @@
+"""A user's own pictures into an images artifact: everything is listed first, then read.
+
+Shard i holds the pictures i * shard_size to (i + 1) * shard_size of the sorted list. Bytes of
+JPEG, PNG and WebP files that decode cleanly are kept as they are; other formats become PNG. A
+damaged or hostile file is a failed row with its reason.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from tarkit.artifacts import (
+    MANIFEST,
+    Artifact,
+    Blob,
+    begin,
+    open_artifact,
+    rank_and_world,
+    shard_names,
+)
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.images import MAX_PIXELS, ImageError, decode, image_format, png_bytes
+from tarkit.processes import Report, make_shards
+from tarkit.progress import Progress
+from tarkit.sources import Item, Listing, add_captions, add_questions, list_source
+
+KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+class IngestConfig(Config):
+    """What is taken in; `num_workers` processes share the shards, 0 for one a core."""
+
+    shard_size: pydantic.PositiveInt = 1000
+    max_pixels: pydantic.PositiveInt = MAX_PIXELS
+    min_side_px: pydantic.PositiveInt = 16
+    licence: str | None = None
+    num_workers: pydantic.NonNegativeInt = 0
+
+
+def run(
+    source: Path,
+    *,
+    out: Path,
+    captions: Path | None = None,
+    questions: Path | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> Artifact:
+    """Takes a folder, Parquet or tars into `out`, or goes on where an earlier run stopped.
+
+    `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
+    (image, question, answer) name pictures by their path in the source.
+    """
+    settings = load_config(IngestConfig, config, overrides)
+    listing = _listing(source, captions, questions, limit)
+    for note in listing.notes:
+        print(f"{source}: {note}", file=sys.stderr)
+    artifact = begin(
+        out,
+        "images",
+        settings=settings.model_dump(exclude={"num_workers"})
+        | {
+            "form": listing.form,
+            "num_pictures": len(listing.items),
+            "listing_sha256": _fingerprint(listing.items),
+        },
+        shards=_plan(len(listing.items), settings.shard_size),
+        parents={"source": source},
+    )
+    names = artifact.pending(None, *rank_and_world())
+    total = sum(artifact.counts[name] for name in names)
+    job = functools.partial(_make_shard, artifact, settings, listing.items)
+    with Progress("ingest", total=total, unit="pictures") as progress:
+        make_shards(job, names, num_workers=settings.num_workers, progress=progress)
+    return artifact
+
+
+def preview(
+    source: Path,
+    *,
+    out: Path,
+    captions: Path | None = None,
+    questions: Path | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> dict[str, int]:
+    """How many pictures and shards a run would make; lists the source and writes nothing."""
+    settings = load_config(IngestConfig, config, overrides)
+    items = _listing(source, captions, questions, limit).items
+    shards = len(_plan(len(items), settings.shard_size))
+    pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
+    return {
+        "pictures": len(items),
+        "with_captions": sum(bool(item.captions) for item in items),
+        "with_questions": sum(bool(item.qa) for item in items),
+        "known_unusable": sum(item.error is not None for item in items),
+        "shards": shards,
+        "shards_to_make": pending,
+    }
+
+
+def _listing(
+    source: Path, captions: Path | None, questions: Path | None, limit: int | None
+) -> Listing:
+    listing = list_source(source, besides=[path for path in (captions, questions) if path])
+    items = listing.items
+    if captions:
+        items = add_captions(items, captions)
+    if questions:
+        items = add_questions(items, questions)
+    return Listing(listing.form, items[:limit], listing.notes)
+
+
+def _plan(num_items: int, shard_size: int) -> dict[str, int]:
+    names = shard_names(-(-num_items // shard_size))
+    return {
+        name: min(shard_size, num_items - index * shard_size) for index, name in enumerate(names)
+    }
+
+
+def _fingerprint(items: Sequence[Item]) -> str:
+    """Changes when a picture, caption or question is added, dropped, renamed or resized."""
+    digest = hashlib.sha256()
+    for item in items:
+        facts = [item.name, item.fingerprint, item.captions, item.qa, item.error]
+        digest.update(json.dumps(facts).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _make_shard(
+    artifact: Artifact, config: IngestConfig, items: Sequence[Item], name: str, report: Report
+) -> None:
+    artifact.write_pictures(name, _pictures(config, items, name, report))
+
+
+def _pictures(
+    config: IngestConfig, items: Sequence[Item], name: str, report: Report
+) -> Iterator[tuple[dict[str, Any], Blob | None]]:
+    first = int(name) * config.shard_size
+    for index, item in enumerate(items[first : first + config.shard_size]):
+        row, blob = _picture(item, f"{name}-{index:06d}", config)
+        yield row, blob
+        report(1, int(blob is None))
+
+
+def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any], Blob | None]:
+    row: dict[str, Any] = {
+        "key": key,
+        "parent_key": None,
+        "group": key,
+        "role": "target",
+        "split": None,
+        "source": item.name,
+        "width": None,
+        "height": None,
+        "prompt": item.captions[0] if item.captions else None,
+        "captions": list(item.captions[1:]),
+        "qa": [{"question": question, "answer": answer} for question, answer in item.qa],
+        "template": None,
+        "scene": None,
+        "seed": None,
+        "licence": config.licence,
+        "status": "ok",
+        "error": None,
+    }
+    try:
+        if item.error is not None:
+            raise ImageError(item.error)
+        blob = item.read()
+        picture = decode(blob, max_pixels=config.max_pixels)
+        width, height = picture.size
+        if min(width, height) < config.min_side_px:
+            raise ImageError(f"{width} x {height}: a side is below {config.min_side_px} px")
+    except (UserError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return row | {"status": "failed", "error": reason}, None
+    row |= {"width": width, "height": height}
+    extension = KEPT_AS_THEY_ARE.get(image_format(blob))
+    return row, (extension, blob) if extension else ("png", png_bytes(picture))

@@ -1,0 +1,218 @@
+"""Draws the shapes world into an images artifact: captions, questions, pairs and triples.
+
+A group is a target picture and what was drawn from it: a `similar` one (another layout of which
+the same can be said, for I2I) and a `reference` (one of its objects alone, for TI2I, with the
+target's `template` in which `<image>` stands for that object). Shard i is a pure function of the
+settings and i: every picture has its own seed, the hash of the run's seed and its key, so that
+`render(scene_from_json(row["scene"]), np.random.default_rng(row["seed"]))` draws it again.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from tarkit.artifacts import (
+    MANIFEST,
+    Artifact,
+    Blob,
+    begin,
+    open_artifact,
+    rank_and_world,
+    shard_names,
+)
+from tarkit.config import Config, load_config
+from tarkit.images import png_bytes
+from tarkit.processes import Report, make_shards
+from tarkit.progress import Progress
+from tarkit.worlds import clauses, language, questions, scenes, shapes
+from tarkit.worlds.scenes import Scene
+
+Picture = tuple[dict[str, Any], Blob]
+
+
+class CaptionWeights(Config):
+    """How often the prompt of a picture is a caption of each kind; any scale."""
+
+    g0: pydantic.NonNegativeFloat = 0.6
+    g1: pydantic.NonNegativeFloat = 0.3
+    g2: pydantic.NonNegativeFloat = 0.1
+
+    @pydantic.model_validator(mode="after")
+    def _some(self) -> "CaptionWeights":
+        if self.g0 + self.g1 + self.g2 <= 0:
+            raise ValueError("one of g0, g1, g2 must be above 0")
+        return self
+
+
+class RenderConfig(Config):
+    """`count` targets; similar pictures and references come on top of them.
+
+    The pictures of a split never depend on those of another: `split` is part of every seed.
+    `num_workers` processes share the shards, 0 for one a core; it changes no byte.
+    """
+
+    count: pydantic.PositiveInt = 20_000
+    shard_size: pydantic.PositiveInt = 1000
+    seed: int = 0
+    split: Literal["train", "test", "heldout"] = "train"
+    similar_share: float = pydantic.Field(0.1, ge=0, le=1)
+    reference_share: float = pydantic.Field(0.2, ge=0, le=1)
+    captions: pydantic.NonNegativeInt = 2
+    questions: pydantic.NonNegativeInt = 4
+    prompt: CaptionWeights = CaptionWeights()
+    num_workers: pydantic.NonNegativeInt = 0
+
+
+def run(
+    *,
+    out: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> Artifact:
+    """Draws `count` target pictures (with `limit`, as many of the first) or goes on doing so."""
+    settings = _settings(config, overrides, limit)
+    artifact = begin(
+        out,
+        "images",
+        settings=settings.model_dump(exclude={"num_workers"}),
+        shards=shard_names(_num_shards(settings)),
+    )
+    names = artifact.pending(None, *rank_and_world())
+    total = sum(len(_targets(settings, name)) for name in names)
+    job = functools.partial(_make_shard, artifact, settings)
+    with Progress("render", total=total, unit="targets") as progress:
+        make_shards(job, names, num_workers=settings.num_workers, progress=progress)
+    return artifact
+
+
+def preview(
+    *,
+    out: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> dict[str, int]:
+    """How many targets and shards a run would make; writes nothing."""
+    settings = _settings(config, overrides, limit)
+    shards = _num_shards(settings)
+    pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
+    return {"targets": settings.count, "shards": shards, "shards_to_make": pending}
+
+
+def _settings(config: Path | None, overrides: Sequence[str], limit: int | None) -> RenderConfig:
+    settings = load_config(RenderConfig, config, overrides)
+    if limit is not None:
+        settings = settings.model_copy(update={"count": min(settings.count, limit)})
+    return settings
+
+
+def _num_shards(config: RenderConfig) -> int:
+    return -(-config.count // config.shard_size)
+
+
+def _targets(config: RenderConfig, name: str) -> range:
+    first = int(name) * config.shard_size
+    return range(min(config.shard_size, config.count - first))
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def _make_shard(artifact: Artifact, config: RenderConfig, name: str, report: Report) -> None:
+    artifact.write_pictures(name, _shard(config, name, report))
+
+
+def _shard(config: RenderConfig, name: str, report: Report) -> Iterator[Picture]:
+    for index in _targets(config, name):
+        yield from _group(config, f"{name}-{index:06d}")
+        report(1, 0)
+
+
+def _group(config: RenderConfig, key: str) -> Iterator[Picture]:
+    """The target, then perhaps a similar picture and a reference."""
+    rng = np.random.default_rng([_seed_of(config, key), 1])
+    scene = scenes.sample_scene(rng, split=config.split)
+    has_similar = rng.random() < config.similar_share
+    wants_reference = rng.random() < config.reference_share
+    composed = language.ti2i(scene, rng, split=config.split) if wants_reference else None
+    yield _picture(config, key, scene, template=composed[0] if composed else None)
+    if has_similar:
+        other = clauses.similar(scene, rng, split=config.split)
+        yield _picture(config, f"{key}-1", other, parent=key, role="similar")
+    if composed:
+        alone = clauses.alone(composed[2], rng)
+        yield _picture(config, f"{key}-2", alone, parent=key, role="reference")
+
+
+def _picture(
+    config: RenderConfig,
+    key: str,
+    scene: Scene,
+    *,
+    parent: str | None = None,
+    role: str = "target",
+    template: str | None = None,
+) -> Picture:
+    seed = _seed_of(config, key)
+    rng = np.random.default_rng([seed, 2])
+    pixels = shapes.render(scene, np.random.default_rng(seed))
+    height, width, _ = pixels.shape
+    row = {
+        "key": key,
+        "parent_key": parent,
+        "group": parent or key,
+        "role": role,
+        "split": config.split,
+        "source": "shapes",
+        "width": width,
+        "height": height,
+        "prompt": _caption(_drawn_level(config, rng), scene, rng, config),
+        "captions": _captions(config, scene, rng),
+        "qa": _questions(config, scene, rng),
+        "template": template,
+        "scene": scenes.scene_to_json(scene),
+        "seed": seed,
+        "licence": "CC0-1.0",
+        "status": "ok",
+        "error": None,
+    }
+    return row, ("png", png_bytes(pixels))
+
+
+def _drawn_level(config: RenderConfig, rng: np.random.Generator) -> str:
+    weights = config.prompt.model_dump()
+    shares = np.array(list(weights.values())) / sum(weights.values())
+    return list(weights)[int(np.searchsorted(np.cumsum(shares), rng.random(), side="right"))]
+
+
+def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderConfig) -> str:
+    if level == "g0":
+        return language.caption_g0(scene, rng, split=config.split)[0]
+    if level == "g1":
+        return language.caption_g1(scene, rng, split=config.split)
+    return language.caption_g2(scene, rng, split=config.split)
+
+
+def _captions(config: RenderConfig, scene: Scene, rng: np.random.Generator) -> list[str]:
+    """The one-sentence caption first, then the dense one, a short one, and so on in turn."""
+    levels = [("g1", "g2", "g0")[number % 3] for number in range(config.captions)]
+    return [_caption(level, scene, rng, config) for level in levels]
+
+
+def _questions(
+    config: RenderConfig, scene: Scene, rng: np.random.Generator
+) -> list[dict[str, str]]:
+    pairs = questions.questions(scene, rng, split=config.split, n=config.questions)
+    return [{"question": question, "answer": answer} for question, answer in pairs]
+
+
+def _seed_of(config: RenderConfig, key: str) -> int:
+    """63 bits, which int64 holds."""
+    text = f"{config.seed}/{config.split}/{key}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,21 @@
+"""`tarkit describe`: an answer to a question about a picture, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tarkit.files import read_picture
+from tarkit.tar import Tar
+
+
+def run(
+    image: Path,
+    question: str = "Describe the image.",
+    *,
+    model: str = "mini",
+    max_tokens: int = 256,
+    device: str = "cpu",
+) -> str:
+    """The model's answer, greedily decoded. Raises UserError."""
+    picture = read_picture(image)
+    return Tar.load(model, device=device).describe(picture, question, max_tokens=max_tokens)

@@ -1,0 +1,219 @@
+"""`tarkit encode`: pictures to the codes of every scale, in one encoder pass.
+
+Source: paper Sec. 3.1 (scale-adaptive pooling comes after the encoder, so one pass serves all
+scales). A row in, a row out, in the shard of the same number: a picture that cannot be read is a
+failed row, and words travel with the codes. Codes are those of a float32 tokenizer on pictures
+squashed to its input size; every batch has the same shape, a short one being filled up with blank
+pictures whose codes are dropped, so that a picture's codes do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+
+from tarkit import artifacts, plan
+from tarkit.artifacts import Artifact
+from tarkit.checkpoints import LoadedTaTok, load_ta_tok
+from tarkit.config import Config, load_config
+from tarkit.images import ImageError, ResizeMode, decode, resize, to_uint8
+from tarkit.progress import Progress
+from tarkit.ranks import rank_and_world
+from tarkit.schemas import ABOUT_PICTURE, TEXTS
+from tarkit.vocab import Scale
+
+RESIZE_MODE: ResizeMode = "squash"
+RESIZE = "squash, bicubic"
+DTYPE = "float32"
+NUM_READERS = 4
+READ_AHEAD = 256
+CARRIED = [field[0] for field in (*ABOUT_PICTURE, *TEXTS)]
+
+
+class EncodeConfig(Config):
+    """What is stored: any subset of the scales, all of them by default."""
+
+    scales: tuple[Scale, ...] = tuple(Scale)
+    batch_size: int = Field(default=32, ge=1)
+
+
+def run(
+    images: Path,
+    *,
+    tokenizer: Path,
+    out: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    retry_failed: bool = False,
+    device: str = "cpu",
+) -> Artifact:
+    """Write the tokens artifact `out` of the images artifact `images`.
+
+    `limit` takes the first rows. The same call again encodes what is missing or made from other
+    pictures; with `retry_failed` also the failed rows of finished shards. Raises UserError.
+    """
+    settings = load_config(EncodeConfig, config, overrides)
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    ta_tok = load_ta_tok(tokenizer)
+    ta_tok.model.to(device)
+    scales = sorted(set(settings.scales))
+    artifact = artifacts.begin(
+        out,
+        "tokens",
+        settings={
+            **settings.model_dump(mode="json"),
+            "limit": limit,
+            "tokenizer_sha256": ta_tok.sha256,
+            "codebook_size": ta_tok.num_codes,
+            "sides": {str(int(scale)): scale.side(ta_tok.grid) for scale in scales},
+            "resize": f"{RESIZE}, {ta_tok.size_px} px",
+            "dtype": DTYPE,
+        },
+        shards=list(rows_of),
+        parents={"images": source, "tokenizer": Path(tokenizer)},
+    )
+    rank, world = rank_and_world()
+    pending = set(artifact.pending(source, rank, world))
+    mine = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
+    total = sum(rows_of[name] for name in mine)
+    with Progress("encode", total=total, unit="pictures") as progress:
+        for name in mine:
+            old = None if name in pending else artifact.read(name)
+            table = _shard(
+                source.read(name).slice(0, rows_of[name]),
+                source.read_images(name),
+                old=old,
+                ta_tok=ta_tok,
+                scales=scales,
+                batch_size=settings.batch_size,
+                device=device,
+                progress=progress,
+            )
+            artifact.write(name, table, source_sha256=source.shard_sha256(name))
+    return artifact
+
+
+def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
+    """What `run` would do with the same arguments; writes nothing and loads no tokenizer."""
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
+
+
+def _shard(
+    index: pa.Table,
+    pictures: Iterator[tuple[dict[str, Any], bytes | None]],
+    *,
+    old: pa.Table | None,
+    ta_tok: LoadedTaTok,
+    scales: Sequence[Scale],
+    batch_size: int,
+    device: str,
+    progress: Progress,
+) -> pa.Table:
+    """The rows of `index` with their codes; what `old` has codes for is kept as it is."""
+    num_rows = index.num_rows
+    codes = {s: np.zeros((num_rows, s.num_codes(ta_tok.grid)), np.uint16) for s in scales}
+    done = _keep(old, codes)
+    errors: list[str | None] = [None] * num_rows
+    progress.advance(len(done))
+    todo = (
+        (row, about, blob)
+        for row, (about, blob) in enumerate(itertools.islice(pictures, num_rows))
+        if row not in done
+    )
+    batch: list[tuple[int, np.ndarray]] = []
+    for row, pixels in _read_ahead(todo, ta_tok.size_px):
+        if isinstance(pixels, str):
+            errors[row] = pixels
+            progress.advance(1, failed=1)
+        else:
+            batch.append((row, pixels))
+        if len(batch) == batch_size:
+            _encode_batch(batch, batch_size, ta_tok, codes, device)
+            progress.advance(len(batch))
+            batch = []
+    if batch:
+        _encode_batch(batch, batch_size, ta_tok, codes, device)
+        progress.advance(len(batch))
+    return _table(index, codes, errors)
+
+
+def _encode_batch(
+    batch: Sequence[tuple[int, np.ndarray]],
+    batch_size: int,
+    ta_tok: LoadedTaTok,
+    codes: dict[Scale, np.ndarray],
+    device: str,
+) -> None:
+    """Fill in the rows of `batch`, which is encoded as one of exactly `batch_size` pictures."""
+    pixels = np.zeros((batch_size, *batch[0][1].shape), np.uint8)
+    for place, (_, picture) in enumerate(batch):
+        pixels[place] = picture
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    found = ta_tok.encode(images, scales=list(codes))
+    for scale, array in codes.items():
+        numbers = found[scale].cpu().numpy()
+        for place, (row, _) in enumerate(batch):
+            array[row] = numbers[place]
+
+
+def _read_ahead(
+    todo: Iterator[tuple[int, dict[str, Any], bytes | None]], size_px: int
+) -> Iterator[tuple[int, np.ndarray | str]]:
+    """(row, pixels or the reason why not) in order, decoded by threads while the encoder works."""
+    waiting: collections.deque[tuple[int, Future[np.ndarray | str]]] = collections.deque()
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        for row, about, blob in todo:
+            waiting.append((row, pool.submit(_pixels, about, blob, size_px)))
+            if len(waiting) >= READ_AHEAD:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        for ready, future in waiting:
+            yield ready, future.result()
+
+
+def _pixels(about: dict[str, Any], blob: bytes | None, size_px: int) -> np.ndarray | str:
+    if blob is None:
+        return f"its images row failed: {about['error']}"
+    try:
+        return to_uint8(resize(decode(blob), size_px, RESIZE_MODE))
+    except ImageError as error:
+        return str(error)
+
+
+def _keep(old: pa.Table | None, codes: dict[Scale, np.ndarray]) -> set[int]:
+    """Copy the codes of the ok rows of `old`; returns those rows."""
+    if old is None:
+        return set()
+    ok = [row for row, status in enumerate(old["status"].to_pylist()) if status == "ok"]
+    for scale, array in codes.items():
+        column = old[f"codes_{int(scale)}"].combine_chunks().take(pa.array(ok, pa.int64()))
+        array[ok] = column.flatten().to_numpy().reshape(len(ok), -1)
+    return set(ok)
+
+
+def _table(
+    index: pa.Table, codes: dict[Scale, np.ndarray], errors: Sequence[str | None]
+) -> pa.Table:
+    failed = np.array([error is not None for error in errors], bool)
+    table = index.select(CARRIED)
+    for scale, array in codes.items():
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(array.reshape(-1)), array.shape[1], mask=pa.array(failed)
+        )
+        table = table.append_column(f"codes_{int(scale)}", column)
+    status = pa.array(["failed" if bad else "ok" for bad in failed], pa.string())
+    table = table.append_column("status", status)
+    return table.append_column("error", pa.array(errors, pa.string()))

@@ -1,0 +1,1 @@
+"""Evaluations: `tarkit eval shapes` and its like, one module each."""

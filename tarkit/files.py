@@ -1,0 +1,40 @@
+"""Single files that a user names: a picture in, its name in every complaint; bytes out, whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from tarkit.errors import UserError
+from tarkit.images import decode
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The RGB picture in a file; raises UserError with the file's name and the reason."""
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"the picture {path} cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"the picture {path} cannot be read: {error.message}") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """`data` under its name, whole or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_bytes(data)
+    os.replace(draft, path)
+
+
+def require_png(out: Path) -> None:
+    """Raises UserError where `out` cannot be the name of a PNG."""
+    if out.suffix.lower() != ".png":
+        raise UserError(
+            f"--out {out}: pictures are written as PNG, so the name must end in .png",
+            hint=f"--out {out}.png",
+        )
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a picture in it")

@@ -1,0 +1,229 @@
+"""`tarkit generate`: pictures of one prompt, or of every prompt of a file.
+
+A picture's seed is `seed + 1000 * prompt row + sample`, and it is written into the PNG beside the
+prompt, the model and the sampling: what was drawn can be drawn again. A file's pictures are
+`DIR/00000/0000.png` (prompt row, sample); the same command again draws the missing ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from tarkit.checkpoints import read_config
+from tarkit.config import provenance
+from tarkit.errors import UserError
+from tarkit.files import read_picture, require_png, write_whole
+from tarkit.images import contact_sheet, decode, png_bytes
+from tarkit.manifests import begin_directory
+from tarkit.progress import Progress
+from tarkit.prompts import read_prompts
+from tarkit.tar import PARTS, Sampling, Tar
+from tarkit.vocab import IMAGE_MARK, Scale
+
+BATCH_SIZE = 16
+SEEDS_PER_PROMPT = 1000
+SHEET_PICTURES = 100
+
+
+class Sample(NamedTuple):
+    """One picture to draw: `row` of the prompt file, `number` among the prompt's samples."""
+
+    row: int
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.row:05d}/{self.number:04d}.png"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A folder of pictures and how many of them it holds."""
+
+    path: Path
+    num_pictures: int
+
+
+def run(
+    prompt: str,
+    *,
+    out: Path,
+    model: str = "mini",
+    images: Sequence[Path] = (),
+    n: int = 1,
+    seed: int = 0,
+    scale: int | None = None,
+    sampling: Mapping[str, float | int] | None = None,
+    device: str = "cpu",
+) -> list[Path]:
+    """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
+
+    `images` stand at the prompt's `<image>` marks in order. Raises UserError.
+    """
+    prompt = _checked(prompt, len(images), "the prompt")
+    require_png(out)
+    given = [read_picture(path) for path in images]
+    tar = Tar.load(model, device=device)
+    how = _How.of(tar, model, scale, sampling)
+    samples = _samples([prompt], n, seed)
+    files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
+    for start in range(0, n, BATCH_SIZE):
+        batch = samples[start : start + BATCH_SIZE]
+        drawn = _draw(tar, batch, how, given)
+        for sample, picture in zip(batch, drawn, strict=True):
+            write_whole(files[sample.number], png_bytes(picture, how.text(sample)))
+    return files
+
+
+def run_file(
+    prompts: Path,
+    *,
+    out: Path,
+    model: str = "mini",
+    n: int = 1,
+    seed: int = 0,
+    scale: int | None = None,
+    sampling: Mapping[str, float | int] | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> Generated:
+    """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
+
+    `limit` takes the first prompts. A picture does not depend on which ones were there already:
+    the batches are those of the whole run, and one that lacks a picture is drawn again.
+    """
+    texts = read_prompts(prompts, limit=limit)
+    texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
+    tar = Tar.load(model, device=device)
+    how = _How.of(tar, model, scale, sampling)
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
+    begin_directory(
+        out, "pictures", settings={**settings, "batch_size": BATCH_SIZE, **how.settings()}
+    )
+    samples = _samples(texts, n, seed)
+    with Progress("generate", total=len(samples), unit="pictures") as progress:
+        for start in range(0, len(samples), BATCH_SIZE):
+            batch = samples[start : start + BATCH_SIZE]
+            missing = [sample for sample in batch if not (out / sample.file).exists()]
+            drawn = _draw(tar, batch, how, ()) if missing else []
+            for sample, picture in zip(batch, drawn, strict=bool(missing)):
+                if sample in missing:
+                    write_whole(out / sample.file, png_bytes(picture, how.text(sample)))
+            progress.advance(len(batch))
+    lines = [json.dumps(how.record(sample), ensure_ascii=False) for sample in samples]
+    write_whole(out / "samples.jsonl", ("\n".join(lines) + "\n").encode())
+    write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
+    return Generated(out, len(samples))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a run's pictures have in common: the model, the scale and the whole of the sampling."""
+
+    model: str
+    model_sha256: str
+    scale: Scale
+    sampling: Sampling
+
+    @classmethod
+    def of(
+        cls,
+        tar: Tar,
+        model: str,
+        scale: int | None,
+        changes: Mapping[str, float | int] | None,
+    ) -> _How:
+        chosen = Scale(scale) if scale is not None else tar.default_scale
+        sampling = Sampling.model_validate({**tar.sampling.model_dump(), **(changes or {})})
+        return cls(model, _fingerprint(tar.path), chosen, sampling)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "model_sha256": self.model_sha256,
+            "scale": int(self.scale),
+            "sampling": self.sampling.model_dump(mode="json"),
+        }
+
+    def record(self, sample: Sample) -> dict[str, Any]:
+        """One line of samples.jsonl."""
+        about = {"file": sample.file, "prompt_row": sample.row, "sample": sample.number}
+        return {**about, "prompt": sample.prompt, "seed": sample.seed, **self.settings()}
+
+    def text(self, sample: Sample) -> dict[str, str]:
+        """The text chunks of a PNG."""
+        return {
+            "prompt": sample.prompt,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "seed": str(sample.seed),
+            "scale": str(int(self.scale)),
+            "sampling": json.dumps(self.sampling.model_dump(mode="json")),
+            "Software": f"tarkit {provenance()['tarkit']}",
+        }
+
+
+def _fingerprint(model: Path) -> str:
+    """One sha256 of an assembled model: that of its parts' own, in their fixed order."""
+    parts = [str(read_config(model / part)["sha256"]) for part in PARTS]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
+    if n > SEEDS_PER_PROMPT:
+        raise UserError(f"--n {n}: a prompt has {SEEDS_PER_PROMPT} seeds and no more")
+    return [
+        Sample(row, number, prompt, seed + SEEDS_PER_PROMPT * row + number)
+        for row, prompt in enumerate(prompts)
+        for number in range(n)
+    ]
+
+
+def _draw(
+    tar: Tar, batch: Sequence[Sample], how: _How, images: Sequence[Image.Image]
+) -> list[Image.Image]:
+    return tar.imagine_many(
+        [sample.prompt for sample in batch],
+        seeds=[sample.seed for sample in batch],
+        scale=how.scale,
+        images=[list(images) for _ in batch] if images else None,
+        sampling=how.sampling,
+    )
+
+
+def _checked(prompt: str, num_images: int, place: str) -> str:
+    """The prompt, if it is text and has a mark for every picture and none more."""
+    marks = prompt.count(IMAGE_MARK)
+    if marks != num_images:
+        raise UserError(
+            f"{place} has {marks} {IMAGE_MARK} marks, and {num_images} pictures were given: "
+            f"{prompt!r}",
+            hint=f'tarkit generate "a red {IMAGE_MARK}" --image FILE --out picture.png',
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place} is not UTF-8 text: {prompt!r}") from None
+    if not prompt.strip():
+        raise UserError(f"{place} is empty")
+    return prompt
+
+
+def _numbered(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.stem}-{number:04d}{out.suffix}")
+
+
+def _sheet(out: Path, samples: Sequence[Sample], n: int) -> Image.Image:
+    shown = samples[:SHEET_PICTURES]
+    pictures = [decode((out / sample.file).read_bytes()) for sample in shown]
+    columns = n if 4 <= n <= 10 else 8
+    return contact_sheet(pictures, [sample.prompt for sample in shown], columns=columns)

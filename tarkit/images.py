@@ -1,0 +1,179 @@
+"""Pictures in and out: hostile bytes to RGB pixels, resizing, PNG bytes and contact sheets.
+
+No Pillow global is ever set: LOAD_TRUNCATED_IMAGES, say, would make a torn file look whole to
+every other user of the process.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from tarkit.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB, above any phone's camera
+
+# EXIF tag 0x0112: what turns the stored picture into the one that was taken.
+ORIENTATION_TAG = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+ResizeMode = Literal["squash", "crop"]
+
+
+class ImageError(UserError):
+    """A picture that cannot be used; the message is the reason, kept in a failed row."""
+
+
+def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """RGB picture of encoded bytes: EXIF rotation applied, first frame, transparency on white.
+
+    16-bit grey is scaled to 8 bits. Raises ImageError for anything that is not one whole picture
+    of an allowed format with at most `max_pixels` pixels.
+    """
+    if not blob:
+        raise ImageError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"{width} x {height} = {width * height} pixels, more than {max_pixels}"
+                )
+            orientation = _orientation(picture)
+            picture.load()
+            rgb = _to_rgb(picture)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"too many pixels (more than {max_pixels}): {error}") from None
+    except Image.UnidentifiedImageError:
+        kinds = ", ".join(FORMATS)
+        raise ImageError(f"not a picture ({kinds}); the file begins {blob[:8]!r}") from None
+    except Exception as error:  # decoders raise whatever hostile bytes lead them to
+        reason = str(error) or type(error).__name__
+        known = "truncated" if "truncated" in reason.lower() else "damaged"
+        raise ImageError(f"{known} picture: {reason}") from None
+    return rgb.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else rgb
+
+
+def image_format(blob: bytes) -> str:
+    """Pillow's name of the format of encoded bytes ("JPEG"), or "" when it is none we read."""
+    try:
+        with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
+            return picture.format or ""
+    except Exception:  # as in decode
+        return ""
+
+
+def to_uint8(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 pixels of an RGB picture."""
+    if image.mode != "RGB":
+        raise ValueError(f"to_uint8 wants an RGB picture, got mode {image.mode}")
+    return np.array(image)
+
+
+def resize(image: Image.Image, size_px: int, mode: ResizeMode) -> Image.Image:
+    """A size_px x size_px picture, bicubic and antialiased.
+
+    "squash" stretches the whole picture (the published tokenizer's way); "crop" keeps the aspect
+    and cuts the middle square out.
+    """
+    if mode == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        # Not resize(box=): its filter would mix in pixels from outside the square.
+        image = image.crop((left, top, left + side, top + side))
+    elif mode != "squash":
+        raise ValueError(f"resize mode {mode!r}: expected 'squash' or 'crop'")
+    return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
+
+
+def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """PNG of an (H, W, 3) uint8 array or a picture, with text chunks; same input, same bytes."""
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    columns: int = 6,
+    cell_px: int = 160,
+    caption_lines: int = 3,
+) -> Image.Image:
+    """A white sheet of pictures in rows of `columns`, each in its cell with its caption below."""
+    if len(images) != len(captions):
+        raise ValueError(f"{len(images)} pictures but {len(captions)} captions")
+    if not images:
+        raise ValueError("a contact sheet needs at least one picture")
+    margin, font_px = 6, 11
+    line_px = font_px + 3
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_height = cell_px + (line_px * caption_lines if any(captions) else 0) + margin
+    size = (columns * (cell_px + margin) + margin, rows * cell_height + margin)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(font_px)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = margin + index % columns * (cell_px + margin)
+        top = margin + index // columns * cell_height
+        fitted = _fit(image, cell_px)
+        centred = (left + (cell_px - fitted.width) // 2, top + (cell_px - fitted.height) // 2)
+        sheet.paste(fitted, centred)
+        lines = textwrap.wrap(
+            caption, width=cell_px // 6, max_lines=caption_lines, placeholder=" ..."
+        )
+        for number, line in enumerate(lines):
+            draw.text((left, top + cell_px + 2 + number * line_px), line, fill="black", font=font)
+    return sheet
+
+
+def _fit(image: Image.Image, cell_px: int) -> Image.Image:
+    """Largest copy inside the cell, aspect kept; small drawings enlarge in whole pixels."""
+    scale = cell_px / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize((size[0], size[1]), way)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation 1-8; 1 (as stored) when the EXIF block is absent or unreadable."""
+    try:
+        value: Any = picture.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block beside sound pixels is common in the wild
+        return 1
+    return value if value in TRANSPOSE else 1
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        # 65535 / 257 = 255: the whole range is scaled, where convert("L") would clip at 255.
+        deep = np.asarray(picture).astype(np.float64) / 257
+        return Image.fromarray(np.round(deep).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ImageError(f"{picture.mode} pixels (32 bits) have no known range")
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        colour = picture.convert("RGBA")
+        white = Image.new("RGBA", colour.size, "white")
+        return Image.alpha_composite(white, colour).convert("RGB")
+    # convert() returns a copy in every case, so nothing points into the closed file.
+    return picture.convert("RGB")

@@ -1,0 +1,178 @@
+"""`manifest.json`: the plan of any directory that tarkit makes, written once and then compared.
+
+{tarkit: version, kind, settings, parents: {name: {path, kind, manifest_sha256}}}, and for
+artifacts the names of their shards. The first worker writes it, the others compare.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tarkit.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of any directory that tarkit made: artifact, model or results."""
+    place = path / MANIFEST
+    try:
+        manifest = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "does not exist" if not path.exists() else f"is no artifact: it has no {MANIFEST}"
+        raise UserError(f"{path} {what}", hint=_begin_hint(path)) from None
+    except NotADirectoryError:
+        raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path)) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{place} cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or "kind" not in manifest:
+        raise UserError(f"{place} is not a tarkit manifest: it names no kind")
+    return manifest
+
+
+def write_manifest_once(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """Writes `manifest.json` unless one is there; True for the one worker that wrote it."""
+    text = json.dumps(_plain(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    temporary = temporary_path(path / MANIFEST)
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(temporary, path / MANIFEST)  # unlike rename, refuses to replace
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def begin_directory(
+    out: Path,
+    kind: str,
+    *,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, Path] | None = None,
+    plan: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the manifest of `out`, or returns the equal one that is already there.
+
+    `plan` holds further keys, such as an artifact's shards. Raises UserError that names every
+    difference where `out` was begun with other settings or inputs.
+    """
+    manifest = {
+        "tarkit": _version(),
+        "kind": kind,
+        "settings": _plain(settings),
+        "parents": describe_parents(out, parents or {}),
+        **_plain(plan or {}),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    if write_manifest_once(out, manifest):
+        return manifest
+    there = read_manifest(out)
+    _compare(out, there, manifest)
+    return there
+
+
+def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
+    return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a process writes what is to become `path`; the name says whose it is."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def file_sha256(path: Path) -> str:
+    """Fingerprint of any file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parent(out: Path, path: Path) -> dict[str, str]:
+    relative = os.path.relpath(path.resolve(), out.resolve())
+    if (path / MANIFEST).exists():
+        kind = str(read_manifest(path)["kind"])
+        return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}
+    if path.is_file():
+        return {"path": relative, "kind": "file", "manifest_sha256": file_sha256(path)}
+    if (path / "config.json").exists():  # a published model directory has no manifest of ours
+        return {
+            "path": relative,
+            "kind": "model",
+            "manifest_sha256": file_sha256(path / "config.json"),
+        }
+    if path.is_dir():  # a folder of a user's own pictures: named, not fingerprinted
+        return {"path": relative, "kind": "folder", "manifest_sha256": ""}
+    raise UserError(f"the input {path} does not exist", hint=_begin_hint(path))
+
+
+def _compare(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError that names every difference with both values."""
+    if there["kind"] != now["kind"]:
+        raise UserError(
+            f"{out} already holds {there['kind']}, not {now['kind']}", hint="give another --out"
+        )
+    differences = list(_differences(there.get("settings", {}), now["settings"]))
+    for name in sorted(there.get("parents", {}).keys() | now["parents"].keys()):
+        old, new = there["parents"].get(name, {}), now["parents"].get(name, {})
+        if old.get("manifest_sha256") != new.get("manifest_sha256"):
+            differences.append(f"{name}: {_input(old)} there, {_input(new)} now")
+    if not differences:  # else the shards differ because the settings do
+        for key in ("shards", "counts"):
+            if there.get(key) != now.get(key):
+                differences.append(
+                    f"{key}: {_brief(there.get(key))} there, {_brief(now.get(key))} now"
+                )
+    if differences:
+        raise UserError(
+            f"{out} was begun with other settings ({'; '.join(differences)}); give another --out"
+        )
+
+
+def _differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        for name in sorted(there.keys() | now.keys()):
+            place = f"{key}.{name}" if key else name
+            yield from _differences(there.get(name), now.get(name), place)
+    elif there != now:
+        yield f"{key}: {_brief(there)} there, {_brief(now)} now"
+
+
+def _brief(value: Any) -> str:
+    text = "none" if value is None else _text(value)
+    return text if len(text) <= 60 else text[:40] + f"... ({len(text)} characters)"
+
+
+def _input(parent: Mapping[str, str]) -> str:
+    if not parent:
+        return "none"
+    return f"{parent['path']} ({parent['kind']}, manifest {parent['manifest_sha256'][:8] or '-'})"
+
+
+def _begin_hint(path: Path) -> str:
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            found = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]
+            return f"artifacts in {folder}: {', '.join(found)}" if found else ""
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON reads it back, so that a plan compares equal with its own file."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str, allow_nan=False))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("tarkit")
+    except importlib.metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

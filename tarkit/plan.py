@@ -1,0 +1,49 @@
+"""What a verb that maps shards to shards has before it: how far a limit reaches, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tarkit.artifacts import Artifact, open_artifact
+from tarkit.manifests import MANIFEST
+
+
+def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
+    """Shards that hold the first `limit` rows, and how many rows of each; None: all of them.
+
+    Raises UserError where a shard that is reached has not been made.
+    """
+    if limit is None:
+        source.require_complete()
+    taken: dict[str, int] = {}
+    left = limit
+    for name in source.shards:
+        if left is not None and left <= 0:
+            break
+        source.shard_sha256(name)  # raises with the next command where the shard is missing
+        num_rows = pq.read_metadata(source.shard_path(name)).num_rows
+        taken[name] = num_rows if left is None else min(num_rows, left)
+        left = None if left is None else left - taken[name]
+    return taken
+
+
+def preview(source: Artifact | None, out: Path, shards: Sequence[str]) -> dict[str, int]:
+    """How many shards there are in all and how many a run would make; writes nothing."""
+    pending = len(shards)
+    if (out / MANIFEST).exists():
+        pending = len(open_artifact(out).pending(source))
+    return {"shards": len(shards), "shards_to_make": pending}
+
+
+def num_failed(artifact: Artifact) -> int:
+    """Failed rows in the shards that exist."""
+    total = 0
+    for name in artifact.shards:
+        if artifact.shard_path(name).exists():
+            status = artifact.read(name, ["status"])["status"]
+            total += pc.sum(pc.equal(status, "failed")).as_py() or 0
+    return total

@@ -1,0 +1,74 @@
+"""Shards shared among the cores of one machine; RANK and WORLD_SIZE share them among machines."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from tarkit.progress import Progress
+
+Report = Callable[[int, int], None]
+Job = Callable[[str, Report], None]
+
+
+def make_shards(job: Job, names: Sequence[str], *, num_workers: int, progress: Progress) -> None:
+    """Calls `job(name, report)` for every name, in `num_workers` processes, 0 for one a core.
+
+    The job writes shard `name` and calls `report(done, failed)` as it goes on. With more than one
+    process it is pickled, and worker i makes every num_workers-th shard from the i-th.
+    """
+    num_workers = min(len(names), num_workers or _num_cores())
+    if num_workers > 1:
+        _in_processes(job, names, num_workers, progress)
+        return
+    for name in names:
+        job(name, lambda done, failed: progress.advance(done, failed=failed))
+
+
+def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Progress) -> None:
+    # Spawned and not forked: a fork of a process with threads may hang, and siblings would
+    # inherit each other's pipes and so outlive a parent that was killed.
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Connection, BaseProcess] = {}
+    try:
+        for index in range(num_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            share = (job, names[index::num_workers], sender)
+            workers[receiver] = context.Process(target=_work, args=share, daemon=True)
+            workers[receiver].start()
+            sender.close()
+        while workers:
+            for ready in wait(list(workers)):
+                assert isinstance(ready, Connection)
+                try:
+                    done, failed = ready.recv()
+                    progress.advance(done, failed=failed)
+                except EOFError:
+                    ended = workers.pop(ready)
+                    ended.join()
+                    if ended.exitcode != 0:
+                        raise RuntimeError(
+                            f"a worker process ended with code {ended.exitcode}; its traceback "
+                            "stands above, or it was killed (out of memory?)"
+                        ) from None
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+
+
+def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    try:
+        for name in names:
+            job(name, lambda done, failed: sender.send((done, failed)))
+    except BrokenPipeError:  # the parent was killed: nobody waits for this shard
+        return
+
+
+def _num_cores() -> int:
+    """Cores that this process may use, which in a container or job are fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,43 @@
+"""Which of how many processes this one is: the only idea of parallel work, names[rank::world]."""
+
+import os
+
+from tarkit.errors import UserError
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are: torchrun, then Slurm, else (0, 1).
+
+    A Slurm array of n tasks, each with m steps' processes, makes n * m. The numbers of a step
+    count only inside `srun`: a batch script itself sees SLURM_NTASKS=4 and runs once.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        return _checked(_number("RANK"), _number("WORLD_SIZE"))
+    rank, world = 0, 1
+    if "SLURM_STEP_ID" in os.environ or "SLURM_STEPID" in os.environ:
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+        rank, world = _checked(_number("SLURM_PROCID"), _number(tasks))
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        first = _number("SLURM_ARRAY_TASK_MIN")
+        last, count = _number("SLURM_ARRAY_TASK_MAX"), _number("SLURM_ARRAY_TASK_COUNT")
+        if last - first + 1 != count:
+            raise UserError(
+                f"the Slurm array {first}-{last} has {count} tasks: a gap would leave shards out",
+                hint=f"sbatch --array=0-{count - 1} ...",
+            )
+        place = _number("SLURM_ARRAY_TASK_ID") - first
+        rank, world = _checked(place * world + rank, count * world)
+    return rank, world
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable)
+    if text is None or not text.isdigit():
+        raise UserError(f"the environment variable {variable} is {text!r}: expected a number")
+    return int(text)
+
+
+def _checked(rank: int, world: int) -> tuple[int, int]:
+    if not rank < world:
+        raise UserError(f"this is process {rank} of {world}: expected 0 to {world - 1}")
+    return rank, world

@@ -1,0 +1,163 @@
+"""Samples of an evaluation on disk: made in batches, resumed by what is missing, failures kept.
+
+Batches are those of the whole list and are made whole, so that what a sample is never depends on
+which others were there already. A sample that fails leaves its reason in its place
+(`0000.error` beside where `0000.png` would be) and is not tried again unless asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from tarkit.errors import UserError
+from tarkit.files import read_picture, write_whole
+from tarkit.images import png_bytes
+from tarkit.progress import Progress
+
+ItemT = TypeVar("ItemT")
+MadeT = TypeVar("MadeT")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sample could not be made or read."""
+
+    reason: str
+
+
+def make_pictures(
+    name: str,
+    items: Sequence[tuple[Path, ItemT]],
+    make: Callable[[Sequence[ItemT]], Sequence[Image.Image]],
+    *,
+    batch_size: int,
+    retry_failed: bool = False,
+) -> None:
+    """Write the PNG files that are missing. Raises UserError if not a single one can be made."""
+    if retry_failed:
+        for file, _ in items:
+            _error_file(file).unlink(missing_ok=True)
+    with Progress(name, total=len(items), unit="pictures") as progress:
+        for batch in _batches(items, batch_size):
+            missing = {file for file, _ in batch if not (file.exists() or _failed(file))}
+            made = attempt(make, [item for _, item in batch]) if missing else []
+            for (file, _), picture in zip(batch, made, strict=bool(missing)):
+                if file not in missing:
+                    continue
+                if isinstance(picture, Failure):
+                    write_whole(_error_file(file), picture.reason.encode())
+                else:
+                    write_whole(file, png_bytes(picture))
+            progress.advance(len(batch), failed=sum(_failed(file) for file, _ in batch))
+    if items and all(_failed(file) for file, _ in items):
+        reason = _error_file(items[0][0]).read_text()
+        for file, _ in items:
+            _error_file(file).unlink()
+        raise UserError(f"{name}: all {len(items)} pictures failed, the first with: {reason}")
+
+
+def open_pictures(files: Sequence[Path]) -> Iterator[Image.Image | Failure]:
+    """Each picture, or why there is none; raises UserError for one that was never made."""
+    for file in files:
+        if _failed(file):
+            yield Failure(_error_file(file).read_text())
+            continue
+        if not file.exists():
+            raise UserError(
+                f"{file} has not been made", hint="the command that began the evaluation, again"
+            )
+        try:
+            yield read_picture(file)
+        except UserError as error:
+            yield Failure(error.message)
+
+
+def make_answers(
+    name: str,
+    folder: Path,
+    items: Sequence[ItemT],
+    make: Callable[[Sequence[ItemT]], Sequence[str]],
+    *,
+    batch_size: int,
+    retry_failed: bool = False,
+) -> None:
+    """Write the files of answers that are missing, `00000.jsonl` for the first batch.
+
+    Raises UserError if not a single question can be answered.
+    """
+    first, num_failed, files = "", 0, []
+    with Progress(name, total=len(items), unit="answers") as progress:
+        for number, batch in enumerate(_batches(items, batch_size)):
+            file = folder / f"{number:05d}.jsonl"
+            files.append(file)
+            answers = _read(file) if file.exists() else []
+            if not answers or (retry_failed and any(isinstance(a, Failure) for a in answers)):
+                answers = attempt(make, batch)
+                write_whole(file, "".join(map(_line, answers)).encode())
+            reasons = [answer.reason for answer in answers if isinstance(answer, Failure)]
+            num_failed += len(reasons)
+            first = first or "".join(reasons[:1])
+            progress.advance(len(batch), failed=len(reasons))
+    if items and num_failed == len(items):
+        for file in files:
+            file.unlink()
+        raise UserError(f"{name}: all {len(items)} answers failed, the first with: {first}")
+
+
+def read_answers(folder: Path, count: int, *, batch_size: int) -> list[str | Failure]:
+    """The answers in order; raises UserError where some are missing."""
+    answers: list[str | Failure] = []
+    for number in range(-(-count // batch_size)):
+        file = folder / f"{number:05d}.jsonl"
+        if not file.exists():
+            raise UserError(
+                f"{file} has not been made", hint="the command that began the evaluation, again"
+            )
+        answers += _read(file)
+    if len(answers) != count:
+        raise UserError(f"{folder} holds {len(answers)} answers to {count} questions")
+    return answers
+
+
+def attempt(
+    make: Callable[[Sequence[ItemT]], Sequence[MadeT]], items: Sequence[ItemT]
+) -> list[MadeT | Failure]:
+    """What `make` makes of a batch; if it raises, of each item alone, that one may fail alone."""
+    try:
+        made = list(make(items))
+        assert len(made) == len(items), f"{len(made)} made of {len(items)}"
+        return [*made]
+    except Exception as error:  # whatever a model meets on one sample must not end the rest
+        if len(items) == 1:
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            return [Failure(f"{name}{error}")]
+    return [result for item in items for result in attempt(make, [item])]
+
+
+def _batches(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _error_file(picture: Path) -> Path:
+    return picture.with_suffix(".error")
+
+
+def _failed(picture: Path) -> bool:
+    return _error_file(picture).exists()
+
+
+def _line(answer: str | Failure) -> str:
+    said, error = (None, answer.reason) if isinstance(answer, Failure) else (answer, None)
+    return json.dumps({"answer": said, "error": error}, ensure_ascii=False) + "\n"
+
+
+def _read(file: Path) -> list[str | Failure]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Failure(row["error"]) if row["answer"] is None else row["answer"] for row in rows]

@@ -1,0 +1,181 @@
+"""The kinds of shards, their columns, and the checks that every row passes before it is written."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+KEY = re.compile(r"[0-9]+(-[0-9]+)*")
+NUM_CODES_MAX = 65_536  # exactly the range of uint16
+
+Row = Mapping[str, Any]
+
+STRINGS = pa.list_(pa.string())
+QA = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
+CODE_LISTS = pa.struct([(f"codes_{scale}", pa.list_(pa.uint16())) for scale in (1, 2, 3)])
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+OUTCOME = [("status", pa.string()), ("error", pa.string())]
+
+# What `encode` carries over from a picture's row beside its codes.
+ABOUT_PICTURE = [
+    ("key", pa.string()),
+    ("parent_key", pa.string()),
+    ("group", pa.string()),
+    ("role", pa.string()),
+    ("split", pa.string()),
+]
+TEXTS = [
+    ("prompt", pa.string()),
+    ("captions", STRINGS),
+    ("qa", QA),
+    ("template", pa.string()),
+    ("scene", pa.string()),
+]
+IMAGES = pa.schema(
+    [
+        *ABOUT_PICTURE,
+        ("source", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        *TEXTS,
+        ("seed", pa.int64()),
+        ("licence", pa.string()),
+        *OUTCOME,
+    ]
+)
+PROMPTS = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("key", "parent_key", "prompt", "template", "phrase", "source", "licence")
+    ]
+    + OUTCOME
+)
+CHATS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("messages", MESSAGES),
+        ("images", pa.list_(CODE_LISTS)),
+        *OUTCOME,
+    ]
+)
+CHOICES = {
+    "status": ("ok", "failed"),
+    "role": ("target", "similar", "reference"),
+    "split": ("train", "test", "heldout", None),
+    "task": ("t2i", "i2t", "text", "i2i", "ti2i"),
+}
+KINDS = ("images", "prompts", "tokens", "chats", "scores")
+
+# Settings that an artifact of the kind cannot be read without; they also go into every shard.
+NEEDED_SETTINGS = {
+    "tokens": ("tokenizer_sha256", "codebook_size", "sides", "resize", "dtype"),
+    "scores": ("columns",),
+}
+
+
+def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
+    """Columns of a shard; those of tokens and scores follow from the artifact's settings."""
+    if kind == "tokens":
+        codes = [
+            (f"codes_{scale}", pa.list_(pa.uint16(), side * side))
+            for scale, side in sorted(settings["sides"].items())
+        ]
+        return pa.schema([*ABOUT_PICTURE, *TEXTS, *codes, *OUTCOME])
+    if kind == "scores":
+        scores = [(name, pa.float64()) for name in settings["columns"]]
+        return pa.schema([("key", pa.string()), *scores, *OUTCOME])
+    return {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS}[kind]
+
+
+def checked_table(
+    kind: str, settings: Mapping[str, Any], rows: Sequence[Row] | pa.Table
+) -> pa.Table:
+    """`rows` in the kind's schema; ValueError for any wrong name, type, choice, key or code."""
+    schema = schema_of(kind, settings)
+    if isinstance(rows, pa.Table):
+        _check_names(rows.schema.names, schema.names, "the table")
+        table = rows.select(schema.names).cast(schema)
+    else:
+        for number, row in enumerate(rows):
+            check_row(row, schema, number)
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+    _check_columns(table)
+    if kind == "tokens":
+        _check_codes(table, settings["codebook_size"])
+    return table
+
+
+def check_row(row: Row, schema: pa.Schema, number: int) -> None:
+    """ValueError for a misspelt, missing or unknown key, at any depth."""
+    _check_value(row, pa.struct(list(schema)), f"row {number}")
+
+
+def _check_names(found: Iterable[str], known: Sequence[str], place: str) -> None:
+    """pa.Table.from_pylist silently drops misspelt keys and fills missing ones with null."""
+    names = set(found)
+    for name in sorted(names - set(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{place} has an unknown key {name!r}{meant}")
+    missing = [name for name in known if name not in names]
+    if missing:
+        raise ValueError(f"{place} lacks the key {missing[0]!r}")
+
+
+def _check_value(value: Any, kind: pa.DataType, place: str) -> None:
+    if value is None:
+        return
+    if pa.types.is_struct(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{place} is {type(value).__name__}, not a dict")
+        names = [kind.field(number).name for number in range(kind.num_fields)]
+        _check_names(value, names, place)
+        for name in names:
+            _check_value(value[name], kind.field(name).type, f"{place} {name}")
+    elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        for number, item in enumerate(value):
+            if item is None:
+                raise ValueError(f"{place}[{number}] is None")
+            _check_value(item, kind.value_type, f"{place}[{number}]")
+
+
+def _check_columns(table: pa.Table) -> None:
+    keys = table["key"].to_pylist()
+    for key in keys:
+        if key is None or not KEY.fullmatch(key):
+            raise ValueError(f"key {key!r}: expected digits and dashes such as 00003-000017")
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key occurs twice in the shard")
+    for name, choices in CHOICES.items():
+        if name in table.schema.names:
+            wrong = [value for value in table[name].unique().to_pylist() if value not in choices]
+            # A failed row need not know what it would have been.
+            if wrong and not (wrong == [None] and _only_failed(table, name)):
+                raise ValueError(f"{name} {wrong[0]!r}: expected one of {choices}")
+    failed = pc.equal(table["status"], "failed")
+    if not pc.all(pc.equal(failed, pc.is_valid(table["error"])), min_count=0).as_py():
+        raise ValueError("a failed row needs an error, and an ok row has none")
+
+
+def _only_failed(table: pa.Table, column: str) -> bool:
+    nulls = table.filter(pc.is_null(table[column]))
+    return pc.all(pc.equal(nulls["status"], "failed"), min_count=0).as_py() is True
+
+
+def _check_codes(table: pa.Table, codebook_size: int) -> None:
+    if not 0 < codebook_size <= NUM_CODES_MAX:
+        raise ValueError(f"codebook_size {codebook_size}: codes are stored in 16 bits")
+    sound = pc.equal(table["status"], "ok")
+    for name in table.schema.names:
+        if not name.startswith("codes_"):
+            continue
+        if not pc.all(pc.equal(sound, pc.is_valid(table[name])), min_count=0).as_py():
+            raise ValueError(f"{name}: an ok row has codes and a failed row has none")
+        highest = pc.max(pc.list_flatten(table[name])).as_py()
+        if highest is not None and highest >= codebook_size:
+            raise ValueError(f"{name} has the code {highest} of a codebook of {codebook_size}")

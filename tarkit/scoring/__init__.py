@@ -1,0 +1,1 @@
+"""Detectors, checkers and statistics that evaluation, curation and training share."""

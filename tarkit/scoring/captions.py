@@ -1,0 +1,127 @@
+"""Captions of drawn scenes: parsed, and compared with what the picture shows.
+
+A caption is read by the world's own grammar into groups, (count, colour, shape), and relations.
+Groups are compared as a multiset, so "two red rings" of three is wrong as a whole. A caption in
+which the grammar finds no object states nothing: it costs recall and is counted in `unreadable`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tarkit.worlds.facts import Facts, facts_of, parse
+from tarkit.worlds.scenes import Scene
+
+Floats = NDArray[np.float64]
+
+
+class CaptionCounts(NamedTuple):
+    """What one caption says and what of it is so; sums of these make every figure.
+
+    `pairs` is 1 for a scene of two different objects that stand in a relation, and `pairs_told`
+    is 1 if a true one is stated: no caption of the world states more.
+    """
+
+    said: int
+    shown: int
+    right: int
+    relations_said: int
+    relations_right: int
+    pairs: int
+    pairs_told: int
+    background_right: int
+    exact: int
+    unreadable: int
+    captions: int = 1
+
+
+class CaptionScores(NamedTuple):
+    """Shares in [0, 1]; precision and F1 are 0 where nothing was said.
+
+    `exact`: the groups are those of the scene, no stated relation is false, and a pair's relation
+    is told. The background's kind is not asked for there, it has its own share.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    relation_precision: float
+    relation_recall: float
+    relation_f1: float
+    background: float
+    exact: float
+    unreadable: float
+
+
+def compare_caption(caption: str | None, scene: Scene) -> CaptionCounts:
+    """Counts for one caption; None is a caption that could not be had."""
+    said, shown = parse(caption) if caption is not None else Facts(), facts_of(scene)
+    groups_said, groups_shown = Counter(said.groups), Counter(shown.groups)
+    told_right = said.relations & shown.relations
+    is_pair = len(scene.objects) == 2 and bool(shown.relations)
+    exact = (
+        groups_said == groups_shown
+        and told_right == said.relations
+        and (bool(told_right) or not is_pair)
+    )
+    return CaptionCounts(
+        said=groups_said.total(),
+        shown=groups_shown.total(),
+        right=(groups_said & groups_shown).total(),
+        relations_said=len(said.relations),
+        relations_right=len(told_right),
+        pairs=int(is_pair),
+        pairs_told=int(is_pair and bool(told_right)),
+        background_right=int(said.background == shown.background),
+        exact=int(exact),
+        unreadable=int(not said.groups),
+    )
+
+
+def caption_scores(counts: Sequence[CaptionCounts] | NDArray[np.int64]) -> CaptionScores:
+    """The figures of many captions, each sum over all of them (micro averages)."""
+    table = np.asarray(counts, dtype=np.int64)
+    if table.ndim != 2 or not len(table):
+        raise ValueError("there are no captions to score")
+    total = CaptionCounts(*(int(column) for column in table.sum(axis=0)))
+    relation_precision = _share(total.relations_right, total.relations_said)
+    relation_recall = _share(total.pairs_told, total.pairs)
+    return CaptionScores(
+        precision=_share(total.right, total.said),
+        recall=_share(total.right, total.shown),
+        f1=float(caption_f1(np.asarray(total, dtype=np.float64))),
+        relation_precision=relation_precision,
+        relation_recall=relation_recall,
+        relation_f1=_harmonic(relation_precision, relation_recall),
+        background=total.background_right / total.captions,
+        exact=total.exact / total.captions,
+        unreadable=total.unreadable / total.captions,
+    )
+
+
+def caption_f1(sums: Floats) -> Floats:
+    """(..., 11) sums of counts -> (...): 2 right / (said + shown)."""
+    right, said, shown = (_column(sums, name) for name in ("right", "said", "shown"))
+    return np.asarray(2 * right / np.maximum(said + shown, 1))
+
+
+def caption_exact(sums: Floats) -> Floats:
+    """(..., 11) sums of counts -> (...) share of exact captions."""
+    return np.asarray(_column(sums, "exact") / _column(sums, "captions"))
+
+
+def _column(sums: Floats, name: str) -> Floats:
+    return np.asarray(sums[..., CaptionCounts._fields.index(name)])
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.0

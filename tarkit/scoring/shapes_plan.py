@@ -1,0 +1,156 @@
+"""What an evaluation on the drawn world asks: its items in order, their seeds, their files.
+
+A plan is a pure function of its settings, so that samples can be scored again from the manifest
+alone. Names of ceilings: what becomes of a true picture (`truth`) after the image VQ (`pixel_vq`)
+and after the codes of a scale (`semantic_1`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from tarkit.vocab import Scale
+from tarkit.worlds.clauses import scene_for
+from tarkit.worlds.scenes import Scene, scene_to_json
+from tarkit.worlds.suites import (
+    TEST_SEED,
+    VALIDATION_SEED,
+    CaptionItem,
+    PromptItem,
+    QuestionItem,
+    caption_suite,
+    geneval_suite,
+    geneval_validation,
+    pope_suite,
+)
+
+SUITES = ("geneval", "pope", "caption", "ceilings")
+TRUTH, PIXEL_VQ = "truth", "pixel_vq"
+
+Split = Literal["test", "validation"]
+ItemT = TypeVar("ItemT", PromptItem, QuestionItem, CaptionItem)
+
+
+def semantic(scale: Scale) -> str:
+    """The name of a scale's ceiling."""
+    return f"semantic_{int(scale)}"
+
+
+CEILINGS = (TRUTH, PIXEL_VQ, *map(semantic, Scale))
+
+
+@lru_cache(maxsize=2)
+def _prompts(split: Split) -> list[PromptItem]:
+    return geneval_suite() if split == "test" else geneval_validation()
+
+
+@lru_cache(maxsize=2)
+def _questions(split: Split) -> list[QuestionItem]:
+    return pope_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
+
+
+@lru_cache(maxsize=2)
+def _captions(split: Split) -> list[CaptionItem]:
+    return caption_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
+
+
+class Job(NamedTuple):
+    """One picture to make."""
+
+    item: PromptItem
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`limit` takes the first items of each suite; `n` pictures are drawn of a geneval prompt."""
+
+    suites: tuple[str, ...]
+    split: Split
+    n: int
+    seed: int
+    limit: int | None
+
+    def prompts(self) -> list[PromptItem]:
+        return self._first(_prompts(self.split), key=lambda item: item.task)
+
+    def questions(self) -> list[QuestionItem]:
+        return self._first(_questions(self.split), key=lambda item: item.kind)
+
+    def captions(self) -> list[CaptionItem]:
+        return self._first(_captions(self.split), key=lambda item: "")
+
+    def _first(self, items: Sequence[ItemT], *, key: Callable[[ItemT], str]) -> list[ItemT]:
+        """The suite in an order whose every beginning holds all tasks and columns in proportion."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault((key(item), item.column), []).append(index)
+        order = sorted(
+            ((rank + 0.5) / len(group), index)
+            for group in groups.values()
+            for rank, index in enumerate(group)
+        )
+        return [items[index] for _, index in order][: self.limit]
+
+    def seed_of(self, bench: str, item: str, sample: int = 0) -> int:
+        """48 bits that depend on nothing but the run's seed and what the sample is."""
+        text = f"{self.seed}|{bench}|{item}|{sample}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+    def truth(self, item: PromptItem) -> tuple[Scene, int]:
+        """A scene that fulfils the prompt, and the seed of its background."""
+        seed = self.seed_of(TRUTH, item.id)
+        return scene_for(item.metadata, np.random.default_rng(seed)), seed
+
+    def picture_files(self, out: Path) -> list[tuple[Path, Job]]:
+        """The pictures of the geneval suite, `samples/00000/0000.png`: prompt row, sample."""
+        return [
+            (
+                out / "samples" / f"{row:05d}" / f"{sample:04d}.png",
+                Job(item, sample, self.seed_of("geneval", item.id, sample)),
+            )
+            for row, item in enumerate(self.prompts())
+            for sample in range(self.n)
+        ]
+
+    def ceiling_files(self, out: Path, name: str) -> list[tuple[Path, Job]]:
+        """One picture a prompt for a ceiling, `ceilings/NAME/00000.png`."""
+        return [
+            (
+                out / "ceilings" / name / f"{row:05d}.png",
+                Job(item, 0, self.seed_of(name, item.id)),
+            )
+            for row, item in enumerate(self.prompts())
+        ]
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of what is asked, so that a change of the lists cannot pass for one of a model."""
+        texts: dict[str, list[str]] = {}
+        if {"geneval", "ceilings"} & set(self.suites):
+            texts["geneval"] = [
+                json.dumps(item.metadata, sort_keys=True) for item in self.prompts()
+            ]
+        if "pope" in self.suites:
+            texts["pope"] = [
+                f"{scene_to_json(item.scene)} {item.question} {item.answer}"
+                for item in self.questions()
+            ]
+        if "caption" in self.suites:
+            texts["caption"] = [scene_to_json(item.scene) for item in self.captions()]
+        found = {name: _sha256("\n".join(lines).encode()) for name, lines in texts.items()}
+        held_out = resources.files("tarkit.worlds").joinpath("heldout.json").read_bytes()
+        return {**found, "heldout.json": _sha256(held_out)}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,140 @@
+"""What a benchmark's scores amount to: means, intervals, and what chance would give.
+
+All works on one value per prompt (the share of its pictures that are correct, or whether any
+is): pictures of one prompt are not independent, so prompts are what a bootstrap may redraw.
+Letters: P prompts, n pictures a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+COLOR_POSITION = "color_position"  # drawn world only; beside the six, never in the overall
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % bootstrap interval, and the number of clusters it rests on."""
+
+    value: float
+    low: float
+    high: float
+    num_prompts: int
+
+
+def per_prompt(correct: NDArray[Any]) -> Floats:
+    """(P, n) verdicts -> (P,) share of each prompt's pictures that are correct."""
+    return np.asarray(correct.mean(axis=1), dtype=np.float64)
+
+
+def any_of_n(correct: NDArray[Any]) -> Floats:
+    """(P, n) verdicts -> (P,) 1.0 where at least one of the n pictures is correct."""
+    return np.asarray(correct.any(axis=1), dtype=np.float64)
+
+
+def micro(values: Sequence[float] | Floats, *, replicates: int = 1000, seed: int = 0) -> Estimate:
+    """The plain mean over prompts, its interval from redrawing prompts."""
+    values = _values(values)
+    rng = np.random.default_rng(seed)
+    draws = _redraw(values, rng, replicates)
+    return _estimate(values.mean(), draws, len(values))
+
+
+def macro(
+    values: Sequence[float] | Floats,
+    tasks: Sequence[str],
+    *,
+    over: Sequence[str] = TASKS,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """The unweighted mean of the tasks' means, GenEval's overall.
+
+    The bootstrap redraws prompts within each task, whose sizes are the benchmark's choice.
+    Prompts of tasks not in `over` are left out. Raises ValueError if a task of `over` has no
+    prompt: a mean over five tasks is not GenEval's overall, and must be asked for by name.
+    """
+    values, names = _values(values), np.asarray(tasks)
+    missing = [task for task in over if not (names == task).any()]
+    if missing or not over:
+        raise ValueError(f"no prompt of the tasks {', '.join(missing) or '(none named)'}")
+    rng = np.random.default_rng(seed)
+    groups = [values[names == task] for task in over]
+    draws = np.mean([_redraw(group, rng, replicates) for group in groups], axis=0)
+    value = float(np.mean([group.mean() for group in groups]))
+    return _estimate(value, draws, sum(len(group) for group in groups))
+
+
+def bootstrap(
+    counts: NDArray[Any],
+    clusters: Sequence[Any],
+    statistic: Callable[[Floats], Floats],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """An interval for a figure made of sums, such as F1, redrawing whole clusters.
+
+    `counts` (rows, m) are what rows add to the sums; `clusters` names each row's cluster, such as
+    the picture that six questions share; `statistic` maps sums (..., m) to figures (...).
+    """
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    num_clusters = int(inverse.max()) + 1
+    sums = np.zeros((num_clusters, counts.shape[1]))
+    np.add.at(sums, inverse, counts)
+    rng = np.random.default_rng(seed)
+    times_drawn = rng.multinomial(
+        num_clusters, np.full(num_clusters, 1 / num_clusters), size=replicates
+    )
+    value = statistic(sums.sum(axis=0, keepdims=True))[0]
+    return _estimate(value, statistic(times_drawn @ sums), num_clusters)
+
+
+def chance_floor(
+    judge: Callable[[int, int], float], num_prompts: int, *, shuffles: int = 20, seed: int = 0
+) -> Floats:
+    """(P,) how often each prompt is fulfilled by a picture that another prompt made.
+
+    `judge(prompt, picture)` is the verdict, or score, of the picture made for prompt `picture`.
+    """
+    hits = np.zeros(num_prompts)
+    for prompt, picture in mismatches(num_prompts, shuffles=shuffles, seed=seed):
+        hits[prompt] += judge(prompt, picture)
+    return hits / shuffles
+
+
+def mismatches(num_prompts: int, *, shuffles: int, seed: int = 0) -> Iterator[tuple[int, int]]:
+    """(prompt, picture) pairs, each prompt once a shuffle and never with its own picture.
+
+    Each shuffle shifts a random order by one.
+    """
+    if num_prompts < 2:
+        raise ValueError(f"{num_prompts} prompts cannot be shuffled against each other")
+    rng = np.random.default_rng(seed)
+    for _ in range(shuffles):
+        order = rng.permutation(num_prompts)
+        yield from zip(order.tolist(), np.roll(order, 1).tolist(), strict=True)
+
+
+def _values(values: Sequence[float] | Floats) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array):
+        raise ValueError(f"one value a prompt is needed, got an array of shape {array.shape}")
+    return array
+
+
+def _redraw(values: Floats, rng: np.random.Generator, replicates: int) -> Floats:
+    """(replicates,) means of as many values, drawn with replacement."""
+    drawn: Floats = values[rng.integers(len(values), size=(replicates, len(values)))]
+    return drawn.mean(axis=1)
+
+
+def _estimate(value: float, draws: Floats, num_prompts: int) -> Estimate:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high), num_prompts)

@@ -1,0 +1,172 @@
+"""The readable side of an evaluation: tables for report.md and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tarkit.scoring.results import COLUMNS
+from tarkit.scoring.statistics import COLOR_POSITION, TASKS
+
+Estimates = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; `note` is a sentence below."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [self.header, ["-" * 3] * len(self.header), *self.rows]
+        body = "\n".join("| " + " | ".join(row) + " |" for row in lines)
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"## {self.title}\n\n{body}{note}\n"
+
+
+def show(found: Sequence[Table]) -> None:
+    """Print tables on stderr, at least as wide as they need where that is no terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=200)
+    for each in found:
+        table = RichTable(title=each.title, caption=each.note, title_justify="left")
+        for name in each.header:
+            table.add_column(escape(name), overflow="fold")
+        for row in each.rows:
+            table.add_row(*(escape(cell.replace("**", "")) for cell in row))
+        console.print(table)
+
+
+def tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """The tables of what `results.json` holds under `metrics`, in its order."""
+    found = []
+    pictures = metrics.get("geneval@shapes")
+    if pictures is not None:
+        found.append(_picture_table(pictures))
+    if "pope@shapes" in metrics:
+        found.append(_question_table(metrics["pope@shapes"]))
+    if "caption@shapes" in metrics:
+        found.append(_caption_table(metrics["caption@shapes"]))
+    ceilings = {
+        name.removeprefix("ceiling_"): value
+        for name, value in metrics.items()
+        if name.startswith("ceiling_")
+    }
+    if ceilings:
+        found.append(_ceiling_table(ceilings, pictures))
+    return found
+
+
+def _picture_table(result: Mapping[str, Any]) -> Table:
+    present = [name for name in COLUMNS if name in result["columns"]]
+    parts = [result, *(result["columns"][name] for name in present)]
+    rows = [
+        [task, *(_estimate(part["tasks"].get(task)) for part in parts), _chance(result, task)]
+        for task in TASKS
+    ]
+    overall = [f"{_estimate(part['overall'])}{_over(part)}" for part in parts]
+    rows.append(["**overall**", *overall, _share(result["chance"]["overall"])])
+    blank = [""] * (len(present) + 1)
+    rows.append(["micro", _estimate(result["micro"]), *blank])
+    rows.append(["any of n", _estimate(result["any_of_n"]), *blank])
+    last = [_estimate(part["tasks"].get(COLOR_POSITION)) for part in parts]
+    rows.append([COLOR_POSITION, *last, _chance(result, COLOR_POSITION)])
+    note = (
+        f"{result['num_prompts']} prompts, {result['num_pictures']} pictures, coverage "
+        f"{result['coverage']:.3f}. Overall is the unweighted mean of the six tasks, "
+        f"{COLOR_POSITION} beside it; 95 % intervals from redrawing prompts; chance is the same "
+        "pictures shuffled between prompts."
+    )
+    return Table("geneval@shapes", ["task", "all", *present, "chance"], rows, note)
+
+
+def _question_table(result: Mapping[str, Any]) -> Table:
+    parts = {**result["kinds"], "**all**": result["all"], **result["columns"]}
+    header = ["negatives", "accuracy", "F1", "precision", "recall", "yes", "unclear", "chance"]
+    rows = [
+        [
+            name,
+            _estimate(part["accuracy"]),
+            _estimate(part["f1"]),
+            *(_share(part[key]) for key in ("precision", "recall", "yes_share")),
+            *(_share(part[key]) for key in ("unclear", "chance")),
+        ]
+        for name, part in parts.items()
+    ]
+    note = (
+        f"{result['num_questions']} questions, coverage {result['coverage']:.3f}; answers read as "
+        "POPE's program reads them (no / not / No is no, all else yes); chance is the accuracy of "
+        "the same answers shuffled between questions."
+    )
+    return Table("pope@shapes", header, rows, note)
+
+
+def _caption_table(result: Mapping[str, Any]) -> Table:
+    parts = {"**all**": result["all"], **result["columns"], "chance": result["chance"]}
+    keys = ["precision", "recall", "f1", "relation_precision", "relation_recall", "relation_f1"]
+    keys += ["background", "exact", "unreadable"]
+    header = ["scenes", "P", "R", "F1", "relation P", "relation R", "relation F1"]
+    header += ["background", "exact", "unreadable"]
+    rows = [[name, *(_figure(part[key]) for key in keys)] for name, part in parts.items()]
+    note = (
+        f"{result['num_captions']} captions, coverage {result['coverage']:.3f}; groups of (count, "
+        "colour, shape) as a multiset; exact: all groups, no false relation, a pair's relation "
+        "told."
+    )
+    return Table("caption@shapes", header, rows, note)
+
+
+def _ceiling_table(
+    ceilings: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any] | None
+) -> Table:
+    parts = dict(ceilings) | ({"the model@shapes": model} if model is not None else {})
+    rows = [
+        [
+            name.removesuffix("@shapes").replace("_", " "),
+            f"{_estimate(part['overall'])}{_over(part)}",
+            *(_share((part["tasks"].get(task) or {}).get("value")) for task in TASKS),
+        ]
+        for name, part in parts.items()
+    ]
+    note = (
+        "Pictures of scenes that fulfil the prompts, judged as drawn, after the image VQ alone, "
+        "and after TA-Tok's codes and AR-DTok at each scale: no language model can draw better."
+    )
+    return Table("ceilings", ["", "overall", *TASKS], rows, note)
+
+
+def _over(part: Mapping[str, Any]) -> str:
+    """A mean over fewer tasks says so."""
+    count = len(part["over"])
+    return "" if count == len(TASKS) or not count else f" over {count} tasks"
+
+
+def _chance(result: Mapping[str, Any], task: str) -> str:
+    return _share(result["chance"]["tasks"].get(task))
+
+
+def _figure(value: Any) -> str:
+    return _estimate(value) if isinstance(value, Mapping) else _share(value)
+
+
+def _estimate(estimate: Estimates | None) -> str:
+    """`.823 [.790, .851]`"""
+    if estimate is None:
+        return "-"
+    return (
+        f"{_share(estimate['value'])} [{_share(estimate['low'])}, {_share(estimate['high'])}] "
+        f"({estimate['num_prompts']})"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

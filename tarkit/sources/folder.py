@@ -1,0 +1,85 @@
+"""A folder of pictures, with the captions in .txt files beside them."""
+
+import functools
+import os
+import stat
+from collections import Counter
+from collections.abc import Set
+from pathlib import Path
+
+from tarkit.sources.items import (
+    MAX_FILE_BYTES,
+    MAX_TEXT_BYTES,
+    PICTURE_SUFFIXES,
+    Item,
+    Listing,
+    caption_of,
+    reason_of,
+    shown,
+)
+
+
+def list_folder(root: Path, apart: Set[Path]) -> Listing:
+    items: list[Item] = []
+    others: Counter[str] = Counter()
+
+    def unreadable(error: OSError) -> None:
+        name = shown(os.path.relpath(error.filename, root))
+        items.append(Item(name, error=f"the folder cannot be read: {error.strerror}"))
+
+    real_root = root.resolve()
+    for folder, subfolders, names in os.walk(root, onerror=unreadable):
+        here = Path(folder)
+        for name in subfolders:
+            if (here / name).is_symlink():
+                link = shown(os.path.relpath(here / name, root))
+                items.append(Item(link, error="a link to a folder is not followed"))
+        used = set()
+        for name in names:
+            stem, _, suffix = name.rpartition(".")
+            if stem and suffix.lower() in PICTURE_SUFFIXES:
+                text = f"{stem}.txt" if f"{stem}.txt" in names else None
+                used |= {name, text}
+                items.append(_file_item(here / name, root, real_root, text))
+        for name in set(names) - used:
+            if (here / name).resolve() not in apart:
+                others[shown(Path(name).suffix) or "without suffix"] += 1
+    items.sort(key=lambda item: item.name)
+    left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    notes = (f"{sum(others.values())} files are no pictures: {left}",) if others else ()
+    return Listing("folder", tuple(items), notes)
+
+
+def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> Item:
+    name = shown(path.relative_to(root).as_posix())
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(real_root):
+            return Item(name, error="a link that leaves the folder is not followed")
+        size = real.stat().st_size
+        captions: tuple[str, ...] = ()
+        if text_name:
+            text = (path.parent / text_name).resolve(strict=True)
+            if not text.is_relative_to(real_root):
+                return Item(name, error=f"its caption {text_name} is a link that leaves the folder")
+            captions = caption_of(_read_file(text, MAX_TEXT_BYTES), text_name)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        return Item(name, error=reason_of(error))
+    return Item(
+        name,
+        fingerprint=str(size),
+        captions=captions,
+        read=functools.partial(_read_file, real, MAX_FILE_BYTES),
+    )
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file; a pipe would block for ever, a device never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path.name} is not a regular file")
+        if found.st_size > max_bytes:
+            raise OSError(f"{path.name} has {found.st_size} bytes, more than {max_bytes}")
+        return file.read(max_bytes)

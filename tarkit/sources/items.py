@@ -1,0 +1,92 @@
+"""What a source gives: items in order, and how a stranger's names and texts are read."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
+IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
+CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
+MAX_FILE_BYTES = 256 << 20
+MAX_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a source, or what stands in its place.
+
+    `name` says where it is, `aliases` are other names that a captions or questions file may use;
+    `fingerprint` changes when the picture does (its size and place); `read` gives its bytes and
+    raises OSError; `error` is why it is known to be unusable before it is read.
+    """
+
+    name: str
+    fingerprint: str = ""
+    aliases: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    qa: tuple[tuple[str, str], ...] = ()
+    error: str | None = None
+    read: Callable[[], bytes] = bytes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every item of a source in order; `form` is folder, parquet or tar; `notes` are for people."""
+
+    form: str
+    items: tuple[Item, ...]
+    notes: tuple[str, ...] = ()
+
+
+def with_captions(item: Item, row: Mapping[str, Any], where: str) -> Item:
+    try:
+        captions = captions_of(row, CAPTION_COLUMNS)
+    except ValueError as error:
+        return replace(item, error=f"{where}: {error}")
+    return replace(item, captions=(*item.captions, *captions))
+
+
+def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...]:
+    """Captions of all the columns, the prompt first; each a text or a list of texts."""
+    found: list[str] = []
+    for column in columns:
+        value = row.get(column)
+        for text in value if isinstance(value, list) else [value]:
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise ValueError(f"{column} is {type(text).__name__}, not text")
+            found += caption_of(text.encode("utf-8", "surrogatepass"), column)
+    return tuple(found)
+
+
+def caption_of(blob: bytes, name: str) -> tuple[str, ...]:
+    """The whole text as one caption with its white space made plain; none if it is empty."""
+    text = " ".join(text_of(blob, name).split())
+    return (text,) if text else ()
+
+
+def text_of(blob: bytes, name: str) -> str:
+    try:
+        return blob.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shown(name)} is not UTF-8 text: {error.reason}") from None
+
+
+def json_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def shown(name: str) -> str:
+    """A name that can be stored as UTF-8 whatever bytes the file system or tar gave it."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def reason_of(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,111 @@
+"""Parquet with image bytes: a binary column, or Hugging Face's struct of bytes and path."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.errors import UserError
+from tarkit.sources.items import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    MAX_FILE_BYTES,
+    Item,
+    reason_of,
+    with_captions,
+)
+
+
+def parquet_items(path: Path, label: str) -> Iterator[Item]:
+    number = 0
+    try:
+        num_bytes = path.stat().st_size
+        with pq.ParquetFile(path) as file:
+            column, is_struct = _image_column(path, file.schema_arrow)
+            names, paths, texts = _other_columns(file.schema_arrow, column, is_struct)
+            for group in range(file.num_row_groups):
+                # Without the image bytes, which are read one group at a time when their turn comes.
+                table = file.read_row_group(group, columns=[*names, *paths, *texts])
+                num_rows = file.metadata.row_group(group).num_rows
+                rows = table.to_pylist() if table.num_columns else [{}] * num_rows
+                for place, row in enumerate(rows):
+                    aliases = [row[name] for name in names]
+                    if paths:
+                        aliases.append((row[column] or {}).get("path"))
+                    yield with_captions(
+                        Item(
+                            f"{label}#{number}",
+                            fingerprint=str(num_bytes),
+                            aliases=tuple(alias for alias in aliases if alias),
+                            read=functools.partial(
+                                _parquet_bytes, path, column, is_struct, group, place
+                            ),
+                        ),
+                        row,
+                        "its row",
+                    )
+                    number += 1
+    except (OSError, pa.ArrowException) as error:
+        yield Item(f"{label}#{number}", error=f"the Parquet file is damaged: {reason_of(error)}")
+
+
+def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
+    """(name, whether it is the Hugging Face struct of bytes and path)."""
+
+    def is_bytes(kind: pa.DataType) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    def has_bytes(kind: pa.DataType) -> bool:
+        return (
+            pa.types.is_struct(kind)
+            and kind.get_field_index("bytes") >= 0
+            and is_bytes(kind.field("bytes").type)
+        )
+
+    found = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
+    named = [field for field in found if field.name in ("image", "jpg", "png", "webp", "bytes")]
+    chosen = named if len(found) > 1 else found
+    if len(chosen) != 1:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise UserError(
+            f"{path} has {len(found)} columns of image bytes where one is wanted, named image "
+            f"if there are several; its columns: {columns}"
+        )
+    return chosen[0].name, has_bytes(chosen[0].type)
+
+
+def _other_columns(
+    schema: pa.Schema, column: str, is_struct: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """Columns with names of the picture, with the path in its struct, and with captions."""
+
+    def is_text(kind: pa.DataType) -> bool:
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    others = {field.name: field.type for field in schema if field.name != column}
+    names = [name for name in IMAGE_COLUMNS if name in others and is_text(others[name])]
+    struct = schema.field(column).type
+    has_path = is_struct and struct.get_field_index("path") >= 0
+    paths = [f"{column}.path"] if has_path and is_text(struct.field("path").type) else []
+    return names, paths, [name for name in CAPTION_COLUMNS if name in others]
+
+
+def _parquet_bytes(path: Path, column: str, is_struct: bool, group: int, place: int) -> bytes:
+    value = _row_group(path, column, group)[place].as_py()
+    blob = value.get("bytes") if is_struct and value is not None else value
+    if blob is None:
+        raise OSError("the row has no image bytes")
+    if len(blob) > MAX_FILE_BYTES:
+        raise OSError(f"the picture has {len(blob)} bytes, more than {MAX_FILE_BYTES}")
+    return bytes(blob)
+
+
+@functools.lru_cache(maxsize=1)  # pictures are read in order: one group serves all its rows
+def _row_group(path: Path, column: str, group: int) -> pa.ChunkedArray:
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=[column])[column]
+    except pa.ArrowException as error:
+        raise OSError(f"row group {group} is damaged: {reason_of(error)}") from None

@@ -1,0 +1,132 @@
+"""Captions and questions in a csv, jsonl or Parquet file that names the pictures of a source."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.errors import UserError
+from tarkit.sources.items import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Item,
+    json_of,
+    reason_of,
+    shown,
+    with_captions,
+)
+
+
+def add_captions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
+    """`items` with the captions of a csv, jsonl or Parquet file; unknown names become items."""
+    return _add(items, path, CAPTION_COLUMNS, with_captions)
+
+
+def add_questions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
+    """`items` with the pairs of a csv, jsonl or Parquet file of image, question and answer."""
+    return _add(items, path, ("question", "answer"), _with_question)
+
+
+def _add(
+    items: Sequence[Item],
+    path: Path,
+    columns: Sequence[str],
+    change: Callable[[Item, Mapping[str, Any], str], Item],
+) -> tuple[Item, ...]:
+    """`items` changed by every row of the table in `path`; a row without a picture adds one."""
+    found = list(items)
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(found):
+        for name in {item.name, *item.aliases}:
+            places.setdefault(name, []).append(place)
+    for where, row in _table_rows(path):
+        name = _image_name(row, where)
+        if not any(column in row for column in columns):
+            wanted = ", ".join(columns)
+            raise UserError(f"{where} has none of the columns {wanted}; it has {', '.join(row)}")
+        at = places.get(name, [])
+        if len(at) > 1:
+            raise UserError(
+                f"{where} names {name!r}, and {len(at)} pictures are called so: "
+                f"{found[at[0]].name}, {found[at[1]].name}",
+                hint="name them by the longer form",
+            )
+        if not at:
+            outside = os.path.isabs(name) or name.split("/")[0] == ".."
+            why = "leaves the source" if outside else "is not in the source"
+            at = [len(found)]
+            places[name] = at
+            found.append(Item(shown(name), error=f"named in {where}, but it {why}"))
+        found[at[0]] = change(found[at[0]], row, where)
+    return tuple(sorted(found, key=lambda item: item.name) if len(found) > len(items) else found)
+
+
+def _with_question(item: Item, row: Mapping[str, Any], where: str) -> Item:
+    pair = [row.get("question"), row.get("answer")]
+    if not all(isinstance(part, str) and part.strip() for part in pair):
+        return replace(item, error=f"{where}: a question needs a question and an answer")
+    question, answer = (shown(str(part).strip()) for part in pair)
+    return replace(item, qa=(*item.qa, (question, answer)))
+
+
+def _image_name(row: Mapping[str, Any], where: str) -> str:
+    for column in IMAGE_COLUMNS:
+        value = row.get(column)
+        if isinstance(value, str) and value:
+            return value if os.path.isabs(value) else os.path.normpath(value)
+    raise UserError(
+        f"{where} names no picture: expected one of the columns {', '.join(IMAGE_COLUMNS)}, "
+        f"found {', '.join(map(str, row)) or 'none'}"
+    )
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("captions.csv line 3", row) for every row of a csv, jsonl or Parquet file."""
+    ways = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    if path.suffix not in ways:
+        raise UserError(f"{path} is neither .csv, .jsonl nor .parquet")
+    try:
+        yield from ways[path.suffix](path)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        for row in reader:
+            where = f"{path.name} line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where} has not the {len(reader.fieldnames or ())} columns")
+            yield where, dict(row)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path.name} line {number}"
+            if not line.strip():
+                continue
+            try:
+                row = json_of(line)
+            except ValueError as error:
+                raise UserError(f"{where} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{where} is not a JSON object")
+            yield where, row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with pq.ParquetFile(path) as file:
+        wanted = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, "question", "answer")
+        columns = [name for name in file.schema_arrow.names if name in wanted]
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                yield f"{path.name} row {number}", row
+                number += 1

@@ -1,0 +1,326 @@
+"""`Tar`, the system assembled from a model directory: pictures to words and words to pictures.
+
+    from tarkit import Tar
+    tar = Tar.load("mini")
+    picture = tar.imagine("a photo of a red circle left of a blue square")
+    tar.describe(picture, "what colour is the circle?")
+
+Source: paper Fig. 2 and Sec. 3.3 (inference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tarkit.checkpoints import (
+    LoadedMllm,
+    LoadedTaTok,
+    load_ar_dtok,
+    load_mllm,
+    load_ta_tok,
+    load_vqvae,
+    read_config,
+)
+from tarkit.config import Config
+from tarkit.errors import UserError
+from tarkit.images import resize
+from tarkit.models.ar_dtok import ArDtok
+from tarkit.models.mllm import generate_codes, generate_text, next_logits
+from tarkit.models.vqvae import Vqvae
+from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
+
+EMBEDDED = {"mini": Path(__file__).parent / "mini"}
+"""Models that ship inside the package."""
+
+PARTS = ("mllm", "ta_tok", "ar_dtok", "vqvae")
+
+YES = ("yes", "Yes", "YES")
+NO = ("no", "No", "NO")
+
+
+class Sampling(Config):
+    """Every number that decides a draw; nothing is inherited from anywhere.
+
+    AssembleConfig are the published scripts': the language model's, then the de-tokenizer's.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1200
+    top_p: float = 0.95
+    guidance: float = 4.0
+    """Classifier-free guidance of the de-tokenizer; 1 is off."""
+    dtok_temperature: float = 1.0
+    dtok_top_k: int = 0
+    dtok_top_p: float = 1.0
+
+
+class AssembleConfig(Config):
+    """How an assembled model draws unless it is told otherwise: what `tarkit assemble` reads."""
+
+    default_scale: Scale = Scale.FULL
+    sampling: Sampling = Sampling()
+
+
+ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR --out DIR"
+
+
+def resolve(model: str | Path) -> Path:
+    """The directory of a model: an embedded one by name, or a path."""
+    if str(model) in EMBEDDED:
+        return EMBEDDED[str(model)]
+    path = Path(model)
+    if not path.exists():
+        raise UserError(
+            f"no model {str(model)!r}: neither a folder nor one of {', '.join(EMBEDDED)}",
+            hint="tarkit generate PROMPT --model mini --out picture.png",
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Tar:
+    """Language model, TA-Tok, AR-DTok and image VQ, ready to use on one device."""
+
+    mllm: LoadedMllm
+    ta_tok: LoadedTaTok
+    ar_dtok: ArDtok
+    vqvae: Vqvae
+    sampling: Sampling
+    default_scale: Scale
+    path: Path
+    sha256: str
+    """Identity of the tokenizer, as codes carry it."""
+
+    @classmethod
+    def load(cls, model: str | Path = "mini", *, device: str = "cpu") -> Tar:
+        """Load an assembled model directory, strictly; UserError says what does not fit."""
+        path = resolve(model)
+        defaults = _defaults(path)
+        mllm = load_mllm(path / "mllm")
+        ta_tok = load_ta_tok(path / "ta_tok")
+        for part in ("mllm", "ar_dtok"):
+            _check_fit(path / part, ta_tok)
+        for module in (mllm.model, ta_tok.model):
+            module.to(device)
+        return cls(
+            mllm=mllm,
+            ta_tok=ta_tok,
+            ar_dtok=load_ar_dtok(path / "ar_dtok").to(device),
+            vqvae=load_vqvae(path / "vqvae").to(device),
+            sampling=defaults.sampling,
+            default_scale=defaults.default_scale,
+            path=path,
+            sha256=ta_tok.sha256,
+        )
+
+    @property
+    def grid(self) -> int:
+        return self.ta_tok.grid
+
+    @property
+    def size_px(self) -> int:
+        """Side of the pictures the encoder reads."""
+        return self.ta_tok.size_px
+
+    @property
+    def device(self) -> torch.device:
+        return self.ar_dtok.abs_pe.device
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
+        sized = [np.asarray(resize(i.convert("RGB"), self.size_px, "squash")) for i in images]
+        stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).to(self.device)
+        return stacked.float() / 255
+
+    def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+        """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
+        return self.ta_tok.encode(self.pixels(images), scales)
+
+    def imagine_codes(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        scale: Scale | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Tensor:
+        """Prompts -> TA-Tok codes (B, N): exactly N = `scale.num_codes(grid)` for each.
+
+        `images` holds, for each prompt, one picture for every `<image>` in it (TI2I, I2I).
+        """
+        scale = scale or self.default_scale
+        sampling = sampling or self.sampling
+        visual = self.mllm.vocabulary.visual
+        if visual is None:
+            raise UserError(f"{self.path}/mllm has no visual tokens and cannot draw")
+        given = images or [()] * len(prompts)
+        ids = [
+            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, own, scale), draw=scale)
+            for prompt, own in zip(prompts, given, strict=True)
+        ]
+        return generate_codes(
+            self.mllm.model,
+            ids,
+            visual=visual,
+            num_codes=scale.num_codes(self.grid),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            generators=[_generator(seed, "words") for seed in seeds],
+        )
+
+    def _marked(
+        self, prompt: str, images: Sequence[Image.Image], scale: Scale
+    ) -> list[tuple[Scale, list[int]]]:
+        if not images:
+            return []
+        if prompt.count(IMAGE_MARK) != len(images):
+            raise UserError(
+                f"the prompt has {prompt.count(IMAGE_MARK)} {IMAGE_MARK} marks for "
+                f"{len(images)} pictures: {prompt!r}",
+                hint=f'tarkit generate "a photo of {IMAGE_MARK} above a heart" --image FILE',
+            )
+        return [(scale, row) for row in self.encode(images, [scale])[scale].tolist()]
+
+    def draw(
+        self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
+    ) -> list[Image.Image]:
+        """TA-Tok codes (B, N) of any one scale -> pictures, by AR-DTok and the image VQ."""
+        sampling = sampling or self.sampling
+        drawn = self.ar_dtok.sample(
+            self.ta_tok.condition(codes),
+            guidance=sampling.guidance,
+            temperature=sampling.dtok_temperature,
+            top_k=sampling.dtok_top_k,
+            top_p=sampling.dtok_top_p,
+            generators=[_generator(seed, "pixels") for seed in seeds],
+        )
+        # Truncated to bytes, not rounded, as the published program does.
+        pixels = (self.vqvae.decode(drawn) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(a) for a in pixels.cpu().numpy()]
+
+    def imagine(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        scale: Scale | None = None,
+        images: Sequence[Image.Image] = (),
+        sampling: Sampling | None = None,
+    ) -> Image.Image:
+        """One picture of a prompt; `images` stand at its `<image>` marks."""
+        return self.imagine_many(
+            [prompt], seeds=[seed], scale=scale, images=[images], sampling=sampling
+        )[0]
+
+    def imagine_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        scale: Scale | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt; a picture depends on its own prompt and seed alone."""
+        codes = self.imagine_codes(
+            prompts, seeds=seeds, scale=scale, images=images, sampling=sampling
+        )
+        return self.draw(codes, seeds=seeds, sampling=sampling)
+
+    def reconstruct(
+        self,
+        images: Sequence[Image.Image],
+        *,
+        scale: Scale | None = None,
+        seeds: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Image.Image]:
+        """Picture -> codes -> picture: the ceiling of whatever a language model can draw."""
+        scale = scale or self.default_scale
+        codes = self.encode(images, [scale])[scale]
+        return self.draw(codes, seeds=seeds or [0] * len(images), sampling=sampling)
+
+    def describe(
+        self, image: Image.Image, question: str = "Describe the image.", *, max_tokens: int = 128
+    ) -> str:
+        """The model's answer to a question about a picture, greedily."""
+        return self.describe_many([image], [question], max_tokens=max_tokens)[0]
+
+    def describe_many(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        scale: Scale | None = None,
+        max_tokens: int = 128,
+    ) -> list[str]:
+        """One answer for each picture and question, greedily."""
+        vocabulary = self.mllm.vocabulary
+        answers = generate_text(
+            self.mllm.model,
+            list(self._questions(images, questions, scale)),
+            stop=[vocabulary.chat_end, vocabulary.text.special[END_OF_TEXT]],
+            text_size=vocabulary.text.size,
+            max_tokens=max_tokens,
+        )
+        return [vocabulary.text.decode(ids).strip() for ids in answers]
+
+    def yes_probability(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        scale: Scale | None = None,
+    ) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of the first answer token, over their surface forms."""
+        logits = next_logits(self.mllm.model, list(self._questions(images, questions, scale)))
+        p = logits.double().softmax(-1)
+        encode = self.mllm.vocabulary.text.encode
+        yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
+        return [float(value) for value in yes / (yes + no)]
+
+    def _questions(
+        self, images: Sequence[Image.Image], questions: Sequence[str], scale: Scale | None
+    ) -> Iterator[list[int]]:
+        """Ids of `picture, newline, question` up to where the answer begins (spec: App. C.1)."""
+        scale = scale or self.default_scale
+        codes = self.encode(images, [scale])[scale].tolist()
+        for row, question in zip(codes, questions, strict=True):
+            # The picture's mark stands first; what the question says about marks is just words.
+            yield self.mllm.vocabulary.question(question, (scale, row))
+
+
+def _generator(seed: int, use: str) -> torch.Generator:
+    """A generator of its own for each use of a seed, so that neither disturbs the other."""
+    offset = {"words": 0, "pixels": 1}[use]
+    return torch.Generator().manual_seed(2 * seed + offset)
+
+
+def _defaults(path: Path) -> AssembleConfig:
+    """What the config.json of an assembled model says beside its kind."""
+    config = read_config(path, "tar")
+    try:
+        return AssembleConfig.model_validate({k: v for k, v in config.items() if k != "kind"})
+    except pydantic.ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{path}/config.json: {'; '.join(faults)}", hint=ASSEMBLE) from None
+
+
+def _check_fit(part: Path, ta_tok: LoadedTaTok) -> None:
+    made_for = read_config(part).get("tokenizer_sha256")
+    if made_for != ta_tok.sha256:
+        raise UserError(
+            f"{part} was trained on codes of tokenizer {str(made_for)[:12]}, the ta_tok folder "
+            f"beside it holds {ta_tok.sha256[:12]}",
+            hint=ASSEMBLE,
+        )

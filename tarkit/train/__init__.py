@@ -1,0 +1,1 @@
+"""`tarkit train ...`: one module a stage, all on the one loop of `loop.py`."""

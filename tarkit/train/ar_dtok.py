@@ -1,0 +1,161 @@
+"""`tarkit train ar-dtok`: image-VQ codes from TA-Tok's decoded features.
+
+Source: paper Sec. 3.2, Eq. 4; scales drawn as for the tokenizer (App. C.1); Table 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tarkit.artifacts import open_artifact
+from tarkit.checkpoints import LoadedTaTok, load_ta_tok, load_vqvae, read_config
+from tarkit.config import load_config
+from tarkit.errors import UserError
+from tarkit.images import contact_sheet
+from tarkit.models.ar_dtok import ArDtok, ArDtokArch
+from tarkit.models.vqvae import Vqvae
+from tarkit.train.data import (
+    Picture,
+    Stream,
+    draw_scale,
+    picture_stream,
+    sized,
+    to_bytes,
+    to_pixels,
+)
+from tarkit.train.loop import LoopConfig, train
+from tarkit.vocab import Scale
+
+
+class ArDtokConfig(LoopConfig):
+    """Numbers of AR-DTok's training."""
+
+    arch: ArDtokArch = ArDtokArch()
+    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    condition_dropout: float = 0.1
+    """Share of pictures whose condition is zeroed, for guidance (Table 8: token drop prob)."""
+    sample_guidance: float = 1.5
+
+
+class DtokBatch(NamedTuple):
+    condition: Tensor  # (B, n, C) decoded TA-Tok features
+    codes: Tensor  # (B, N) image-VQ codes
+    dropped: Tensor  # (B,) bool
+
+
+class ArDtokTask:
+    """One square crop feeds both tokenizers."""
+
+    def __init__(
+        self,
+        config: ArDtokConfig,
+        stream: Stream[Picture],
+        ta_tok: LoadedTaTok,
+        vqvae: Vqvae,
+        *,
+        vqvae_sha256: str,
+    ) -> None:
+        self.config = config
+        self.stream = stream
+        self.ta_tok = ta_tok
+        self.vqvae = vqvae
+        self.vqvae_sha256 = vqvae_sha256
+        arch = config.arch
+        wanted = {
+            "vocab_size": vqvae.arch.num_codes,
+            "condition_width": ta_tok.model.arch.encoder.width,
+            "max_condition": ta_tok.grid**2,
+        }
+        wrong = [
+            f"{k} = {getattr(arch, k)} (is {v})" for k, v in wanted.items() if getattr(arch, k) != v
+        ]
+        if wrong:
+            flags = " ".join(f"--set arch.{k}={v}" for k, v in wanted.items())
+            raise UserError(
+                f"arch does not fit the tokenizer and image VQ given: {', '.join(wrong)}",
+                hint=flags,
+            )
+        if arch.side**2 != arch.num_codes:
+            raise UserError(
+                f"arch.num_codes = {arch.num_codes} is no square: pictures have equal sides",
+                hint=f"--set arch.num_codes={arch.side**2}",
+            )
+        self.size_px = arch.side * vqvae.arch.downsampling
+        self.model: ArDtok = ArDtok(arch)
+        self.model.reset_parameters()
+
+    def _both(self, rows: Sequence[Picture], scale: Scale) -> tuple[Tensor, Tensor]:
+        """Conditions (B, n, C) and image-VQ codes (B, N) of pictures."""
+        raw = [row.pixels() for row in rows]
+        seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
+        drawn = to_pixels([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
+        codes = self.ta_tok.encode(seen, [scale])[scale]
+        return self.ta_tok.condition(codes), self.vqvae.encode(drawn)
+
+    def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
+        rows = self.stream.batch(step, size, rank=rank, world=world)
+        scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
+        rng = np.random.default_rng([self.config.seed, step, rank])
+        dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
+        return DtokBatch(*self._both(rows, scale), dropped)
+
+    def loss(
+        self, model: nn.Module, batch: DtokBatch, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        condition = batch.condition.masked_fill(batch.dropped[:, None, None], 0.0)
+        loss = model(condition, batch.codes)
+        return loss, {"condition_tokens": batch.condition.shape[1]}
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        return None
+
+    def samples(self, step: int) -> Image.Image:
+        """Eight pictures, and each drawn again from its codes at every scale, greedily."""
+        self.model.eval()
+        rows = [self.stream[i] for i in range(8)]
+        cells = [Image.fromarray(sized(row.pixels(), self.size_px)) for row in rows]
+        captions = ["original"] * 8
+        for scale in Scale:
+            condition, _ = self._both(rows, scale)
+            codes = self.model.sample(
+                condition, guidance=self.config.sample_guidance, temperature=0.0
+            )
+            cells += [Image.fromarray(a) for a in to_bytes(self.vqvae.decode(codes))]
+            captions += [f"{condition.shape[1]} codes"] * 8
+        return contact_sheet(cells, captions, columns=8, cell_px=96)
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        return self.model, {
+            "kind": "ar_dtok",
+            "arch": self.config.arch.model_dump(mode="json"),
+            "tokenizer_sha256": self.ta_tok.sha256,
+            "vqvae_sha256": self.vqvae_sha256,
+        }
+
+
+def run(
+    config: Path | None,
+    *,
+    images: Path,
+    tokenizer: Path,
+    vqvae: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train the autoregressive de-tokenizer on pictures."""
+    settings = load_config(ArDtokConfig, config, overrides)
+    torch.manual_seed(settings.seed)
+    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    made = str(read_config(vqvae, "vqvae")["sha256"])
+    task = ArDtokTask(
+        settings, stream, load_ta_tok(tokenizer), load_vqvae(vqvae), vqvae_sha256=made
+    )
+    parents = {"images": images, "tokenizer": tokenizer, "vqvae": vqvae}
+    return train(task, settings, out=out, name="ar-dtok", parents=parents)

@@ -1,0 +1,272 @@
+"""The one training loop: accelerate underneath, exact resume, metrics, sample sheets.
+
+A step's data and randomness are functions of (seed, step), so a run that is killed and started
+again ends with the same weights to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tarkit.artifacts import begin_directory
+from tarkit.checkpoints import save_model
+from tarkit.config import Config
+from tarkit.errors import UserError
+from tarkit.progress import Progress
+from tarkit.train.data import seed_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class LoopConfig(Config):
+    """What every training has; the verbs' own configs extend it. Defaults: paper, Table 8."""
+
+    steps: int
+    batch_size: int
+    """Rows a step over all processes."""
+    learning_rate: float
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: float = 0.04
+    """Share of the steps over which the rate rises from zero."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_rate: float = 0.02
+    """Muon's own rate for hidden matrices; everything else stays with AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    checkpoint_every: int = 500
+    log_every: int = 50
+    sample_every: int = 1000
+
+
+class Task(Protocol):
+    """What one kind of training tells the loop."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained; its state dict is the checkpoint."""
+
+    def batch(self, step: int, size: int, rank: int, world: int) -> Any:
+        """This rank's part of a step's data, made in a background thread."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss to descend and figures to log."""
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        """Anything done to the weights beside the gradient, as a function of the step."""
+
+    def samples(self, step: int) -> Image.Image | None:
+        """A sheet to look at."""
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        """What to save of the finished model, and its config.json; may measure it."""
+
+
+def rate(config: LoopConfig, step: int) -> float:
+    """The factor on the learning rate at a step: linear warm-up, then the schedule to zero."""
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return (step + 1) / warm
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(1, config.steps - warm)
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the hidden matrices and AdamW for all else.
+
+    Weight decay falls on matrices alone, as is usual.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"optimizer = 'muon' needs torch 2.9 or newer, this is {torch.__version__}",
+                hint="pip install 'torch>=2.9,<2.14'   or set optimizer = 'adamw'",
+            )
+        hidden = [p for n, p in named if p.dim() == 2 and not _is_table(n)]
+    chosen = set(map(id, hidden))
+    rest = [p for _, p in named if id(p) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    ]
+    if hidden:
+        made.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.muon_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw" if config.muon_rate < 0.01 else None,
+            )
+        )
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return made
+
+
+def _is_table(name: str) -> bool:
+    """Embedding tables and output heads: matrices whose rows stand for symbols."""
+    return any(part in name for part in ("embed", "lm_head", "output.weight", "abs_pe"))
+
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    *,
+    out: Path,
+    name: str,
+    parents: Mapping[str, Path],
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Train `task.model` for `config.steps` steps into a model directory, or go on with it.
+
+    `files` are texts that stand beside the weights, by name.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.precision)
+    main = accelerator.is_main_process
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if config.batch_size % world:
+        raise UserError(
+            f"batch_size = {config.batch_size} does not divide by {world} processes",
+            hint=f"--set batch_size={config.batch_size // world * world or world}",
+        )
+    begin_directory(
+        out, "model", settings={"stage": name, **config.model_dump(mode="json")}, parents=parents
+    )
+    if (out / "model.safetensors").exists():
+        return out
+    for file, text in (files or {}).items() if main else ():
+        (out / file).write_text(text, encoding="utf-8")
+    state_path = out / "state" / "checkpoint.pt"
+    made = optimizers(task.model, config)
+    start = 0
+    if state_path.exists():
+        state = torch.load(state_path, map_location="cpu", weights_only=True, mmap=True)
+        task.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(made, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start = int(state["step"])
+    if main:
+        _truncate_log(out / "metrics.jsonl", start)
+    model, *prepared = accelerator.prepare(task.model, *made)
+    log = (out / "metrics.jsonl").open("a") if main else None
+    board = _tensorboard(out) if main else None
+    began, seen = time.monotonic(), 0
+    per_rank = config.batch_size // world
+    with (
+        Progress(name, total=config.steps, unit="steps", done=start) as progress,
+        ThreadPoolExecutor(1) as ahead,
+    ):
+        upcoming = ahead.submit(task.batch, start, per_rank, rank, world)
+        for step in range(start, config.steps):
+            batch = upcoming.result()
+            if step + 1 < config.steps:
+                upcoming = ahead.submit(task.batch, step + 1, per_rank, rank, world)
+            model.train()
+            torch.manual_seed(seed_of(config.seed, step, rank, "step"))
+            with accelerator.autocast():
+                loss, figures = task.loss(model, batch, step)
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+            factor = rate(config, step)
+            for optimizer in prepared:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                optimizer.step()
+                optimizer.zero_grad()
+            task.after_step(step, accelerator.unwrap_model(model))
+            seen += config.batch_size
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                kept = state_path if state_path.exists() else "not yet written"
+                raise UserError(
+                    f"the loss of step {step} is {value}; the last good state is {kept}",
+                    hint=f"lower learning_rate (now {config.learning_rate}) and use another --out",
+                )
+            progress.advance(1, loss=value)
+            done = step + 1
+            if log and (done % config.log_every == 0 or done == config.steps):
+                spent = time.monotonic() - began
+                row = {"step": done, "loss": value, "grad_norm": float(norm), "rate": factor}
+                row |= figures | {"rows_per_s": round(seen / spent, 2)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                if board:
+                    for key, figure in row.items():
+                        board.add_scalar(key, figure, done)
+            if main and done % config.sample_every == 0 and done < config.steps:
+                _sheet(task, out, done)
+            if main and done % config.checkpoint_every == 0 and done < config.steps:
+                _checkpoint(state_path, done, accelerator.unwrap_model(model), prepared)
+    if main:
+        task.model.eval()
+        _sheet(task, out, config.steps)
+        finished, description = task.finish()
+        save_model(out, finished, description, config)
+        state_path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return out
+
+
+def _sheet(task: Task, out: Path, step: int) -> None:
+    """Write the task's sample sheet; sampling must not disturb the run's randomness."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sheet = task.samples(step)
+    if sheet is not None:
+        (out / "samples").mkdir(exist_ok=True)
+        sheet.save(out / "samples" / f"{step:07d}.png")
+
+
+def _checkpoint(
+    path: Path, step: int, model: nn.Module, made: Iterable[torch.optim.Optimizer]
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")  # one name: what a killed run left is overwritten
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in made],
+    }
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint: those steps are about to be run again."""
+    if path.exists():
+        # A killed run can leave half a line at the end; what it tells of is run again.
+        whole = [row for row in path.read_text().splitlines(keepends=True) if row.endswith("\n")]
+        path.write_text("".join(row for row in whole if json.loads(row)["step"] <= step))
+
+
+def _tensorboard(out: Path) -> Any:
+    """A writer where tensorboard is installed, None where it is not."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

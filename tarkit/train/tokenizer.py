@@ -1,0 +1,259 @@
+"""`tarkit train tokenizer`: TA-Tok, with a codebook projected from a language model's own table.
+
+Source: paper Sec. 3.1 and App. C.1 (losses of Eq. 3 and L_rec, scales drawn 2:1:1), Table 8.
+Beyond the paper, each a stated option: the teacher may be whitened, the encoder may stay frozen,
+and the projection may start from the data's own directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from tarkit.artifacts import open_artifact
+from tarkit.checkpoints import Embeddings, load_encoder, read_embeddings
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.models.codebook import Representative, representative_rows, usage
+from tarkit.models.encoder import VisionEncoder
+from tarkit.models.ta_tok import TaTok, TaTokArch, pool
+from tarkit.train.data import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
+from tarkit.train.loop import LoopConfig, train
+from tarkit.vocab import Scale
+
+
+class TaTokSizes(Config):
+    """What of TA-Tok's sizes is free once encoder and language model are given."""
+
+    num_codes: int = 65536
+    code_width: int | None = None
+    """None: the language model's width, so that codes can be its embeddings (paper Sec. 3.3)."""
+    select_layer: int = -2
+    stochastic: bool = True
+    temperature: float = 0.03
+    decoder_layers: int = 3
+    decoder_heads: int = 12
+    decoder_mlp_width: int = 3072
+    decoder_side: int = 16
+
+
+class TokenizerConfig(LoopConfig):
+    """Numbers of TA-Tok's training; defaults of the losses are the paper's (Table 8)."""
+
+    sizes: TaTokSizes = TaTokSizes()
+    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    """How often scales 1, 2, 3 are drawn, one a step (App. C.1)."""
+    representative: Representative = "far"
+    codebook: float = 1.0
+    commitment: float = 0.25
+    """Weight of Eq. 3's commitment half: 0.25 in the released file (the paper prints 1.0)."""
+    reconstruction: float = 1.0
+    freeze_encoder: bool = False
+    whiten: float = 0.0
+    """Teacher features are whitened by their covariance to the power -whiten/2: 0 leaves them, 1
+    gives every direction equal variance. Unwhitened, a common direction hides what matters
+    (cosine .905 with colour at chance, measured in miniature)."""
+    start: Literal["linear", "data"] = "linear"
+    """Where the projection W starts: as any linear layer, or so that E W covers the features."""
+    start_rank: int = 0
+    """With `start = "data"`: how many principal directions of the features; 0 is all."""
+    warmup_unquantised: float = 0.0
+    measure_pictures: int = 512
+
+
+class TokenizerModel(nn.Module):
+    """TA-Tok and its frozen teacher."""
+
+    mean: Tensor
+    whitener: Tensor
+
+    def __init__(self, config: TokenizerConfig, encoder: VisionEncoder, table: Tensor) -> None:
+        super().__init__()
+        sizes = config.sizes
+        arch = TaTokArch(
+            encoder=encoder.arch.model_copy(update={"head": False}),
+            embedding_width=table.shape[1],
+            **{**sizes.model_dump(), "code_width": sizes.code_width or table.shape[1]},
+        )
+        self.config = config
+        self.ta_tok = TaTok(arch)
+        own = self.ta_tok.encoder.state_dict()
+        weights = {k: v.clone() for k, v in encoder.state_dict().items() if k in own}
+        self.ta_tok.encoder.load_state_dict(weights)
+        self.ta_tok.codebook.embedding.weight.data.copy_(table)
+        self.teacher = encoder.requires_grad_(False)
+        if config.freeze_encoder:
+            self.ta_tok.encoder.requires_grad_(False)
+        width = encoder.arch.width
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("whitener", torch.eye(width))
+
+    @torch.no_grad()
+    def target(self, pixels: Tensor) -> Tensor:
+        """The teacher's features (B, grid**2, W), whitened as configured."""
+        features = self.teacher.features(pixels, layer=self.config.sizes.select_layer)
+        return (features - self.mean) @ self.whitener
+
+    @torch.no_grad()
+    def start_from(self, pixels: Tensor) -> None:
+        """Set the whitener, and the codebook's projection, from a body of pictures."""
+        raw = self.teacher.features(pixels, layer=self.config.sizes.select_layer)
+        if self.config.whiten:
+            flat = raw.flatten(0, 1)
+            self.mean.copy_(flat.mean(0))
+            values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+            values = values.clamp(min=float(values.max()) * 1e-4)
+            power = values.pow(-self.config.whiten / 2)
+            self.whitener.copy_(vectors * power @ vectors.T)
+        if self.config.start == "data":
+            features = self.ta_tok.features(pixels)
+            z = torch.cat([self.ta_tok.project(features, s).flatten(0, 1) for s in Scale])
+            self._cover(z)
+
+    def _cover(self, z: Tensor) -> None:
+        """Choose W and b so that the rows of E W + b have the mean and covariance of z (M, D)."""
+        codebook = self.ta_tok.codebook
+        rows = codebook.embedding.weight
+        rank = self.config.start_rank or min(rows.shape[1], z.shape[1])
+        row_values, row_vectors = torch.linalg.eigh(torch.cov(rows.T))
+        z_values, z_vectors = torch.linalg.eigh(torch.cov(z.T))
+        # eigh sorts ascending: the last `rank` directions carry the most.
+        shrink = row_vectors[:, -rank:] * row_values[-rank:].clamp(min=1e-12).rsqrt()
+        grow = (z_vectors[:, -rank:] * z_values[-rank:].clamp(min=0).sqrt()).T
+        weight = shrink @ grow
+        codebook.embedding_proj.weight.copy_(weight.T)
+        codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
+
+    def forward(self, pixels: Tensor, scale: Scale) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one step at one scale, and figures."""
+        config = self.config
+        frozen = config.freeze_encoder
+        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
+            features = self.ta_tok.features(pixels)
+        out = self.ta_tok(features, scale)
+        target = pool(self.target(pixels), scale)
+        reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
+        loss = (
+            config.reconstruction * reconstruction
+            + config.codebook * out.codebook_loss
+            + config.commitment * out.commitment_loss
+        )
+        return loss, {
+            "cosine": 1 - float(reconstruction.detach()),
+            "codebook": float(out.codebook_loss.detach()),
+            "perplexity": usage(out.codes, config.sizes.num_codes).perplexity,
+            "scale": int(scale),
+        }
+
+
+class TokenizerTask:
+    """Pictures only: TA-Tok trains without text (App. C.1)."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        stream: Stream[Picture],
+        encoder: VisionEncoder,
+        embeddings: Embeddings,
+    ) -> None:
+        self.config = config
+        self.stream = stream
+        usable = embeddings.used
+        if len(usable) < config.sizes.num_codes:
+            raise UserError(
+                f"num_codes = {config.sizes.num_codes}, but only {len(usable)} rows of the "
+                "language model's table were used by its training text",
+                hint=f"--set sizes.num_codes={len(usable)}",
+            )
+        rows = representative_rows(
+            embeddings.table[usable], config.sizes.num_codes, how=config.representative
+        )
+        self.rows = usable[rows]
+        self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
+        self.model.start_from(self._pixels([stream[i] for i in range(min(256, stream.total))]))
+
+    def _pixels(self, rows: Sequence[Picture]) -> Tensor:
+        size = self.model.ta_tok.arch.encoder.size_px
+        return to_pixels([sized(row.pixels(), size) for row in rows])
+
+    def batch(self, step: int, size: int, rank: int, world: int) -> tuple[Tensor, Scale]:
+        rows = self.stream.batch(step, size, rank=rank, world=world)
+        return self._pixels(rows), draw_scale(self.config.scale_ratio, self.config.seed, step)
+
+    def loss(
+        self, model: nn.Module, batch: tuple[Tensor, Scale], step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        loss, figures = model(*batch)
+        return loss, figures
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        return None
+
+    def samples(self, step: int) -> Image.Image | None:
+        return None
+
+    @torch.no_grad()
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Codebook health and reconstruction cosine of every scale, by argmax codes."""
+        ta_tok = self.model.ta_tok
+        found: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
+        cosines: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
+        count = min(self.config.measure_pictures, self.stream.total)
+        for first in range(0, count, 32):
+            pixels = self._pixels([self.stream[i] for i in range(first, min(first + 32, count))])
+            features, target = ta_tok.features(pixels), self.model.target(pixels)
+            for scale in Scale:
+                codes = ta_tok.codebook.nearest(ta_tok.project(features, scale))
+                decoded = ta_tok.condition(codes)
+                found[scale].append(codes)
+                cosines[scale].append(
+                    F.cosine_similarity(decoded, pool(target, scale), dim=-1).flatten()
+                )
+        everything = torch.cat([c.flatten() for codes in found.values() for c in codes])
+        figures: dict[str, Any] = {"all_scales": _health(everything, self.config.sizes.num_codes)}
+        for scale in Scale:
+            health = _health(torch.cat(found[scale]), self.config.sizes.num_codes)
+            figures[f"scale_{int(scale)}"] = {
+                **health,
+                "cosine": round(float(torch.cat(cosines[scale]).mean()), 5),
+            }
+        return ta_tok, {
+            "kind": "ta_tok",
+            "arch": ta_tok.arch.model_dump(mode="json"),
+            "codebook_rows": self.rows.tolist(),
+            "figures": {**figures, "pictures": count},
+        }
+
+
+def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:
+    found = usage(codes, num_codes)
+    return {"used": found.used, "dead": found.dead, "perplexity": round(found.perplexity, 2)}
+
+
+def run(
+    config: Path | None,
+    *,
+    images: Path,
+    encoder: Path,
+    lm: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train TA-Tok from a vision encoder and a language model's table."""
+    settings = load_config(TokenizerConfig, config, overrides)
+    torch.manual_seed(settings.seed)
+    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
+    return train(
+        task,
+        settings,
+        out=out,
+        name="tokenizer",
+        parents={"images": images, "encoder": encoder, "lm": lm},
+    )

@@ -1,0 +1,200 @@
+"""Scenes made to order: for a prompt, against a prompt, and beside another scene.
+
+Ground truth, its single-clause corruptions, and the pairs and references of I2I and TI2I.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import permutations
+from typing import Literal, get_args
+
+import numpy as np
+
+from tarkit.worlds.prompts import Metadata, edits, held_out_kinds, may_state
+from tarkit.worlds.scenes import (
+    Object,
+    Scene,
+    Split,
+    holds_held_out_picture,
+    one_of,
+    place,
+    relations,
+    sample_background,
+    sample_colours,
+    satisfies,
+)
+from tarkit.worlds.shapes import COLOURS, SHAPES, SIDE_PX
+
+Corruption = Literal["drop", "reshape", "add", "recolour", "swap_colours", "swap_positions"]
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+
+
+def always_satisfies(scene: Scene, metadata: Metadata) -> bool:
+    """True if the verdict is right whichever objects of a class a detector ranks first."""
+    return all(satisfies(other, metadata) for other in _orders(scene, metadata))
+
+
+def never_satisfies(scene: Scene, metadata: Metadata) -> bool:
+    """True if the verdict is wrong whichever objects of a class a detector ranks first."""
+    return not any(satisfies(other, metadata) for other in _orders(scene, metadata))
+
+
+def _orders(scene: Scene, metadata: Metadata) -> list[Scene]:
+    """The scene in every order that can matter: one, if no class asked for occurs twice."""
+    counts = Counter(item.shape for item in scene.objects)
+    if not _looks(metadata) or all(counts[c["class"]] <= 1 for c in metadata["include"]):
+        return [scene]
+    return [replace(scene, objects=order) for order in permutations(scene.objects)]
+
+
+def _looks(metadata: Metadata) -> bool:
+    """True if a clause asks more than a number, so that the ranking can matter."""
+    return any(clause.keys() - {"class", "count"} for clause in metadata["include"])
+
+
+def scene_for(metadata: Metadata, rng: np.random.Generator, *, split: Split = "test") -> Scene:
+    """Draw a scene that satisfies a GenEval record and shows nothing else.
+
+    What the record leaves open (colours, places) is drawn as training draws it. In split "train"
+    a held-out composition raises ValueError; elsewhere the record may ask for one.
+    """
+    if split == "train" and held_out_kinds(metadata):
+        raise ValueError(f"training pictures hold no {metadata['prompt']!r}")
+    shapes: list[str] = []
+    fixed: list[str | None] = []
+    for clause in metadata["include"]:
+        shapes += [clause["class"]] * clause["count"]
+        fixed += [clause.get("color")] * clause["count"]
+    drawn = sample_colours(rng, shapes, train=True)
+    colours = [asked or free for asked, free in zip(fixed, drawn, strict=True)]
+    background = sample_background(rng)
+
+    def accepts(objects: tuple[Object, ...]) -> bool:
+        scene = Scene(objects, background)
+        if split == "train" and holds_held_out_picture(scene):
+            return False
+        return always_satisfies(scene, metadata)
+
+    return Scene(place(rng, shapes, colours, accepts), background)
+
+
+# - beside another scene -
+
+
+def similar(scene: Scene, rng: np.random.Generator, *, split: Split = "train") -> Scene:
+    """The same objects, relations and kind of background at another layout: I2I's second picture.
+
+    With one or two objects all relations stay; in a crowd, where no one-sentence caption states
+    any, the places are free.
+    """
+    shapes = [item.shape for item in scene.objects]
+    colours = [item.colour for item in scene.objects]
+    background = sample_background(rng)
+    while background.kind != scene.background.kind:
+        background = sample_background(rng)
+    free = split == "train" and not holds_held_out_picture(scene)
+
+    def accepts(objects: tuple[Object, ...]) -> bool:
+        if free and holds_held_out_picture(Scene(objects, background)):
+            return False
+        return len(objects) != 2 or relations(*objects) == relations(*scene.objects)
+
+    return Scene(place(rng, shapes, colours, accepts), background)
+
+
+def alone(item: Object, rng: np.random.Generator) -> Scene:
+    """That shape in that colour, alone, elsewhere and of another size: TI2I's reference."""
+    return Scene(place(rng, [item.shape], [item.colour]), sample_background(rng))
+
+
+# - against a prompt -
+
+
+def corruptions_for(metadata: Metadata) -> tuple[Corruption, ...]:
+    """The single-clause corruptions that can break this record."""
+    clauses = metadata["include"]
+    coloured = [clause["color"] for clause in clauses if "color" in clause]
+    kinds: list[Corruption] = ["drop", "reshape"]
+    if metadata.get("exclude"):
+        kinds.append("add")
+    if coloured:
+        kinds.append("recolour")
+    if len(set(coloured)) == 2:
+        kinds.append("swap_colours")
+    if any("position" in clause for clause in clauses):
+        kinds.append("swap_positions")
+    return tuple(kinds)
+
+
+def corrupt(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.Generator) -> Scene:
+    """A scene that breaks the record by one change to a scene that satisfies it.
+
+    Raises ValueError where the record has no such clause (see corruptions_for).
+    """
+    if kind not in corruptions_for(metadata):
+        raise ValueError(f"{kind!r} cannot break {metadata['prompt']!r}")
+    for _ in range(1000):
+        changed = _change(scene, metadata, kind, rng)
+        if never_satisfies(changed, metadata):
+            return changed
+    raise RuntimeError(f"no {kind!r} breaks {metadata['prompt']!r} on {scene}")
+
+
+def _change(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.Generator) -> Scene:
+    objects = list(scene.objects)
+    asked = {clause["class"] for clause in metadata["include"]}
+    named = [i for i, item in enumerate(objects) if item.shape in asked]
+    i = one_of(rng, named)
+    item = objects[i]
+    match kind:
+        case "drop":
+            del objects[i]
+        case "reshape":
+            objects[i] = replace(item, shape=_other(rng, SHAPES, item.shape))
+        case "recolour":
+            objects[i] = replace(item, colour=_other(rng, COLOURS, item.colour))
+        case "swap_colours":
+            first, second = [clause["color"] for clause in metadata["include"]]
+            swap = {first: second, second: first}
+            objects = [
+                replace(one, colour=swap.get(one.colour, one.colour)) if one.shape in asked else one
+                for one in objects
+            ]
+        case "swap_positions":  # the mirrored places keep every gap
+            relation = next(c["position"][0] for c in metadata["include"] if "position" in c)
+            objects = [mirrored(one, relation in ("left of", "right of")) for one in objects]
+        case "add":
+            shapes = [one.shape for one in objects] + [item.shape]
+            colours = [one.colour for one in objects] + [item.colour]
+            objects = list(place(rng, shapes, colours))
+    return replace(scene, objects=tuple(objects))
+
+
+def mirrored(item: Object, left_to_right: bool) -> Object:
+    """The object at the mirrored place of the canvas; its shape is not mirrored."""
+    if left_to_right:
+        return replace(item, x=round(SIDE_PX - item.x, 2))
+    return replace(item, y=round(SIDE_PX - item.y, 2))
+
+
+def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:
+    return one_of(rng, [other for other in names if other != name])
+
+
+def false_caption(
+    scene: Scene, metadata: Metadata, rng: np.random.Generator, *, split: Split = "train"
+) -> Metadata | None:
+    """A record one clause away from a true one, and false of the scene; None if there is none.
+
+    The kind of change is drawn first. In split "train" it states no held-out composition.
+    """
+    found = [
+        [other for other in options if may_state(other, split) and never_satisfies(scene, other)]
+        for options in edits(metadata).values()
+    ]
+    found = [options for options in found if options]
+    if not found:
+        return None
+    return one_of(rng, one_of(rng, found))

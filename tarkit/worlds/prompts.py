@@ -1,0 +1,210 @@
+"""G0: GenEval's templates and metadata, word for word, about a scene.
+
+Source: github.com/djghosh13/geneval, prompts/create_prompts.py; the seventh template,
+`color_position`, is ours and reported beside the six.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
+from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out
+from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations
+from tarkit.worlds.shapes import COLOURS, SHAPES
+
+Metadata = dict[str, Any]
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+EXTRA_TASK = "color_position"
+
+
+def g0_prompt(metadata: Metadata) -> str:
+    """The prompt GenEval writes for a metadata record."""
+    clauses = metadata["include"]
+    names = [
+        f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
+        for clause in clauses
+    ]
+    match metadata["tag"]:
+        case "counting":
+            return f"a photo of {NUMBER_WORDS[clauses[0]['count']]} {plural(names[0])}"
+        case "position" | "color_position":  # the first clause is what the second stands beside
+            relation = clauses[1]["position"][0]
+            return f"a photo of {with_article(names[1])} {relation} {with_article(names[0])}"
+        case _:
+            return "a photo of " + " and ".join(with_article(name) for name in names)
+
+
+def g0_metadata(
+    tag: str,
+    shapes: Sequence[str],
+    *,
+    colours: Sequence[str] | None = None,
+    count: int = 1,
+    relation: str | None = None,
+) -> Metadata:
+    """A GenEval record with its prompt; for positions the shapes are (subject, object)."""
+    colour_of = colours if colours is not None else [None] * len(shapes)
+    named = list(zip(shapes, colour_of, strict=True))
+    if relation is not None:
+        named.reverse()
+    include: list[dict[str, Any]] = []
+    for shape, colour in named:
+        clause: dict[str, Any] = {"class": shape, "count": count}
+        if colour is not None:
+            clause["color"] = colour
+        include.append(clause)
+    if relation is not None:
+        include[1]["position"] = [relation, 0]
+    metadata: Metadata = {"tag": tag, "include": include}
+    if tag == "counting":
+        metadata["exclude"] = [{"class": shapes[0], "count": count + 1}]
+    metadata["prompt"] = g0_prompt(metadata)
+    return metadata
+
+
+def held_out_kinds(metadata: Metadata) -> frozenset[str]:
+    """Which of the held-out lists "a" to "d" a GenEval record states; "five" is extrapolation."""
+    rules = held_out()
+    kinds = set()
+    clauses = metadata["include"]
+    for clause in clauses:
+        if (clause.get("color"), clause["class"]) in rules.colour_shape:
+            kinds.add("a")
+        if clause["count"] >= EXTRAPOLATED_COUNT:
+            kinds.add("five")
+        if (clause["class"], clause["count"]) in rules.shape_count:
+            kinds.add("c")
+        if "position" in clause:
+            relation, target = clause["position"]
+            if (clause["class"], relation, clauses[target]["class"]) in rules.relation:
+                kinds.add("b")
+        if any(rules.holds_pair(clause["class"], other["class"]) for other in clauses):
+            kinds.add("d")
+    return frozenset(kinds)
+
+
+def may_state(metadata: Metadata, split: Split) -> bool:
+    """Training text states nothing held out; everything else may."""
+    return split != "train" or not held_out_kinds(metadata)
+
+
+def edits(metadata: Metadata) -> dict[str, list[Metadata]]:
+    """The records that differ from one in a single clause, by what was changed."""
+    tag = metadata["tag"]
+    clauses = metadata["include"]
+    order = clauses[::-1] if "position" in clauses[-1] else clauses  # (subject, object) again
+    shapes = [clause["class"] for clause in order]
+    colours = [clause["color"] for clause in order] if "color" in order[0] else None
+    count = clauses[0]["count"]
+    relation = clauses[1]["position"][0] if "position" in clauses[-1] else None
+    found: dict[str, list[Metadata]] = {
+        "reshape": [
+            g0_metadata(tag, changed, colours=colours, count=count, relation=relation)
+            for changed in _replacements(shapes, SHAPES)
+            if len(set(changed)) == len(changed)
+        ]
+    }
+    if colours is not None:
+        found["recolour"] = [
+            g0_metadata(tag, shapes, colours=changed, relation=relation)
+            for changed in _replacements(colours, COLOURS)
+        ]
+        if len(set(colours)) == 2:
+            found["swap_colours"] = [
+                g0_metadata(tag, shapes, colours=colours[::-1], relation=relation)
+            ]
+    if tag == "counting":
+        found["recount"] = [
+            g0_metadata(tag, shapes, count=number)
+            for number in (*COUNTS, EXTRAPOLATED_COUNT)
+            if number != count
+        ]
+    if relation is not None:
+        found["rerelate"] = [
+            g0_metadata(tag, shapes, colours=colours, relation=other)
+            for other in RELATIONS
+            if other != relation
+        ]
+    return found
+
+
+def _replacements(names: Sequence[str], choices: Sequence[str]) -> list[list[str]]:
+    """The names with one of them replaced by each other choice."""
+    return [
+        [*names[:i], choice, *names[i + 1 :]]
+        for i in range(len(names))
+        for choice in choices
+        if choice != names[i]
+    ]
+
+
+def g0_captions(scene: Scene, *, split: Split = "train") -> list[Metadata]:
+    """Every G0 statement that is true of the scene whichever objects a detector ranks first."""
+    counts = Counter(item.shape for item in scene.objects)
+    by_shape = {shape: [item for item in scene.objects if item.shape == shape] for shape in counts}
+    # The one colour of all objects of a shape: only then "a red circle" cannot be disputed.
+    colour_of = {
+        shape: items[0].colour
+        for shape, items in by_shape.items()
+        if len({item.colour for item in items}) == 1
+    }
+    found = [g0_metadata("single_object", [shape]) for shape in counts]
+    found += [g0_metadata("colors", [shape], colours=[c]) for shape, c in colour_of.items()]
+    found += [
+        g0_metadata("counting", [shape], count=number)
+        for shape, number in counts.items()
+        if number >= 2
+    ]
+    for one in counts:
+        for other in counts:
+            if one == other:
+                continue
+            both = [one, other]
+            colours = [colour_of[name] for name in both if name in colour_of]
+            known = len(colours) == 2
+            found.append(g0_metadata("two_object", both))
+            if known:
+                found.append(g0_metadata("color_attr", both, colours=colours))
+            for relation in _shared_relations(by_shape[one], by_shape[other]):
+                found.append(g0_metadata("position", both, relation=relation))
+                if known:
+                    found.append(
+                        g0_metadata("color_position", both, colours=colours, relation=relation)
+                    )
+    return [metadata for metadata in found if may_state(metadata, split)]
+
+
+def _shared_relations(ones: Iterable[Object], others: Sequence[Object]) -> list[str]:
+    """The relations that hold between every one and every other."""
+    shared = [set(relations(a, b)) for a in ones for b in others]
+    return [name for name in RELATIONS if all(name in held for held in shared)]
+
+
+def caption_g0(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train"
+) -> tuple[str, Metadata]:
+    """One true GenEval prompt, among those that name as many of the objects as one can.
+
+    The task is drawn first, so that a picture with eight true positions is not always spoken of
+    by position. A scene always has one: naming a single shape is never held out.
+    """
+    counts = Counter(item.shape for item in scene.objects)
+    best: dict[str, list[Metadata]] = {}
+    most = 0
+    for metadata in g0_captions(scene, split=split):
+        named = sum(clause["count"] for clause in metadata["include"])
+        # "a photo of a ring" of three rings is true, and misleads: a lone mention of many is last.
+        missed = any(counts[clause["class"]] > clause["count"] for clause in metadata["include"])
+        rank = 0 if missed else named
+        if rank > most:
+            best, most = {}, rank
+        if rank == most:
+            best.setdefault(metadata["tag"], []).append(metadata)
+    metadata = one_of(rng, best[one_of(rng, list(best))])
+    return metadata["prompt"], metadata

@@ -1,0 +1,385 @@
+"""Questions about a scene with short exact answers, in the forms of the benchmarks.
+
+Existence (POPE), pairs of a yes and a no (MME), counts, colours, places, composition (GQA), four
+options (SEED), captions, and judgements of a prompt. Yes and no are equally frequent within each
+kind; a training question, true or false, states no held-out composition.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from tarkit.worlds.clauses import false_caption, never_satisfies
+from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
+from tarkit.worlds.heldout import COUNTS, RELATIONS, held_out
+from tarkit.worlds.language import caption_g1
+from tarkit.worlds.prompts import caption_g0
+from tarkit.worlds.scenes import (
+    SHAPE_WEIGHTS,
+    Object,
+    Scene,
+    Split,
+    affinity,
+    one_of,
+    pick,
+    relations,
+    sample_scene,
+)
+from tarkit.worlds.shapes import COLOURS, SHAPES
+
+Question = tuple[str, str]
+Negative = Literal["random", "popular", "adversarial"]
+NEGATIVES: tuple[Negative, ...] = ("random", "popular", "adversarial")
+PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+DESCRIBE = "Describe the image."
+LETTERS = "abcd"
+EASY_SHARE = 0.3  # of the false judgements: a judge learns from these first
+
+
+def counts_of(scene: Scene) -> Counter[str]:
+    return Counter(item.shape for item in scene.objects)
+
+
+def lone_objects(scene: Scene) -> list[Object]:
+    """The objects that are the only ones of their shape, so that "the circle" names one."""
+    counts = counts_of(scene)
+    return [item for item in scene.objects if counts[item.shape] == 1]
+
+
+def _sayable(one: str, relation: str, other: str, split: Split) -> bool:
+    return split != "train" or not held_out().holds_relation(one, relation, other)
+
+
+def _colours_for(shape: str, split: Split) -> list[str]:
+    """The colours that text of the split may name beside a shape."""
+    held = held_out().colour_shape if split == "train" else frozenset()
+    return [colour for colour in COLOURS if (colour, shape) not in held]
+
+
+def _numbers_for(shape: str, split: Split, numbers: Sequence[int]) -> list[int]:
+    """The numbers that text of the split may name beside a shape: in training, no held-out cell."""
+    held = held_out().shape_count if split == "train" else frozenset()
+    return [n for n in numbers if (shape, n) not in held]
+
+
+# - yes and no: each function gives the questions with either answer -
+
+YesNo = tuple[list[str], list[str]]
+
+
+def absent_shapes(scene: Scene, kind: Negative) -> list[str]:
+    """Shapes to ask for in vain: any, the three commonest, or the three that mostly come along."""
+    counts = counts_of(scene)
+    absent = [shape for shape in SHAPES if shape not in counts]
+    if kind == "random":
+        return absent
+
+    def frequency(shape: str) -> float:
+        return SHAPE_WEIGHTS[shape]
+
+    def company(shape: str) -> float:
+        return SHAPE_WEIGHTS[shape] * sum(affinity(shape, other) for other in counts)
+
+    return sorted(absent, key=frequency if kind == "popular" else company, reverse=True)[:3]
+
+
+def existence_question(phrase: str) -> str:
+    return f"is there {with_article(phrase)} in the image?"
+
+
+def existence(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    counts = counts_of(scene)
+    negative = one_of(rng, NEGATIVES)
+    if rng.random() < 0.5:
+        present, absent = list(counts), absent_shapes(scene, negative)
+    else:
+        names = sorted({(item.colour, item.shape) for item in scene.objects})
+        mode = int(rng.integers(3))
+        if mode == 0:  # the shape is there in another colour
+            shapes, colours = list(counts), list(COLOURS)
+        elif mode == 1:  # the colour is there on another shape
+            shapes, colours = absent_shapes(scene, negative), [colour for colour, _ in names]
+        else:
+            shapes, colours = absent_shapes(scene, negative), list(COLOURS)
+        present = [f"{c} {s}" for c, s in names if c in _colours_for(s, split)]
+        absent = [
+            f"{colour} {shape}"
+            for shape in shapes
+            for colour in colours
+            if (colour, shape) not in names and colour in _colours_for(shape, split)
+        ]
+    return [existence_question(p) for p in present], [existence_question(p) for p in absent]
+
+
+def count_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    several = [(shape, number) for shape, number in counts_of(scene).items() if number > 1]
+    if not several:
+        return [], []
+    shape, number = one_of(rng, several)
+    asked = {
+        n: f"are there {NUMBER_WORDS[n]} {plural(shape)} in the image?"
+        for n in _numbers_for(shape, split, sorted({*COUNTS, number}))
+    }
+    return [asked[n] for n in asked if n == number], [asked[n] for n in asked if n != number]
+
+
+def colour_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    lone = lone_objects(scene)
+    if not lone:
+        return [], []
+    item = one_of(rng, lone)
+    names = _colours_for(item.shape, split)
+    return (
+        [f"is the {item.shape} {colour}?" for colour in names if colour == item.colour],
+        [f"is the {item.shape} {colour}?" for colour in names if colour != item.colour],
+    )
+
+
+def position_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    lone = lone_objects(scene)
+    if len(lone) < 2:
+        return [], []
+    i, j = rng.permutation(len(lone))[:2]
+    yes: list[str] = []
+    no: list[str] = []
+    for one, other in ((lone[i], lone[j]), (lone[j], lone[i])):
+        true = relations(one, other)
+        for relation in RELATIONS:
+            if _sayable(one.shape, relation, other.shape, split):
+                question = f"is the {one.shape} {relation} the {other.shape}?"
+                (yes if relation in true else no).append(question)
+    return yes, no
+
+
+def judgement_question(prompt: str) -> str:
+    return f'does this image match "{prompt}"?'
+
+
+def judgement(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    """A true prompt and a false one: one clause away, or, three times in ten, of another scene."""
+    prompt, metadata = caption_g0(scene, rng, split=split)
+    false = None
+    if rng.random() < EASY_SHARE:
+        other = caption_g0(sample_scene(rng, split=split), rng, split=split)[1]
+        false = other if never_satisfies(scene, other) else None
+    false = false or false_caption(scene, metadata, rng, split=split)
+    return [judgement_question(prompt)], [judgement_question(false["prompt"])] if false else []
+
+
+YES_NO: dict[str, Callable[[Scene, np.random.Generator, Split], YesNo]] = {
+    "existence": existence,
+    "count_check": count_check,
+    "colour_check": colour_check,
+    "position_check": position_check,
+    "judgement": judgement,
+}
+
+
+def yes_no_pair(
+    kind: str, scene: Scene, rng: np.random.Generator, *, split: Split = "train"
+) -> tuple[str, str] | None:
+    """One question of a kind with the answer yes and one with no; None if a side is empty."""
+    yes, no = YES_NO[kind](scene, rng, split)
+    if not yes or not no:
+        return None
+    return one_of(rng, yes), one_of(rng, no)
+
+
+# - open questions -
+
+
+def count(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    """How many of a shape, or of a colour and shape; sometimes of a shape that is not there.
+
+    Most objects are alone of their shape: two in three of these are passed over, so that "one" is
+    not the answer to most questions.
+    """
+    if rng.random() < 0.06:
+        shape = one_of(rng, absent_shapes(scene, "random"))
+        return f"how many {plural(shape)} are in the image?", "zero"
+    item = one_of(rng, scene.objects)
+    if rng.random() < 0.3:
+        if item.colour not in _colours_for(item.shape, split):
+            return None
+        number = sum(o.shape == item.shape and o.colour == item.colour for o in scene.objects)
+        phrase = f"{item.colour} {plural(item.shape)}"
+    else:
+        number = counts_of(scene)[item.shape]
+        phrase = plural(item.shape)
+        if not _numbers_for(item.shape, split, [number]):
+            return None
+    if number == 1 and rng.random() < 2 / 3:
+        return None
+    return f"how many {phrase} are in the image?", NUMBER_WORDS[number]
+
+
+def colour(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    lone = [o for o in lone_objects(scene) if o.colour in _colours_for(o.shape, split)]
+    if not lone:
+        return None
+    item = one_of(rng, lone)
+    return f"what color is the {item.shape}?", item.colour
+
+
+def position(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    """Where one shape lies from another, asked where exactly one relation holds."""
+    lone = lone_objects(scene)
+    if len(lone) < 2:
+        return None
+    i, j = rng.permutation(len(lone))[:2]
+    one, other = lone[i], lone[j]
+    true = relations(one, other)
+    if len(true) != 1 or not _sayable(one.shape, true[0], other.shape, split):
+        return None
+    return f"where is the {one.shape} relative to the {other.shape}?", PLACES[true[0]]
+
+
+def composition(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    """GQA's kind: an attribute of the object that a colour or a relation singles out."""
+    if rng.random() < 0.3:
+        colours = Counter(item.colour for item in scene.objects)
+        lone = [
+            item
+            for item in scene.objects
+            if colours[item.colour] == 1 and item.colour in _colours_for(item.shape, split)
+        ]
+        if not lone:
+            return None
+        item = one_of(rng, lone)
+        return f"what shape is the {item.colour} object?", item.shape
+    found = []
+    for other in lone_objects(scene):
+        for relation in RELATIONS:
+            there = [o for o in scene.objects if relation in relations(o, other)]
+            if len(there) == 1 and _sayable(there[0].shape, relation, other.shape, split):
+                found.append((there[0], relation, other))
+    if not found:
+        return None
+    item, relation, other = one_of(rng, found)
+    if rng.random() < 0.5 and item.colour in _colours_for(item.shape, split):
+        return f"what color is the object {relation} the {other.shape}?", item.colour
+    return f"what shape is {relation} the {other.shape}?", item.shape
+
+
+def four_way(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    """SEED's kind: colour, shape, number or place with four options, answered by the letter.
+
+    The options too name nothing held out, so a place is asked in training only where all four
+    relations may be said.
+    """
+    kind = one_of(rng, ("colour", "shape", "count", "position"))
+    others: list[str]
+    if kind == "colour":
+        asked = colour(scene, rng, split)
+        if asked is None:
+            return None
+        shape = asked[0].removesuffix("?").split()[-1]
+        others = [name for name in _colours_for(shape, split) if name != asked[1]]
+    elif kind == "shape":
+        asked = "which shape is in the image?", one_of(rng, scene.objects).shape
+        others = absent_shapes(scene, "random")
+    elif kind == "count":
+        shape = one_of(rng, scene.objects).shape
+        number = counts_of(scene)[shape]
+        numbers = _numbers_for(shape, split, range(1, 6))
+        if number not in numbers:
+            return None
+        asked = f"how many {plural(shape)} are in the image?", NUMBER_WORDS[number]
+        others = [NUMBER_WORDS[n] for n in numbers if n != number]
+    else:
+        asked = position(scene, rng, split)
+        if asked is None:
+            return None
+        words = asked[0].removesuffix("?").split()
+        if not all(_sayable(words[3], relation, words[-1], split) for relation in RELATIONS):
+            return None
+        others = [place for place in PLACES.values() if place != asked[1]]
+    options = [asked[1], *(others[i] for i in rng.permutation(len(others))[:3])]
+    order = rng.permutation(4)
+    listed = " ".join(f"({letter}) {options[i]}" for letter, i in zip(LETTERS, order, strict=True))
+    return f"{asked[0]} {listed}", LETTERS[list(order).index(0)]
+
+
+def caption(scene: Scene, rng: np.random.Generator, split: Split) -> Question | None:
+    return DESCRIBE, caption_g1(scene, rng, split=split)
+
+
+OPEN: dict[str, Callable[[Scene, np.random.Generator, Split], Question | None]] = {
+    "count": count,
+    "colour": colour,
+    "position": position,
+    "composition": composition,
+    "four_way": four_way,
+    "caption": caption,
+}
+
+SHARES = {
+    "existence": 0.20,
+    "count": 0.12,
+    "colour": 0.10,
+    "position": 0.10,
+    "composition": 0.10,
+    "four_way": 0.10,
+    "count_check": 0.05,
+    "colour_check": 0.05,
+    "position_check": 0.05,
+    "judgement": 0.10,
+    "caption": 0.03,
+}
+
+
+def question(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train", kind: str
+) -> Question | None:
+    """One question of a kind and its answer; None where the scene gives no such question."""
+    if kind in OPEN:
+        return OPEN[kind](scene, rng, split)
+    answer = int(rng.integers(2))
+    pair = yes_no_pair(kind, scene, rng, split=split)
+    return None if pair is None else (pair[answer], ("yes", "no")[answer])
+
+
+def questions(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train", n: int = 4
+) -> list[Question]:
+    """n different questions with their answers, the kinds drawn by SHARES.
+
+    Raises ValueError for a scene without objects, and where n exceeds what can be asked.
+    """
+    if not scene.objects:
+        raise ValueError("a scene without objects has no questions")
+    found: dict[str, str] = {}
+    for _ in range(n):
+        # The answer is drawn before the question and kept: a scene gives fewer truths than
+        # falsehoods, so if a repeated question were drawn anew with either answer, no would win.
+        answer = None
+        if rng.random() < sum(SHARES.get(kind, 0.0) for kind in YES_NO):
+            answer = one_of(rng, ("yes", "no"))
+        new = _new_question(scene, rng, split, answer, found)
+        if new is None and answer is not None:
+            new = _new_question(scene, rng, split, None, found)
+        if new is None:
+            raise ValueError(f"only {len(found)} of {n} questions found for {scene}")
+        found[new[0]] = new[1]
+    return list(found.items())
+
+
+def _new_question(
+    scene: Scene, rng: np.random.Generator, split: Split, answer: str | None, asked: dict[str, str]
+) -> Question | None:
+    """A question not asked yet with that answer, or an open one for None; None if hard to find."""
+    kinds = [kind for kind in SHARES if (kind in YES_NO) == (answer is not None)]
+    for _ in range(200):
+        kind = pick(rng, kinds, [SHARES[kind] for kind in kinds])
+        if answer is None:
+            new = OPEN[kind](scene, rng, split)
+        else:
+            pair = yes_no_pair(kind, scene, rng, split=split)
+            new = None if pair is None else (pair[("yes", "no").index(answer)], answer)
+        if new is not None and new[0] not in asked:
+            return new
+    return None

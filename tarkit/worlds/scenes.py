@@ -1,0 +1,340 @@
+"""Scenes: what a picture shows, as exact facts, and how they are drawn at random.
+
+Coordinates are px on the 64 x 64 canvas, y down. Relations follow GenEval's rule on the bounding
+boxes of the drawn shapes. A scene of the training split holds no held-out composition (heldout.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out, shape_pair
+from tarkit.worlds.shapes import BOXES, COLOURS, SHAPES, SIDE_PX, bounding_box
+
+Split = Literal["train", "test", "heldout"]
+Choice = TypeVar("Choice")
+Kind = Literal["single", "two", "counting", "crowded"]
+
+BACKGROUNDS = {"plain": 0.5, "gradient": 0.3, "noisy": 0.1, "striped": 0.1}
+KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.48, "counting": 0.22, "crowded": 0.08}
+GAP_PX = 2.5
+MARGIN = 0.05  # no relation within this of its threshold .5: pixel boxes are half a pixel coarse
+SHAPE_WEIGHTS = {shape: (rank + 1) ** -0.5 for rank, shape in enumerate(SHAPES)}  # Zipf
+SAME_COLOUR_SHARE = 0.7  # of the pictures that show several of one shape
+
+
+@dataclass(frozen=True)
+class Object:
+    """One shape of radius r px centred at (x, y)."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    r: float
+
+
+@dataclass(frozen=True)
+class Background:
+    """`rise` is a gradient's whole change, `period_px` a stripe pair's width, 0 where unused."""
+
+    kind: str
+    colour: tuple[int, int, int]
+    angle_deg: float = 0.0
+    rise: float = 0.0
+    period_px: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    objects: tuple[Object, ...]
+    background: Background
+
+
+def scene_to_json(scene: Scene) -> str:
+    """One line of JSON with sorted keys; `scene_from_json` gives the same scene back."""
+    return json.dumps(asdict(scene), sort_keys=True, separators=(",", ":"))
+
+
+def scene_from_json(text: str) -> Scene:
+    document = json.loads(text)
+    background = document["background"]
+    background["colour"] = tuple(background["colour"])
+    return Scene(
+        objects=tuple(Object(**item) for item in document["objects"]),
+        background=Background(**background),
+    )
+
+
+# - facts of a scene -
+
+
+def offset(a: Object, b: Object) -> tuple[float, float]:
+    """GenEval's offset of a from b: box centres, shrunk by a tenth of the sizes, over distance."""
+    box_a, box_b = bounding_box(a), bounding_box(b)
+    raw, shrunk = [], []
+    for axis in (0, 1):
+        size = box_a[axis + 2] - box_a[axis] + box_b[axis + 2] - box_b[axis]
+        o = (box_a[axis] + box_a[axis + 2] - box_b[axis] - box_b[axis + 2]) / 2
+        raw.append(o)
+        shrunk.append(math.copysign(max(abs(o) - 0.1 * size, 0.0), o))
+    distance = math.hypot(*raw)
+    if distance == 0.0:
+        return 0.0, 0.0
+    return shrunk[0] / distance, shrunk[1] / distance
+
+
+def relations(a: Object, b: Object) -> tuple[str, ...]:
+    """The relations r of "a r b" that hold: none, one, or two on a diagonal."""
+    dx, dy = offset(a, b)
+    holds = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
+    return tuple(name for name, true in zip(RELATIONS, holds, strict=True) if true)
+
+
+def object_in_box(shape: str, colour: str, box: tuple[float, float, float, float]) -> Object:
+    """The object whose drawn shape has this bounding box: the inverse of shapes.bounding_box.
+
+    So `satisfies` can judge a detector's boxes. A box of other proportions gives the mean radius.
+    """
+    left, top, right, bottom = BOXES[shape]
+    r = ((box[2] - box[0]) / (right - left) + (box[3] - box[1]) / (bottom - top)) / 2
+    x = (box[0] + box[2]) / 2 - r * (left + right) / 2
+    y = (box[1] + box[3]) / 2 - r * (top + bottom) / 2
+    return Object(shape, colour, x, y, r)
+
+
+def size_word(r: float) -> str:
+    """ "small" or "large" where nobody would dispute it, else ""."""
+    return "small" if r <= 8.5 else "large" if r >= 11.5 else ""
+
+
+def is_size(r: float, word: str) -> bool:
+    """10 px divides, 1.5 px from what `size_word` claims: a drawn edge is a pixel wide."""
+    return r < 10.0 if word == "small" else r > 10.0
+
+
+def satisfies(scene: Scene, metadata: dict[str, Any]) -> bool:
+    """GenEval's verdict on the symbolic scene: detections are its objects, in their order.
+
+    Two keys GenEval lacks are for dense prompts: a clause's "size" and the record's "background".
+    """
+    matched: list[list[Object] | None] = []
+    correct = True
+    for clause in metadata["include"]:
+        found = [item for item in scene.objects if item.shape == clause["class"]]
+        found = found[: clause["count"]]
+        right = len(found) == clause["count"]
+        if right and "color" in clause:
+            right = all(item.colour == clause["color"] for item in found)
+        if right and "size" in clause:
+            right = all(is_size(item.r, clause["size"]) for item in found)
+        if right and "position" in clause:
+            relation, target = clause["position"]
+            others = matched[target]
+            right = others is not None and all(
+                relation in relations(item, other) for item in found for other in others
+            )
+        matched.append(found if right else None)
+        correct = correct and right
+    for clause in metadata.get("exclude", []):
+        number = sum(item.shape == clause["class"] for item in scene.objects)
+        correct = correct and number < clause["count"]
+    return correct and metadata.get("background", scene.background.kind) == scene.background.kind
+
+
+def holds_held_out_picture(scene: Scene) -> bool:
+    """True if no training picture may look like this: (a), (c), (d), or (b) with two objects."""
+    rules = held_out()
+    if any((item.colour, item.shape) in rules.colour_shape for item in scene.objects):
+        return True
+    counts = Counter(item.shape for item in scene.objects)
+    if any(cell in rules.shape_count for cell in counts.items()):
+        return True
+    if len(scene.objects) >= EXTRAPOLATED_COUNT:
+        return True
+    if any(rules.holds_pair(a, b) for a in counts for b in counts if a != b):
+        return True
+    if len(scene.objects) == 2 and len(counts) == 2:
+        a, b = scene.objects
+        return any(rules.holds_both_forms(a.shape, rel, b.shape) for rel in relations(a, b))
+    return False
+
+
+# - drawing scenes -
+
+
+def radius_range(num_objects: int) -> tuple[float, float]:
+    return {1: (7.0, 16.8), 2: (7.0, 13.0), 3: (7.0, 10.5)}.get(num_objects, (6.6, 8.2))
+
+
+def sample_background(rng: np.random.Generator) -> Background:
+    kind = pick(rng, tuple(BACKGROUNDS), tuple(BACKGROUNDS.values()))
+    grey = rng.uniform(118, 165)
+    tint = rng.uniform(-5, 5, 3)
+    red, green, blue = (int(round(grey + shift)) for shift in tint)
+    angle = round(float(rng.uniform(0, 360)), 1) if kind in ("gradient", "striped") else 0.0
+    rise = period = 0.0
+    if kind == "gradient":  # both ends stay grey levels of the world
+        reach = min(grey - 118, 165 - grey)
+        rise = round(float(2 * reach * rng.uniform(0.4, 1.0)), 1)
+    elif kind == "striped":
+        period = round(float(rng.uniform(8, 20)), 1)
+    return Background(kind, (red, green, blue), angle, rise, period)
+
+
+def one_of(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
+    return options[int(rng.integers(len(options)))]
+
+
+def pick(rng: np.random.Generator, names: Sequence[Choice], weights: Sequence[float]) -> Choice:
+    """One of the names by weight; `rng.choice` costs fifteen times as much."""
+    total = sum(weights)
+    left = rng.random() * total
+    for name, weight in zip(names, weights, strict=True):
+        left -= weight
+        if left < 0:
+            return name
+    return names[-1]
+
+
+def affinity(one: str, other: str) -> float:
+    """How much likelier than chance two shapes share a picture."""
+    return 1.0 if one == other else held_out().affinity[shape_pair(one, other)]
+
+
+@lru_cache(maxsize=4)
+def _pairs(train: bool) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
+    names = [(a, b) for i, a in enumerate(SHAPES) for b in SHAPES[i + 1 :]]
+    names = [pair for pair in names if not (train and pair in held_out().pair)]
+    weights = [SHAPE_WEIGHTS[a] * SHAPE_WEIGHTS[b] * affinity(a, b) for a, b in names]
+    return tuple(names), tuple(weights)
+
+
+@lru_cache(maxsize=4)
+def _cells(train: bool) -> tuple[tuple[tuple[str, int], ...], tuple[float, ...]]:
+    cells = [(shape, count) for shape in SHAPES for count in COUNTS]
+    cells = [cell for cell in cells if not (train and cell in held_out().shape_count)]
+    return tuple(cells), tuple(SHAPE_WEIGHTS[shape] for shape, _ in cells)
+
+
+@lru_cache(maxsize=64)
+def allowed_colours(shape: str, train: bool) -> tuple[str, ...]:
+    """All ten, or the ones training pictures show this shape in."""
+    held = held_out().colour_shape
+    return tuple(name for name in COLOURS if not (train and (name, shape) in held))
+
+
+def sample_colour(rng: np.random.Generator, shape: str, *, train: bool) -> str:
+    return one_of(rng, allowed_colours(shape, train))
+
+
+def _sample_shapes(rng: np.random.Generator, kind: Kind, train: bool) -> list[str]:
+    if kind == "single":
+        return [pick(rng, SHAPES, tuple(SHAPE_WEIGHTS.values()))]
+    if kind == "two":
+        pair = list(pick(rng, *_pairs(train)))
+        return pair[::-1] if rng.random() < 0.5 else pair
+    if kind == "counting":
+        shape, count = pick(rng, *_cells(train))
+        return [shape] * count
+    number = 3 + int(rng.integers(2))
+    first = pick(rng, SHAPES, tuple(SHAPE_WEIGHTS.values()))
+    weights = tuple(SHAPE_WEIGHTS[shape] * affinity(first, shape) for shape in SHAPES)
+    return [first, *(pick(rng, SHAPES, weights) for _ in range(number - 1))]
+
+
+def _shapes_allowed(shapes: Sequence[str], kind: Kind, train: bool) -> bool:
+    counts = Counter(shapes)
+    if kind == "crowded" and len(counts) < 2:
+        return False
+    if not train:
+        return True
+    rules = held_out()
+    return not any(cell in rules.shape_count for cell in counts.items()) and not any(
+        rules.holds_pair(a, b) for a in counts for b in counts if a != b
+    )
+
+
+def sample_colours(rng: np.random.Generator, shapes: Sequence[str], *, train: bool) -> list[str]:
+    """A colour an object; several of one shape, alone in a picture, mostly share theirs."""
+    if len(shapes) > 1 and len(set(shapes)) == 1 and rng.random() < SAME_COLOUR_SHARE:
+        return [sample_colour(rng, shapes[0], train=train)] * len(shapes)
+    return [sample_colour(rng, shape, train=train) for shape in shapes]
+
+
+def place(
+    rng: np.random.Generator,
+    shapes: Sequence[str],
+    colours: Sequence[str],
+    accepts: Callable[[tuple[Object, ...]], bool] = lambda objects: True,
+) -> tuple[Object, ...]:
+    """Objects at random places with the world's gaps and radii, none at a relation's threshold.
+
+    `accepts` may refuse a whole placement. Raises RuntimeError after 20,000 refusals, which means
+    that the caller asks for something impossible.
+    """
+    low, high = radius_range(len(shapes))
+    for _ in range(20_000):
+        radii = rng.uniform(low, high, len(shapes)).round(2).tolist()
+        spots: list[tuple[float, float, float]] = []
+        for r in radii:
+            edge = r + GAP_PX
+            for x, y in rng.uniform(edge, SIDE_PX - edge, (12, 2)).round(2).tolist():
+                if all(max(abs(x - u), abs(y - v)) >= r + s + GAP_PX for u, v, s in spots):
+                    spots.append((x, y, r))
+                    break
+            else:
+                break
+        if len(spots) < len(shapes):
+            continue
+        objects = tuple(
+            Object(shape, colour, x, y, r)
+            for shape, colour, (x, y, r) in zip(shapes, colours, spots, strict=True)
+        )
+        if _clear_of_thresholds(objects) and accepts(objects):
+            return objects
+    raise RuntimeError(f"no placement of {list(shapes)} is accepted")
+
+
+def _clear_of_thresholds(objects: Sequence[Object]) -> bool:
+    return all(
+        abs(abs(part) - 0.5) >= MARGIN
+        for i, a in enumerate(objects)
+        for b in objects[:i]
+        if a.shape != b.shape
+        for part in offset(a, b)
+    )
+
+
+def sample_scene(
+    rng: np.random.Generator, *, split: Split = "train", kind: Kind | None = None
+) -> Scene:
+    """Draw one scene: 22 % one object, 48 % two, 22 % 2-4 of one shape, 8 % 3-4 mixed.
+
+    `train` scenes hold no held-out composition, `test` scenes are drawn alike (use other seeds),
+    `heldout` scenes hold at least one.
+    """
+    train = split != "heldout"
+    # Drawn once: drawn anew with every refusal, the kinds that are often refused would be rarer.
+    chosen = kind if kind else pick(rng, tuple(KINDS), tuple(KINDS.values()))
+    while True:
+        shapes = _sample_shapes(rng, chosen, train)
+        if not _shapes_allowed(shapes, chosen, train):
+            continue
+        colours = sample_colours(rng, shapes, train=train)
+        background = sample_background(rng)
+
+        def accepts(objects: tuple[Object, ...], background: Background = background) -> bool:
+            return not (train and holds_held_out_picture(Scene(objects, background)))
+
+        scene = Scene(place(rng, shapes, colours, accepts), background)
+        if train or holds_held_out_picture(scene):
+            return scene

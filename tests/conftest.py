@@ -1,0 +1,60 @@
+"""What tests share: a plain terminal, one worker, and which config reads which TOML."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tarkit.config import Config
+
+# Behind the installed package, so that it is what is tested: worker processes of a test import
+# the test's own module by its name.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+# Set before anything draws: width, colour and the number of workers differ by environment.
+PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100"}
+PLACES = ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_ARRAY_TASK_ID")
+os.environ.update(PLAIN)
+# The tests' models are so small that a second thread costs more than it does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", *PLACES):
+        monkeypatch.delenv(name, raising=False)
+
+
+# The beginning of a file's name says whose numbers it holds: mllm_sft.toml is train mllm's.
+CLASSES = {
+    "vqvae": "tarkit.train.vqvae.VqvaeConfig",
+    "encoder": "tarkit.train.encoder.EncoderConfig",
+    "tokenizer": "tarkit.train.tokenizer.TokenizerConfig",
+    "ar_dtok": "tarkit.train.ar_dtok.ArDtokConfig",
+    "mllm": "tarkit.train.mllm.MllmConfig",
+    "lm": "tarkit.train.mllm.MllmConfig",
+    "render": "tarkit.curate.render.RenderConfig",
+    "ingest": "tarkit.curate.ingest.IngestConfig",
+    "encode": "tarkit.encode.EncodeConfig",
+    "chats": "tarkit.curate.chats.ChatsConfig",
+    "assemble": "tarkit.assemble.AssembleConfig",
+}
+
+
+def _config_class(stem: str) -> type[Config]:
+    """The Config that a TOML of this name is read with; the longest fitting name counts."""
+    fitting = [name for name in CLASSES if stem == name or stem.startswith(f"{name}_")]
+    assert fitting, f"{stem}.toml: no command reads it; known names: {', '.join(CLASSES)}"
+    module, name = CLASSES[max(fitting, key=len)].rsplit(".", 1)
+    found: type[Config] = getattr(importlib.import_module(module), name)
+    return found
+
+
+@pytest.fixture
+def config_class() -> Callable[[str], type[Config]]:
+    return _config_class

@@ -1,0 +1,211 @@
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tarkit.artifacts import Artifact, open_artifact
+from tarkit.curate import ingest
+from tarkit.errors import UserError
+from tarkit.images import decode
+
+
+def encoded(
+    kind: str, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options: Any
+) -> bytes:
+    rng = np.random.default_rng([len(kind), *size])
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def sixteen_bit_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((30, 40), 32_896, dtype=np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rotated_jpeg() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded("JPEG", exif=exif)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """The folder of every kind of file that a user's folder has."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    jpeg = encoded("JPEG")
+    files = {
+        "a.jpg": jpeg,
+        "a.txt": b"a photo of snow",
+        "b.png": encoded("PNG"),
+        "c.webp": encoded("WEBP"),
+        "d_cmyk.jpg": encoded("JPEG", mode="CMYK"),
+        "e_16bit.png": sixteen_bit_png(),
+        "f_rotated.jpg": rotated_jpeg(),
+        "g_truncated.jpg": jpeg[: len(jpeg) // 2],
+        "h_text.png": b"this is no picture",
+        "i.bmp": encoded("BMP"),
+        "j_small.png": encoded("PNG", size=(15, 40)),
+        "k_named_wrongly.jpg": encoded("PNG", size=(20, 20)),
+        "l_large.png": encoded("PNG", size=(60, 60)),
+    }
+    for name, blob in files.items():
+        (folder / name).write_bytes(blob)
+    return folder
+
+
+def ingested(source: Path, out: Path, *settings: str, limit: int | None = None) -> Artifact:
+    """In this process: starting others takes a second."""
+    return ingest.run(source, out=out, overrides=[*settings, "num_workers=1"], limit=limit)
+
+
+def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
+    return [row for name in artifact.shards for row in artifact.rows(name)]
+
+
+def fingerprints(path: Path) -> dict[str, str]:
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())
+    }
+
+
+def test_ordinary_photographs_go_in_and_bad_ones_stay_as_rows_with_reasons(
+    photographs: Path, tmp_path: Path
+) -> None:
+    settings = ("shard_size=5", "max_pixels=3599", "licence=CC0")
+    artifact = ingested(photographs, tmp_path / "out", *settings)
+    rows = {row["source"]: row for row in rows_of(artifact)}
+    # 12 pictures in shards of 5: 5 + 5 + 2.
+    assert artifact.counts == {"00000": 5, "00001": 5, "00002": 2}
+    failed = {name: row["error"] for name, row in rows.items() if row["status"] == "failed"}
+    assert failed.keys() == {"g_truncated.jpg", "h_text.png", "j_small.png", "l_large.png"}
+    assert failed["g_truncated.jpg"].startswith("truncated picture")
+    assert failed["h_text.png"].startswith("not a picture")
+    assert failed["j_small.png"] == "15 x 40: a side is below 16 px"
+    assert failed["l_large.png"] == "60 x 60 = 3600 pixels, more than 3599"
+    assert artifact.status_counts() == {"ok": 8, "failed": 4}
+    assert (rows["a.jpg"]["width"], rows["a.jpg"]["height"]) == (40, 30)
+    assert (rows["f_rotated.jpg"]["width"], rows["f_rotated.jpg"]["height"]) == (30, 40)
+    assert (rows["a.jpg"]["prompt"], rows["b.png"]["prompt"]) == ("a photo of snow", None)
+    assert {row["licence"] for row in rows.values()} == {"CC0"}
+    assert rows["a.jpg"]["key"] == "00000-000000" and rows["h_text.png"]["key"] == "00001-000002"
+
+
+def test_safe_formats_keep_their_bytes_and_others_become_png(
+    photographs: Path, tmp_path: Path
+) -> None:
+    artifact = ingest.run(photographs, out=tmp_path / "out")
+    for name in artifact.shards:
+        for row, blob in artifact.read_images(name):
+            if blob is None:
+                continue
+            original = (photographs / row["source"]).read_bytes()
+            assert (blob == original) == (row["source"] != "i.bmp")
+            pixels = np.asarray(decode(blob))
+            assert pixels.shape == (row["height"], row["width"], 3)
+            assert (pixels == np.asarray(decode(original))).all()
+        with tarfile.open(artifact.tar_path(name)) as tar:
+            suffixes = [Path(member.name).suffix for member in tar][::2]
+    # a b c d e f, i as png, k by its bytes and not by its name, l.
+    assert suffixes == ".jpg .png .webp .jpg .png .jpg .png .png .png".split()
+
+
+def test_captions_and_questions_reach_their_rows(photographs: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.csv"
+    captions.write_text("image,caption\na.jpg,more snow\nb.png,noise\ngone.png,nothing\n")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"image": "a.jpg", "question": "Is it snow?", "answer": "yes"}\n')
+    artifact = ingest.run(photographs, out=tmp_path / "out", captions=captions, questions=questions)
+    rows = {row["source"]: row for row in rows_of(artifact)}
+    assert rows["a.jpg"]["prompt"] == "a photo of snow"
+    assert rows["a.jpg"]["captions"] == ["more snow"]
+    assert rows["a.jpg"]["qa"] == [{"question": "Is it snow?", "answer": "yes"}]
+    assert (rows["b.png"]["prompt"], rows["b.png"]["captions"]) == ("noise", [])
+    assert rows["gone.png"]["error"] == "named in captions.csv line 4, but it is not in the source"
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_bytes(
+    photographs: Path, tmp_path: Path
+) -> None:
+    whole = ingested(photographs, tmp_path / "whole", "shard_size=3")
+    part = ingested(photographs, tmp_path / "part", "shard_size=3")
+    part.shard_path("00002").unlink()
+    kept = part.shard_path("00001").stat().st_mtime_ns
+    ingested(photographs, tmp_path / "part", "shard_size=3")
+    assert fingerprints(part.path) == fingerprints(whole.path)
+    assert part.shard_path("00001").stat().st_mtime_ns == kept  # what was there is left alone
+
+
+def test_two_processes_or_two_ranks_make_the_whole_together(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ingested(photographs, tmp_path / "whole", "shard_size=3")
+    overrides = ["shard_size=3", "num_workers=2"]
+    two = ingest.run(photographs, out=tmp_path / "two", overrides=overrides)
+    assert fingerprints(two.path) == fingerprints(whole.path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, missing in (("1", ["00000", "00002"]), ("0", [])):
+        monkeypatch.setenv("RANK", rank)
+        part = ingested(photographs, tmp_path / "part", "shard_size=3")
+        assert part.missing() == missing
+    assert fingerprints(part.path) == fingerprints(whole.path)
+
+
+def test_a_changed_source_is_refused_instead_of_mixed_in(photographs: Path, tmp_path: Path) -> None:
+    ingest.run(photographs, out=tmp_path / "out")
+    (photographs / "a2.png").write_bytes(encoded("PNG"))
+    with pytest.raises(UserError, match=r"listing_sha256: .*num_pictures: 12 there, 13 now"):
+        ingest.run(photographs, out=tmp_path / "out")
+
+
+def test_a_limited_run_is_the_beginning_of_the_whole_one(photographs: Path, tmp_path: Path) -> None:
+    whole = ingested(photographs, tmp_path / "whole", "shard_size=4")
+    part = ingested(photographs, tmp_path / "part", "shard_size=4", limit=6)
+    assert rows_of(part) == rows_of(whole)[:6]
+    assert fingerprints(part.path)["00000.tar"] == fingerprints(whole.path)["00000.tar"]
+
+
+def test_a_preview_counts_and_writes_nothing(photographs: Path, tmp_path: Path) -> None:
+    (photographs / "link.png").symlink_to("/etc/passwd")
+    counts = ingest.preview(photographs, out=tmp_path / "out", overrides=["shard_size=6"])
+    assert counts == {
+        "pictures": 13,
+        "with_captions": 1,
+        "with_questions": 0,
+        "known_unusable": 1,
+        "shards": 3,
+        "shards_to_make": 3,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_tars_can_be_taken_in_again(photographs: Path, tmp_path: Path) -> None:
+    first = ingest.run(photographs, out=tmp_path / "first", limit=3)
+    again = ingest.run(first.tar_path("00000"), out=tmp_path / "again")
+    pictures = [blob for _, blob in first.read_images("00000")]
+    assert [blob for _, blob in again.read_images("00000")] == pictures
+    assert rows_of(again)[0]["prompt"] == "a photo of snow"  # from KEY.json
+
+
+def test_hostile_sources_end_in_failed_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "out.png").symlink_to("/etc/passwd")
+    (folder / "good.png").write_bytes(encoded("PNG"))
+    artifact = ingest.run(folder, out=tmp_path / "out")
+    assert {row["source"]: row["error"] for row in rows_of(artifact)} == {
+        "good.png": None,
+        "out.png": "a link that leaves the folder is not followed",
+        "pipe.png": "pipe.png is not a regular file",
+    }
+    assert open_artifact(artifact.path, "images") == artifact

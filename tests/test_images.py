@@ -1,0 +1,239 @@
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from tarkit.images import (
+    ImageError,
+    contact_sheet,
+    decode,
+    image_format,
+    png_bytes,
+    resize,
+    to_uint8,
+)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
+    """40 x 20, one colour on the left half and another on the right."""
+    image = Image.new(mode, (40, 20), left)
+    image.paste(right, (20, 0, 40, 20))
+    return image
+
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {})],
+)
+def test_ordinary_pictures_of_every_format_decode(kind: str, options: dict[str, object]) -> None:
+    pixels = to_uint8(decode(encoded(halves(RED, BLUE), kind, **options)))
+    assert pixels.shape == (20, 40, 3)
+    # JPEG at quality 95 moves a flat colour by at most 2 levels.
+    assert np.abs(pixels[10, 5].astype(int) - RED).max() <= 2
+    assert np.abs(pixels[10, 35].astype(int) - BLUE).max() <= 2
+
+
+def test_a_cmyk_jpeg_becomes_rgb() -> None:
+    blob = encoded(halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK"), "JPEG", quality=95)
+    pixels = to_uint8(decode(blob))
+    # No cyan, all magenta and yellow = red; all cyan and magenta = blue.
+    assert np.abs(pixels[10, 5].astype(int) - RED).max() <= 8
+    assert np.abs(pixels[10, 35].astype(int) - BLUE).max() <= 8
+
+
+def test_a_sixteen_bit_picture_is_scaled_and_not_clipped() -> None:
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    blob = encoded(Image.fromarray(deep), "PNG")
+    # 257 / 257 = 1, 32896 / 257 = 128, 65535 / 257 = 255; clipping would give 0, 255, 255, 255.
+    assert to_uint8(decode(blob))[0, :, 0].tolist() == [0, 1, 128, 255]
+    tiff = encoded(Image.fromarray(deep), "TIFF")
+    assert to_uint8(decode(tiff))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_pixels_without_a_known_range_are_refused() -> None:
+    floats = Image.fromarray(np.array([[0.0, 1e6]], dtype=np.float32))
+    with pytest.raises(ImageError, match=r"F pixels \(32 bits\) have no known range"):
+        decode(encoded(floats, "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "red_at"),
+    # The 40 x 20 picture is red on its left; each number turns or mirrors that side elsewhere.
+    [
+        (1, (40, 20), "left"),
+        (2, (40, 20), "right"),
+        (3, (40, 20), "right"),
+        (4, (40, 20), "left"),
+        (5, (20, 40), "top"),
+        (6, (20, 40), "top"),
+        (7, (20, 40), "bottom"),
+        (8, (20, 40), "bottom"),
+    ],
+)
+def test_exif_rotation_is_applied(orientation: int, size: tuple[int, int], red_at: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blob = encoded(halves(RED, BLUE), "JPEG", quality=95, exif=exif)
+    image = decode(blob)
+    assert image.size == size
+    width, height = size
+    spots = {
+        "left": (5, height // 2),
+        "right": (width - 5, height // 2),
+        "top": (width // 2, 5),
+        "bottom": (width // 2, height - 5),
+    }
+    found = {name: image.getpixel(spot)[0] > 200 for name, spot in spots.items()}  # type: ignore[index]
+    assert found[red_at]
+    opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}[red_at]
+    assert not found[opposite]
+
+
+def test_transparency_shows_white_in_palette_grey_and_full_colour_pictures() -> None:
+    clear = halves((255, 0, 0, 255), (0, 0, 255, 0), "RGBA")
+    assert decode(encoded(clear, "PNG")).getpixel((35, 10)) == WHITE
+    assert decode(encoded(clear, "PNG")).getpixel((5, 10)) == RED
+    palette = halves(RED, BLUE).quantize(2)
+    index = palette.getpixel((35, 10))
+    blob = encoded(palette, "PNG", transparency=index)
+    assert decode(blob).getpixel((35, 10)) == WHITE
+    assert decode(blob).getpixel((5, 10)) == RED
+    half = Image.new("LA", (4, 4), (0, 128))
+    # Black at opacity 128/255 over white: 255 x (1 - 128/255) = 127.
+    assert decode(encoded(half, "PNG")).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    blob = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+    assert decode(blob).getpixel((4, 4)) == RED
+
+
+def test_a_truncated_file_is_refused_with_its_reason() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        blob = encoded(Image.fromarray(noise), kind)
+        with pytest.raises(ImageError, match="truncated|damaged"):
+            decode(blob[: len(blob) // 2])
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_text_empty_files_and_formats_that_run_programs_are_refused() -> None:
+    with pytest.raises(ImageError, match="not a picture.*begins b'hello wo'"):
+        decode(b"hello world, I am a.png")
+    with pytest.raises(ImageError, match="empty"):
+        decode(b"")
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ImageError, match="not a picture"):
+        decode(postscript)
+
+
+def bomb_png(side: int) -> bytes:
+    """A PNG of side x side black pixels whose rows compress to almost nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused_before_its_pixels_are_made() -> None:
+    with pytest.raises(ImageError, match="pixels"):
+        decode(bomb_png(30_000))  # 9e8 pixels = 2.7 GB
+    with pytest.raises(ImageError, match="12000 x 12000 = 144000000 pixels, more than 64000000"):
+        decode(bomb_png(12_000))
+    with pytest.raises(ImageError, match="40 x 20 = 800 pixels, more than 799"):
+        decode(encoded(halves(RED, BLUE), "PNG"), max_pixels=799)
+    assert decode(encoded(halves(RED, BLUE), "PNG"), max_pixels=800).size == (40, 20)
+
+
+def corruptions() -> list[Callable[[bytes, np.random.Generator], bytes]]:
+    def flip(blob: bytes, rng: np.random.Generator) -> bytes:
+        data = bytearray(blob)
+        for place in rng.integers(0, len(data), 8):
+            data[place] = rng.integers(0, 256)
+        return bytes(data)
+
+    def cut_out(blob: bytes, rng: np.random.Generator) -> bytes:
+        place = int(rng.integers(0, len(blob)))
+        return blob[:place] + blob[place + 9 :]
+
+    return [flip, cut_out]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_random_damage_either_decodes_or_raises_image_error() -> None:
+    rng = np.random.default_rng(1)
+    blobs = [
+        encoded(halves(RED, BLUE), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+    ]
+    outcomes = {"decoded": 0, "refused": 0}
+    for _ in range(40):
+        for blob in blobs:
+            for corrupt in corruptions():
+                try:
+                    assert decode(corrupt(blob, rng), max_pixels=100_000).mode == "RGB"
+                    outcomes["decoded"] += 1
+                except ImageError:
+                    outcomes["refused"] += 1
+    # 40 x 6 x 2 = 480 damaged files; both things happen, and nothing else.
+    assert sum(outcomes.values()) == 480 and min(outcomes.values()) > 0
+
+
+def test_squash_keeps_everything_and_crop_keeps_the_aspect() -> None:
+    image = Image.new("RGB", (60, 20), RED)
+    image.paste(BLUE, (20, 0, 40, 20))  # the middle 20 x 20 square is blue
+    cropped = to_uint8(resize(image, 10, "crop"))
+    assert (cropped == BLUE).all()
+    squashed = to_uint8(resize(image, 12, "squash"))
+    # The 12 columns stand for 5 px each: 4 red, 4 blue, 4 red; bicubic edges ring by a few levels.
+    reds = squashed[6, :, 0] > 128
+    assert reds.tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    assert squashed[6, 1].tolist() == list(RED)
+    with pytest.raises(ValueError, match="'stretch'"):
+        resize(image, 12, "stretch")  # type: ignore[arg-type]
+
+
+def test_png_bytes_keep_pixels_and_text_and_repeat_exactly() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    blob = png_bytes(pixels, {"prompt": "a photo of a ☃", "seed": "3"})
+    assert (to_uint8(decode(blob)) == pixels).all()
+    with Image.open(io.BytesIO(blob)) as image:
+        assert image.info == {"prompt": "a photo of a ☃", "seed": "3"}
+    assert blob == png_bytes(Image.fromarray(pixels), {"prompt": "a photo of a ☃", "seed": "3"})
+    assert image_format(blob) == "PNG" and image_format(b"text") == ""
+
+
+def test_a_contact_sheet_has_a_cell_for_each_picture_and_its_caption() -> None:
+    images = [Image.new("RGB", (8, 8), RED), Image.new("RGB", (16, 8), BLUE)]
+    sheet = contact_sheet([*images, images[0]], ["one", "two", "☃" * 300], columns=2, cell_px=64)
+    # Two columns of 64 px with margins of 6: 6 + 70 + 70 = 146 wide.
+    # Two rows of 64 + 3 lines x 14 + 6 = 112, and a margin: 6 + 224 = 230 high.
+    assert sheet.size == (146, 230)
+    assert sheet.getpixel((6 + 32, 6 + 32)) == RED
+    # The 16 x 8 picture fills 64 x 32 of its cell, so the row above it is white.
+    assert sheet.getpixel((76 + 32, 6 + 32)) == BLUE
+    assert sheet.getpixel((76 + 32, 6 + 4)) == WHITE
+    below = np.asarray(sheet)[6 + 64 : 6 + 64 + 42, 6:70]
+    assert below.min() < 100  # the caption's ink
+    with pytest.raises(ValueError, match="2 pictures but 1 captions"):
+        contact_sheet(images, ["one"])
