@@ -145,6 +145,7 @@ class Vocabulary:
     text: TextTokenizer
     visual: VisualVocabulary | None
     system: str | None = "You are a helpful assistant."
+    """The system turn of chats that have none of their own; "" or None leaves it out."""
 
     IGNORED = -100
 
@@ -220,7 +221,7 @@ class Vocabulary:
         ids: list[int] = []
         labels: list[int] = []
         turns = list(messages)
-        if self.system is not None and (not turns or turns[0]["role"] != "system"):
+        if self.system and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": self.system})
         rest = list(pictures)
         for turn in turns:
@@ -252,7 +253,7 @@ class Vocabulary:
         picture is just a word.
         """
         ids: list[int] = []
-        if self.system is not None:
+        if self.system:
             ids += self._turn("system", [self.system], ())
         ids += (
             self.turn("user", content, pictures) if pictures else self._turn("user", [content], ())
@@ -267,7 +268,7 @@ class Vocabulary:
     def question(self, question: str, picture: tuple[Scale, Sequence[int]]) -> list[int]:
         """Ids of a picture, a newline and a question about it, up to where the answer begins."""
         ids: list[int] = []
-        if self.system is not None:
+        if self.system:
             ids += self._turn("system", [self.system], ())
         ids += self._turn("user", ["", f"\n{question}"], [picture])
         return [*ids, self.chat_start, *self.text.encode("assistant\n")]

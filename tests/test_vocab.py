@@ -165,8 +165,7 @@ def test_pictures_stand_at_their_marks_and_no_system_turn_is_written_without_one
     pictures = [(Scale.THIRD, [4]), (Scale.THIRD, [5, 6])]
     ids = bare.prompt("<image> above <image>.", pictures, draw=Scale.FULL)
     assert spelt(bare, ids) == (
-        "<|im_start|>user\n<I4> above <I5><I6>.<|im_end|>\n"
-        "<|im_start|>assistant\n<im_start><S0>"
+        "<|im_start|>user\n<I4> above <I5><I6>.<|im_end|>\n<|im_start|>assistant\n<im_start><S0>"
     )
     # The same words as the training's chat of that prompt: only the answer is left to write.
     messages = [

@@ -2,8 +2,9 @@
 
 Items -> samples -> scores -> results. Suites: `geneval` (prompts drawn and judged), `pope`
 (existence questions), `caption` (descriptions, parsed), `ceilings` (what scorer, image VQ and
-codes of each scale do to true pictures). What is made lies in `out`: `samples/00000/0000.png`
-(prompt row, sample), `ceilings/NAME/00000.png`, `answers/SUITE/00000.jsonl` (one file a batch).
+codes of each scale do to true pictures), `codes` (usage and linear probes). What is made lies in
+`out`: `samples/00000/0000.png` (prompt row, sample), `ceilings/NAME/00000.png`,
+`answers/SUITE/00000.jsonl` (one file a batch), `codes.json`.
 
 The same command again makes what is missing. Batches are those of the whole run and are made
 whole, seeds are hashes of what they are for, so a killed run ends in the same bytes. Scores are
@@ -35,6 +36,7 @@ from tarkit.progress import Progress
 from tarkit.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
 from tarkit.scoring.captions import compare_caption
 from tarkit.scoring.geneval import Detection, check
+from tarkit.scoring.probe import probe
 from tarkit.scoring.results import (
     PictureScores,
     QuestionScores,
@@ -59,7 +61,7 @@ from tarkit.scoring.tables import Table, show, tables
 from tarkit.scoring.yesno import parse_yes_no
 from tarkit.vocab import Scale
 from tarkit.worlds.scenes import Scene, scene_to_json
-from tarkit.worlds.shapes import render
+from tarkit.worlds.shapes import COLOURS, SHAPES, render
 
 if TYPE_CHECKING:
     from tarkit.tar import Sampling, Tar
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 DESCRIBE = "Describe the image."
 MAX_ANSWER_TOKENS = 128
 CAPTION_SHUFFLES = 5
+CODES = "codes.json"
 
 SCORES = pa.schema(
     [
@@ -192,6 +195,9 @@ class _Maker:
             self._ceiling(PIXEL_VQ, self._through_vq)
             for scale in Scale:
                 self._ceiling(semantic(scale), partial(self._through_codes, scale))
+        if "codes" in self.plan.suites and not (self.out / CODES).exists():
+            figures = {str(int(s)): _probe_codes(self.tar, self.plan, s) for s in Scale}
+            write_whole(self.out / CODES, (json.dumps(figures, indent=1) + "\n").encode())
 
     def _write_prompts(self) -> None:
         """GenEval's metadata of each row, for any other scorer of the same pictures."""
@@ -253,6 +259,48 @@ def _drawn(scene: Scene, seed: int) -> Image.Image:
     return Image.fromarray(render(scene, np.random.default_rng(seed)))
 
 
+def _probe_codes(tar: Tar, plan: Plan, scale: Scale) -> dict[str, Any]:
+    """What the codes of one scale hold: usage, and linear probes on pictures of one object.
+
+    Shape and colour are read from the counts of a picture's codes, the place from their vectors.
+    """
+    import torch
+
+    from tarkit.checkpoints import read_config
+    from tarkit.models.codebook import usage
+
+    scenes = plan.lone_objects()
+    codes = torch.cat(
+        [
+            tar.encode([_drawn(*each) for each in scenes[first : first + 64]], [scale])[scale].cpu()
+            for first in range(0, len(scenes), 64)
+        ]
+    )
+    codebook = tar.ta_tok.model.codebook
+    with torch.no_grad():
+        vectors = codebook.lookup(codes.to(tar.device)).cpu().numpy()
+    counts = np.stack([np.bincount(row, minlength=tar.ta_tok.num_codes) for row in codes.numpy()])
+    objects = [scene.objects[0] for scene, _ in scenes]
+    shapes = np.array([SHAPES.index(each.shape) for each in objects])
+    colours = np.array([COLOURS.index(each.colour) for each in objects])
+    centres = np.array([(each.x, each.y) for each in objects])
+    held_out = len(scenes) // 5
+    kinds = probe(counts[:, None], shapes, colours, centres, held_out=held_out, ridge=1e-2)
+    places = probe(vectors, shapes, colours, centres, held_out=held_out, ridge=1e-5)
+    health = usage(codes, tar.ta_tok.num_codes)
+    trained = read_config(tar.path / "ta_tok").get("figures", {}).get(f"scale_{int(scale)}", {})
+    return {
+        "num_codes": codes.shape[1],
+        "num_pictures": len(scenes),
+        "shape": kinds.shape,
+        "colour": kinds.colour,
+        "position_px": places.position_px,
+        "used": health.used,
+        "perplexity": health.perplexity,
+        "trained": trained,
+    }
+
+
 def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pixels -> the image VQ's codes -> pixels, at the size that AR-DTok draws."""
     import torch
@@ -296,6 +344,8 @@ def score(out: Path) -> Evaluated:
         for name in CEILINGS:
             files = plan.ceiling_files(out, name)
             metrics[f"ceiling_{name}@shapes"] = _judge(out, f"ceiling_{name}", files, rows)
+    if "codes" in plan.suites:
+        metrics["codes@shapes"] = json.loads((out / CODES).read_text())
     return _write(out, settings, metrics, rows)
 
 

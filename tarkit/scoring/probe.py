@@ -1,7 +1,9 @@
-"""Linear probes: what a linear map can read out of codes, beside what the cosine says.
+"""Linear probes: what a linear map can read out of a picture's codes, beside what the cosine says.
 
 A codebook can reach a high cosine and have lost the colour (measured in miniature: cosine .905,
 colour at chance), so the codes themselves are probed.
+
+Letters: M pictures of one object each, N positions, F width of what stands at a position.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """Held-out figures of one linear probe on one-object pictures."""
+    """Figures of the linear probes on pictures that they were not fitted to."""
 
-    shape: float  # accuracy over 12 shapes
-    colour: float  # accuracy over 10 colours
-    position_px: float  # mean distance of the centre, on the 64 px canvas
+    shape: float  # accuracy over the shapes
+    colour: float  # accuracy over the colours
+    position_px: float  # mean distance of the centre
 
 
 def probe(
@@ -26,29 +28,44 @@ def probe(
     centres: np.ndarray,
     *,
     held_out: int,
-    ridge: float = 1.0,
+    ridge: float = 1e-3,
 ) -> Probe:
     """Ridge regression on all but the last `held_out` pictures, measured on those.
 
-    `features`: (M, F), any description of a picture's codes; `shapes`, `colours`: (M,) integers;
-    `centres`: (M, 2) in px. Classes are regressed one-hot and read by argmax.
+    `features` (M, N, F): what stands at each position (a code's vector, a feature). Shape and
+    colour are read, one-hot and by argmax, from the sum over positions, because they may be
+    anywhere; the centre `centres` (M, 2) from all positions side by side. `ridge` is relative to
+    the mean square of the features.
     """
-    x = (features - features.mean(0)) / (features.std(0) + 1e-6)
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
-    targets = np.concatenate(
-        [np.eye(shapes.max() + 1)[shapes], np.eye(colours.max() + 1)[colours], centres], axis=1
+    bag = _fit(
+        features.sum(1), np.concatenate([_one_hot(shapes), _one_hot(colours)], 1), held_out, ridge
     )
-    train, test = x[:-held_out], x[-held_out:]
-    # Solve in whichever of rows and columns is the smaller.
-    if train.shape[0] < train.shape[1]:
-        kernel = train @ train.T + ridge * np.eye(len(train))
-        weights = train.T @ np.linalg.solve(kernel, targets[:-held_out])
-    else:
-        gram = train.T @ train + ridge * np.eye(train.shape[1])
-        weights = np.linalg.solve(gram, train.T @ targets[:-held_out])
-    found = test @ weights
-    num_shapes, num_colours = shapes.max() + 1, colours.max() + 1
-    shape = found[:, :num_shapes].argmax(1) == shapes[-held_out:]
-    colour = found[:, num_shapes : num_shapes + num_colours].argmax(1) == colours[-held_out:]
-    distance = np.linalg.norm(found[:, -2:] - centres[-held_out:], axis=1)
+    num_shapes = int(shapes.max()) + 1
+    place = _fit(features.reshape(len(features), -1), centres, held_out, ridge)
+    shape = bag[:, :num_shapes].argmax(1) == shapes[-held_out:]
+    colour = bag[:, num_shapes:].argmax(1) == colours[-held_out:]
+    distance = np.linalg.norm(place - centres[-held_out:], axis=1)
     return Probe(float(shape.mean()), float(colour.mean()), float(distance.mean()))
+
+
+def _one_hot(labels: np.ndarray) -> np.ndarray:
+    hot: np.ndarray = np.eye(int(labels.max()) + 1)[labels]
+    return hot
+
+
+def _fit(x: np.ndarray, y: np.ndarray, held_out: int, ridge: float) -> np.ndarray:
+    """Predictions of a ridge regression for the last `held_out` rows."""
+    x = x.astype(np.float64)
+    fit = slice(None, len(x) - held_out)
+    centre, target = x[fit].mean(0), y[fit].mean(0)
+    x, y = x - centre, y[fit] - target
+    penalty = ridge * float((x[fit] ** 2).mean()) * len(x[fit])
+    # Solve in whichever of rows and columns is the smaller.
+    if len(x[fit]) < x.shape[1]:
+        kernel = x[fit] @ x[fit].T
+        weights = x[fit].T @ np.linalg.solve(kernel + penalty * np.eye(len(kernel)), y)
+    else:
+        gram = x[fit].T @ x[fit]
+        weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), x[fit].T @ y)
+    predicted: np.ndarray = x[-held_out:] @ weights + target
+    return predicted

@@ -20,7 +20,7 @@ import numpy as np
 
 from tarkit.vocab import Scale
 from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.scenes import Scene, scene_to_json
+from tarkit.worlds.scenes import Scene, sample_scene, scene_to_json
 from tarkit.worlds.suites import (
     TEST_SEED,
     VALIDATION_SEED,
@@ -33,7 +33,7 @@ from tarkit.worlds.suites import (
     pope_suite,
 )
 
-SUITES = ("geneval", "pope", "caption", "ceilings")
+SUITES = ("geneval", "pope", "caption", "ceilings", "codes")
 TRUTH, PIXEL_VQ = "truth", "pixel_vq"
 
 Split = Literal["test", "validation"]
@@ -111,6 +111,15 @@ class Plan:
         """A scene that fulfils the prompt, and the seed of its background."""
         seed = self.seed_of(TRUTH, item.id)
         return scene_for(item.metadata, np.random.default_rng(seed)), seed
+
+    def lone_objects(self) -> list[tuple[Scene, int]]:
+        """Scenes of one object and their seeds, to probe codes: 2,000, or 200 with a limit."""
+        count = 2000 if self.limit is None else 200
+        seeds = [self.seed_of("codes", str(index)) for index in range(count)]
+        return [
+            (sample_scene(np.random.default_rng(seed), split="test", kind="single"), seed)
+            for seed in seeds
+        ]
 
     def picture_files(self, out: Path) -> list[tuple[Path, Job]]:
         """The pictures of the geneval suite, `samples/00000/0000.png`: prompt row, sample."""

@@ -63,6 +63,8 @@ def tables(metrics: Mapping[str, Any]) -> list[Table]:
     }
     if ceilings:
         found.append(_ceiling_table(ceilings, pictures))
+    if "codes@shapes" in metrics:
+        found.append(_codes_table(metrics["codes@shapes"]))
     return found
 
 
@@ -142,6 +144,33 @@ def _ceiling_table(
         "and after TA-Tok's codes and AR-DTok at each scale: no language model can draw better."
     )
     return Table("ceilings", ["", "overall", *TASKS], rows, note)
+
+
+def _codes_table(scales: Mapping[str, Mapping[str, Any]]) -> Table:
+    header = ["scale", "codes", "shape", "colour", "position px", "used", "perplexity"]
+    header += ["cosine", "used in training", "perplexity in training"]
+    rows = []
+    for scale, part in scales.items():
+        trained = part["trained"]
+        rows.append(
+            [
+                scale,
+                str(part["num_codes"]),
+                *(_share(part[key]) for key in ("shape", "colour")),
+                f"{part['position_px']:.2f}",
+                str(part["used"]),
+                f"{part['perplexity']:.0f}",
+                _share(trained.get("cosine")),
+                *(str(trained.get(key, "-")) for key in ("used", "perplexity")),
+            ]
+        )
+    pictures = next(iter(scales.values()))["num_pictures"]
+    note = (
+        f"Linear probes on {pictures} pictures of one object, a fifth held out: shape and colour "
+        "from the counts of a picture's codes, the centre from the codes' vectors. Cosine, and "
+        "usage in training, are of decoded features and the teacher's on training pictures."
+    )
+    return Table("codes@shapes", header, rows, note)
 
 
 def _over(part: Mapping[str, Any]) -> str:

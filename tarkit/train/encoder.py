@@ -1,7 +1,9 @@
-"""`tarkit train encoder`: a small SigLIP, pictures against captions.
+"""`tarkit train encoder`: a small SigLIP 2, pictures against captions.
 
 Stands in for the pretrained siglip2 that the paper downloads (Sec. 4.1); at paper size that one is
-loaded instead.
+loaded instead. As there, the sigmoid contrastive loss is joined by a captioning decoder and by a
+loss on every position; for the latter each feature tells its own patch's pixels, where SigLIP 2
+distils itself and predicts masked positions, which needs more steps than a laptop has.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +21,7 @@ from tarkit.artifacts import open_artifact
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import (
+    CaptionDecoder,
     EncoderArch,
     TextTower,
     VisionEncoder,
@@ -25,7 +29,7 @@ from tarkit.models.encoder import (
 )
 from tarkit.train.data import Picture, Stream, picture_stream, sized, to_pixels
 from tarkit.train.loop import LoopConfig, train
-from tarkit.vocab import TextTokenizer, train_text_tokenizer
+from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 
 class EncoderConfig(LoopConfig):
@@ -37,6 +41,10 @@ class EncoderConfig(LoopConfig):
     text_heads: int = 4
     text_length: int = 96
     text_vocab: int = 512
+    captioning: float = 0.0
+    """Weight of the captioning loss on the encoder's last features."""
+    dense: float = 0.0
+    """Weight of the mean squared error of each patch's pixels, read linearly from its feature."""
     caption: Literal["longest", "first"] = "longest"
     """Which of a picture's captions it is compared with: a full one fits few other pictures."""
 
@@ -62,21 +70,42 @@ class SigLip(nn.Module):
             heads=config.text_heads,
             out_width=config.arch.width,
         )
+        self.config = config
+        if config.captioning:
+            self.captioner = CaptionDecoder(
+                vocab_size=config.text_vocab,
+                length=config.text_length,
+                width=config.arch.width,
+                layers=config.text_layers,
+                heads=config.text_heads,
+            )
+        if config.dense:
+            self.patch_pixels = nn.Linear(config.arch.width, 3 * config.arch.patch_px**2)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def forward(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """The loss, and the share of pictures whose own caption scores highest."""
-        pictures = self.vision.pooled(pair.pixels)
+    def forward(self, pair: Pair) -> tuple[Tensor, dict[str, float]]:
+        """The loss, its parts, and the share of pictures whose own caption scores highest."""
+        features = self.vision.features(pair.pixels)
+        pictures = self.vision.pool(features)
         captions = self.text(pair.ids, pair.mask)
         loss = sigmoid_contrastive_loss(pictures, captions, pair.same, self.log_scale, self.bias)
+        figures = {"contrastive": float(loss.detach())}
+        if self.config.captioning:
+            captioning = self.captioner(features, pair.ids, pair.mask)
+            loss = loss + self.config.captioning * captioning
+            figures["captioning"] = float(captioning.detach())
+        if self.config.dense:
+            patches = F.unfold(
+                pair.pixels, self.config.arch.patch_px, stride=self.config.arch.patch_px
+            )
+            dense = F.mse_loss(self.patch_pixels(features), patches.transpose(1, 2))
+            loss = loss + self.config.dense * dense
+            figures["dense"] = float(dense.detach())
         with torch.no_grad():
-            best = (
-                nn.functional.normalize(pictures, dim=-1)
-                @ nn.functional.normalize(captions, dim=-1).T
-            ).argmax(1)
-            hit = pair.same[torch.arange(len(best)), best].float().mean()
-        return loss, hit
+            found = (F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T).argmax(1)
+            figures["retrieval"] = float(pair.same.gather(1, found[:, None]).float().mean())
+        return loss, figures
 
 
 class EncoderTask:
@@ -102,7 +131,8 @@ class EncoderTask:
     def batch(self, step: int, size: int, rank: int, world: int) -> Pair:
         rows = self.stream.batch(step, size, rank=rank, world=world)
         captions = [self._caption(row) for row in rows]
-        ids = self.tokenizer.encode_batch(captions)
+        end = self.tokenizer.special[END_OF_TEXT]
+        ids = [[end, *found, end] for found in self.tokenizer.encode_batch(captions)]
         longest = max(map(len, ids))
         if longest > self.config.text_length:
             raise UserError(
@@ -120,8 +150,8 @@ class EncoderTask:
         return Pair(to_pixels(pictures), table, mask, same)
 
     def loss(self, model: nn.Module, batch: Pair, step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, hit = model(batch)
-        return loss, {"retrieval": float(hit)}
+        loss, figures = model(batch)
+        return loss, figures
 
     def after_step(self, step: int, model: nn.Module) -> None:
         return None

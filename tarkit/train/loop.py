@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tarkit.artifacts import begin_directory
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class LoopConfig(Config):
     """What every training has; the verbs' own configs extend it. Defaults: paper, Table 8."""
 
-    steps: int
-    batch_size: int
+    steps: PositiveInt
+    batch_size: PositiveInt
     """Rows a step over all processes."""
     learning_rate: float
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
@@ -47,9 +48,9 @@ class LoopConfig(Config):
     clip: float = 1.0
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
-    checkpoint_every: int = 500
-    log_every: int = 50
-    sample_every: int = 1000
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 50
+    sample_every: PositiveInt = 1000
 
 
 class Task(Protocol):

@@ -60,7 +60,7 @@ class MllmConfig(LoopConfig):
     """Sizes of a model made from nothing; not read with `--lm`."""
     text_vocab: int = 4096
     system: str | None = "You are a helpful assistant."
-    """The system turn of every chat; None leaves it out, as the paper prints it (App. C.1)."""
+    """The system turn of every chat; "" leaves it out, as the paper prints it (App. C.1)."""
     ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
@@ -286,7 +286,12 @@ class MllmTask:
 
 def _given(lm: Path) -> tuple[TextTokenizer, Any]:
     """Text tokenizer and network of a model directory: tarkit's own, or a transformers one."""
-    if read_config(lm).get("kind") == "mllm":
+    kind = read_config(lm).get("kind", "foreign")
+    if kind not in ("mllm", "foreign"):
+        raise UserError(
+            f"{lm} is {kind}, where a language model is needed", hint=f"tarkit inspect {lm}"
+        )
+    if kind == "mllm":
         loaded = load_mllm(lm)
         if loaded.vocabulary.visual is not None:
             raise UserError(
@@ -297,9 +302,15 @@ def _given(lm: Path) -> tuple[TextTokenizer, Any]:
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
-    network = AutoModelForCausalLM.from_pretrained(
-        lm, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            lm, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{lm} is no causal language model in safetensors: {error}",
+            hint=f"tarkit inspect {lm}",
+        ) from None
     return text, network
 
 

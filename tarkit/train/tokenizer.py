@@ -63,7 +63,6 @@ class TokenizerConfig(LoopConfig):
     """Where the projection W starts: as any linear layer, or so that E W covers the features."""
     start_rank: int = 0
     """With `start = "data"`: how many principal directions of the features; 0 is all."""
-    warmup_unquantised: float = 0.0
     measure_pictures: int = 512
 
 
@@ -95,15 +94,19 @@ class TokenizerModel(nn.Module):
         self.register_buffer("whitener", torch.eye(width))
 
     @torch.no_grad()
-    def target(self, pixels: Tensor) -> Tensor:
-        """The teacher's features (B, grid**2, W), whitened as configured."""
-        features = self.teacher.features(pixels, layer=self.config.sizes.select_layer)
-        return (features - self.mean) @ self.whitener
+    def taught(self, pixels: Tensor) -> Tensor:
+        """The teacher's features (B, grid**2, W) as they are."""
+        return self.teacher.features(pixels, layer=self.config.sizes.select_layer)
+
+    @torch.no_grad()
+    def target(self, taught: Tensor, scale: Scale) -> Tensor:
+        """What the decoder should give: (B, N, W), pooled, whitened as configured."""
+        return pool((taught - self.mean) @ self.whitener, scale)
 
     @torch.no_grad()
     def start_from(self, pixels: Tensor) -> None:
         """Set the whitener, and the codebook's projection, from a body of pictures."""
-        raw = self.teacher.features(pixels, layer=self.config.sizes.select_layer)
+        raw = self.taught(pixels)
         if self.config.whiten:
             flat = raw.flatten(0, 1)
             self.mean.copy_(flat.mean(0))
@@ -133,11 +136,11 @@ class TokenizerModel(nn.Module):
     def forward(self, pixels: Tensor, scale: Scale) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step at one scale, and figures."""
         config = self.config
-        frozen = config.freeze_encoder
-        with torch.set_grad_enabled(not frozen and torch.is_grad_enabled()):
-            features = self.ta_tok.features(pixels)
+        taught = self.taught(pixels)
+        # A frozen encoder is the teacher: one pass serves both.
+        features = taught if config.freeze_encoder else self.ta_tok.features(pixels)
         out = self.ta_tok(features, scale)
-        target = pool(self.target(pixels), scale)
+        target = self.target(taught, scale)
         reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
         loss = (
             config.reconstruction * reconstruction
@@ -207,13 +210,13 @@ class TokenizerTask:
         count = min(self.config.measure_pictures, self.stream.total)
         for first in range(0, count, 32):
             pixels = self._pixels([self.stream[i] for i in range(first, min(first + 32, count))])
-            features, target = ta_tok.features(pixels), self.model.target(pixels)
+            features, taught = ta_tok.features(pixels), self.model.taught(pixels)
             for scale in Scale:
                 codes = ta_tok.codebook.nearest(ta_tok.project(features, scale))
                 decoded = ta_tok.condition(codes)
                 found[scale].append(codes)
                 cosines[scale].append(
-                    F.cosine_similarity(decoded, pool(target, scale), dim=-1).flatten()
+                    F.cosine_similarity(decoded, self.model.target(taught, scale), dim=-1).flatten()
                 )
         everything = torch.cat([c.flatten() for codes in found.values() for c in codes])
         figures: dict[str, Any] = {"all_scales": _health(everything, self.config.sizes.num_codes)}

@@ -55,7 +55,7 @@ def test_features_and_picture_vectors_are_the_librarys(siglip: SiglipVisionModel
     assert torch.equal(model.features(pixels, layer=-2), model.features(pixels, layer=3))
     assert not torch.allclose(model.features(pixels, layer=-2), model.features(pixels))
     assert model.features(pixels).shape == (2, 16, 24)
-    assert_close(model.pooled(pixels), theirs.pooler_output)
+    assert_close(model.pool(model.features(pixels)), theirs.pooler_output)
 
 
 @torch.no_grad()

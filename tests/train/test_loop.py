@@ -1,0 +1,228 @@
+"""The one loop: the rate by hand, the optimizers, resume at every step, what is logged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tarkit.errors import UserError
+from tarkit.train.loop import LoopConfig, optimizers, rate, train
+
+
+def settings(**changes: Any) -> LoopConfig:
+    small = {"steps": 8, "batch_size": 4, "learning_rate": 0.1, "checkpoint_every": 3}
+    return LoopConfig.model_validate(small | {"log_every": 1} | changes)
+
+
+# ---- the rate
+
+
+def test_the_rate_rises_in_a_line_and_falls_by_its_schedule() -> None:
+    # Ten steps, two of them warm-up: a half and the whole; then eighths of the way down.
+    config = settings(steps=10, warmup=0.2, schedule="linear")
+    expected = [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    assert [rate(config, step) for step in range(10)] == pytest.approx(expected)
+    config = settings(steps=10, warmup=0.2, schedule="constant")
+    assert [rate(config, step) for step in range(10)] == pytest.approx([0.5] + [1] * 9)
+    config = settings(steps=10, warmup=0.2)
+    assert config.schedule == "cosine"
+    # Half way down, at step 2 + 4: (1 + cos 90) / 2; a quarter: (1 + cos 45) / 2.
+    assert rate(config, 6) == pytest.approx(0.5)
+    assert rate(config, 4) == pytest.approx(0.8535534)
+    assert rate(settings(warmup=0.0), 0) == 1.0
+
+
+# ---- optimizers
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.lm_head = nn.Linear(4, 5, bias=False)
+
+
+def names(net: Net, params: list[Any]) -> set[str]:
+    found = {id(p): n for n, p in net.named_parameters()}
+    return {found[id(p)] for p in params}
+
+
+def test_weight_decay_falls_on_matrices_alone() -> None:
+    net = Net()
+    (adamw,) = optimizers(net, settings(weight_decay=0.3))
+    by_decay = {g["weight_decay"]: names(net, g["params"]) for g in adamw.param_groups}
+    assert by_decay == {
+        0.3: {"embed.weight", "hidden.weight", "lm_head.weight"},
+        0.0: {"hidden.bias"},
+    }
+    assert {group["base_lr"] for group in adamw.param_groups} == {0.1}
+
+
+def test_muon_gets_the_hidden_matrices_and_never_a_table() -> None:
+    net = Net()
+    adamw, muon = optimizers(net, settings(optimizer="muon", muon_rate=0.02))
+    assert names(net, [p for g in muon.param_groups for p in g["params"]]) == {"hidden.weight"}
+    assert names(net, [p for g in adamw.param_groups for p in g["params"]]) == {
+        "embed.weight",
+        "lm_head.weight",
+        "hidden.bias",
+    }
+    assert [g["base_lr"] for g in muon.param_groups] == [0.02]
+
+
+# ---- training
+
+
+class Line:
+    """Fits a line to noise that is drawn inside the loss, as dropout would."""
+
+    def __init__(self, *, bad_step: int = -1) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(3, 1)
+        self.bad_step = bad_step
+        self.stop = -1
+        self.steps: list[int] = []
+        self.rates: list[float] = []
+
+    def batch(self, step: int, size: int, rank: int, world: int) -> Tensor:
+        return torch.arange(size * 3.0).view(size, 3) / 10 + step
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        self.steps.append(step)
+        loss = (model(batch + torch.randn(batch.shape) * 0.1) - 1).pow(2).mean()
+        return loss * (float("nan") if step == self.bad_step else 1.0), {"step_figure": step}
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        with torch.no_grad():
+            model.bias.add_(torch.randn(1) * 0.01)  # type: ignore[operator]
+
+    def samples(self, step: int) -> Image.Image:
+        torch.rand(step)  # must not disturb the steps' own numbers
+        return Image.new("RGB", (4, 4))
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        return self.model, {"kind": "line", "arch": {}}
+
+
+def fit(out: Path, task: Line | None = None, **changes: Any) -> Path:
+    return train(task or Line(), settings(**changes), out=out, name="line", parents={})
+
+
+def stop_at(out: Path, step: int, **changes: Any) -> None:
+    task = Line()
+    task.stop = step
+    with pytest.raises(KeyboardInterrupt):
+        fit(out, task, **changes)
+
+
+def bytes_of(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
+    whole = fit(tmp_path / "whole", optimizer=optimizer)
+    for step in range(8):
+        out = tmp_path / f"stopped_{step}"
+        stop_at(out, step, optimizer=optimizer)
+        task = Line()
+        fit(out, task, optimizer=optimizer)
+        # Checkpoints are written after steps 0..2 and 0..5.
+        assert task.steps == list(range(step // 3 * 3, 8))
+        assert bytes_of(out) == bytes_of(whole)
+
+
+def test_steps_logged_after_the_checkpoint_are_logged_once(tmp_path: Path) -> None:
+    log = tmp_path / "out/metrics.jsonl"
+    stop_at(tmp_path / "out", 2)  # before the first checkpoint
+    assert len(log.read_text().splitlines()) == 2
+    stop_at(tmp_path / "out", 5)
+    with log.open("a") as file:
+        file.write('{"step": 6, "lo')  # what a killed process leaves
+    fit(tmp_path / "out")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["step_figure"] for row in rows] == list(range(8))
+    assert rows[0].keys() == {"step", "loss", "grad_norm", "rate", "step_figure", "rows_per_s"}
+
+
+def test_looking_and_saving_change_no_weight(tmp_path: Path) -> None:
+    plain = fit(tmp_path / "plain", checkpoint_every=100)
+    watched = fit(tmp_path / "watched", checkpoint_every=1, sample_every=1, log_every=3)
+    assert bytes_of(plain) == bytes_of(watched)
+    assert [p.name for p in (plain / "samples").iterdir()] == ["0000008.png"]
+    assert len(list((watched / "samples").iterdir())) == 8
+    assert [json.loads(x)["step"] for x in (watched / "metrics.jsonl").open()] == [3, 6, 8]
+    # The weights come last and the checkpoint goes.
+    assert not list((watched / "state").iterdir())
+
+
+def test_a_seed_decides_every_steps_noise(tmp_path: Path) -> None:
+    one, two = fit(tmp_path / "one"), fit(tmp_path / "two", seed=1)
+    first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    assert first.keys() == second.keys() == {"weight", "bias"}
+    assert not torch.equal(first["weight"], second["weight"])
+
+
+def test_a_finished_directory_is_left_as_it_is(tmp_path: Path) -> None:
+    out = fit(tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    task = Line()
+    assert fit(out, task) == out
+    assert task.steps == []
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    files = {"tokenizer.json": "one"}
+    train(Line(), settings(), out=tmp_path, name="line", parents={}, files=files)
+    assert (tmp_path / "tokenizer.json").read_text() == "one"
+    other = {"tokenizer.json": "two"}
+    with pytest.raises(UserError, match=r"learning_rate: 0.1 there, 0.2 now.*another --out"):
+        train(
+            Line(), settings(learning_rate=0.2), out=tmp_path, name="line", parents={}, files=other
+        )
+    assert (tmp_path / "tokenizer.json").read_text() == "one"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss of step 4 is nan.*checkpoint\.pt") as error:
+        fit(tmp_path / "late", Line(bad_step=4))
+    assert "lower learning_rate (now 0.1)" in error.value.hint
+    state = torch.load(tmp_path / "late/state/checkpoint.pt", weights_only=True)
+    assert state["step"] == 3 and torch.isfinite(state["model"]["weight"]).all()
+    with pytest.raises(UserError, match="loss of step 1 is nan; the last good state is not yet"):
+        fit(tmp_path / "early", Line(bad_step=1))
+
+
+def test_numbers_that_make_no_run_are_refused() -> None:
+    for key in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
+        with pytest.raises(ValueError, match=f"{key}\n.*greater than 0"):
+            settings(**{key: 0})
+
+
+class Pair:
+    """Stands for accelerate in the second of two processes."""
+
+    num_processes, process_index, is_main_process = 2, 1, False
+
+    def __init__(self, mixed_precision: str) -> None:
+        pass
+
+
+def test_a_batch_that_does_not_divide_by_the_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accelerate.Accelerator", Pair)
+    with pytest.raises(UserError, match="batch_size = 5 does not divide by 2 processes") as error:
+        fit(tmp_path / "out", batch_size=5)
+    assert error.value.hint == "--set batch_size=4"

@@ -1,0 +1,346 @@
+"""Training the language model: exact resume, tasks dealt in their ratio, what is refused."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from tarkit.artifacts import Artifact, open_artifact
+from tarkit.checkpoints import load_mllm, load_ta_tok, read_config
+from tarkit.config import write_toml
+from tarkit.errors import UserError
+from tarkit.models.mllm import build, from_scratch
+from tarkit.train import mllm
+from tarkit.train.mllm import ChatStreams, MllmConfig, MllmTask, TaskName, encode_chat
+from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
+from tests import parts
+
+SETTINGS: dict[str, Any] = {
+    "lm": parts.LM,
+    "text_vocab": 270,
+    "steps": 8,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "optimizer": "muon",
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "length": 128,
+    "ratio": {"t2i": 2, "i2t": 1, "text": 1},
+}
+
+
+def config(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "mllm.toml"
+    file.write_text(write_toml(MllmConfig(**SETTINGS | changes)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:
+    """Two shards with 9 rows of each of t2i, i2t and text, made with the tokenizer of `models`."""
+    rows = parts.mixed_chats(9)
+    out = tmp_path_factory.mktemp("chats") / "mixed"
+    made_by = {"tokenizer_sha256": parts.sha256(models["tokenizer"])}
+    return parts.write_chats(out, [rows[:15], rows[15:]], **made_by).path
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents alone: no codes, no tokenizer."""
+    rows = [parts.chat_row("text", ("assistant", f"{c} and more")) for c in parts.CAPTIONS * 3]
+    return parts.write_chats(tmp_path_factory.mktemp("chats") / "text", [rows]).path
+
+
+# ---- whole runs
+
+
+def test_a_stopped_training_of_all_tasks_ends_with_the_same_bytes(
+    chats: Path, models: dict[str, Path], tmp_path: Path, resumes: Any
+) -> None:
+    file = config(tmp_path)
+
+    def run(out: Path) -> Path:
+        return mllm.run(
+            file, chats=[chats], tokenizer=models["tokenizer"], lm=models["lm"], out=out
+        )
+
+    resumes(MllmTask, run, stops=(3, 6))
+    loaded = load_mllm(tmp_path / "whole")
+    text = parts.text_tokenizer()
+    assert loaded.vocabulary.visual == VisualVocabulary(first_id=text.size, num_codes=parts.K)
+    assert loaded.vocabulary.system == "You are a helpful assistant."
+    assert loaded.vocabulary.text.json == text.json
+    assert loaded.model.get_input_embeddings().weight.shape == (text.size + 5 + 16, parts.WIDTH)
+    made = read_config(tmp_path / "whole")
+    assert made["tokenizer_sha256"] == parts.sha256(models["tokenizer"]) and made["grid"] == 4
+    assert made["token_counts"] is None
+
+
+def test_a_stopped_training_of_text_from_nothing_ends_with_the_same_bytes(
+    texts: Path, tmp_path: Path, resumes: Any
+) -> None:
+    file = config(tmp_path, ratio={"text": 1})
+    resumes(MllmTask, lambda out: mllm.run(file, chats=[texts], out=out), stops=(5,))
+    loaded = load_mllm(tmp_path / "whole")
+    assert loaded.vocabulary.visual is None
+    # Each of 12 documents is counted once: which rows of its table its text has used.
+    ids = [i for c in parts.CAPTIONS * 3 for i in loaded.vocabulary.text.encode(f"{c} and more")]
+    counts = loaded.config["token_counts"]
+    assert len(counts) == loaded.vocabulary.text.size
+    assert {i: n for i, n in enumerate(counts) if n} == Counter(ids)
+
+
+# ---- the start
+
+
+def task(chats: Path, models: dict[str, Path], lm: Path | None, **changes: Any) -> MllmTask:
+    torch.manual_seed(0)
+    settings = MllmConfig(**SETTINGS | changes)
+    streams = ChatStreams([open_artifact(chats, "chats")], settings.ratio, settings.seed)
+    return MllmTask(settings, streams, tokenizer=load_ta_tok(models["tokenizer"]), lm=lm)
+
+
+def test_the_codes_rows_start_as_the_tokenizers_codebook(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    made = task(chats, models, models["lm"])
+    visual = made.vocabulary.visual
+    assert visual is not None
+    table = made.model.lm.get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        codebook = load_ta_tok(models["tokenizer"]).model.codebook.projected()
+    assert torch.equal(table[visual.first_code :], codebook)
+    words = load_mllm(models["lm"]).model.get_input_embeddings().weight.detach()
+    assert torch.equal(table[: visual.first_id], words)
+
+
+def test_a_published_language_model_is_read_and_its_padding_cut(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    text = parts.text_tokenizer()
+    torch.manual_seed(1)
+    published = build(from_scratch(parts.LM, text.size + 10))
+    published.save_pretrained(tmp_path / "qwen")
+    (tmp_path / "qwen/tokenizer.json").write_text(text.json)
+    made = task(chats, models, tmp_path / "qwen")
+    table = made.model.lm.get_input_embeddings().weight
+    assert len(table) == text.size + 5 + 16
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "qwen", local_files_only=True)
+    assert torch.equal(table[: text.size], again.get_input_embeddings().weight[: text.size])
+    out = mllm.run(
+        config(tmp_path, steps=1, learning_rate=1e-9, optimizer="adamw"),
+        chats=[chats],
+        tokenizer=models["tokenizer"],
+        lm=tmp_path / "qwen",
+        out=tmp_path / "out",
+    )
+    # Read back from our own directory it still computes what it computed.
+    ids = torch.tensor([text.encode("a red ring")])
+    with torch.no_grad():
+        theirs = again(input_ids=ids).logits[..., : text.size]
+        assert_close(load_mllm(out).model(input_ids=ids).logits[..., : text.size], theirs)
+    (tmp_path / "qwen/tokenizer.json").write_text(text.json.replace("<|im_end|>", "<|end|>"))
+    with pytest.raises(UserError, match=r"tokenizer.json has no <\|im_end\|>") as error:
+        task(chats, models, tmp_path / "qwen")
+    assert "Qwen" in error.value.hint
+    (tmp_path / "qwen/tokenizer.json").write_text(text.json)
+    (tmp_path / "qwen/model.safetensors").unlink()
+    with pytest.raises(UserError, match="qwen is no causal language model in safetensors") as error:
+        task(chats, models, tmp_path / "qwen")
+    assert error.value.hint == f"tarkit inspect {tmp_path / 'qwen'}"
+
+
+# ---- which chat stands where
+
+
+def streams(chats: Path, ratio: Mapping[TaskName, int], *, seed: int = 0) -> ChatStreams:
+    return ChatStreams([open_artifact(chats, "chats")], ratio, seed)
+
+
+def test_every_round_holds_each_task_in_its_ratio(chats: Path) -> None:
+    made = streams(chats, {"t2i": 3, "i2t": 2, "text": 1, "ti2i": 0})
+    rounds = [[made[6 * r + i]["task"] for i in range(6)] for r in range(20)]
+    assert all(Counter(dealt) == {"t2i": 3, "i2t": 2, "text": 1} for dealt in rounds)
+    assert len(set(map(tuple, rounds))) > 5  # and in an order of its own
+    # 9 rows of each task: three rounds deal t2i once through.
+    drawn = [made[i]["key"] for i in range(18) if made[i]["task"] == "t2i"]
+    assert len(drawn) == len(set(drawn)) == 9
+    assert [made[i]["key"] for i in (17, 3, 40)] == [
+        streams(chats, made.ratio)[i]["key"] for i in (17, 3, 40)
+    ]
+    other = streams(chats, made.ratio, seed=1)
+    assert [made[i]["key"] for i in range(18)] != [other[i]["key"] for i in range(18)]
+
+
+def test_only_usable_training_chats_are_dealt(tmp_path: Path) -> None:
+    said = ("assistant", "words")
+    rows = [parts.chat_row("text", said, split=split) for split in ("train", "test", None)]
+    made = parts.write_chats(tmp_path / "chats", [rows])
+    dealt = streams(made.path, {"text": 1})
+    assert {dealt[i]["key"] for i in range(4)} == {"00000-000000", "00000-000002"}
+    with pytest.raises(UserError, match="ratio asks for i2i rows, but the chats given hold none"):
+        streams(made.path, {"text": 1, "i2i": 1})
+
+
+def test_ranks_share_a_steps_chats(chats: Path, models: dict[str, Path]) -> None:
+    made = task(chats, models, models["lm"])
+
+    def said(step: int, size: int, rank: int, world: int) -> Counter[tuple[int, ...]]:
+        packed = made.batch(step, size, rank, world)
+        found: Counter[tuple[int, ...]] = Counter()
+        for row in range(len(packed.ids)):
+            for number in range(int(packed.chats[row].max()) + 1):
+                found[tuple(packed.ids[row][packed.chats[row] == number].tolist())] += 1
+        return found
+
+    assert said(3, 8, 0, 1) == said(3, 4, 0, 2) + said(3, 4, 1, 2)
+    assert sum(said(3, 8, 0, 1).values()) == 8
+
+
+# ---- one chat
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    text = parts.text_tokenizer()
+    visual = VisualVocabulary(first_id=text.size, num_codes=parts.K)
+    return Vocabulary(text=text, visual=visual, system="")
+
+
+def test_a_lone_document_is_supervised_whole_between_two_ends(vocabulary: Vocabulary) -> None:
+    row = {**parts.chat_row("text", ("assistant", "a red ring")), "key": "0"}
+    ids, labels = encode_chat(vocabulary, row, Scale.FULL)
+    end, words = vocabulary.text.special["<|endoftext|>"], vocabulary.text.encode("a red ring")
+    assert ids == [end, *words, end]
+    assert labels == [-100, *words, end]
+
+
+def test_a_conversation_in_words_is_a_chat(vocabulary: Vocabulary) -> None:
+    row = {**parts.chat_row("text", ("user", "Hi"), ("assistant", "Yes")), "key": "0"}
+    ids, labels = encode_chat(vocabulary, row, Scale.FULL)
+    supervised = [label for label in labels if label != -100]
+    assert supervised == [*vocabulary.text.encode("Yes"), vocabulary.chat_end]
+    # An empty system turn is none at all.
+    assert ids.count(vocabulary.chat_start) == 2
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_a_picture_has_the_codes_of_the_drawn_scale(vocabulary: Vocabulary, scale: Scale) -> None:
+    turns = ("user", "a red ring"), ("assistant", "<image>")
+    row = {**parts.chat_row("t2i", *turns, codes=[5]), "key": "0"}
+    ids, labels = encode_chat(vocabulary, row, scale)
+    visual = vocabulary.visual
+    assert visual is not None
+    codes = [visual.first_code + 5] * {1: 16, 2: 4, 3: 1}[scale]
+    answer = [visual.image_start, visual.scale(scale), *codes, visual.image_end]
+    assert [x for x in labels if x != -100] == [*answer, vocabulary.chat_end]
+    assert ids[-len(answer) - 2 : -2] == answer
+
+
+def test_chats_that_cannot_be_read_are_named(vocabulary: Vocabulary) -> None:
+    row = {**parts.chat_row("i2t", ("user", "<image><image>"), codes=[1]), "key": "00000-000007"}
+    with pytest.raises(UserError, match="chat 00000-000007: 2 <image> marks but 1 pictures"):
+        encode_chat(vocabulary, row, Scale.FULL)
+    row = {**parts.chat_row("i2t", ("user", "<image>"), codes=[99]), "key": "00000-000008"}
+    with pytest.raises(UserError, match="chat 00000-000008: codes span 99 to 99, the codebook has"):
+        encode_chat(vocabulary, row, Scale.FULL)
+    row["images"] = [{**row["images"][0], "codes_2": None}]
+    with pytest.raises(UserError, match="00000-000008 has no codes of scale 2") as error:
+        encode_chat(vocabulary, row, Scale.HALF)
+    assert "scale_ratio" in error.value.hint
+
+
+# ---- what is refused
+
+
+def refused(match: str, *, chats: Path, out: Path, **given: Any) -> str:
+    with pytest.raises(UserError, match=match) as error:
+        mllm.run(given.pop("file"), chats=[chats], out=out, **given)
+    assert not (out / "model.safetensors").exists()
+    return error.value.hint
+
+
+def test_codes_of_another_tokenizer_are_refused(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    other = parts.save_ta_tok(tmp_path / "other", seed=1)
+    mine, theirs = parts.sha256(models["tokenizer"])[:12], parts.sha256(other)[:12]
+    given = {"file": config(tmp_path), "lm": models["lm"]}
+    hint = refused(
+        f"mixed holds codes of tokenizer {mine}, --tokenizer is {theirs}",
+        chats=chats,
+        out=tmp_path / "out",
+        tokenizer=other,
+        **given,
+    )
+    assert "encode the pictures again" in hint
+    hint = refused("mixed holds picture codes, but no", chats=chats, out=tmp_path / "out", **given)
+    assert "--tokenizer" in hint
+
+
+def test_a_longer_chat_than_a_row_is_refused_and_never_cut(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    hint = refused(
+        r"chat 0000\d-\d+ has \d+ tokens, length is 20",
+        chats=chats,
+        out=tmp_path / "out",
+        file=config(tmp_path, length=20),
+        tokenizer=models["tokenizer"],
+        lm=models["lm"],
+    )
+    assert hint.startswith("--set length=")
+
+
+def test_a_codebook_that_cannot_start_the_embeddings_is_refused(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    wide = parts.LM.model_copy(update={"width": 24})
+    given = {"chats": chats, "out": tmp_path / "out", "tokenizer": models["tokenizer"]}
+    hint = refused(
+        "codes are 16 wide, the language model's embeddings 24",
+        file=config(tmp_path, lm=wide),
+        **given,
+    )
+    assert "--set embedding_start=mean" in hint
+    hint = refused("already has visual tokens", file=config(tmp_path), lm=models["mllm"], **given)
+    assert "--lm" in hint
+    hint = refused(
+        "ta_tok is ta_tok, where a language model is needed",
+        file=config(tmp_path),
+        lm=models["tokenizer"],
+        **given,
+    )
+    assert "tarkit inspect" in hint
+
+
+def test_missing_shards_and_missing_text_are_refused(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [parts.chat_row("t2i", ("user", "x"), ("assistant", "<image>"), codes=[1])]
+    made: Artifact = parts.write_chats(tmp_path / "chats", [rows, rows])
+    file = config(tmp_path, ratio={"t2i": 1})
+    given = {"chats": made.path, "out": tmp_path / "out", "tokenizer": models["tokenizer"]}
+    hint = refused("needs text rows to make its tokenizer from", file=file, **given)
+    assert "tarkit curate chats --text" in hint
+    made.shard_path("00001").unlink()
+    hint = refused(r"lacks 1 of its 2 shards \(00001\)", file=file, **given)
+    assert f"--out {made.path}" in hint
+
+
+def test_a_finished_model_keeps_its_words_when_another_is_aimed_at_it(
+    texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    mllm.run(config(tmp_path, ratio={"text": 1}, steps=1), chats=[texts], out=out)
+    before = (out / "tokenizer.json").read_text()
+    with pytest.raises(UserError, match="text_vocab: 270 there, 280 now"):
+        mllm.run(
+            config(tmp_path, ratio={"text": 1}, steps=1, text_vocab=280), chats=[texts], out=out
+        )
+    assert (out / "tokenizer.json").read_text() == before
