@@ -284,14 +284,32 @@ def train_mllm(
         Path | None,
         typer.Option("--lm", metavar="DIR", help="The language model to grow; else from scratch."),
     ] = None,
+    ar_dtok: Annotated[
+        Path | None,
+        typer.Option("--ar-dtok", metavar="DIR", help="Draws the sample sheets, with --vqvae."),
+    ] = None,
+    vqvae: Annotated[
+        Path | None,
+        typer.Option("--vqvae", metavar="DIR", help="Draws the sample sheets, with --ar-dtok."),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
     """Train the language model that reads and draws codes (text-only without --tokenizer)."""
     from tarkit.train import mllm
 
+    if (ar_dtok is None) != (vqvae is None):
+        raise UserError(
+            "sample sheets need both --ar-dtok and --vqvae", hint="tarkit train mllm --help"
+        )
     path = mllm.run(
-        config, chats=chats, tokenizer=tokenizer, lm=lm, out=out, overrides=overrides or ()
+        config,
+        chats=chats,
+        tokenizer=tokenizer,
+        lm=lm,
+        dtok=(ar_dtok, vqvae) if ar_dtok and vqvae else None,
+        out=out,
+        overrides=overrides or (),
     )
     return _trained(path, as_json)
 

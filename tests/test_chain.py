@@ -253,3 +253,17 @@ def test_the_embedded_model_draws_from_an_empty_folder_without_a_network(tmp_pat
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.info["prompt"] == prompt
         assert len(set(picture.convert("RGB").getdata())) > 16, "not a blank"
+
+
+def test_the_codes_of_every_scale_are_probed_and_counted(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    words = ("--suite", "codes", "--limit", 4, "--model", model, "--out", out)
+    assert tarkit("eval", "shapes", *words).exit_code == 0
+    found = json.loads((out / "results.json").read_text())["metrics"]["codes@shapes"]
+    # A grid of 6 gives 36, 9 and 4 codes of the 32 there are; 200 pictures in a limited run.
+    assert [found[scale]["num_codes"] for scale in ("1", "2", "3")] == [36, 9, 4]
+    for part in found.values():
+        assert part["num_pictures"] == 200
+        assert 1 <= part["perplexity"] <= part["used"] <= K
+        assert 0 <= part["shape"] <= 1 and 0 <= part["colour"] <= 1 and part["position_px"] > 0
+    assert "## codes@shapes" in (out / "report.md").read_text()

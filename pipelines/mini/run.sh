@@ -27,7 +27,7 @@ tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encode
 tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
 tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
-tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --out "$work/mllm"
+tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --out "$work/mllm"
 tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--split validation).

@@ -98,29 +98,37 @@ class ArDtokTask:
         self.size_px = arch.side * vqvae.arch.downsampling
         self.model: ArDtok = ArDtok(arch)
         self.model.reset_parameters()
+        self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
         self._codes: dict[str, _Codes] = {}
 
-    def _encode(self, rows: Sequence[Picture]) -> None:
-        """Put the codes of pictures that are not remembered yet into the memory."""
-        new = [row for row in rows if row["key"] not in self._codes]
-        if not new:
-            return
-        raw = [row.pixels() for row in new]
+    def _encode(self, rows: Sequence[Picture]) -> list[_Codes]:
+        """The codes of pictures at every scale that is trained."""
+        raw = [row.pixels() for row in rows]
         seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
         drawn = to_pixels([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
-        scales = [s for s, weight in zip(Scale, self.config.scale_ratio, strict=True) if weight]
-        codes = self.ta_tok.encode(seen, scales)
+        codes = self.ta_tok.encode(seen, self.scales)
         pixel_codes = self.vqvae.encode(drawn).to(torch.int32)
-        for index, row in enumerate(new):
-            own = {scale: codes[scale][index].to(torch.int32) for scale in scales}
-            self._codes[row["key"]] = _Codes(own, pixel_codes[index])
+        return [
+            _Codes({s: codes[s][i].to(torch.int32) for s in self.scales}, pixel_codes[i])
+            for i in range(len(rows))
+        ]
 
-    def _both(self, rows: Sequence[Picture], scale: Scale) -> tuple[Tensor, Tensor]:
-        """Conditions (B, n, C) and image-VQ codes (B, N) of pictures."""
-        self._encode(rows)
-        found = [self._codes[row["key"]] for row in rows]
+    def _remembered(self, rows: Sequence[Picture]) -> list[_Codes]:
+        """The codes of a step's pictures, from memory where all are in it.
+
+        A batch with a new picture is encoded whole: a smaller one rounds otherwise, and codes must
+        not depend on what this process had seen before it was stopped.
+        """
+        if all(row["key"] in self._codes for row in rows):
+            return [self._codes[row["key"]] for row in rows]
+        found = self._encode(rows)
         if len(self._codes) > self.config.remember:
             self._codes.clear()
+        self._codes.update({row["key"]: code for row, code in zip(rows, found, strict=True)})
+        return found
+
+    def _both(self, found: Sequence[_Codes], scale: Scale) -> tuple[Tensor, Tensor]:
+        """Conditions (B, n, C) and image-VQ codes (B, N)."""
         condition = self.ta_tok.condition(torch.stack([c.ta_tok[scale] for c in found]).long())
         return condition, torch.stack([c.pixels for c in found]).long()
 
@@ -129,7 +137,7 @@ class ArDtokTask:
         scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
         rng = np.random.default_rng([self.config.seed, step, rank])
         dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
-        return DtokBatch(*self._both(rows, scale), dropped)
+        return DtokBatch(*self._both(self._remembered(rows), scale), dropped)
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
@@ -145,11 +153,11 @@ class ArDtokTask:
         """Eight pictures, and each drawn again from its codes at every scale, greedily."""
         self.model.eval()
         rows = [self.stream[i] for i in range(8)]
-        scales = [s for s, weight in zip(Scale, self.config.scale_ratio, strict=True) if weight]
+        found = self._encode(rows)
         cells = [Image.fromarray(sized(row.pixels(), self.size_px)) for row in rows]
         captions = ["original"] * 8
-        for scale in scales:
-            condition, _ = self._both(rows, scale)
+        for scale in self.scales:
+            condition, _ = self._both(found, scale)
             codes = self.model.sample(
                 condition, guidance=self.config.sample_guidance, temperature=0.0
             )

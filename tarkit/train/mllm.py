@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,17 @@ from tarkit.artifacts import Artifact, open_artifact
 from tarkit.checkpoints import (
     TOKENIZER,
     LoadedTaTok,
+    load_ar_dtok,
     load_mllm,
     load_ta_tok,
+    load_vqvae,
     read_config,
     read_text_tokenizer,
 )
 from tarkit.config import load_config
 from tarkit.errors import UserError
+from tarkit.images import contact_sheet
+from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.mllm import (
     EmbeddingStart,
     LmArch,
@@ -36,10 +40,12 @@ from tarkit.models.mllm import (
     PackedLoss,
     build,
     from_scratch,
+    generate_codes,
     grow,
     pack,
 )
-from tarkit.train.data import Stream, draw_scale, seed_of
+from tarkit.models.vqvae import Vqvae
+from tarkit.train.data import Stream, draw_scale, seed_of, to_bytes
 from tarkit.train.loop import LoopConfig, train
 from tarkit.vocab import (
     END_OF_TEXT,
@@ -69,6 +75,7 @@ class MllmConfig(LoopConfig):
     """Tokens of a packed row; a longer chat is an error, never cut."""
     embedding_start: EmbeddingStart = "codebook"
     codebook_norm: Literal["unit", "text"] = "unit"
+    sample_temperature: float = 0.7
     tokenizer_documents: int = 200_000
     """Documents that the text tokenizer is made from."""
 
@@ -139,6 +146,10 @@ class ChatStreams:
         shard, row = self.streams[task][turn * self.ratio[task] + earlier]
         return self.shards.row(shard, row)
 
+    def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
+        """The chat at a position of one task's own stream."""
+        return self.shards.row(*self.streams[task][position])
+
     def documents(self, limit: int) -> list[str]:
         """Text-only rows in order, for making a tokenizer and counting its rows' use."""
         texts: list[str] = []
@@ -184,6 +195,13 @@ def encode_chat(
         ) from None
 
 
+class Dtok(NamedTuple):
+    """What draws the samples of a training that only knows codes."""
+
+    ar_dtok: ArDtok
+    vqvae: Vqvae
+
+
 class MllmTask:
     """Chats of all tasks, packed side by side."""
 
@@ -194,10 +212,12 @@ class MllmTask:
         *,
         tokenizer: LoadedTaTok | None,
         lm: Path | None,
+        dtok: Dtok | None = None,
     ) -> None:
         self.config = config
         self.streams = streams
         self.tokenizer = tokenizer
+        self.dtok = dtok
         self.counts: list[int] | None = None
         if lm is None:
             texts = streams.documents(config.tokenizer_documents)
@@ -268,7 +288,29 @@ class MllmTask:
         return None
 
     def samples(self, step: int) -> Image.Image | None:
-        return None
+        """What the model draws of eight training prompts, where a de-tokenizer is given."""
+        visual = self.vocabulary.visual
+        if self.dtok is None or self.tokenizer is None or visual is None:
+            return None
+        if "t2i" not in self.streams.streams:
+            return None
+        self.model.eval()
+        scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
+        chats = [self.streams.of_task("t2i", i) for i in range(8)]
+        prompts = [chat["messages"][0]["content"] for chat in chats]
+        codes = generate_codes(
+            self.model.lm,
+            [self.vocabulary.prompt(prompt, draw=scale) for prompt in prompts],
+            visual=visual,
+            num_codes=scale.num_codes(self.tokenizer.grid),
+            temperature=self.config.sample_temperature,
+            top_k=0,
+            top_p=1.0,
+        )
+        condition = self.tokenizer.condition(codes)
+        drawn = self.dtok.ar_dtok.sample(condition, guidance=1.0, temperature=0.0)
+        cells = [Image.fromarray(a) for a in to_bytes(self.dtok.vqvae.decode(drawn))]
+        return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         arch = self.model.lm.config.to_diff_dict()
@@ -340,16 +382,21 @@ def run(
     out: Path,
     tokenizer: Path | None = None,
     lm: Path | None = None,
+    dtok: tuple[Path, Path] | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train a language model on chats; returns the model directory."""
+    """Train a language model on chats; returns the model directory.
+
+    `dtok`, directories of an AR-DTok and its image VQ, only draws the sample sheets.
+    """
     settings = load_config(MllmConfig, config, overrides)
     torch.manual_seed(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     _check_codes(artifacts, ta_tok)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
-    task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm)
+    painter = Dtok(load_ar_dtok(dtok[0]), load_vqvae(dtok[1])) if dtok else None
+    task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=painter)
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}

@@ -27,6 +27,8 @@ from tarkit.worlds.scenes import relations
 from tarkit.worlds.shapes import SHAPES, render
 from tarkit.worlds.suites import geneval_suite
 
+# All that a stand-in without a codebook can take; tests/test_chain.py probes a real one.
+PAINTED = tuple(suite for suite in SUITES if suite != "codes")
 NUMBERS = ("", "", "two", "three", "four", "five")
 
 
@@ -152,7 +154,7 @@ def contents(out: Path) -> dict[str, str]:
 def test_a_model_that_draws_and_tells_the_truth_scores_1_everywhere(
     painter: Painter, tmp_path: Path
 ) -> None:
-    done = shapes.run(out=tmp_path / "out", limit=42, n=2)
+    done = shapes.run(out=tmp_path / "out", suites=PAINTED, limit=42, n=2)
     metrics = results(done.path)["metrics"]
     drawn = metrics["geneval@shapes"]
     assert drawn["over"] == list(TASKS)
@@ -187,7 +189,7 @@ def test_a_killed_evaluation_run_again_gives_the_same_bytes(
 ) -> None:
     def evaluate(out: Path, painter: Painter) -> None:
         monkeypatch.setattr(shapes, "load_tar", lambda model, device: painter)
-        shapes.run(out=out, limit=6, batch_size=3)
+        shapes.run(out=out, suites=PAINTED, limit=6, batch_size=3)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     evaluate(whole, Painter(tmp_path / "model"))

@@ -1,5 +1,6 @@
 """Training AR-DTok: exact resume, dropped conditions, and parts that must fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import ar_dtok
 from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask
-from tarkit.train.data import picture_stream
+from tarkit.train.data import Picture, picture_stream
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -82,6 +83,35 @@ def test_a_batch_holds_the_condition_and_the_codes_of_the_same_pictures(
     assert torch.equal(batch.condition, made.ta_tok.condition(codes))
     assert torch.equal(batch.codes, made.vqvae.encode(images))
     assert batch.condition.shape == (3, 4, 16) and batch.codes.shape == (3, 16)
+
+
+def test_remembered_codes_are_those_of_the_pictures(
+    pictures: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = task(pictures, models)
+    encoded: list[int] = []
+    real = made._encode
+
+    def spy(rows: Sequence[Picture]) -> list[Any]:
+        encoded.append(len(rows))
+        return [*real(rows)]
+
+    monkeypatch.setattr(made, "_encode", spy)
+    # 12 pictures: the first epoch's three batches of four, and then never again.
+    batches = [made.batch(step, 4, 0, 1) for step in range(9)]
+    assert encoded == [4, 4, 4]
+    forgetful = task(pictures, models, remember=0)
+    for step, batch in enumerate(batches):
+        again = forgetful.batch(step, 4, 0, 1)
+        assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
+    # A batch of five stands across two epochs: with one new picture, it is encoded whole.
+    made._codes.pop(made.stream[6]["key"])
+    made.batch(1, 5, 0, 1)
+    assert encoded == [4, 4, 4, 5]
+    # A sheet reads and leaves the memory as it is.
+    before = dict(made._codes)
+    made.samples(0)
+    assert encoded[-1] == 8 and made._codes == before
 
 
 def test_a_dropped_condition_is_all_zeros_and_only_that(

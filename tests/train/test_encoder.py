@@ -10,6 +10,7 @@ from tarkit.artifacts import open_artifact
 from tarkit.checkpoints import load_encoder
 from tarkit.config import write_toml
 from tarkit.errors import UserError
+from tarkit.models.encoder import VisionEncoder
 from tarkit.train import encoder
 from tarkit.train.data import picture_stream
 from tarkit.train.encoder import EncoderConfig, EncoderTask
@@ -38,14 +39,37 @@ def config(tmp_path: Path, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"captioning": 2.0, "dense": 10.0, "caption": "first"}],
+    ids=["contrastive", "with captions and pixels"],
+)
 def test_a_stopped_training_ends_with_the_same_bytes(
-    pictures: Path, tmp_path: Path, resumes: Any
+    pictures: Path, tmp_path: Path, resumes: Any, changes: dict[str, Any]
 ) -> None:
-    file = config(tmp_path)
+    file = config(tmp_path, **changes)
     resumes(EncoderTask, lambda out: encoder.run(file, images=pictures, out=out), stops=(3, 6))
-    model = load_encoder(tmp_path / "whole")
     # The vision tower alone is kept.
-    assert model.pool(model.features(torch.zeros(1, 3, 16, 16))).shape == (1, 16)
+    model = load_encoder(tmp_path / "whole")
+    assert set(model.state_dict()) == set(VisionEncoder(parts.ENCODER).state_dict())
+
+
+def test_the_loss_is_its_parts_with_their_weights(pictures: Path) -> None:
+    made = task(pictures, captioning=2.0, dense=10.0)
+    model = made.model.eval()
+    pair = made.batch(0, 4, 0, 1)
+    loss, figures = model(pair)
+    parts_ = figures["contrastive"] + 2 * figures["captioning"] + 10 * figures["dense"]
+    assert float(loss.detach()) == pytest.approx(parts_, rel=1e-4)
+    # Each of 16 features tells the 4 x 4 x 3 numbers of its own patch, in reading order.
+    told = model.patch_pixels(model.vision.features(pair.pixels))
+    patches = pair.pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # (B, 3, 4, 4 patches, 4, 4 pixels)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(4, 16, 48)
+    assert figures["dense"] == pytest.approx(
+        float((told - patches).pow(2).mean().detach()), rel=1e-4
+    )
+    plain, figures = task(pictures).model.eval()(pair)
+    assert float(plain.detach()) == pytest.approx(figures["contrastive"])
 
 
 def task(pictures: Path, **changes: Any) -> EncoderTask:
@@ -63,14 +87,16 @@ def test_equal_captions_are_positives_of_each_other(pictures: Path) -> None:
     assert pair.same.tolist() == [[a == b for b in said] for a in said]
     assert pair.pixels.shape == (12, 3, 16, 16)
     for ids, mask, words in zip(pair.ids, pair.mask, said, strict=True):
-        assert made.tokenizer.decode(ids[mask.bool()].tolist()) == words
+        end = made.tokenizer.special["<|endoftext|>"]
+        assert ids[mask.bool()].tolist() == [end, *made.tokenizer.encode(words), end]
         assert ids[~mask.bool()].sum() == 0
 
 
 def test_pictures_without_a_caption_and_captions_without_room_are_refused(
     pictures: Path, tmp_path: Path
 ) -> None:
-    longest = max(len(task(pictures).tokenizer.encode(words)) for words in parts.CAPTIONS)
+    # Between two end-of-text tokens.
+    longest = 2 + max(len(task(pictures).tokenizer.encode(words)) for words in parts.CAPTIONS)
     short = config(tmp_path, text_length=longest - 1)
     with pytest.raises(UserError, match=rf"caption has {longest} tokens, text_length is") as error:
         encoder.run(short, images=pictures, out=tmp_path / "out")
