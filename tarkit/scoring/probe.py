@@ -59,7 +59,8 @@ def _fit(x: np.ndarray, y: np.ndarray, held_out: int, ridge: float) -> np.ndarra
     fit = slice(None, len(x) - held_out)
     centre, target = x[fit].mean(0), y[fit].mean(0)
     x, y = x - centre, y[fit] - target
-    penalty = ridge * float((x[fit] ** 2).mean()) * len(x[fit])
+    # Never zero: features that are the same everywhere predict the mean, and are no error.
+    penalty = max(ridge * float((x[fit] ** 2).mean()) * len(x[fit]), 1e-9)
     # Solve in whichever of rows and columns is the smaller.
     if len(x[fit]) < x.shape[1]:
         kernel = x[fit] @ x[fit].T

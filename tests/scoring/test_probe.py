@@ -33,3 +33,11 @@ def test_what_is_lost_is_at_chance() -> None:
     found = pictures(colour_is_there=False)
     assert found.shape == 1.0
     assert found.colour < 0.45  # four colours: chance is .25, give or take on 100 pictures
+
+
+def test_codes_that_are_all_the_same_tell_nothing_and_break_nothing() -> None:
+    rng = np.random.default_rng(1)
+    labels, centres = rng.integers(4, size=M), rng.uniform(0, 64, size=(M, 2))
+    found = probe(np.ones((M, N, F)), labels, labels, centres, held_out=100)
+    assert found.shape < 0.5 and found.colour < 0.5
+    assert found.position_px > 15  # the mean of a uniform 64 px square lies 24 px from its points
