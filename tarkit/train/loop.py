@@ -145,6 +145,7 @@ def train(
     `files` are texts that stand beside the weights, by name.
     """
     from accelerate import Accelerator
+    from accelerate.utils import send_to_device
 
     accelerator = Accelerator(mixed_precision=config.precision)
     main = accelerator.is_main_process
@@ -183,7 +184,7 @@ def train(
     ):
         upcoming = ahead.submit(task.batch, start, per_rank, rank, world)
         for step in range(start, config.steps):
-            batch = upcoming.result()
+            batch = send_to_device(upcoming.result(), accelerator.device)
             if step + 1 < config.steps:
                 upcoming = ahead.submit(task.batch, step + 1, per_rank, rank, world)
             model.train()
@@ -220,11 +221,12 @@ def train(
                         board.add_scalar(key, figure, done)
             if main and done % config.sample_every == 0 and done < config.steps:
                 _sheet(task, out, done)
+                task.model.to(accelerator.device)
             if main and done % config.checkpoint_every == 0 and done < config.steps:
                 _checkpoint(state_path, done, accelerator.unwrap_model(model), prepared)
     if main:
-        task.model.eval()
         _sheet(task, out, config.steps)
+        task.model.eval()
         finished, description = task.finish()
         save_model(out, finished, description, config)
         state_path.unlink(missing_ok=True)
@@ -233,7 +235,11 @@ def train(
 
 
 def _sheet(task: Task, out: Path, step: int) -> None:
-    """Write the task's sample sheet; sampling must not disturb the run's randomness."""
+    """Write the task's sample sheet; sampling must not disturb the run's randomness.
+
+    Sheets and final figures are made on the CPU, where the task's own data is.
+    """
+    task.model.cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sheet = task.samples(step)
