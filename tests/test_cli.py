@@ -71,7 +71,12 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
         (
             "mllm",
             ["--chats", "a", "--chats", "b", "--lm", "l"],
-            {"chats": [Path("a"), Path("b")], "tokenizer": None, "lm": Path("l")},
+            {
+                "chats": [Path("a"), Path("b")],
+                "tokenizer": None,
+                "lm": Path("l"),
+                "dtok": None,
+            },
         ),
     ],
 )
@@ -263,3 +268,9 @@ def test_the_module_can_be_run_and_its_exit_code_is_the_processes(tmp_path: Path
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0] == "error: gone does not exist"
     assert "Traceback" not in done.stderr
+
+
+def test_sample_sheets_need_a_de_tokenizer_and_its_image_vq(config: str) -> None:
+    done = tarkit("train", "mllm", config, "--chats", "a", "--ar-dtok", "d", "--out", "o")
+    assert done.exit_code == 1
+    assert "sample sheets need both --ar-dtok and --vqvae" in done.stderr
