@@ -80,7 +80,8 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
     file = path / CONFIG
     if not path.is_dir():
         raise UserError(
-            f"{path} is no model directory: there is no such folder",
+            f"{path} is no model directory: "
+            + ("it is a file" if path.exists() else "there is no such folder"),
             hint=f"tarkit inspect {path.parent}",
         )
     if not file.exists():

@@ -59,7 +59,8 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
 def describe(path: Path) -> dict[str, Any]:
     """The facts of an artifact, model or results directory, as JSON can hold them."""
     if not path.is_dir():
-        raise UserError(f"{path} is no directory of tarkit's: there is no such folder")
+        why = "it is a file" if path.exists() else "there is no such folder"
+        raise UserError(f"{path} is no directory of tarkit's: {why}")
     facts: dict[str, Any] = {"path": str(path)}
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)

@@ -213,3 +213,9 @@ def test_what_tarkit_did_not_make_is_refused(tmp_path: Path) -> None:
     begin_directory(tmp_path / "m", "model", settings={})
     with pytest.raises(UserError, match="only images have a contact sheet"):
         inspect.run(tmp_path / "m", out=tmp_path / "x.png")
+
+
+def test_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"picture\.png is no directory .*: it is a file"):
+        inspect.describe(tmp_path / "picture.png")

@@ -27,7 +27,7 @@ class EncoderArch(Config):
     stem_channels: tuple[int, ...] = ()
     """Widths of stride-2 convolutions before the patch embedding, which then covers what is left
     of `patch_px`. Empty: the published patch embedding. A plain ViT learns too slowly on two
-    cores (shape .13 after 16k pictures; with a stem .99)."""
+    cores: in a prototype it read .13 of the shapes after 16k pictures, with a stem .99."""
     head: bool = True
 
     @property

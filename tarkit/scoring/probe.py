@@ -1,6 +1,6 @@
 """Linear probes: what a linear map can read out of a picture's codes, beside what the cosine says.
 
-A codebook can reach a high cosine and have lost the colour (measured in miniature: cosine .905,
+A codebook can reach a high cosine and have lost the colour (in a prototype: cosine .905,
 colour at chance), so the codes themselves are probed.
 
 Letters: M pictures of one object each, N positions, F width of what stands at a position.

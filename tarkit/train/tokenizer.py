@@ -58,7 +58,7 @@ class TokenizerConfig(LoopConfig):
     whiten: float = 0.0
     """Teacher features are whitened by their covariance to the power -whiten/2: 0 leaves them, 1
     gives every direction equal variance. Unwhitened, a common direction hides what matters
-    (cosine .905 with colour at chance, measured in miniature)."""
+    (in a prototype: cosine .905 with colour at chance)."""
     start: Literal["linear", "data"] = "linear"
     """Where the projection W starts: as any linear layer, or so that E W covers the features."""
     start_rank: int = 0
