@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from tarkit.artifacts import open_artifact
@@ -34,8 +35,11 @@ class VqvaeConfig(LoopConfig):
     """Share of the steps over which quantisation is blended in."""
     commitment: float = 0.25
     codebook: float = 1.0
+    tolerance: float = Field(default=0.0, ge=0)
+    """Errors of up to this many grey levels (of 255) cost nothing: faint texture needs no codes."""
     restart_every: int = 50
-    """Codes that went unused for about this many steps restart from the batch's latents."""
+    """Codes that went unused for about this many steps restart from the batch's latents, most
+    likely from those furthest from their code (D^2 sampling, as k-means++ starts)."""
     restart_until: float = 0.8
 
 
@@ -64,7 +68,8 @@ class VqvaeTask:
         blend = self.blend(step)
         out = model(batch, quantised=blend)
         self._latents, self._codes = out.latents.detach(), out.codes
-        reconstruction = F.mse_loss(out.pixels, batch)
+        tolerance = self.config.tolerance / 127.5
+        reconstruction = F.softshrink(out.pixels - batch, tolerance).pow(2).mean()
         total = reconstruction
         if blend > 0:
             total = (
@@ -95,8 +100,16 @@ class VqvaeTask:
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = _pick(flat, len(dead))
+                table[dead] = self._worst(flat, table, len(dead))
                 used[dead] = 1.0
+
+    def _worst(self, flat: Tensor, table: Tensor, count: int) -> Tensor:
+        """`count` rows of `flat` drawn in proportion to their squared distance to their code."""
+        assert self._codes is not None
+        if not count:
+            return flat[:0]
+        error = (flat - table[self._codes.flatten()]).pow(2).sum(1)
+        return flat[torch.multinomial(error + 1e-12, count, replacement=count > len(flat))]
 
     def samples(self, step: int) -> Image.Image:
         self.model.eval()

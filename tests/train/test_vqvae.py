@@ -138,6 +138,32 @@ def test_the_codebook_starts_from_latents_and_dead_codes_move_to_them(pictures: 
     assert float(used[5]) == 0.0
 
 
+def test_dead_codes_restart_where_quantisation_is_worst(pictures: Path) -> None:
+    made = task(pictures)
+    table = made.model.quantize.embedding.weight.data
+    # Forty latents at their codes but two: those alone have anything to gain.
+    made._codes = torch.arange(40) % 12
+    latents = table[made._codes].clone()
+    latents[[7, 31]] += 1.0
+    found = made._worst(latents, table, 2)
+    assert sorted(found.tolist()) == sorted(latents[[7, 31]].tolist())
+    assert made._worst(latents, table, 0).shape == (0, 4)
+    # More dead codes than latents: some are drawn twice.
+    assert made._worst(latents, table, 50).shape == (50, 4)
+
+
+def test_errors_within_the_tolerance_cost_nothing(pictures: Path) -> None:
+    made = task(pictures, tolerance=500.0)
+    batch = made.batch(0, 2, 0, 1)
+    wide = made.loss(made.model, batch, 0)[1]["reconstruction"]
+    exact = task(pictures).loss(made.model, batch, 0)[1]["reconstruction"]
+    assert wide == 0.0 < exact
+    error = (made.model(batch, quantised=0.0).pixels - batch).abs()
+    some = task(pictures, tolerance=51.0).loss(made.model, batch, 0)[1]["reconstruction"]
+    expected = (error - 51 / 127.5).clamp(min=0).pow(2).mean()
+    assert some == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
 def test_the_model_directory_holds_what_was_measured(pictures: Path, tmp_path: Path) -> None:
     file = config(tmp_path, steps=2)
     out = vqvae.run(file, images=pictures, out=tmp_path / "out", overrides=["seed=3"])
