@@ -50,6 +50,9 @@ class TokenizerConfig(LoopConfig):
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """How often scales 1, 2, 3 are drawn, one a step (App. C.1)."""
     representative: Representative = "far"
+    free_codebook: bool = False
+    """Train the chosen rows too, not their projection alone: a codebook that only starts as the
+    language model's. Not the paper's, but what text alignment costs shows beside it (Table 3)."""
     codebook: float = 1.0
     commitment: float = 0.25
     """Weight of Eq. 3's commitment half: 0.25 in the released file (the paper prints 1.0)."""
@@ -86,6 +89,7 @@ class TokenizerModel(nn.Module):
         weights = {k: v.clone() for k, v in encoder.state_dict().items() if k in own}
         self.ta_tok.encoder.load_state_dict(weights)
         self.ta_tok.codebook.embedding.weight.data.copy_(table)
+        self.ta_tok.codebook.embedding.weight.requires_grad_(config.free_codebook)
         self.teacher = encoder.requires_grad_(False)
         if config.freeze_encoder:
             self.ta_tok.encoder.requires_grad_(False)

@@ -89,6 +89,23 @@ def test_codes_come_from_the_rows_that_the_words_used(
     assert not book.embedding.weight.requires_grad
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_rows_of_the_language_model_are_frozen_unless_the_codebook_is_free(
+    pictures: Path, models: dict[str, Path], tmp_path: Path, free: bool
+) -> None:
+    out = tmp_path / "out"
+    tokenizer.run(
+        config(tmp_path, free_codebook=free),
+        images=pictures,
+        encoder=models["encoder"],
+        lm=models["lm"],
+        out=out,
+    )
+    rows = read_embeddings(models["lm"]).table[read_config(out, "ta_tok")["codebook_rows"]]
+    trained = load_ta_tok(out).model.codebook.embedding.weight
+    assert torch.equal(trained, rows) is not free
+
+
 def test_whitened_teachers_have_unit_covariance(pictures: Path, models: dict[str, Path]) -> None:
     made = task(pictures, models, whiten=1.0)
     pixels = made._pixels([made.stream[i] for i in range(12)])
