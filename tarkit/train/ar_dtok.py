@@ -53,9 +53,7 @@ class DtokBatch(NamedTuple):
     dropped: Tensor  # (B,) bool
 
 
-class _Codes(NamedTuple):
-    ta_tok: dict[Scale, Tensor]  # (N,) int32 of each scale
-    pixels: Tensor  # (N,) int32 image-VQ codes
+Codes = dict[Scale | None, Tensor]  # (B, N) of each scale, and under None the image VQ's
 
 
 class ArDtokTask:
@@ -99,38 +97,51 @@ class ArDtokTask:
         self.model: ArDtok = ArDtok(arch)
         self.model.reset_parameters()
         self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
-        self._codes: dict[str, _Codes] = {}
+        self._places: dict[str, int] = {}
+        self._tables: Codes = {}
 
-    def _encode(self, rows: Sequence[Picture]) -> list[_Codes]:
-        """The codes of pictures at every scale that is trained."""
+    def _encode(self, rows: Sequence[Picture]) -> Codes:
+        """The codes of pictures at every scale that is trained, and the image VQ's."""
         raw = [row.pixels() for row in rows]
         seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
         drawn = to_pixels([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
-        codes = self.ta_tok.encode(seen, self.scales)
-        pixel_codes = self.vqvae.encode(drawn).to(torch.int32)
-        return [
-            _Codes({s: codes[s][i].to(torch.int32) for s in self.scales}, pixel_codes[i])
-            for i in range(len(rows))
-        ]
+        codes: Codes = {None: self.vqvae.encode(drawn)}
+        for scale, found in self.ta_tok.encode(seen, self.scales).items():
+            codes[scale] = found
+        return codes
 
-    def _remembered(self, rows: Sequence[Picture]) -> list[_Codes]:
+    def _remembered(self, rows: Sequence[Picture]) -> Codes:
         """The codes of a step's pictures, from memory where all are in it.
 
         A batch with a new picture is encoded whole: a smaller one rounds otherwise, and codes must
         not depend on what this process had seen before it was stopped.
         """
-        if all(row["key"] in self._codes for row in rows):
-            return [self._codes[row["key"]] for row in rows]
+        keys = [row["key"] for row in rows]
+        if all(key in self._places for key in keys):
+            places = torch.tensor([self._places[key] for key in keys])
+            return {name: table[places].long() for name, table in self._tables.items()}
         found = self._encode(rows)
-        if len(self._codes) > self.config.remember:
-            self._codes.clear()
-        self._codes.update({row["key"]: code for row, code in zip(rows, found, strict=True)})
+        new = len(set(keys) - self._places.keys())
+        if len(self._places) + new > self.config.remember:
+            self._places.clear()
+        if len(set(keys)) > self.config.remember:
+            return found
+        for name, codes in found.items():
+            if name not in self._tables:
+                # One block for all: small tensors kept between a step's large ones would leave
+                # holes that no later step fits into.
+                self._tables[name] = torch.zeros(
+                    self.config.remember, codes.shape[1], dtype=torch.int32
+                )
+        for index, key in enumerate(keys):
+            place = self._places.setdefault(key, len(self._places))
+            for name, codes in found.items():
+                self._tables[name][place] = codes[index]
         return found
 
-    def _both(self, found: Sequence[_Codes], scale: Scale) -> tuple[Tensor, Tensor]:
+    def _both(self, found: Codes, scale: Scale) -> tuple[Tensor, Tensor]:
         """Conditions (B, n, C) and image-VQ codes (B, N)."""
-        condition = self.ta_tok.condition(torch.stack([c.ta_tok[scale] for c in found]).long())
-        return condition, torch.stack([c.pixels for c in found]).long()
+        return self.ta_tok.condition(found[scale]), found[None]
 
     def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
         rows = self.stream.batch(step, size, rank=rank, world=world)

@@ -92,9 +92,9 @@ def test_remembered_codes_are_those_of_the_pictures(
     encoded: list[int] = []
     real = made._encode
 
-    def spy(rows: Sequence[Picture]) -> list[Any]:
+    def spy(rows: Sequence[Picture]) -> Any:
         encoded.append(len(rows))
-        return [*real(rows)]
+        return real(rows)
 
     monkeypatch.setattr(made, "_encode", spy)
     # 12 pictures: the first epoch's three batches of four, and then never again.
@@ -105,13 +105,21 @@ def test_remembered_codes_are_those_of_the_pictures(
         again = forgetful.batch(step, 4, 0, 1)
         assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
     # A batch of five stands across two epochs: with one new picture, it is encoded whole.
-    made._codes.pop(made.stream[6]["key"])
+    made._places.pop(made.stream[6]["key"])
     made.batch(1, 5, 0, 1)
     assert encoded == [4, 4, 4, 5]
     # A sheet reads and leaves the memory as it is.
-    before = dict(made._codes)
+    before = dict(made._places)
     made.samples(0)
-    assert encoded[-1] == 8 and made._codes == before
+    assert encoded[-1] == 8 and made._places == before
+
+
+def test_memory_is_emptied_when_it_is_full(pictures: Path, models: dict[str, Path]) -> None:
+    small, forgetful = (task(pictures, models, remember=n) for n in (9, 0))
+    for step in range(7):
+        batch, again = small.batch(step, 4, 0, 1), forgetful.batch(step, 4, 0, 1)
+        assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
+        assert 0 < len(small._places) <= 9
 
 
 def test_a_dropped_condition_is_all_zeros_and_only_that(
