@@ -23,6 +23,7 @@ from tarkit.models.mllm import LmArch, build, from_scratch
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, train_text_tokenizer
+from tarkit.worlds.scenes import Background, Object, Scene, scene_to_json
 
 SIZE_PX, GRID, K, WIDTH = 16, 4, 16, 16
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("ring", "heart")]
@@ -155,7 +156,8 @@ def write_pictures(
 ) -> Artifact:
     """An images artifact: one shard for each list, one noise picture for each split in it.
 
-    The split "failed" stands for a row without a picture.
+    What their captions and scenes say is not there to be seen. The split "failed" stands for a
+    row without a picture.
     """
     names = [f"{i:05d}" for i in range(len(splits))]
     artifact = artifacts.begin(out, "images", settings={}, shards=names)
@@ -173,11 +175,19 @@ def write_pictures(
             caption = CAPTIONS[(number + place) % len(CAPTIONS)]
             known: dict[str, Any] = {"split": split, "role": "target", "group": key, "source": "x"}
             known |= {"width": size_px, "height": size_px, "prompt": caption, "captions": [caption]}
+            known |= {"scene": scene_of(caption)}
             blank = dict.fromkeys(artifact.schema.names)
             rows.append(blank | known | {"key": key, "seed": place, "status": "ok"})
             blobs.append(("png", png_bytes(pixels)))
         artifact.write_images(name, rows, blobs)
     return artifact
+
+
+def scene_of(caption: str) -> str:
+    """The scene that a caption tells of: its one object, in the middle, 32 px wide of 64."""
+    _, colour, shape = caption.split()
+    item = Object(shape, colour, x=32.0, y=32.0, r=16.0)
+    return scene_to_json(Scene((item,), Background("plain", (128, 128, 128))))
 
 
 def write_chats(

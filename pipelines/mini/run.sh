@@ -24,6 +24,8 @@ tarkit train encoder "$here/encoder.toml" --images "$work/pictures" --out "$work
 
 # The paper's own parts.
 tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
+# What text alignment costs: the same training with a codebook that is free to leave the words.
+tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --set free_codebook=true --out "$work/ta_tok_free"
 tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
 tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
@@ -49,7 +51,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ar_dtok mllm tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'

@@ -104,7 +104,12 @@ class Embeddings(nn.Module):
         stem: list[nn.Module] = []
         width = 3
         for channels in arch.stem_channels:
-            stem += [nn.Conv2d(width, channels, 3, stride=2, padding=1), nn.GELU()]
+            for source, step in ((width, 2), (channels, 1)):
+                stem += [
+                    nn.Conv2d(source, channels, 3, stride=step, padding=1),
+                    nn.GroupNorm(min(8, channels), channels),
+                    nn.GELU(),
+                ]
             width = channels
         if stem:
             self.stem = nn.Sequential(*stem)
@@ -115,6 +120,8 @@ class Embeddings(nn.Module):
             )
         self.patch_embedding = nn.Conv2d(width, arch.width, left, stride=left)
         self.position_embedding = nn.Embedding(arch.grid**2, arch.width)
+        # As SigLIP starts it: at nn.Embedding's own unit spread, positions would drown the pixels.
+        nn.init.normal_(self.position_embedding.weight, std=arch.width**-0.5)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels) if hasattr(self, "stem") else pixels
@@ -156,12 +163,16 @@ class VisionEncoder(nn.Module):
 
         `layer=-2` is the output of the last block but one: only the blocks needed are run.
         """
+        return self.hidden_states(pixels, layer=layer)[-1]
+
+    def hidden_states(self, pixels: Tensor, *, layer: int = -1) -> list[Tensor]:
+        """All hidden states (B, N, D) up to and with `layer`."""
         blocks = self.encoder.layers
         count = layer if layer >= 0 else len(blocks) + 1 + layer
-        x: Tensor = self.embeddings(pixels)
+        states: list[Tensor] = [self.embeddings(pixels)]
         for block in list(blocks)[:count]:
-            x = block(x)
-        return x
+            states.append(block(states[-1]))
+        return states
 
     def pool(self, features: Tensor) -> Tensor:
         """Last features (B, N, D) -> the vector (B, D) that is compared with a caption's."""
@@ -196,57 +207,6 @@ class TextTower(nn.Module):
         x = self.final_layer_norm(x) * mask[..., None]
         out: Tensor = self.head(x.sum(1) / mask.sum(1, keepdim=True))
         return out
-
-
-class _CaptionBlock(nn.Module):
-    """Causal self-attention, attention to the picture, MLP."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(3))
-        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = Mlp(width, 4 * width)
-
-    def forward(self, x: Tensor, picture: Tensor, causal: Tensor) -> Tensor:
-        h = self.norms[0](x)
-        x = x + self.self_attn(h, h, h, attn_mask=causal, need_weights=False)[0]
-        x = x + self.cross_attn(self.norms[1](x), picture, picture, need_weights=False)[0]
-        out: Tensor = x + self.mlp(self.norms[2](x))
-        return out
-
-
-class CaptionDecoder(nn.Module):
-    """Reads a picture's features and writes its caption: SigLIP 2's second loss.
-
-    It teaches where the contrastive loss does not: every word must be found in some position's
-    feature. Source: Tschannen et al. 2025, Sec. 2.2 (after LocCa).
-    """
-
-    def __init__(
-        self, *, vocab_size: int, length: int, width: int, layers: int, heads: int
-    ) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.position_embedding = nn.Embedding(length, width)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position_embedding.weight, std=0.01)
-        self.layers = nn.ModuleList(_CaptionBlock(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-
-    def forward(self, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of caption tokens 1.. given those before and features (B, N, D).
-
-        `ids` (B, T) start and end with an end-of-text token; `mask` (B, T) is 1 where one is real.
-        """
-        T = ids.shape[1] - 1
-        x = self.token_embedding(ids[:, :-1]) + self.position_embedding.weight[:T]
-        causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
-        for layer in self.layers:
-            x = layer(x, features, causal)
-        real = mask[:, 1:] > 0
-        logits = self.norm(x)[real] @ self.token_embedding.weight.T
-        return F.cross_entropy(logits, ids[:, 1:][real])
 
 
 def sigmoid_contrastive_loss(

@@ -102,7 +102,7 @@ class Picture(dict[str, Any]):
         return pictures.to_uint8(pictures.decode(blob))
 
 
-COLUMNS = ("key", "split", "role", "status", "prompt", "captions")
+COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 
 
 def picture_stream(

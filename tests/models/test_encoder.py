@@ -8,7 +8,6 @@ from torch.testing import assert_close
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tarkit.models.encoder import (
-    CaptionDecoder,
     EncoderArch,
     TextTower,
     VisionEncoder,
@@ -59,6 +58,8 @@ def test_features_and_picture_vectors_are_the_librarys(siglip: SiglipVisionModel
     for layer in (-2, -1, 0, 3):
         assert_close(model.features(pixels, layer=layer), theirs.hidden_states[layer])
     assert torch.equal(model.features(pixels, layer=-2), model.features(pixels, layer=3))
+    states = model.hidden_states(pixels)
+    assert len(states) == 5 and torch.equal(states[-2], model.features(pixels, layer=-2))
     assert not torch.allclose(model.features(pixels, layer=-2), model.features(pixels))
     assert model.features(pixels).shape == (2, 16, 24)
     assert_close(model.pool(model.features(pixels)), theirs.pooler_output)
@@ -115,47 +116,3 @@ def test_a_captions_vector_does_not_depend_on_what_stands_in_its_padding() -> No
     two = tower(torch.tensor([[5, 6, 7, 9, 3]]), mask)
     assert_close(one, two)
     assert not torch.allclose(one, tower(torch.tensor([[5, 6, 8, 0, 0]]), mask))
-
-
-def captioner() -> CaptionDecoder:
-    torch.manual_seed(0)
-    model = CaptionDecoder(vocab_size=12, length=6, width=8, layers=2, heads=2).eval()
-    with torch.no_grad():
-        model.token_embedding.weight.mul_(50)
-    return model
-
-
-@torch.no_grad()
-def test_a_captions_loss_is_the_mean_surprise_of_its_real_tokens() -> None:
-    model, features = captioner(), torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(1))
-    ids = torch.tensor([[11, 3, 5, 7, 11], [11, 4, 11, 0, 0]])
-    mask = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    loss = model(features, ids, mask)
-    # Four tokens of the first and two of the second are predicted: a mean over six.
-    one = model(features[:1], ids[:1], mask[:1])
-    two = model(features[1:], ids[1:, :3], mask[1:, :3])
-    assert_close(loss, (4 * one + 2 * two) / 6)
-    # What stands in the padding counts for nothing.
-    ids[1, 3:] = 9
-    assert_close(model(features, ids, mask), loss)
-
-
-@torch.no_grad()
-def test_a_caption_is_told_from_the_picture_and_the_words_before() -> None:
-    model, features = captioner(), torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1))
-
-    def surprise(words: list[int], seen: torch.Tensor = features) -> list[float]:
-        """Of each token after the first: T times the mean of T less the one before."""
-        ones = torch.ones(1, len(words))
-        means = [
-            float(model(seen, torch.tensor([words[:n]]), ones[:, :n])) * (n - 1)
-            for n in range(2, len(words) + 1)
-        ]
-        return [b - a for a, b in zip([0.0, *means[:-1]], means, strict=True)]
-
-    told = surprise([11, 3, 5, 7])
-    other = surprise([11, 3, 6, 7])
-    assert told[0] == pytest.approx(other[0], abs=1e-5)  # 3 is not told by the later 5
-    assert told[1] != pytest.approx(other[1], abs=1e-2)  # another word
-    assert told[2] != pytest.approx(other[2], abs=1e-2)  # 7 after another word
-    assert surprise([11, 3, 5, 7], features + 1)[0] != pytest.approx(told[0], abs=1e-3)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from tarkit.errors import UserError
 from tarkit.models.encoder import VisionEncoder
 from tarkit.train import encoder
 from tarkit.train.data import picture_stream
-from tarkit.train.encoder import EncoderConfig, EncoderTask
+from tarkit.train.encoder import EncoderConfig, EncoderTask, covered
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -41,8 +42,8 @@ def config(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"captioning": 2.0, "dense": 10.0, "caption": "first"}],
-    ids=["contrastive", "with captions and pixels"],
+    [{}, {"grounding": 1.0, "caption": "first"}],
+    ids=["contrastive", "grounded"],
 )
 def test_a_stopped_training_ends_with_the_same_bytes(
     pictures: Path, tmp_path: Path, resumes: Any, changes: dict[str, Any]
@@ -55,21 +56,78 @@ def test_a_stopped_training_ends_with_the_same_bytes(
 
 
 def test_the_loss_is_its_parts_with_their_weights(pictures: Path) -> None:
-    made = task(pictures, captioning=2.0, dense=10.0)
-    model = made.model.eval()
+    made = task(pictures, grounding=2.0)
     pair = made.batch(0, 4, 0, 1)
-    loss, figures = model(pair)
-    parts_ = figures["contrastive"] + 2 * figures["captioning"] + 10 * figures["dense"]
-    assert float(loss.detach()) == pytest.approx(parts_, rel=1e-4)
-    # Each of 16 features tells the 4 x 4 x 3 numbers of its own patch, in reading order.
-    told = model.patch_pixels(model.vision.features(pair.pixels))
-    patches = pair.pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # (B, 3, 4, 4 patches, 4, 4 pixels)
-    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(4, 16, 48)
-    assert figures["dense"] == pytest.approx(
-        float((told - patches).pow(2).mean().detach()), rel=1e-4
-    )
-    plain, figures = task(pictures).model.eval()(pair)
+    loss, figures = made.model.eval()(pair)
+    grounding = sum(figures[name] for name in ("object", "phrase", "box"))
+    assert float(loss.detach()) == pytest.approx(figures["contrastive"] + 2 * grounding, rel=1e-4)
+    plain, figures = task(pictures).model.eval()(pair._replace(regions=None))
     assert float(plain.detach()) == pytest.approx(figures["contrastive"])
+    assert "phrase" not in figures
+
+
+@pytest.mark.parametrize(("layer", "moved"), [(-1, True), (-2, False), (0, False)])
+def test_the_grounded_layer_is_the_one_that_is_named(
+    pictures: Path, layer: int, moved: bool
+) -> None:
+    made = task(pictures, grounding=1.0, grounding_layer=layer)
+    pair, model = made.batch(0, 4, 0, 1), made.model.eval()
+    before = model(pair)[1]
+    with torch.no_grad():
+        model.vision.encoder.layers[-1].mlp.fc2.bias += torch.arange(16.0)
+    after = model(pair)[1]
+    assert before["contrastive"] != after["contrastive"]
+    assert (before["phrase"] != after["phrase"]) is moved
+
+
+def test_regions_are_where_the_scene_says(pictures: Path) -> None:
+    made = task(pictures, grounding=1.0)
+    rows = made.stream.batch(0, 4)
+    regions = made.batch(0, 4, 0, 1).regions
+    assert regions is not None and regions.known.all()
+    # Hearts and rings of radius 16 px around (32, 32) of 64: about the middle four of 4 x 4.
+    there = regions.phrase.view(4, 4, 4) >= 0
+    assert there[:, 1:3, 1:3].all() and there.sum() == 16
+    names = [f"{row['prompt'].removeprefix('a ')}" for row in rows]
+    for name, phrase in zip(names, regions.phrase, strict=True):
+        number = int(phrase.max())
+        ids = regions.ids[number][regions.mask[number].bool()][1:-1]
+        assert ids.tolist() == made.tokenizer.encode(name)
+    upper_left, lower_right = regions.box[0, 5], regions.box[0, 10]
+    assert upper_left[:2].tolist() == pytest.approx([0.5, 0.5], abs=0.15)
+    assert lower_right[:2].tolist() == pytest.approx([-0.5, -0.5], abs=0.15)
+    assert upper_left[2:].tolist() == lower_right[2:].tolist()
+    assert upper_left[2:].tolist() == pytest.approx([2, 2], abs=0.35)
+
+
+def test_a_box_stands_on_what_it_covers_a_quarter_of() -> None:
+    # x from 0.5 to 2.2 of a grid of 4: half of column 0, all of 1, a fifth of 2.
+    where, offsets = covered(np.array([0.5, 1.0, 2.2, 2.0]), 4)
+    assert where.tolist() == [4, 5]  # row 1
+    centre = pytest.approx([0.85, 0.0, 1.7, 1.0], abs=1e-6)
+    assert offsets[0].tolist() == centre
+    assert offsets[1].tolist() == pytest.approx([-0.15, 0.0, 1.7, 1.0], abs=1e-6)
+    # A bar so thin that it covers a quarter of nothing stands where it covers most.
+    where, _ = covered(np.array([2.0, 3.1, 2.9, 3.2]), 4)
+    assert where.tolist() == [14]
+
+
+def test_pictures_without_a_scene_are_not_grounded(pictures: Path) -> None:
+    made = task(pictures, grounding=1.0)
+    rows = made.stream.batch(0, 3)
+    for row in rows[:2]:
+        row["scene"] = None
+    regions = made._regions(rows)
+    assert regions is not None
+    assert regions.known.tolist() == [False, False, True]
+    assert (regions.phrase[:2] == -1).all()
+    features = torch.randn(3, 16, 16)
+    phrases = made.model.text(regions.ids, regions.mask)
+    loss, _ = made.model.grounding(features, phrases, regions)
+    features[:2] += 1  # what is not known teaches nothing
+    assert torch.equal(made.model.grounding(features, phrases, regions)[0], loss)
+    rows[2]["scene"] = None
+    assert made._regions(rows) is None
 
 
 def task(pictures: Path, **changes: Any) -> EncoderTask:
