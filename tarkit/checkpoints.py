@@ -1,29 +1,36 @@
 """Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`), loaded strictly.
 
-Weights are only ever read as safetensors: no pickle is opened here. A file saved in half precision
-is read back into float32.
+Where a TA-Tok, an AR-DTok or an image VQ is named, a published file may stand for a directory. A
+model is built without memory of its own and takes its weights as they are mapped from the file;
+half precision is read into float32.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import pydantic
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from tarkit.artifacts import MANIFEST, file_sha256, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
+from tarkit.images import resize as resize_picture
+from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.published import Published, read_published
 from tarkit.vocab import (
     CHAT_END,
     CHAT_START,
@@ -150,36 +157,81 @@ def _arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
         ) from None
 
 
-def _fill(model: ModuleT, state: Mapping[str, Tensor], place: Path) -> ModuleT:
+def _fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> ModuleT:
     """Load strictly: every missing, unexpected or misshaped key is named."""
     own = model.state_dict()
     faults = [f"missing {k}" for k in own if k not in state]
     faults += [f"unexpected {k}" for k in state if k not in own]
     faults += [
-        f"{k} is {list(v.shape)}, the config says {list(own[k].shape)}"
+        f"{k} is {list(v.shape)}, expected {list(own[k].shape)}"
         for k, v in state.items()
         if k in own and own[k].shape != v.shape
     ]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
         raise UserError(
-            f"{place / WEIGHTS} does not fit its {CONFIG}: {'; '.join(faults[:6])}{more}",
-            hint=f"copy both files of {place} from one training again",
+            f"{file} does not fit the sizes it comes with: {'; '.join(faults[:6])}{more}", hint=hint
         )
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
+def _filled(model: ModuleT, state: Mapping[str, Tensor], path: Path) -> ModuleT:
+    return _fill(model, state, path / WEIGHTS, f"copy both files of {path} from one training again")
+
+
+# What each kind of model directory holds, and what a published file can stand for.
+ARCHS: Mapping[str, type[Config]] = {
+    "encoder": EncoderArch,
+    "ta_tok": TaTokArch,
+    "ar_dtok": ArDtokArch,
+    "vqvae": VqvaeArch,
+}
+
+
+def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[ModuleT, str]:
+    """A model in eval mode and float32, and what identifies it: the sha256 of its weights."""
+    if path.is_file():
+        found = read_published(path)
+        return load_published(found, path, kind, build), file_sha256(path)
+    config = read_config(path, kind)
+    arch = _arch(ARCHS[kind], path, config)
+    with torch.device("meta"):
+        model = build(arch)
+    return _filled(model, _weights(path), path), str(config["sha256"])
+
+
+def load_published(
+    found: Published, path: Path, kind: str, build: Callable[[Any], ModuleT]
+) -> ModuleT:
+    """The model of a published file's content; UserError where it is of another kind."""
+    if found.kind != kind:
+        raise UserError(
+            f"{path} is a published {found.kind}, where a model of kind {kind} is needed",
+            hint=f"tarkit models convert {path} --out DIR",
+        )
+    with torch.device("meta"):
+        model = build(found.arch)
+    state = {k: _float32(v) for k, v in found.state.items()}
+    return _fill(model, state, path, "download the file again from its publisher")
+
+
+def _float32(value: Tensor) -> Tensor:
+    """Stored halves and repeated values become plain float32; float32 stays where it is mapped."""
+    return (value.float() if value.is_floating_point() else value).contiguous()
+
+
 def load_vqvae(path: Path) -> Vqvae:
-    """An image VQ in eval mode, float32."""
-    config = read_config(path, "vqvae")
-    return _fill(Vqvae(_arch(VqvaeArch, path, config)), _weights(path), path)
+    """An image VQ in eval mode, float32; `path` is a model directory or a published file."""
+    return _load(Path(path), "vqvae", Vqvae)[0]
 
 
 def load_encoder(path: Path) -> VisionEncoder:
     """A vision encoder in eval mode, float32."""
-    config = read_config(path, "encoder")
-    return _fill(VisionEncoder(_arch(EncoderArch, path, config)), _weights(path), path)
+    return _load(Path(path), "encoder", VisionEncoder)[0]
+
+
+Resize = Literal["pil-bicubic", "bilinear", "bilinear-noaa"]
 
 
 @dataclass(frozen=True)
@@ -202,12 +254,55 @@ class LoadedTaTok:
         """K, the size of the codebook."""
         return self.model.arch.num_codes
 
-    def encode(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+    def encode(
+        self, images: Tensor, scale: Scale | int = 1, resize: Resize = "pil-bicubic"
+    ) -> Tensor:
+        """RGB pictures (B, 3, H, W) in [0, 1] -> codes (B, N) int64, argmax in float32.
+
+        Pictures of another size are resized, the whole of each to a square. The three published
+        ways give other codes: "pil-bicubic" is what the published language model was trained with,
+        "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
+        antialiasing) with earlier ones. Raises ValueError for pixels that are none.
+        """
+        pixels = self._sized(images, resize)
+        return self.encode_scales(pixels, [Scale(scale)])[Scale(scale)]
+
+    def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         """Pictures (B, 3, size_px, size_px) in [0, 1] -> codes (B, N) int64 of each scale.
 
         Argmax in float32, one encoder pass for all scales.
         """
         return self.model.encode(images * 2 - 1, scales)
+
+    def _sized(self, images: Tensor, resize: Resize) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        low, high = images.aminmax()
+        if not (0 <= low and high <= 1):
+            raise ValueError(f"pixels span {float(low):.3f} to {float(high):.3f}, not [0, 1]")
+        size = (self.size_px, self.size_px)
+        if tuple(images.shape[-2:]) == size:
+            return images
+        if resize == "pil-bicubic":
+            rows = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            sized = [
+                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash")) for row in rows
+            ]
+            stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2)
+            return stacked.to(images.device).float() / 255
+        if resize not in ("bilinear", "bilinear-noaa"):
+            raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
+        # Resized as the model sees them, in [-1, 1], as the published scripts do.
+        seen = F.interpolate(
+            images * 2 - 1,
+            size=size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=resize == "bilinear",
+        )
+        return seen * 0.5 + 0.5
 
     def condition(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""
@@ -215,16 +310,13 @@ class LoadedTaTok:
 
 
 def load_ta_tok(path: Path) -> LoadedTaTok:
-    """A tokenizer in eval mode, float32."""
-    config = read_config(path, "ta_tok")
-    model = _fill(TaTok(_arch(TaTokArch, path, config)), _weights(path), path)
-    return LoadedTaTok(model, config["sha256"])
+    """A tokenizer in eval mode, float32; `path` is a model directory or a published file."""
+    return LoadedTaTok(*_load(Path(path), "ta_tok", TaTok))
 
 
 def load_ar_dtok(path: Path) -> ArDtok:
-    """An autoregressive de-tokenizer in eval mode, float32."""
-    config = read_config(path, "ar_dtok")
-    return _fill(ArDtok(_arch(ArDtokArch, path, config)), _weights(path), path)
+    """An autoregressive de-tokenizer, likewise."""
+    return _load(Path(path), "ar_dtok", ArDtok)[0]
 
 
 @dataclass(frozen=True)
@@ -245,7 +337,7 @@ def load_mllm(path: Path) -> LoadedMllm:
     state = _weights(path)
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    _fill(model, state, path)
+    _filled(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
 

@@ -162,7 +162,7 @@ def _encode_batch(
     for place, (_, picture) in enumerate(batch):
         pixels[place] = picture
     images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
-    found = ta_tok.encode(images, scales=list(codes))
+    found = ta_tok.encode_scales(images, scales=list(codes))
     for scale, array in codes.items():
         numbers = found[scale].cpu().numpy()
         for place, (row, _) in enumerate(batch):

@@ -142,7 +142,7 @@ class Tar:
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
-        return self.ta_tok.encode(self.pixels(images), scales)
+        return self.ta_tok.encode_scales(self.pixels(images), scales)
 
     def imagine_codes(
         self,
@@ -175,7 +175,7 @@ class Tar:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            generators=[_generator(seed, "words") for seed in seeds],
+            generator=[_generator(seed, "words") for seed in seeds],
         )
 
     def _marked(
@@ -202,7 +202,7 @@ class Tar:
             temperature=sampling.dtok_temperature,
             top_k=sampling.dtok_top_k,
             top_p=sampling.dtok_top_p,
-            generators=[_generator(seed, "pixels") for seed in seeds],
+            generator=[_generator(seed, "pixels") for seed in seeds],
         )
         # Truncated to bytes, not rounded, as the published program does.
         pixels = (self.vqvae.decode(drawn) * 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -27,7 +27,8 @@ NOUNS: dict[str, set[str]] = {
     "samples": {"errors", "files", "images", "progress"},
     "sources": {"sources", "errors"},
     "models": {"models", "vocab", "config", "errors"},
-    "checkpoints": {"models"} | LEAVES - {"worlds"},
+    "published": {"models"} | LEAVES - {"worlds"},
+    "checkpoints": {"models", "published"} | LEAVES - {"worlds"},
     "tar": {"checkpoints", "models"} | LEAVES - {"worlds"},
     "scoring": {"scoring", "tar", "checkpoints", "models"} | LEAVES,
 }

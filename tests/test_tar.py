@@ -55,7 +55,7 @@ def test_pictures_are_resized_by_pillows_bicubic_and_lie_between_zero_and_one(ta
     expected = torch.from_numpy(sized.copy()).permute(2, 0, 1).float() / 255
     assert torch.equal(tar.pixels([picture])[0], expected)
     codes = tar.encode([picture], [Scale.FULL, Scale.THIRD])
-    inside = tar.ta_tok.encode(expected[None], [Scale.FULL, Scale.THIRD])
+    inside = tar.ta_tok.encode_scales(expected[None], [Scale.FULL, Scale.THIRD])
     assert codes.keys() == inside.keys()
     assert codes[Scale.FULL].tolist() != tar.encode([noise(1)], [Scale.FULL])[Scale.FULL].tolist()
     assert all(torch.equal(codes[scale], inside[scale]) for scale in codes)

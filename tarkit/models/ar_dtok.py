@@ -9,14 +9,12 @@ V image-VQ codes, h heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarkit.config import Config
-from tarkit.models.sampling import draw
+from tarkit.models.sampling import Generators, draw
 
 
 class ArDtokArch(Config):
@@ -196,13 +194,13 @@ class ArDtok(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         guided_steps: int | None = None,
-        generators: Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Draw codes (B, N) for conditions (B, n, C).
 
         `guidance` > 1 mixes in a null condition of all-zero features: u + (c - u) * guidance;
         `guided_steps` k keeps it for the first token and the next k + 1 (the published
-        `cfg_interval`). `generators`: one a picture, so that a picture does not depend on its
+        `cfg_interval`). `generator`: one a picture, so that a picture does not depend on its
         batch; without them the global generator draws.
         """
         B, n, _ = condition.shape
@@ -230,7 +228,7 @@ class ArDtok(nn.Module):
                     else conditional
                 )
             code = draw(
-                logits, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators
+                logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
             )
             drawn.append(code)
             if step + 1 < N:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarkit.config import Config
-from tarkit.models.sampling import draw
+from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def generate_codes(
     temperature: float,
     top_k: int,
     top_p: float,
-    generators: Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
 ) -> Tensor:
     """Exactly `num_codes` codes for each prompt: (B, num_codes) int64 in [0, K).
 
@@ -242,7 +242,7 @@ def generate_codes(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            generators=generators,
+            generator=generator,
         )
         drawn.append(code)
         if step + 1 < num_codes:
@@ -261,7 +261,7 @@ def generate_text(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    generators: Sequence[torch.Generator] | None = None,
+    generator: Generators = None,
 ) -> list[list[int]]:
     """Text ids for each prompt up to a stop id, drawn from the text rows alone."""
     head = model.get_output_embeddings().weight[:text_size]
@@ -274,7 +274,7 @@ def generate_text(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            generators=generators,
+            generator=generator,
         )
         for row in list(open_rows):
             value = int(token[row])

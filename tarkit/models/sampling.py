@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# One for the whole batch, one for each row (which then does not depend on its batch), or the global
+# one. They are the CPU's on every device, so that a seed means the same everywhere.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
 
 def draw(
     logits: Tensor,
@@ -14,7 +18,7 @@ def draw(
     temperature: float,
     top_k: int,
     top_p: float,
-    generators: Sequence[torch.Generator] | None,
+    generator: Generators = None,
 ) -> Tensor:
     """One index a row of `logits` (B, V): temperature, then top-k, then top-p, then a draw.
 
@@ -34,11 +38,12 @@ def draw(
         drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
         logits = logits.masked_fill(drop, float("-inf"))
     p = logits.softmax(-1)
-    if generators is None:
+    if generator is None:
         return torch.multinomial(p, 1)[:, 0]
-    # The generators are the CPU's on every device, so that a seed means the same everywhere.
+    if isinstance(generator, torch.Generator):
+        return torch.multinomial(p.cpu(), 1, generator=generator)[:, 0].to(p.device)
     rows = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(p.cpu(), generators, strict=True)
+        torch.multinomial(row, 1, generator=own)
+        for row, own in zip(p.cpu(), generator, strict=True)
     ]
     return torch.cat(rows).to(p.device)

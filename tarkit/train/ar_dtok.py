@@ -106,7 +106,7 @@ class ArDtokTask:
         seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
         drawn = to_pixels([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
         codes: Codes = {None: self.vqvae.encode(drawn)}
-        for scale, found in self.ta_tok.encode(seen, self.scales).items():
+        for scale, found in self.ta_tok.encode_scales(seen, self.scales).items():
             codes[scale] = found
         return codes
 

@@ -154,7 +154,7 @@ def test_a_picture_depends_on_its_own_condition_and_seed_alone(
 ) -> None:
     def drawn(rows: list[int]) -> list[list[int]]:
         generators = [torch.Generator().manual_seed(row) for row in rows]
-        return ar_dtok.sample(condition[rows], guidance=2.0, generators=generators).tolist()
+        return ar_dtok.sample(condition[rows], guidance=2.0, generator=generators).tolist()
 
     together = drawn([0, 1, 2])
     assert drawn([2, 1]) == [together[2], together[1]]

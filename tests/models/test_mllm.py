@@ -244,7 +244,7 @@ def test_a_draw_depends_on_its_own_prompt_and_seed_alone(model: Any) -> None:
         generators = [torch.Generator().manual_seed(row) for row in rows]
         prompts = [PROMPTS[row] for row in rows]
         return codes_of(
-            model, prompts, temperature=20.0, top_k=10, top_p=0.9, generators=generators
+            model, prompts, temperature=20.0, top_k=10, top_p=0.9, generator=generators
         ).tolist()
 
     together = drawn([0, 1, 2])

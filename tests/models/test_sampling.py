@@ -15,7 +15,7 @@ def kept(
     """Share of each symbol in 20,000 draws; a symbol that was filtered out has none."""
     torch.manual_seed(0)
     rows = torch.tensor(logits).expand(20_000, -1)
-    drawn = draw(rows, temperature=temperature, top_k=top_k, top_p=top_p, generators=None)
+    drawn = draw(rows, temperature=temperature, top_k=top_k, top_p=top_p, generator=None)
     counts = torch.bincount(drawn, minlength=len(logits)) / len(drawn)
     return {i: float(c) for i, c in enumerate(counts) if c}
 
@@ -69,7 +69,7 @@ def test_top_p_counts_what_top_k_and_temperature_left() -> None:
 def test_no_temperature_or_one_candidate_is_the_argmax() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 0.0, 4.9]])
     for temperature, top_k in ((0.0, 0), (1.0, 1), (0.0, 5)):
-        drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=1.0, generators=None)
+        drawn = draw(logits, temperature=temperature, top_k=top_k, top_p=1.0, generator=None)
         assert drawn.tolist() == [1, 0]
 
 
@@ -79,7 +79,7 @@ def test_a_row_with_its_own_generator_does_not_depend_on_the_others() -> None:
     def drawn(rows: list[int]) -> list[list[int]]:
         generators = [torch.Generator().manual_seed(100 + row) for row in rows]
         steps = [
-            draw(logits[rows], temperature=1.0, top_k=20, top_p=0.9, generators=generators)
+            draw(logits[rows], temperature=1.0, top_k=20, top_p=0.9, generator=generators)
             for _ in range(5)
         ]
         return torch.stack(steps, dim=1).tolist()
@@ -88,11 +88,11 @@ def test_a_row_with_its_own_generator_does_not_depend_on_the_others() -> None:
     assert [together[2], together[0]] == drawn([2, 0])
     assert [together[1]] == drawn([1])
     with pytest.raises(ValueError):
-        draw(logits, temperature=1.0, top_k=0, top_p=1.0, generators=[torch.Generator()])
+        draw(logits, temperature=1.0, top_k=0, top_p=1.0, generator=[torch.Generator()])
 
 
 def test_logits_are_left_as_they_were() -> None:
     logits = torch.randn(2, 9)
     before = logits.clone()
-    draw(logits, temperature=0.7, top_k=3, top_p=0.5, generators=None)
+    draw(logits, temperature=0.7, top_k=3, top_p=0.5, generator=None)
     assert_close(logits, before, rtol=0, atol=0)
