@@ -126,7 +126,7 @@ def _open(path: Path) -> Mapping[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    told = re.search(r"GLOBAL (\S+)", str(error))
     if told:
         return f"it names {told[1]}, which opening it would run"
     return " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
