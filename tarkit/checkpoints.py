@@ -53,19 +53,30 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 def save_model(
     out: Path, model: nn.Module, config: Mapping[str, Any], run: Config | None = None
 ) -> None:
-    """Write a finished model directory; the weights come last, so their presence means done.
+    """Write a finished model directory.
 
     `config` must hold `kind` and `arch`. The weights' sha256 is written into it as the model's
     identity, which a half-precision copy keeps.
+    """
+    if run is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "run.toml").write_text(write_toml(run))
+    write_model(out, _unshared(model), config)
+
+
+def write_model(
+    out: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], identity: Path | None = None
+) -> None:
+    """Write config.json and weights, these last: their presence means done.
+
+    The model's identity is the sha256 of the file `identity`, by default of the weights.
     """
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
     draft = out / f".{WEIGHTS}.{os.getpid()}"
-    save_file(_unshared(model), draft, metadata={"format": "pt"})
-    if run is not None:
-        (out / "run.toml").write_text(write_toml(run))
-    text = json.dumps({**config, "sha256": file_sha256(draft)}, indent=1, default=str)
+    save_file(dict(state), draft, metadata={"format": "pt"})
+    text = json.dumps({**config, "sha256": file_sha256(identity or draft)}, indent=1, default=str)
     (out / CONFIG).write_text(text + "\n")
     os.replace(draft, out / WEIGHTS)
 
@@ -189,11 +200,19 @@ ARCHS: Mapping[str, type[Config]] = {
 }
 
 
+BUILD: Mapping[str, Callable[[Any], nn.Module]] = {
+    "ta_tok": TaTok,
+    "ar_dtok": ArDtok,
+    "vqvae": Vqvae,
+}
+REFETCH = "download the file again from its publisher"
+
+
 def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[ModuleT, str]:
     """A model in eval mode and float32, and what identifies it: the sha256 of its weights."""
     if path.is_file():
         found = read_published(path)
-        return load_published(found, path, kind, build), file_sha256(path)
+        return _published(found, path, kind, build), file_sha256(path)
     config = read_config(path, kind)
     arch = _arch(ARCHS[kind], path, config)
     with torch.device("meta"):
@@ -201,9 +220,14 @@ def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[Modul
     return _filled(model, _weights(path), path), str(config["sha256"])
 
 
-def load_published(
-    found: Published, path: Path, kind: str, build: Callable[[Any], ModuleT]
-) -> ModuleT:
+def check_published(found: Published, path: Path) -> None:
+    """UserError where a published file's weights do not fit its own sizes."""
+    with torch.device("meta"):
+        model = BUILD[found.kind](found.arch)
+    _fill(model, found.state, path, REFETCH)
+
+
+def _published(found: Published, path: Path, kind: str, build: Callable[[Any], ModuleT]) -> ModuleT:
     """The model of a published file's content; UserError where it is of another kind."""
     if found.kind != kind:
         raise UserError(
@@ -213,7 +237,7 @@ def load_published(
     with torch.device("meta"):
         model = build(found.arch)
     state = {k: _float32(v) for k, v in found.state.items()}
-    return _fill(model, state, path, "download the file again from its publisher")
+    return _fill(model, state, path, REFETCH)
 
 
 def _float32(value: Tensor) -> Tensor:

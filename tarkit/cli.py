@@ -40,6 +40,8 @@ evaluate = _group("Score a model.")
 app.add_typer(curate, name="curate")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="eval")
+models = _group("Published weights: read, strictly and without running any of them.")
+app.add_typer(models, name="models")
 
 
 def command(group: typer.Typer, name: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
@@ -344,6 +346,24 @@ def assemble(
         overrides=overrides or (),
     )
     return _trained(path, as_json)
+
+
+@command(models, "convert")
+def models_convert(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A published ta_tok.pth, ar_dtok_*.pth or vq_*.pt."),
+    ],
+    out: Out,
+    precision: Annotated[
+        str, typer.Option("--precision", help="stored, float32, float16 or bfloat16.")
+    ] = "stored",
+    as_json: Json = False,
+) -> int:
+    """Turn a published weight file into a model directory, which every command takes."""
+    from tarkit import convert
+
+    return _trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
 
 
 # ---- encode, generate, describe, reconstruct ---------------------------------------------------

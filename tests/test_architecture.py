@@ -33,7 +33,7 @@ NOUNS: dict[str, set[str]] = {
     "scoring": {"scoring", "tar", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
-VERBS |= {"inspect", "assemble"}
+VERBS |= {"inspect", "assemble", "convert"}
 # The loop and the streams stand in train/ because only trainings share them.
 SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data"}
 

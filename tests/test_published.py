@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tarkit.checkpoints import load_ar_dtok, load_ta_tok, load_vqvae
+from tarkit import convert
+from tarkit.artifacts import file_sha256
+from tarkit.checkpoints import load_ar_dtok, load_ta_tok, load_vqvae, read_config
 from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtokArch
 from tarkit.models.ta_tok import TaTokArch
@@ -272,3 +275,52 @@ def test_args_that_do_not_fit_are_named(
         content["model"]["args"] |= change
 
     refused(changed(files[kind], apply), words)
+
+
+# - converted -
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_converted_file_is_the_same_model(
+    files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    out = convert.run(files[kind], out=tmp_path / "out")
+    before, after = LOADERS[kind](files[kind]), LOADERS[kind](out)
+    if kind == "ta_tok":
+        assert before.sha256 == after.sha256 == file_sha256(files[kind])
+        before, after = before.model, after.model
+    assert read_config(out, kind)["sha256"] == file_sha256(files[kind])
+    state = after.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in before.state_dict().items())
+    with pytest.raises(UserError, match="already holds a model"):
+        convert.run(files[kind], out=out)
+
+
+def test_a_conversion_keeps_or_changes_the_precision(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    dtypes = {}
+    for precision in ("stored", "float32", "bfloat16"):
+        out = convert.run(files["ta_tok"], out=tmp_path / precision, precision=precision)
+        dtypes[precision] = {t.dtype for t in load_file(out / "model.safetensors").values()}
+    assert dtypes == {
+        "stored": {torch.float16},
+        "float32": {torch.float32},
+        "bfloat16": {torch.bfloat16},
+    }
+
+    def grow(content: dict[str, Any]) -> None:
+        content["model"]["sd"]["norm.weight"] *= 1e6
+
+    with pytest.raises(UserError, match="beyond float16's range"):
+        convert.run(changed(files["ar_dtok"], grow), out=tmp_path / "half", precision="float16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_what_does_not_fit_is_not_converted(files: dict[str, Path], tmp_path: Path) -> None:
+    def misshape(content: dict[str, Any]) -> None:
+        content["model"]["sd"]["norm.weight"] = torch.zeros(7)
+
+    with pytest.raises(UserError, match=r"norm\.weight is \[7\], expected \[48\]"):
+        convert.run(changed(files["ar_dtok"], misshape), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
