@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ArchT = TypeVar("ArchT", bound=Config)
 
+# Kinds of model directories that hold weights of their own.
+KINDS = ("encoder", "ta_tok", "ar_dtok", "vqvae", "mllm")
+
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
@@ -118,6 +121,11 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(
             f"{path} is {found}, where a model of kind {kind} is needed",
             hint=f"tarkit inspect {path}",
+        )
+    if kind in KINDS and not isinstance(config.get("sha256"), str):
+        raise UserError(
+            f"{file} says no sha256, by which its codes would be known",
+            hint=f"copy {file.name} of {path} from its training again",
         )
     return config
 

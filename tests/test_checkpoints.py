@@ -198,6 +198,14 @@ def test_directories_that_are_no_model_of_the_kind_say_what_they_are(
         refused(load_vqvae, path, r"config\.json (is not JSON|holds no table)")
 
 
+def test_a_model_without_an_identity_is_refused(models: dict[str, Path]) -> None:
+    file = models["tokenizer"] / "config.json"
+    config = json.loads(file.read_text())
+    for sha256 in (None, 5):
+        file.write_text(json.dumps({**config, "sha256": sha256}))
+        refused(load_ta_tok, models["tokenizer"], "says no sha256")
+
+
 def test_an_unfinished_training_says_how_to_finish_it(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

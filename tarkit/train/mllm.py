@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from tarkit.artifacts import Artifact, open_artifact
@@ -64,7 +65,8 @@ class MllmConfig(LoopConfig):
 
     lm: LmArch = LmArch()
     """Sizes of a model made from nothing; not read with `--lm`."""
-    text_vocab: int = 4096
+    text_vocab: int = Field(default=4096, ge=259)
+    """Tokens of a tokenizer made from nothing: 256 bytes and three tags at the least."""
     system: str | None = "You are a helpful assistant."
     """The system turn of every chat; "" leaves it out, as the paper prints it (App. C.1)."""
     ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}

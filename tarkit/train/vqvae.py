@@ -30,7 +30,8 @@ class VqvaeConfig(LoopConfig):
 
     arch: VqvaeArch = VqvaeArch()
     warmup_unquantised: float = 0.1
-    """Share of the steps without quantisation; the codebook then starts from the data."""
+    """Share of the steps without quantisation; the codebook then starts from the data, at the
+    earliest after the first step."""
     fade_in: float = 0.1
     """Share of the steps over which quantisation is blended in."""
     commitment: float = 0.25
@@ -90,7 +91,7 @@ class VqvaeTask:
         flat = self._latents.reshape(-1, self._latents.shape[-1])
         table = model.quantize.embedding.weight.data
         used = model.quantize.codebook_used[: len(table)]
-        start = round(self.config.warmup_unquantised * self.config.steps)
+        start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         if step + 1 == start:
             table.copy_(_pick(flat, len(table)))
             used.fill_(1.0)

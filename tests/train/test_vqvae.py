@@ -138,6 +138,15 @@ def test_the_codebook_starts_from_latents_and_dead_codes_move_to_them(pictures: 
     assert float(used[5]) == 0.0
 
 
+def test_without_a_warm_up_the_codebook_starts_after_the_first_step(pictures: Path) -> None:
+    made = task(pictures, warmup_unquantised=0.0)
+    latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
+    made._latents, made._codes = latents, torch.zeros(1, 40, dtype=torch.long)
+    made.after_step(0, made.model)
+    table = made.model.quantize.embedding.weight
+    assert {tuple(row) for row in table.tolist()} <= {tuple(row) for row in latents[0].tolist()}
+
+
 def test_dead_codes_restart_where_quantisation_is_worst(pictures: Path) -> None:
     made = task(pictures)
     table = made.model.quantize.embedding.weight.data
