@@ -26,7 +26,7 @@ from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary
 
 FOLDER = Path(__file__).parent / "goldens"
-FLOATS = {"atol": 5e-5, "rtol": 0.0}
+FLOATS: dict[str, Any] = {"atol": 5e-5, "rtol": 0.0}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -124,7 +124,7 @@ def test_the_three_published_resizes(
     images = inputs["big_uint8"].float() / 255
     sized = ta_tok._sized(images, resize) * 2 - 1
     # Pillow's bicubic differs by a level (of 255) between its versions.
-    level = {"atol": 2.01 / 255, "rtol": 0.0} if name == "pil_bicubic" else FLOATS
+    level: dict[str, Any] = {"atol": 2.01 / 255, "rtol": 0.0} if name == "pil_bicubic" else FLOATS
     assert_close(sized[:, :, 40:72, 40:72], golden[f"resize.{name}.pixels_crop"], **level)
     assert_close(sized[:, :, :8, :8], golden[f"resize.{name}.pixels_corner"], **level)
     agree = (ta_tok.encode(images, 1, resize) == golden[f"resize.{name}.indices"]).float().mean()

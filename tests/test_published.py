@@ -45,7 +45,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def changed(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """The file with its content changed by `change`, written as plain containers."""
-    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):  # type: ignore[list-item]
+    with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
         content = plain(torch.load(file, weights_only=True))
     change(content)
     torch.save(content, file)

@@ -74,7 +74,8 @@ def test_the_grounded_layer_is_the_one_that_is_named(
     pair, model = made.batch(0, 4, 0, 1), made.model.eval()
     before = model(pair)[1]
     with torch.no_grad():
-        model.vision.encoder.layers[-1].mlp.fc2.bias += torch.arange(16.0)
+        bias = dict(model.vision.named_parameters())["encoder.layers.1.mlp.fc2.bias"]
+        bias.add_(torch.arange(16.0))
     after = model(pair)[1]
     assert before["contrastive"] != after["contrastive"]
     assert (before["phrase"] != after["phrase"]) is moved
