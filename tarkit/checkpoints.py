@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ArchT = TypeVar("ArchT", bound=Config)
 
-# Kinds of model directories that hold weights of their own.
-KINDS = ("encoder", "ta_tok", "ar_dtok", "vqvae", "mllm")
-
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
@@ -122,7 +119,7 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
             f"{path} is {found}, where a model of kind {kind} is needed",
             hint=f"tarkit inspect {path}",
         )
-    if kind in KINDS and not isinstance(config.get("sha256"), str):
+    if (kind in MODELS or kind == "mllm") and not isinstance(config.get("sha256"), str):
         raise UserError(
             f"{file} says no sha256, by which its codes would be known",
             hint=f"copy {file.name} of {path} from its training again",
@@ -199,21 +196,20 @@ def _filled(model: ModuleT, state: Mapping[str, Tensor], path: Path) -> ModuleT:
     return _fill(model, state, path / WEIGHTS, f"copy both files of {path} from one training again")
 
 
-# What each kind of model directory holds, and what a published file can stand for.
-ARCHS: Mapping[str, type[Config]] = {
-    "encoder": EncoderArch,
-    "ta_tok": TaTokArch,
-    "ar_dtok": ArDtokArch,
-    "vqvae": VqvaeArch,
-}
-
-
-BUILD: Mapping[str, Callable[[Any], nn.Module]] = {
-    "ta_tok": TaTok,
-    "ar_dtok": ArDtok,
-    "vqvae": Vqvae,
+# Sizes and network of each kind of model that is tarkit's own; a language model is transformers'.
+MODELS: Mapping[str, tuple[type[Config], Callable[[Any], nn.Module]]] = {
+    "encoder": (EncoderArch, VisionEncoder),
+    "ta_tok": (TaTokArch, TaTok),
+    "ar_dtok": (ArDtokArch, ArDtok),
+    "vqvae": (VqvaeArch, Vqvae),
 }
 REFETCH = "download the file again from its publisher"
+
+
+def _empty(build: Callable[[Any], ModuleT], arch: Config) -> ModuleT:
+    """A network that takes no memory until its weights are assigned."""
+    with torch.device("meta"):
+        return build(arch)
 
 
 def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[ModuleT, str]:
@@ -222,17 +218,13 @@ def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[Modul
         found = read_published(path)
         return _published(found, path, kind, build), file_sha256(path)
     config = read_config(path, kind)
-    arch = _arch(ARCHS[kind], path, config)
-    with torch.device("meta"):
-        model = build(arch)
+    model = _empty(build, _arch(MODELS[kind][0], path, config))
     return _filled(model, _weights(path), path), str(config["sha256"])
 
 
 def check_published(found: Published, path: Path) -> None:
     """UserError where a published file's weights do not fit its own sizes."""
-    with torch.device("meta"):
-        model = BUILD[found.kind](found.arch)
-    _fill(model, found.state, path, REFETCH)
+    _fill(_empty(MODELS[found.kind][1], found.arch), found.state, path, REFETCH)
 
 
 def _published(found: Published, path: Path, kind: str, build: Callable[[Any], ModuleT]) -> ModuleT:
@@ -242,10 +234,8 @@ def _published(found: Published, path: Path, kind: str, build: Callable[[Any], M
             f"{path} is a published {found.kind}, where a model of kind {kind} is needed",
             hint=f"tarkit models convert {path} --out DIR",
         )
-    with torch.device("meta"):
-        model = build(found.arch)
     state = {k: _float32(v) for k, v in found.state.items()}
-    return _fill(model, state, path, REFETCH)
+    return _fill(_empty(build, found.arch), state, path, REFETCH)
 
 
 def _float32(value: Tensor) -> Tensor:

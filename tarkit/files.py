@@ -10,15 +10,16 @@ from PIL import Image
 from tarkit.errors import UserError
 from tarkit.images import decode
 
+INGEST = "name another file; tarkit curate ingest FOLDER --out DIR tells good pictures from damaged"
+
 
 def read_picture(path: Path) -> Image.Image:
     """The RGB picture in a file; raises UserError with the file's name and the reason."""
     try:
         return decode(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"the picture {path} cannot be read: {error.strerror}") from None
-    except UserError as error:
-        raise UserError(f"the picture {path} cannot be read: {error.message}") from None
+    except (OSError, UserError) as error:
+        why = error.message if isinstance(error, UserError) else error.strerror
+    raise UserError(f"the picture {path} cannot be read: {why}", hint=INGEST)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
+NOTHING_NEAR = "name the --out of an earlier command; tarkit curate --help lists those that begin"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -158,8 +159,8 @@ def _begin_hint(path: Path) -> str:
     for folder in (path, *path.parents):
         if folder.is_dir():
             found = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]
-            return f"artifacts in {folder}: {', '.join(found)}" if found else ""
-    return ""
+            return f"artifacts in {folder}: {', '.join(found)}" if found else NOTHING_NEAR
+    return NOTHING_NEAR
 
 
 def _plain(value: Any) -> Any:

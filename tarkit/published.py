@@ -135,7 +135,8 @@ def _first_line(error: Exception) -> str:
 def _check_archive(path: Path) -> None:
     """Refuse what is no torch archive, is cut short, or would unpack to more than it stores."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}", hint=f"tarkit inspect {path.parent}")
+        what = "is a folder, not a weight file" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}", hint="name a published .pth or .pt file")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -255,7 +255,8 @@ def test_files_of_another_kind_say_what_they_are(files: dict[str, Path], tmp_pat
     refused(other, "holds a list")
     torch.save({"model": {"args": {}, "sd": {}}}, other)
     refused(other, "neither TA-Tok nor AR-DTok")
-    refused(tmp_path / "none.pth", "there is no file")
+    refused(tmp_path / "none.pth", "does not exist")
+    refused(files["vqvae"].parent / "siglip_tiny", "is a folder")
 
 
 @pytest.mark.parametrize(

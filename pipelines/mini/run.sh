@@ -32,7 +32,7 @@ tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer 
 tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --out "$work/mllm"
 tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
-# Scores and pictures. Settings were chosen on the validation prompts (--split validation).
+# Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
 tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/drawn"
 

@@ -25,9 +25,10 @@ class EncoderArch(Config):
     heads: int = 16
     mlp_width: int = 4304
     stem_channels: tuple[int, ...] = ()
-    """Widths of stride-2 convolutions before the patch embedding, which then covers what is left
-    of `patch_px`. Empty: the published patch embedding. A plain ViT learns too slowly on two
-    cores: in a prototype it read .13 of the shapes after 16k pictures, with a stem .99."""
+    """Widths of the steps before the patch embedding, which then covers what is left of
+    `patch_px`: in each a stride-2 and a stride-1 convolution, both normalised. Empty: the
+    published patch embedding. A plain ViT learns too slowly on two cores: in a prototype it read
+    .13 of the shapes after 16k pictures, with a stem .99."""
     head: bool = True
 
     @property
