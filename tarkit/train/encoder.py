@@ -23,6 +23,7 @@ from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import (
     EncoderArch,
+    Mlp,
     TextTower,
     VisionEncoder,
     sigmoid_contrastive_loss,
@@ -46,6 +47,10 @@ class EncoderConfig(LoopConfig):
     grounding: float = 0.0
     """Weight of the grounding loss: which phrase, and which box, stands at a position. Only
     pictures with a known scene take part."""
+    surplus: float = 0.0
+    """Weight, within the grounding loss, of what features tell beside phrase and box: the share of
+    their variance that these two do not explain. What else a feature tells becomes codes that a
+    language model must learn to guess."""
     grounding_layer: int = -2
     """The hidden state that is grounded: the one that TA-Tok will read (`select_layer`). What comes
     after it serves the whole picture's vector, and may write anything anywhere."""
@@ -87,7 +92,7 @@ class SigLip(nn.Module):
         )
         self.config = config
         if config.grounding:
-            self.grounding = Grounding(config.arch.width)
+            self.grounding = Grounding(config.arch.width, surplus=config.surplus)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
@@ -115,16 +120,21 @@ class Grounding(nn.Module):
 
     Stands in for LocCa's boxes and regional captions in SigLIP 2 (Tschannen et al. 2025, Sec. 2.2),
     as a classification and a regression: without them a small encoder learns colours long before
-    shapes.
+    shapes. With `surplus`, a further head predicts a feature from what should be read from it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, surplus: float = 0.0) -> None:
         super().__init__()
+        self.surplus = surplus
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.object = nn.Linear(width, 1)
         self.phrase = nn.Linear(width, width)
         self.box = nn.Linear(width, 4)
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        if surplus:
+            self.nothing = nn.Parameter(torch.zeros(width))
+            self.expected = Mlp(width, 4 * width)
+            self.placed = nn.Linear(4, width)
 
     def forward(
         self, features: Tensor, phrases: Tensor, regions: Regions
@@ -145,7 +155,22 @@ class Grounding(nn.Module):
             "box": float(place.detach()),
             "phrases_right": float((logits.argmax(1) == said).float().mean()),
         }
-        return is_object + phrase + place, figures
+        loss = is_object + phrase + place
+        if self.surplus:
+            unexplained = self._unexplained(features, phrases, regions)
+            figures["surplus"] = float(unexplained.detach())
+            loss = loss + self.surplus * unexplained
+        return loss, figures
+
+    def _unexplained(self, features: Tensor, phrases: Tensor, regions: Regions) -> Tensor:
+        """The share of the variance of known pictures' features that phrase and box leave over."""
+        there = regions.phrase >= 0
+        expected = self.nothing.expand_as(features).clone()
+        told = phrases[regions.phrase[there]] + self.placed(regions.box[there])
+        expected[there] = told + self.expected(told)
+        left = (features - expected)[regions.known].flatten(0, 1)
+        found = features[regions.known].flatten(0, 1)
+        return left.square().mean() / found.var(0, correction=0).mean()
 
 
 class EncoderTask:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tarkit.artifacts import begin_directory
@@ -38,6 +38,9 @@ class LoopConfig(Config):
     """Rows a step over all processes."""
     learning_rate: float
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    cooldown: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, the last ones, over which a constant rate falls linearly to zero: the
+    length of a run can then be settled while it runs (Haegele et al. 2024, Sec. 3)."""
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -77,12 +80,13 @@ class Task(Protocol):
 
 
 def rate(config: LoopConfig, step: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then the schedule to zero."""
+    """The factor on the learning rate at a step: linear warm-up, then the schedule."""
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:
         return (step + 1) / warm
     if config.schedule == "constant":
-        return 1.0
+        left = (config.steps - step) / max(1.0, config.cooldown * config.steps)
+        return min(1.0, left)
     done = (step - warm) / max(1, config.steps - warm)
     return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 

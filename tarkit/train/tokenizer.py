@@ -62,6 +62,13 @@ class TokenizerConfig(LoopConfig):
     """Teacher features are whitened by their covariance to the power -whiten/2: 0 leaves them, 1
     gives every direction equal variance. Unwhitened, a common direction hides what matters
     (in a prototype: cosine .905 with colour at chance)."""
+    whiten_floor: float = 1e-4
+    """Variances below this share of the largest are whitened as if they had it: what is told
+    there is mostly noise."""
+    centre: float = 0.0
+    """The origin of the teacher's features: their mean, moved away from their median by this many
+    times the distance of the two. Most positions are background; around the mean it lies near the
+    origin, where a cosine sees nothing but its noise, and codes are spent on that."""
     start: Literal["linear", "data"] = "linear"
     """Where the projection W starts: as any linear layer, or so that E W covers the features."""
     start_rank: int = 0
@@ -111,12 +118,14 @@ class TokenizerModel(nn.Module):
     def start_from(self, pixels: Tensor) -> None:
         """Set the whitener, and the codebook's projection, from a body of pictures."""
         raw = self.taught(pixels)
-        if self.config.whiten:
-            flat = raw.flatten(0, 1)
-            self.mean.copy_(flat.mean(0))
+        config, flat = self.config, raw.flatten(0, 1)
+        if config.whiten or config.centre:
+            mean = flat.mean(0)
+            self.mean.copy_(mean - config.centre * (flat.median(0).values - mean))
+        if config.whiten:
             values, vectors = torch.linalg.eigh(torch.cov(flat.T))
-            values = values.clamp(min=float(values.max()) * 1e-4)
-            power = values.pow(-self.config.whiten / 2)
+            values = values.clamp(min=float(values.max()) * config.whiten_floor)
+            power = values.pow(-config.whiten / 2)
             self.whitener.copy_(vectors * power @ vectors.T)
         if self.config.start == "data":
             features = self.ta_tok.features(pixels)

@@ -42,8 +42,8 @@ def config(tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"grounding": 1.0, "caption": "first"}],
-    ids=["contrastive", "grounded"],
+    [{}, {"grounding": 1.0, "caption": "first"}, {"grounding": 1.0, "surplus": 1.0}],
+    ids=["contrastive", "grounded", "no surplus"],
 )
 def test_a_stopped_training_ends_with_the_same_bytes(
     pictures: Path, tmp_path: Path, resumes: Any, changes: dict[str, Any]
@@ -64,6 +64,33 @@ def test_the_loss_is_its_parts_with_their_weights(pictures: Path) -> None:
     plain, figures = task(pictures).model.eval()(pair._replace(regions=None))
     assert float(plain.detach()) == pytest.approx(figures["contrastive"])
     assert "phrase" not in figures
+
+
+def test_surplus_is_what_phrase_and_box_leave_unexplained(pictures: Path) -> None:
+    made = task(pictures, grounding=1.0, surplus=3.0)
+    head = made.model.grounding.eval()
+    regions = made.batch(0, 4, 0, 1).regions
+    assert regions is not None and bool(regions.known.all())
+    there = regions.phrase >= 0
+    with torch.no_grad():
+        phrases = made.model.text(regions.ids, regions.mask)
+        told = phrases[regions.phrase[there]] + head.placed(regions.box[there])
+        features = head.nothing.repeat(*there.shape, 1)
+        features[there] = told + head.expected(told)
+        # Features that are a function of phrase and box leave nothing over.
+        assert head(features, phrases, regions)[1]["surplus"] == pytest.approx(0, abs=1e-9)
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        # With noise of the features' own variance, half of the sum is unexplained.
+        noisy = features + noise * features.flatten(0, 1).var(0, correction=0).mean().sqrt()
+        loss, figures = head(noisy, phrases, regions)
+        assert figures["surplus"] == pytest.approx(0.5, abs=0.05)
+        parts_of = sum(figures[name] for name in ("object", "phrase", "box"))
+        assert float(loss) == pytest.approx(parts_of + 3 * figures["surplus"], rel=1e-4)
+    # A picture whose scene is not known takes no part.
+    unknown = regions._replace(known=torch.tensor([True, True, True, False]))
+    less = unknown._replace(phrase=unknown.phrase.masked_fill(~unknown.known[:, None], -1))
+    noisy[3] = 1e6
+    assert head(noisy, phrases, less)[1]["surplus"] < 1
 
 
 @pytest.mark.parametrize(("layer", "moved"), [(-1, True), (-2, False), (0, False)])

@@ -29,6 +29,12 @@ def test_the_rate_rises_in_a_line_and_falls_by_its_schedule() -> None:
     assert [rate(config, step) for step in range(10)] == pytest.approx(expected)
     config = settings(steps=10, warmup=0.2, schedule="constant")
     assert [rate(config, step) for step in range(10)] == pytest.approx([0.5] + [1] * 9)
+    # The last four of ten steps fall in a line: 4/4, 3/4, 2/4, 1/4.
+    config = settings(steps=10, warmup=0.2, schedule="constant", cooldown=0.4)
+    expected = [0.5] + [1] * 6 + [3 / 4, 2 / 4, 1 / 4]
+    assert [rate(config, step) for step in range(10)] == pytest.approx(expected)
+    # As long as it has not begun to fall, the rate does not know how long the run will be.
+    assert rate(settings(schedule="constant", cooldown=0.4, warmup=0.0, steps=99), 5) == 1
     config = settings(steps=10, warmup=0.2)
     assert config.schedule == "cosine"
     # Half way down, at step 2 + 4: (1 + cos 90) / 2; a quarter: (1 + cos 45) / 2.

@@ -42,7 +42,10 @@ def config(tmp_path: Path, **changes: Any) -> Path:
     "changes",
     [
         {},
-        {"freeze_encoder": True, "whiten": 1.0, "start": "data", "start_rank": 4},
+        {
+            **{"freeze_encoder": True, "whiten": 1.0, "whiten_floor": 1e-3, "centre": 1.5},
+            **{"start": "data", "start_rank": 4},
+        },
     ],
     ids=["as published", "as in miniature"],
 )
@@ -120,6 +123,32 @@ def test_whitened_teachers_have_unit_covariance(pictures: Path, models: dict[str
     assert torch.equal(taught, made.model.teacher.features(pixels, layer=-2))
     plain = task(pictures, models).model.target(taught, Scale.HALF)
     assert_close(plain, pool(taught, Scale.HALF))
+
+
+def test_the_origin_lies_beyond_the_mean_as_seen_from_the_median(
+    pictures: Path, models: dict[str, Path]
+) -> None:
+    mean = task(pictures, models, whiten=1.0).model.mean
+    for whiten in (0.0, 1.0):
+        made = task(pictures, models, whiten=whiten, centre=1.5)
+        pixels = made._pixels([made.stream[i] for i in range(12)])
+        raw = made.model.taught(pixels).flatten(0, 1)
+        middle = raw.sort(0).values[(len(raw) - 1) // 2]
+        assert float((middle - mean).norm()) > 1e-2
+        assert_close(made.model.mean, mean + 1.5 * (mean - middle), atol=1e-4, rtol=1e-4)
+
+
+def test_variances_below_the_floor_are_whitened_as_if_they_had_it(
+    pictures: Path, models: dict[str, Path]
+) -> None:
+    made = task(pictures, models, whiten=1.0, whiten_floor=0.25)
+    pixels = made._pixels([made.stream[i] for i in range(12)])
+    raw = made.model.taught(pixels)
+    values, vectors = torch.linalg.eigh(torch.cov(raw.flatten(0, 1).T))
+    assert float(values[0]) < 0.25 * float(values[-1]) < float(values[-2])
+    white = torch.cov(made.model.target(raw, Scale.FULL).flatten(0, 1).T)
+    expected = values / values.clamp(min=0.25 * float(values[-1]))
+    assert_close((vectors.T @ white @ vectors).diagonal(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_start_from_data_gives_codes_the_mean_and_covariance_of_the_features(
