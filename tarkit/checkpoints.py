@@ -39,6 +39,7 @@ from tarkit.vocab import (
     TextTokenizer,
     VisualVocabulary,
     Vocabulary,
+    split_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -146,15 +147,19 @@ def _unfinished(path: Path) -> str:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
+    stored = _stored(require_weights(path))
+    return {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
+
+
+def _stored(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as they are stored, mapped from it."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = require_weights(path)
     try:
-        state = load_file(file)
+        return load_file(file)
     except SafetensorError as error:
         raise _damaged(file, error) from None
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
@@ -351,38 +356,119 @@ class LoadedMllm:
 
 
 def load_mllm(path: Path) -> LoadedMllm:
-    """A tarkit language model (grown or text-only) in eval mode, float32."""
-    from tarkit.models.mllm import build
+    """A language model (grown or text-only) in eval mode, float32.
 
+    `path` is a tarkit model directory or a published one: a transformers directory with Tar's
+    visual tokens in its tokenizer.json.
+    """
+    from tarkit.models.mllm import skeleton
+
+    config = read_config(path)
+    if "kind" not in config and config.get("model_type") in PUBLISHED_LMS:
+        return _published_mllm(path, config)
     config = read_config(path, "mllm")
-    model = build(config["arch"])
-    state = _weights(path)
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model = skeleton(config["arch"])
+    state = _tied(model, _weights(path))
     _filled(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
 
 
-def read_text_tokenizer(path: Path) -> TextTokenizer:
-    """The `tokenizer.json` of a language model directory, with the tags of a chat in it."""
+PUBLISHED_LMS = ("qwen2", "llava_qwen")  # the latter says how the former was trained
+# The vision tower that a demo training leaves in the file: TA-Tok again, from its own file here.
+LEFT_OVER = "model.vision_tower."
+
+
+def _published_mllm(path: Path, config: Mapping[str, Any]) -> LoadedMllm:
+    """Tar's published language model; strict but for what its training left in the file."""
+    from tarkit.models.mllm import skeleton
+
+    try:
+        text, visual = split_tokenizer(_tokenizer_json(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / TOKENIZER}: {error}", hint=REFETCH) from None
+    _check_tags(text, path / TOKENIZER)
+    if visual is None:
+        raise UserError(
+            f"{path} has no visual tokens: a language model before it learned pictures",
+            hint="tarkit train mllm CONFIG.toml --lm DIR --tokenizer DIR --chats DIR --out DIR",
+        )
+    state: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        state |= _stored(file)
+    table = state.get("model.embed_tokens.weight")
+    rows = len(table) if table is not None else 0
+    if rows != visual.size:
+        raise UserError(
+            f"{path} has {rows:,} embeddings, its tokenizer {visual.size:,} tokens", hint=REFETCH
+        )
+    state = {k: _float32(v) for k, v in state.items() if not k.startswith(LEFT_OVER)}
+    arch = {**config, "model_type": "qwen2", "vocab_size": visual.size}
+    for name in ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"):
+        arch.pop(name, None)
+    try:
+        model = skeleton(arch)
+    except Exception as error:  # transformers raises many kinds for a config that fits nothing
+        raise UserError(f"{path / CONFIG} makes no model: {error}", hint=REFETCH) from None
+    _fill(model, _tied(model, state), path, REFETCH)
+    model.tie_weights()
+    return LoadedMllm(model, Vocabulary(text=text, visual=visual), dict(config))
+
+
+def _tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the head that is its embeddings again, where it is."""
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    return state
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The safetensors of a transformers directory: those of its index, or the only one."""
+    index = path / f"{WEIGHTS}.index.json"
+    if not index.exists():
+        return [require_weights(path)]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of weights: {error!r}", hint=REFETCH) from None
+    files = [path / str(name) for name in names]
+    for file in files:
+        if file.parent != path or not file.is_file():
+            raise UserError(f"{index} names {file.name}, which is not beside it", hint=REFETCH)
+    return files
+
+
+def _tokenizer_json(path: Path) -> str:
     file = path / TOKENIZER
     if not file.exists():
         raise UserError(
             f"{path} has no {TOKENIZER}: only fast tokenizers can be read",
             hint=f"tarkit inspect {path}",
         )
+    return file.read_text(encoding="utf-8")
+
+
+def read_text_tokenizer(path: Path) -> TextTokenizer:
+    """The `tokenizer.json` of a language model directory, with the tags of a chat in it."""
     try:
-        text = TextTokenizer(file.read_text(encoding="utf-8"))
+        text = TextTokenizer(_tokenizer_json(path))
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UserError(f"{file} is no tokenizer: {error}", hint=f"tarkit inspect {path}") from None
+        raise UserError(
+            f"{path / TOKENIZER} is no tokenizer: {error}", hint=f"tarkit inspect {path}"
+        ) from None
+    _check_tags(text, path / TOKENIZER)
+    return text
+
+
+def _check_tags(text: TextTokenizer, file: Path) -> None:
     missing = [name for name in (CHAT_START, CHAT_END, END_OF_TEXT) if name not in text.special]
     if missing:
         raise UserError(
             f"{file} has no {', '.join(missing)}: chats are written with Qwen's tags",
             hint="name a model of the Qwen family",
         )
-    return text
 
 
 def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:

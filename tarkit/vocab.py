@@ -138,6 +138,30 @@ class TextTokenizer:
         return text
 
 
+def split_tokenizer(tokenizer_json: str) -> tuple[TextTokenizer, VisualVocabulary | None]:
+    """A published language model's tokenizer as words and pictures apart.
+
+    The visual tokens stand among the added ones; ids are read, never assumed, and must be
+    contiguous (published: `<im_start>` 151665 to `<I65535>` 217205). What is added after them, as
+    the published `<image>` beyond the embedding table, is no token here. Raises ValueError where
+    a visual token is missing or out of order.
+    """
+    description = json.loads(tokenizer_json)
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    if IMAGE_START not in added:
+        return TextTokenizer(tokenizer_json), None
+    codes = sum(name.startswith("<I") and name[2:-1].isdecimal() for name in added)
+    visual = VisualVocabulary(first_id=added[IMAGE_START], num_codes=codes)
+    for number, name in enumerate(visual.tokens(), start=visual.first_id):
+        if added.get(name) != number:
+            raise ValueError(f"{name} has id {added.get(name)}, not {number}")
+    words = [t for t in description["added_tokens"] if t["id"] < visual.first_id]
+    text = TextTokenizer(json.dumps({**description, "added_tokens": words}))
+    if text.size != visual.first_id:
+        raise ValueError(f"{text.size} text tokens, but pictures begin at {visual.first_id}")
+    return text, visual
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """Text tokenizer and visual tokens together: what turns a chat into ids and labels."""

@@ -54,14 +54,28 @@ def from_scratch(arch: LmArch, vocab_size: int) -> dict[str, Any]:
 
 def build(arch: Mapping[str, Any]) -> PreTrainedModel:
     """A causal LM from a transformers config, with its own random weights, in float32."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    settings = dict(arch)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation="sdpa"
+        _config(arch), dtype=torch.float32, attn_implementation="sdpa"
     )
     return model
+
+
+def skeleton(arch: Mapping[str, Any]) -> PreTrainedModel:
+    """The same without weights or memory; only the rotary frequencies, which no file holds."""
+    with torch.device("meta"):
+        model = build(arch)
+    rotary = model.base_model.rotary_emb
+    model.base_model.rotary_emb = type(rotary)(model.config)
+    return model
+
+
+def _config(arch: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    settings = dict(arch)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 @torch.no_grad()
