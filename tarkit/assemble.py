@@ -11,7 +11,8 @@ from typing import Any
 from tarkit.checkpoints import CONFIG, TOKENIZER, WEIGHTS, half, read_config, require_weights
 from tarkit.config import load_config
 from tarkit.errors import UserError
-from tarkit.tar import PARTS, AssembleConfig
+from tarkit.places import PARTS
+from tarkit.tar import AssembleConfig
 
 
 def run(

@@ -30,6 +30,7 @@ from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.places import PUBLISHED_LMS
 from tarkit.published import Published, read_published
 from tarkit.vocab import (
     CHAT_END,
@@ -374,7 +375,6 @@ def load_mllm(path: Path) -> LoadedMllm:
     return LoadedMllm(model, read_vocabulary(path, config), config)
 
 
-PUBLISHED_LMS = ("qwen2", "llava_qwen")  # the latter says how the former was trained
 # The vision tower that a demo training leaves in the file: TA-Tok again, from its own file here.
 LEFT_OVER = "model.vision_tower."
 

@@ -40,7 +40,11 @@ evaluate = _group("Score a model.")
 app.add_typer(curate, name="curate")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="eval")
-models = _group("Published weights: read, strictly and without running any of them.")
+models = typer.Typer(
+    help="Published models: list them, fetch them, read them strictly and without running them.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(models, name="models")
 
 
@@ -90,7 +94,14 @@ Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="An images
 Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="A trained TA-Tok.")]
 Vqvae = Annotated[Path, typer.Option("--vqvae", metavar="DIR", help="A trained image VQ.")]
 Model = Annotated[
-    str, typer.Option("--model", metavar="NAME|DIR", help="An assembled model; `mini` is built in.")
+    str,
+    typer.Option(
+        "--model", metavar="NAME|DIR", help="`mini` is built in; `tarkit models` lists the others."
+    ),
+]
+SizePx = Annotated[
+    int | None,
+    typer.Option("--size", metavar="PX", help="Which published AR-DTok: 256 (default), 512, 1024."),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
@@ -348,6 +359,56 @@ def assemble(
     return _trained(path, as_json)
 
 
+@models.callback()
+def models_known(context: typer.Context, as_json: Json = False) -> None:
+    """List what a --model name stands for, and what of it is on this machine."""
+    if context.invoked_subcommand is None:
+        _list_models(as_json)
+
+
+def _list_models(as_json: bool) -> None:
+    from tarkit.places import EMBEDDED, cache_dir, known
+
+    rows = list(known())
+    lines = [f"{name:<16} {path}" for name, path in EMBEDDED.items()]
+    for row in rows:
+        on_disk = f"{row.num_bytes / 1e9:.2f} GB" if row.path else "not here"
+        licence = row.licence or "see its model card"
+        lines.append(f"{row.part:<16} {on_disk:<10} {row.place}   ({licence})")
+    lines.append(
+        f"looked for in {cache_dir()}; tarkit models fetch tar-1.5b   gets what is missing"
+    )
+    facts = {
+        "embedded": {name: str(path) for name, path in EMBEDDED.items()},
+        "published": [
+            {
+                "part": row.part,
+                "source": str(row.place),
+                "path": str(row.path) if row.path else None,
+                "bytes": row.num_bytes,
+                "licence": row.licence,
+            }
+            for row in rows
+        ],
+    }
+    _print(facts, "\n".join(lines), as_json)
+
+
+@command(models, "fetch")
+def models_fetch(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="tar-1.5b, tar-7b or a hub id.")],
+    size: SizePx = None,
+    as_json: Json = False,
+) -> int:
+    """Download what a published model lacks: language model, TA-Tok, one AR-DTok, image VQ."""
+    from tarkit.places import PARTS, fetch
+
+    found = fetch(model, size_px=size)
+    paths = {part: str(getattr(found, part)) for part in PARTS}
+    _print(paths, "\n".join(f"{part:<8} {path}" for part, path in paths.items()), as_json)
+    return 0
+
+
 @command(models, "convert")
 def models_convert(
     file: Annotated[
@@ -431,6 +492,7 @@ def generate(
     top_p: TopP = None,
     guidance: Guidance = None,
     limit: Limit = None,
+    size: SizePx = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -455,6 +517,7 @@ def generate(
             sampling=sampling,
             limit=limit,
             device=_device(device),
+            size_px=size,
         )
         _print({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -468,6 +531,7 @@ def generate(
         scale=scale,
         sampling=sampling,
         device=_device(device),
+        size_px=size,
     )
     _print({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -502,13 +566,22 @@ def reconstruct(
     model: Model = "mini",
     seed: Seed = 0,
     limit: Limit = None,
+    size: SizePx = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Turn pictures into codes and back, side by side with the originals, at every scale."""
     from tarkit import reconstruct as verb
 
-    done = verb.run(images, out=out, model=model, seed=seed, limit=limit, device=_device(device))
+    done = verb.run(
+        images,
+        out=out,
+        model=model,
+        seed=seed,
+        limit=limit,
+        device=_device(device),
+        size_px=size,
+    )
     for name, reason in done.failed.items():
         typer.echo(f"failed: {name}: {reason}", err=True)
     facts = {"path": str(done.path), "pictures": done.num_pictures, "failed": done.failed}

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from tarkit.checkpoints import read_config
 from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.files import read_picture, require_png, write_whole
@@ -24,7 +23,7 @@ from tarkit.images import contact_sheet, decode, png_bytes
 from tarkit.manifests import begin_directory
 from tarkit.progress import Progress
 from tarkit.prompts import read_prompts
-from tarkit.tar import PARTS, Sampling, Tar
+from tarkit.tar import Sampling, Tar
 from tarkit.vocab import IMAGE_MARK, Scale
 
 BATCH_SIZE = 16
@@ -64,6 +63,7 @@ def run(
     scale: int | None = None,
     sampling: Mapping[str, float | int] | None = None,
     device: str = "cpu",
+    size_px: int | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
@@ -72,7 +72,7 @@ def run(
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
     given = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device)
+    tar = Tar.load(model, device=device, size_px=size_px)
     how = _How.of(tar, model, scale, sampling)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
@@ -95,6 +95,7 @@ def run_file(
     sampling: Mapping[str, float | int] | None = None,
     limit: int | None = None,
     device: str = "cpu",
+    size_px: int | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -103,7 +104,7 @@ def run_file(
     """
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
-    tar = Tar.load(model, device=device)
+    tar = Tar.load(model, device=device, size_px=size_px)
     how = _How.of(tar, model, scale, sampling)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
@@ -145,7 +146,7 @@ class _How:
     ) -> _How:
         chosen = Scale(scale) if scale is not None else tar.default_scale
         sampling = Sampling.model_validate({**tar.sampling.model_dump(), **(changes or {})})
-        return cls(model, _fingerprint(tar.path), chosen, sampling)
+        return cls(model, _fingerprint(tar), chosen, sampling)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -172,10 +173,9 @@ class _How:
         }
 
 
-def _fingerprint(model: Path) -> str:
-    """One sha256 of an assembled model: that of its parts' own, in their fixed order."""
-    parts = [str(read_config(model / part)["sha256"]) for part in PARTS]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _fingerprint(tar: Tar) -> str:
+    """One sha256 of a model: that of its parts' own, in their fixed order."""
+    return hashlib.sha256("\n".join(tar.identities()).encode()).hexdigest()
 
 
 def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:

@@ -39,6 +39,7 @@ def run(
     seed: int = 0,
     limit: int | None = None,
     device: str = "cpu",
+    size_px: int | None = None,
 ) -> Reconstructed:
     """Write a sheet with a row a picture: the original, then each scale, full first.
 
@@ -61,7 +62,7 @@ def run(
     if not named:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
-    tar = Tar.load(model, device=device)
+    tar = Tar.load(model, device=device, size_px=size_px)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []
     captions: list[str] = []

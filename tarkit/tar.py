@@ -32,15 +32,12 @@ from tarkit.checkpoints import (
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import resize
+from tarkit.manifests import file_sha256
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.mllm import generate_codes, generate_text, next_logits
 from tarkit.models.vqvae import Vqvae
+from tarkit.places import PARTS, Places, find
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
-
-EMBEDDED = {"mini": Path(__file__).parent / "mini"}
-"""Models that ship inside the package."""
-
-PARTS = ("mllm", "ta_tok", "ar_dtok", "vqvae")
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
@@ -72,19 +69,6 @@ class AssembleConfig(Config):
 ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR --out DIR"
 
 
-def resolve(model: str | Path) -> Path:
-    """The directory of a model: an embedded one by name, or a path."""
-    if str(model) in EMBEDDED:
-        return EMBEDDED[str(model)]
-    path = Path(model)
-    if not path.exists():
-        raise UserError(
-            f"no model {str(model)!r}: neither a folder nor one of {', '.join(EMBEDDED)}",
-            hint="tarkit generate PROMPT --model mini --out picture.png",
-        )
-    return path
-
-
 @dataclass(frozen=True)
 class Tar:
     """Language model, TA-Tok, AR-DTok and image VQ, ready to use on one device."""
@@ -95,31 +79,52 @@ class Tar:
     vqvae: Vqvae
     sampling: Sampling
     default_scale: Scale
-    path: Path
+    places: Places
     sha256: str
     """Identity of the tokenizer, as codes carry it."""
 
     @classmethod
-    def load(cls, model: str | Path = "mini", *, device: str = "cpu") -> Tar:
-        """Load an assembled model directory, strictly; UserError says what does not fit."""
-        path = resolve(model)
-        defaults = _defaults(path)
-        mllm = load_mllm(path / "mllm")
-        ta_tok = load_ta_tok(path / "ta_tok")
-        for part in ("mllm", "ar_dtok"):
-            _check_fit(path / part, ta_tok)
-        for module in (mllm.model, ta_tok.model):
+    def load(
+        cls, model: str | Path = "mini", *, device: str = "cpu", size_px: int | None = None
+    ) -> Tar:
+        """Load a model, strictly; UserError says what is missing or does not fit.
+
+        `model` is an embedded model, an assembled or published folder, a known name or a hub id
+        (`tarkit.places.find`); `size_px` the side of what a published AR-DTok draws.
+        """
+        places = find(model, size_px=size_px)
+        assembled = places.folder
+        defaults = AssembleConfig() if assembled is None else _defaults(assembled)
+        mllm = load_mllm(places.mllm)
+        ta_tok = load_ta_tok(places.ta_tok)
+        for part in (places.mllm, places.ar_dtok) if assembled else ():
+            _check_trained_on(part, ta_tok)
+        ar_dtok, vqvae = load_ar_dtok(places.ar_dtok), load_vqvae(places.vqvae)
+        _check_sizes(places, mllm, ta_tok, ar_dtok, vqvae)
+        for module in (mllm.model, ta_tok.model, ar_dtok, vqvae):
             module.to(device)
         return cls(
             mllm=mllm,
             ta_tok=ta_tok,
-            ar_dtok=load_ar_dtok(path / "ar_dtok").to(device),
-            vqvae=load_vqvae(path / "vqvae").to(device),
+            ar_dtok=ar_dtok,
+            vqvae=vqvae,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
-            path=path,
+            places=places,
             sha256=ta_tok.sha256,
         )
+
+    def identities(self) -> list[str]:
+        """What each part is known by: its training's sha256, or that of its published files."""
+        return [_identity(getattr(self.places, part)) for part in PARTS]
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of every weights file, by part."""
+        return {
+            name: digest
+            for part in PARTS
+            for name, digest in _digests(part, getattr(self.places, part)).items()
+        }
 
     @property
     def grid(self) -> int:
@@ -161,7 +166,7 @@ class Tar:
         sampling = sampling or self.sampling
         visual = self.mllm.vocabulary.visual
         if visual is None:
-            raise UserError(f"{self.path}/mllm has no visual tokens and cannot draw")
+            raise UserError(f"{self.places.mllm} has no visual tokens and cannot draw")
         given = images or [()] * len(prompts)
         ids = [
             self.mllm.vocabulary.prompt(prompt, self._marked(prompt, own, scale), draw=scale)
@@ -316,7 +321,7 @@ def _defaults(path: Path) -> AssembleConfig:
         raise UserError(f"{path}/config.json: {'; '.join(faults)}", hint=ASSEMBLE) from None
 
 
-def _check_fit(part: Path, ta_tok: LoadedTaTok) -> None:
+def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
     made_for = read_config(part).get("tokenizer_sha256")
     if made_for != ta_tok.sha256:
         raise UserError(
@@ -324,3 +329,31 @@ def _check_fit(part: Path, ta_tok: LoadedTaTok) -> None:
             f"beside it holds {ta_tok.sha256[:12]}",
             hint=ASSEMBLE,
         )
+
+
+def _check_sizes(
+    places: Places, mllm: LoadedMllm, ta_tok: LoadedTaTok, ar_dtok: ArDtok, vqvae: Vqvae
+) -> None:
+    """Published files do not say what they were trained on; their sizes must fit at least."""
+    visual, arch = mllm.vocabulary.visual, ar_dtok.arch
+    fits = [
+        (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
+        (places.ar_dtok, "condition_width", arch.condition_width, ta_tok.model.arch.encoder.width),
+        (places.ar_dtok, "vocab_size", arch.vocab_size, vqvae.arch.num_codes),
+    ]
+    for path, name, found, needed in fits:
+        if found is not None and found != needed:
+            raise UserError(
+                f"{path} has {name} {found}, the parts beside it need {needed}",
+                hint="name parts that belong together",
+            )
+
+
+def _identity(path: Path) -> str:
+    known_by = read_config(path).get("sha256") if path.is_dir() else None
+    return str(known_by or "+".join(_digests("", path).values()))
+
+
+def _digests(part: str, path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return {f"{part}/{file.name}": file_sha256(file) for file in files}

@@ -27,10 +27,11 @@ NOUNS: dict[str, set[str]] = {
     "samples": {"errors", "files", "images", "progress"},
     "sources": {"sources", "errors"},
     "models": {"models", "vocab", "config", "errors"},
+    "places": {"errors"},
     "published": {"models"} | LEAVES - {"worlds"},
-    "checkpoints": {"models", "published"} | LEAVES - {"worlds"},
-    "tar": {"checkpoints", "models"} | LEAVES - {"worlds"},
-    "scoring": {"scoring", "tar", "checkpoints", "models"} | LEAVES,
+    "checkpoints": {"models", "places", "published"} | LEAVES - {"worlds"},
+    "tar": {"checkpoints", "models", "places"} | LEAVES - {"worlds"},
+    "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
 VERBS |= {"inspect", "assemble", "convert"}

@@ -27,7 +27,7 @@ from tarkit.models.encoder import EncoderArch
 from tarkit.models.mllm import LmArch, build, from_scratch
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.tar import EMBEDDED
+from tarkit.places import EMBEDDED
 from tarkit.vocab import VisualVocabulary, train_text_tokenizer
 
 K, GRID, SIZE_PX = 32, 6, 24

@@ -124,6 +124,7 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
         scale=None,
         sampling={"top_k": 9, "guidance": 1.5},
         device="cpu",
+        size_px=None,
     )
 
 
@@ -254,7 +255,7 @@ def test_version_tells_the_packages_as_json() -> None:
     assert tarkit("version").stdout.strip() == versions["tarkit"]
 
 
-@pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"], ["models"]])
+@pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"]])
 def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
     done = tarkit(*group)
     assert "Usage:" in done.output and "Commands" in done.output

@@ -14,7 +14,8 @@ from PIL import Image
 from tarkit import generate
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.tar import PARTS, Sampling
+from tarkit.places import PARTS
+from tarkit.tar import Sampling
 from tarkit.vocab import Scale
 
 # The parts' own fingerprints are their names here, one a line.
@@ -27,12 +28,11 @@ class GreyTar:
     default_scale = Scale.HALF
     sampling = Sampling()
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        for part in PARTS:
-            (path / part).mkdir(parents=True)
-            (path / part / "config.json").write_text(json.dumps({"kind": part, "sha256": part}))
+    def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+
+    def identities(self) -> list[str]:
+        return list(PARTS)
 
     def imagine_many(
         self,
@@ -51,10 +51,10 @@ class GreyTar:
 
 
 @pytest.fixture
-def tar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> GreyTar:
-    fake = GreyTar(tmp_path / "model")
-
-    monkeypatch.setattr(generate, "Tar", SimpleNamespace(load=lambda name, device: fake))
+def tar(monkeypatch: pytest.MonkeyPatch) -> GreyTar:
+    fake = GreyTar()
+    loaded = SimpleNamespace(load=lambda name, device, size_px: fake)
+    monkeypatch.setattr(generate, "Tar", loaded)
     return fake
 
 

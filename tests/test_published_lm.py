@@ -37,26 +37,32 @@ def tokenizer_json(names: list[str]) -> str:
     return text
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
+def publish(folder: Path, *, num_codes: int = 12) -> Path:
     """A directory as the publisher writes it: two shards, half precision, a left-over tower."""
+    folder.mkdir(parents=True, exist_ok=True)
+    visual = VisualVocabulary(first_id=259, num_codes=num_codes)
+    arch = ARCH | {"vocab_size": visual.size}
     torch.manual_seed(0)
-    state = {k: v.to(torch.bfloat16) for k, v in build(ARCH).state_dict().items()}
+    state = {k: v.to(torch.bfloat16) for k, v in build(arch).state_dict().items()}
     del state["lm_head.weight"]
     state["model.vision_tower.patch.weight"] = torch.zeros(3, 3)
     names = sorted(state)
-    shards = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": []}
-    shards["model-00002-of-00002.safetensors"] = names[5:]
+    shards = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
     for file, held in shards.items():
-        save_file({name: state[name].contiguous() for name in held}, tmp_path / file)
+        save_file({name: state[name].contiguous() for name in held}, folder / file)
     index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = {**ARCH, "model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}
-    config |= {"torch_dtype": "bfloat16", "image_start_tag_id": VISUAL.image_start}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {**arch, "model_type": "llava_qwen", "architectures": ["LlavaQwenForCausalLM"]}
+    config |= {"torch_dtype": "bfloat16", "image_start_tag_id": visual.image_start}
+    (folder / "config.json").write_text(json.dumps(config))
     # What data preparation adds behind the embedding table is no token of the model.
-    (tmp_path / "tokenizer.json").write_text(tokenizer_json([*VISUAL.tokens(), "<image>"]))
-    return tmp_path
+    (folder / "tokenizer.json").write_text(tokenizer_json([*visual.tokens(), "<image>"]))
+    return folder
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    return publish(tmp_path)
 
 
 def test_a_published_directory_computes_as_its_weights_say(published: Path) -> None:
@@ -105,13 +111,17 @@ def rewritten(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]
 
 
 def named(*names: str) -> Callable[[Path], None]:
-    return lambda path: (path / "tokenizer.json").write_text(tokenizer_json(list(names))) and None
+    def rewrite(path: Path) -> None:
+        (path / "tokenizer.json").write_text(tokenizer_json(list(names)))
+
+    return rewrite
 
 
 def reshaped(path: Path) -> None:
-    file = path / "model-00002-of-00002.safetensors"
-    state: dict[str, Tensor] = load_file(file)
-    save_file(state | {"model.norm.weight": torch.zeros(17)}, file)
+    for file in path.glob("model-*"):
+        state: dict[str, Tensor] = load_file(file)
+        if "model.norm.weight" in state:
+            save_file(state | {"model.norm.weight": torch.zeros(17)}, file)
 
 
 TOKENS = VISUAL.tokens()

@@ -1,5 +1,6 @@
 """`Tar`: each step is its parts', a picture depends on its own words and seed, errors in words."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 from tarkit import assemble
 from tarkit.errors import UserError
 from tarkit.models import mllm
+from tarkit.places import PARTS
 from tarkit.tar import NO, YES, Sampling, Tar
 from tarkit.vocab import Scale
 from tests import parts
@@ -252,4 +254,17 @@ def test_a_config_that_is_not_ours_and_a_missing_part_are_refused(
     hint = refused(path, r"copy/config\.json: default_scale: .*sampling\.heat: Extra")
     assert hint.startswith("tarkit assemble")
     assert refused(path / "mllm", "mllm is mllm, where a model of kind tar is needed")
-    assert "--model mini" in refused(tmp_path / "gone", "neither a folder nor one of mini")
+    assert "tarkit models" in refused(tmp_path / "gone", "neither a folder nor one of mini")
+
+
+def test_a_model_is_known_by_its_parts(folder: Path, tmp_path: Path) -> None:
+    tar = Tar.load(folder)
+    known = [json.loads((folder / p / "config.json").read_text())["sha256"] for p in PARTS]
+    assert tar.identities() == known
+    digests = {
+        f"{part}/model.safetensors": hashlib.sha256(
+            (folder / part / "model.safetensors").read_bytes()
+        ).hexdigest()
+        for part in PARTS
+    }
+    assert tar.fingerprints() == digests

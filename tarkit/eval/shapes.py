@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tarkit.artifacts import begin_directory, file_sha256, read_manifest
+from tarkit.artifacts import begin_directory, read_manifest
 from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.files import write_whole
@@ -145,7 +145,7 @@ def run(
             "sampling": complete.model_dump(mode="json"),
             "answers": {"decoding": "greedy", "max_tokens": MAX_ANSWER_TOKENS},
             "batch_size": batch_size,
-            "model": fingerprints(tar.path),
+            "model": tar.fingerprints(),
             "items": plan.fingerprints(),
         },
     )
@@ -158,12 +158,6 @@ def load_tar(model: str | Path, device: str) -> Tar:
     from tarkit.tar import Tar
 
     return Tar.load(model, device=device)
-
-
-def fingerprints(model: Path) -> dict[str, str]:
-    """sha256 of every weights file of a model directory."""
-    files = sorted(model.rglob("*.safetensors"))
-    return {path.relative_to(model).as_posix(): file_sha256(path) for path in files}
 
 
 # - samples -
@@ -288,7 +282,8 @@ def _probe_codes(tar: Tar, plan: Plan, scale: Scale) -> dict[str, Any]:
     kinds = probe(counts[:, None], shapes, colours, centres, held_out=held_out, ridge=1e-2)
     places = probe(vectors, shapes, colours, centres, held_out=held_out, ridge=1e-5)
     health = usage(codes, tar.ta_tok.num_codes)
-    trained = read_config(tar.path / "ta_tok").get("figures", {}).get(f"scale_{int(scale)}", {})
+    source = tar.places.ta_tok
+    figures = read_config(source).get("figures", {}) if source.is_dir() else {}
     return {
         "num_codes": codes.shape[1],
         "num_pictures": len(scenes),
@@ -297,7 +292,7 @@ def _probe_codes(tar: Tar, plan: Plan, scale: Scale) -> dict[str, Any]:
         "position_px": places.position_px,
         "used": health.used,
         "perplexity": health.perplexity,
-        "trained": trained,
+        "trained": figures.get(f"scale_{int(scale)}", {}),
     }
 
 
