@@ -105,6 +105,14 @@ class TextAlignedCodebook(nn.Module):
         """(...) codes -> (..., D) rows of C."""
         return F.embedding(codes, self.projected())
 
+    def keep(self, codes: Tensor) -> None:
+        """Keep these codes (K',) alone, numbered anew in their order."""
+        rows = self.embedding.weight
+        self.embedding = nn.Embedding.from_pretrained(
+            rows.detach()[codes].clone(), freeze=not rows.requires_grad
+        )
+        self._projected = None
+
     def forward(self, z: Tensor) -> Quantised:
         """Quantise (..., D) for training, with both losses of Eq. 3 (means, not sums)."""
         rows = self.projected()
@@ -120,6 +128,21 @@ class TextAlignedCodebook(nn.Module):
         codebook_loss = (c - z.detach()).pow(2).sum(-1).mean()
         commitment_loss = (c.detach() - z).pow(2).sum(-1).mean()
         return Quantised(codes, z + (c - z).detach(), codebook_loss, commitment_loss)
+
+
+def distinct_codes(rows: Tensor, counts: Tensor, *, cosine: float) -> Tensor:
+    """Indices (K',), ascending, of the codes that stay when near copies of others are dropped.
+
+    Codes (K, D), unit-norm, are gone through from the most used to the least (`counts`, (K,));
+    one is dropped where an earlier one that stayed has at least this cosine with it. Among near
+    copies noise picks the code, and a language model would have to learn to guess it.
+    """
+    order = torch.sort(counts, descending=True, stable=True).indices
+    near = rows @ rows.T >= cosine
+    stays = torch.zeros(len(rows), dtype=torch.bool)
+    for code in order.tolist():
+        stays[code] = not bool((near[code] & stays).any())
+    return stays.nonzero()[:, 0]
 
 
 class Usage(NamedTuple):

@@ -146,6 +146,11 @@ class TaTok(nn.Module):
     def codebook(self) -> TextAlignedCodebook:
         return self.bottleneck.regularizer
 
+    def keep_codes(self, codes: Tensor) -> None:
+        """Drop all codes but these (K',), numbered anew in their order."""
+        self.codebook.keep(codes)
+        self.arch = self.arch.model_copy(update={"num_codes": len(codes)})
+
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, size, size) in [-1, 1] -> (B, grid**2, W), before pooling."""
         size = self.arch.encoder.size_px

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
 
 from tarkit.artifacts import open_artifact
 from tarkit.checkpoints import Embeddings, load_encoder, read_embeddings
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.models.codebook import Representative, representative_rows, usage
+from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.data import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
@@ -74,6 +75,9 @@ class TokenizerConfig(LoopConfig):
     start_rank: int = 0
     """With `start = "data"`: how many principal directions of the features; 0 is all."""
     measure_pictures: int = 512
+    drop_copies: float = Field(default=1.0, gt=0)
+    """When training is over, a code is dropped whose cosine with one used more often is at least
+    this; at 1 all stay."""
 
 
 class TokenizerModel(nn.Module):
@@ -217,6 +221,35 @@ class TokenizerTask:
     @torch.no_grad()
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Codebook health and reconstruction cosine of every scale, by argmax codes."""
+        ta_tok, rows = self.model.ta_tok, self.rows
+        trained = torch.cat([c.flatten() for c in self._measured()[0].values()])
+        if self.config.drop_copies < 1:
+            counts = torch.bincount(trained, minlength=len(rows))
+            codebook = ta_tok.codebook.projected()
+            stay = distinct_codes(codebook, counts, cosine=self.config.drop_copies)
+            ta_tok.keep_codes(stay)
+            rows = rows[stay]
+        found, cosines = self._measured()
+        everything = torch.cat([c.flatten() for c in found.values()])
+        num_codes = ta_tok.arch.num_codes
+        figures: dict[str, Any] = {"all_scales": _health(everything, num_codes)}
+        for scale in Scale:
+            health = _health(found[scale], num_codes)
+            figures[f"scale_{int(scale)}"] = {**health, "cosine": round(cosines[scale], 5)}
+        count = min(self.config.measure_pictures, self.stream.total)
+        return ta_tok, {
+            "kind": "ta_tok",
+            "arch": ta_tok.arch.model_dump(mode="json"),
+            "codebook_rows": rows.tolist(),
+            "figures": {
+                **figures,
+                "pictures": count,
+                "before_dropping": _health(trained, len(self.rows)),
+            },
+        }
+
+    def _measured(self) -> tuple[dict[Scale, Tensor], dict[Scale, float]]:
+        """Codes (M, N) and mean cosine of `measure_pictures` pictures at every scale."""
         ta_tok = self.model.ta_tok
         found: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
         cosines: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
@@ -231,20 +264,10 @@ class TokenizerTask:
                 cosines[scale].append(
                     F.cosine_similarity(decoded, self.model.target(taught, scale), dim=-1).flatten()
                 )
-        everything = torch.cat([c.flatten() for codes in found.values() for c in codes])
-        figures: dict[str, Any] = {"all_scales": _health(everything, self.config.sizes.num_codes)}
-        for scale in Scale:
-            health = _health(torch.cat(found[scale]), self.config.sizes.num_codes)
-            figures[f"scale_{int(scale)}"] = {
-                **health,
-                "cosine": round(float(torch.cat(cosines[scale]).mean()), 5),
-            }
-        return ta_tok, {
-            "kind": "ta_tok",
-            "arch": ta_tok.arch.model_dump(mode="json"),
-            "codebook_rows": self.rows.tolist(),
-            "figures": {**figures, "pictures": count},
-        }
+        return (
+            {scale: torch.cat(codes) for scale, codes in found.items()},
+            {scale: float(torch.cat(values).mean()) for scale, values in cosines.items()},
+        )
 
 
 def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tarkit.models.codebook import TextAlignedCodebook, representative_rows, usage
+from tarkit.models.codebook import TextAlignedCodebook, distinct_codes, representative_rows, usage
 
 # Four unit directions in the plane: three near 0 degrees, one at 90, one at 180.
 DEGREES = (0.0, 10.0, 350.0, 90.0, 180.0)
@@ -184,3 +184,27 @@ def test_usage_counts_and_perplexity_is_the_effective_number_of_codes() -> None:
     # Shares .5 .25 .25: exp(.5 ln 2 + .5 ln 4) = exp(1.0397) = 2 sqrt 2.
     found = usage(torch.tensor([0, 0, 1, 2]), 3)
     assert found == (3, 0, pytest.approx(2 * math.sqrt(2)))
+
+
+def test_of_near_copies_the_most_used_stays() -> None:
+    turned = [0.0, 5.0, 10.0, 90.0, 180.0]  # degrees; cosines of neighbours: .996, .996, .17, 0
+    rows = torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in turned])
+    counts = torch.tensor([1, 7, 3, 0, 7])
+    # 1 is gone through first and takes 0 and 2; 3 stays although no picture uses it.
+    assert distinct_codes(rows, counts, cosine=0.99).tolist() == [1, 3, 4]
+    # Used alike, 0 comes first and takes 1, but 2 is too far from 0.
+    assert distinct_codes(rows, torch.ones(5), cosine=0.99).tolist() == [0, 2, 3, 4]
+    assert distinct_codes(rows, counts, cosine=0.999).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_kept_codes_are_numbered_anew(free: bool) -> None:
+    torch.manual_seed(0)
+    codebook = TextAlignedCodebook(num_codes=9, embedding_width=6, width=4).eval()
+    codebook.embedding.weight.requires_grad_(free)
+    before = codebook.projected()
+    codebook.keep(torch.tensor([1, 4, 8]))
+    assert_close(codebook.projected(), before[[1, 4, 8]])
+    assert codebook.embedding.weight.requires_grad is free
+    with torch.no_grad():
+        assert codebook.nearest(before[[8, 1]]).tolist() == [2, 0]

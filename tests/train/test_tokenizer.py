@@ -205,6 +205,32 @@ def test_what_is_measured_is_of_argmax_codes_at_every_scale(
     assert len(codes.unique()) == figures["scale_1"]["used"]
 
 
+def test_near_copies_are_dropped_when_training_is_over(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    where: dict[str, Any] = {"images": pictures, "encoder": models["encoder"], "lm": models["lm"]}
+    plain = tokenizer.run(config(tmp_path), out=tmp_path / "plain", **where)
+    file = config(tmp_path, drop_copies=0.8)
+    dropped = tokenizer.run(file, out=tmp_path / "dropped", **where)
+    before, after = load_ta_tok(plain), load_ta_tok(dropped)
+    assert after.num_codes < before.num_codes == SIZES.num_codes
+    rows = {
+        name: read_config(path)["codebook_rows"]
+        for name, path in {"before": plain, "after": dropped}.items()
+    }
+    kept = torch.tensor([rows["before"].index(row) for row in rows["after"]])
+    books = [loaded.model.codebook.projected().detach() for loaded in (before, after)]
+    assert_close(books[1], books[0][kept])
+    # No two of what is left are near copies, and each that is gone was one.
+    near = books[0] @ books[0].T >= 0.8
+    assert not (near[kept][:, kept].fill_diagonal_(False)).any()
+    assert near[:, kept].any(1).all()
+    figures = read_config(dropped)["figures"]
+    assert figures["before_dropping"] == read_config(plain)["figures"]["all_scales"]
+    used = figures["all_scales"]["used"] + figures["all_scales"]["dead"]
+    assert used == after.num_codes == len(rows["after"])
+
+
 def test_more_codes_than_used_rows_are_refused(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
