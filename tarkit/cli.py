@@ -40,6 +40,8 @@ evaluate = _group("Score a model.")
 app.add_typer(curate, name="curate")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="eval")
+export = _group("Write a model for other programs.")
+app.add_typer(export, name="export")
 models = typer.Typer(
     help="Published models: list them, fetch them, read them strictly and without running them.",
     invoke_without_command=True,
@@ -425,6 +427,21 @@ def models_convert(
     from tarkit import convert
 
     return _trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
+
+
+@command(export, "hf")
+def export_hf(
+    model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as --model takes it.")],
+    out: Out,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, bfloat16 or float16.")
+    ] = "float32",
+    as_json: Json = False,
+) -> int:
+    """Write the language model as a directory that transformers and vLLM load."""
+    from tarkit import export as verb
+
+    return _trained(verb.run(model, out=out, precision=precision), as_json)
 
 
 # ---- encode, generate, describe, reconstruct ---------------------------------------------------

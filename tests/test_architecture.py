@@ -34,7 +34,7 @@ NOUNS: dict[str, set[str]] = {
     "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
-VERBS |= {"inspect", "assemble", "convert"}
+VERBS |= {"inspect", "assemble", "convert", "export"}
 # The loop and the streams stand in train/ because only trainings share them.
 SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data"}
 

@@ -255,7 +255,7 @@ def test_version_tells_the_packages_as_json() -> None:
     assert tarkit("version").stdout.strip() == versions["tarkit"]
 
 
-@pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"]])
+@pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"], ["export"]])
 def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
     done = tarkit(*group)
     assert "Usage:" in done.output and "Commands" in done.output

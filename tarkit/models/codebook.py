@@ -107,10 +107,10 @@ class TextAlignedCodebook(nn.Module):
 
     def keep(self, codes: Tensor) -> None:
         """Keep these codes (K',) alone, numbered anew in their order."""
-        rows = self.embedding.weight
-        self.embedding = nn.Embedding.from_pretrained(
-            rows.detach()[codes].clone(), freeze=not rows.requires_grad
-        )
+        old = self.embedding.weight
+        self.embedding = nn.Embedding(len(codes), old.shape[1])
+        self.embedding.weight.data.copy_(old.detach()[codes])
+        self.embedding.weight.requires_grad_(old.requires_grad)
         self._projected = None
 
     def forward(self, z: Tensor) -> Quantised:
