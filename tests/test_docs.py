@@ -160,6 +160,8 @@ def understood(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     rest = list(words)
     while isinstance(command, TyperGroup):
         context = command.make_context(name, rest, parent=context)
+        if command.invoke_without_command and not [*context._protected_args, *context.args]:
+            return " ".join([*path, str(name)]), dict(context.params)
         name, command, rest = command.resolve_command(
             context, [*context._protected_args, *context.args]
         )
