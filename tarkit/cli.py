@@ -103,7 +103,11 @@ Model = Annotated[
 ]
 SizePx = Annotated[
     int | None,
-    typer.Option("--size", metavar="PX", help="Which published AR-DTok: 256 (default), 512, 1024."),
+    typer.Option(
+        "--size",
+        metavar="PX",
+        help="Which published AR-DTok: 256, 512 or 1024; default: the smallest here.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")

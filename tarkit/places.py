@@ -62,8 +62,8 @@ def find(model: str | Path, *, size_px: int | None = None) -> Places:
 
     A folder is an assembled model, or a published language model, beside which TA-Tok, AR-DTok and
     image VQ may lie under their published names; what does not lie there is looked for in the
-    hub's cache. `size_px` chooses the published AR-DTok (default 256). UserError names every file
-    that is missing, and how to get it.
+    hub's cache. `size_px` chooses the published AR-DTok; by default it is the smallest that is
+    here. UserError names every file that is missing, and how to get it.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if folder.is_dir():
@@ -92,7 +92,9 @@ def find(model: str | Path, *, size_px: int | None = None) -> Places:
 
 
 def _published(name: str, mllm: Path | Remote, size_px: int | None) -> Places:
-    size_px = 256 if size_px is None else size_px
+    if size_px is None:
+        here = (px for px, place in AR_DTOK.items() if _beside(mllm, place) or cached(place))
+        size_px = next(here, min(AR_DTOK))
     if size_px not in AR_DTOK:
         raise UserError(
             f"no published AR-DTok draws {size_px} px",
@@ -102,11 +104,11 @@ def _published(name: str, mllm: Path | Remote, size_px: int | None) -> Places:
     found: dict[str, Path] = {}
     missing = []
     for part, place in wanted.items():
-        here = place if isinstance(place, Path) else _beside(mllm, place) or cached(place)
-        if here is None:
+        there = place if isinstance(place, Path) else _beside(mllm, place) or cached(place)
+        if there is None:
             missing.append(str(place))
         else:
-            found[part] = here
+            found[part] = there
     if missing:
         beside = f", or put the files into {mllm}" if isinstance(mllm, Path) else ""
         raise UserError(

@@ -85,6 +85,14 @@ def test_what_is_missing_is_named_with_how_to_get_it(hub: Path, lacking: str) ->
         find("tar-1.5b", size_px=512)
 
 
+def test_the_smallest_ar_dtok_that_is_here_is_the_default(hub: Path) -> None:
+    fill(hub, without=AR_DTOK[256].file)
+    for px in (1024, 512):
+        larger = snapshot(hub, TA_TOK.repo) / AR_DTOK[px].file
+        shutil.copyfile(GOLDENS / "ar_dtok_tiny.pth", larger)
+        assert find("tar-1.5b").ar_dtok == larger
+
+
 def test_a_language_model_lacking_a_shard_is_not_there(hub: Path) -> None:
     fill(hub)
     folder = snapshot(hub, "csuhan/Tar-1.5B")
