@@ -40,7 +40,9 @@ class GreyTar:
 @pytest.fixture(autouse=True)
 def tar(monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in (reconstruct, describe):
-        monkeypatch.setattr(verb, "Tar", SimpleNamespace(load=lambda name, device: GreyTar()))
+        monkeypatch.setattr(
+            verb, "Tar", SimpleNamespace(load=lambda name, device, size_px=None: GreyTar())
+        )
 
 
 def write(path: Path, grey: int) -> Path:
