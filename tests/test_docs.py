@@ -155,7 +155,8 @@ def script_commands(path: Path) -> list[Command]:
 def understood(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """(the command's path, its arguments), as typer reads the words; raises what typer raises."""
     command: Any = typer.main.get_command(app)
-    context, path = None, []
+    context = None
+    path: list[str] = []
     name: str | None = "tarkit"
     rest = list(words)
     while isinstance(command, TyperGroup):
