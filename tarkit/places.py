@@ -109,6 +109,12 @@ def _published(name: str, mllm: Path | Remote, size_px: int | None) -> Places:
             missing.append(str(place))
         else:
             found[part] = there
+    if isinstance(mllm, Remote) and str(mllm) in missing and mllm.repo == name:
+        # What was typed may have been meant as a path.
+        raise UserError(
+            f"there is no folder {name}, and no language model of that hub id in {cache_dir()}",
+            hint=f"name the folder that is there, or: tarkit models fetch {name}",
+        )
     if missing:
         beside = f", or put the files into {mllm}" if isinstance(mllm, Path) else ""
         raise UserError(

@@ -27,7 +27,6 @@ from tarkit.models.encoder import EncoderArch
 from tarkit.models.mllm import LmArch, build, from_scratch
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.places import EMBEDDED
 from tarkit.vocab import VisualVocabulary, train_text_tokenizer
 
 K, GRID, SIZE_PX = 32, 6, 24
@@ -246,10 +245,6 @@ main()
     )
 
 
-@pytest.mark.skipif(
-    not (EMBEDDED["mini"] / "config.json").exists(),
-    reason="the embedded model is not in this checkout: pipelines/mini/run.sh makes it",
-)
 def test_the_embedded_model_draws_from_an_empty_folder_without_a_network(tmp_path: Path) -> None:
     prompt = "a photo of a red circle left of a blue square"
     done = run_offline(["generate", prompt, "--out", "picture.png"], tmp_path)

@@ -128,6 +128,7 @@ def test_parts_that_do_not_belong_together_are_refused(hub: Path) -> None:
     [
         ("minni", None, "neither a folder nor one of mini, tar-1.5b, tar-7b"),
         ("../../etc/passwd/x", None, "neither a folder"),
+        ("work/misspelt", None, "there is no folder work/misspelt, and no language model of that"),
         ("tar-1.5b", 300, "no published AR-DTok draws 300 px"),
         ("mini", 256, "draws pictures of its own size"),
     ],
