@@ -11,7 +11,6 @@ from typing import Any
 from tarkit.checkpoints import CONFIG, TOKENIZER, WEIGHTS, half, read_config, require_weights
 from tarkit.config import load_config
 from tarkit.errors import UserError
-from tarkit.places import PARTS
 from tarkit.tar import AssembleConfig
 
 
@@ -28,7 +27,7 @@ def run(
 ) -> Path:
     """Copy the parts into `out`, in float16 on request; parts of other codes are refused."""
     settings = load_config(AssembleConfig, config, overrides)
-    parts = dict(zip(PARTS, (mllm, tokenizer, ar_dtok, vqvae), strict=True))
+    parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
     read = {kind: read_config(path, kind) for kind, path in parts.items()}
     made = read["ta_tok"]["sha256"]
     for kind in ("mllm", "ar_dtok"):

@@ -19,6 +19,7 @@ from tarkit.errors import UserError
 
 if TYPE_CHECKING:
     from tarkit.artifacts import Artifact
+    from tarkit.places import DtokName
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 
@@ -106,8 +107,18 @@ SizePx = Annotated[
     typer.Option(
         "--size",
         metavar="PX",
-        help="Which published AR-DTok: 256, 512 or 1024; default: the smallest here.",
+        help="Which published de-tokenizer: 256, 512 or 1024, by --dtok dif 512 or 1024; default: "
+        "the smallest here.",
     ),
+]
+Dtok = Annotated[
+    str,
+    typer.Option(
+        "--dtok", metavar="ar|dif", help="What turns codes into pixels: AR-DTok, or by diffusion."
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Denoising steps, with --dtok dif.")
 ]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
@@ -404,13 +415,14 @@ def _list_models(as_json: bool) -> None:
 def models_fetch(
     model: Annotated[str, typer.Argument(metavar="NAME", help="tar-1.5b, tar-7b or a hub id.")],
     size: SizePx = None,
+    dtok: Dtok = "ar",
     as_json: Json = False,
 ) -> int:
-    """Download what a published model lacks: language model, TA-Tok, one AR-DTok, image VQ."""
-    from tarkit.places import PARTS, fetch
+    """Download what a published model lacks: language model, TA-Tok and one de-tokenizer."""
+    from tarkit.places import fetch
 
-    found = fetch(model, size_px=size)
-    paths = {part: str(getattr(found, part)) for part in PARTS}
+    found = fetch(model, size_px=size, dtok=_dtok(dtok))
+    paths = {part: str(path) for part, path in found.parts.items()}
     _print(paths, "\n".join(f"{part:<8} {path}" for part, path in paths.items()), as_json)
     return 0
 
@@ -513,7 +525,9 @@ def generate(
     top_p: TopP = None,
     guidance: Guidance = None,
     limit: Limit = None,
+    dtok: Dtok = "ar",
     size: SizePx = None,
+    steps: Steps = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -526,7 +540,9 @@ def generate(
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
     if prompts is None and limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
-    sampling = _given(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    sampling = _given(
+        temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, dif_steps=steps
+    )
     if prompts is not None:
         done = verb.run_file(
             prompts,
@@ -539,6 +555,7 @@ def generate(
             limit=limit,
             device=_device(device),
             size_px=size,
+            dtok=_dtok(dtok, steps),
         )
         _print({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -553,6 +570,7 @@ def generate(
         sampling=sampling,
         device=_device(device),
         size_px=size,
+        dtok=_dtok(dtok, steps),
     )
     _print({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -587,7 +605,10 @@ def reconstruct(
     model: Model = "mini",
     seed: Seed = 0,
     limit: Limit = None,
+    guidance: Guidance = None,
+    dtok: Dtok = "ar",
     size: SizePx = None,
+    steps: Steps = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -602,6 +623,8 @@ def reconstruct(
         limit=limit,
         device=_device(device),
         size_px=size,
+        dtok=_dtok(dtok, steps),
+        sampling=_given(guidance=guidance, dif_steps=steps),
     )
     for name, reason in done.failed.items():
         typer.echo(f"failed: {name}: {reason}", err=True)
@@ -725,6 +748,16 @@ def _trained(path: Path, as_json: bool) -> int:
 
 def _given(**values: float | int | None) -> dict[str, float | int]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _dtok(name: str, steps: int | None = None) -> "DtokName":
+    if name == "dif":
+        return "dif"
+    if name != "ar":
+        raise typer.BadParameter(f"--dtok {name}: expected ar or dif")
+    if steps is not None:
+        raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
+    return "ar"
 
 
 def _device(name: str) -> str:

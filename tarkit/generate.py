@@ -21,6 +21,7 @@ from tarkit.errors import UserError
 from tarkit.files import read_picture, require_png, write_whole
 from tarkit.images import contact_sheet, decode, png_bytes
 from tarkit.manifests import begin_directory
+from tarkit.places import DtokName
 from tarkit.progress import Progress
 from tarkit.prompts import read_prompts
 from tarkit.tar import Sampling, Tar
@@ -64,6 +65,7 @@ def run(
     sampling: Mapping[str, float | int] | None = None,
     device: str = "cpu",
     size_px: int | None = None,
+    dtok: DtokName = "ar",
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
@@ -72,7 +74,7 @@ def run(
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
     given = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device, size_px=size_px)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
     how = _How.of(tar, model, scale, sampling)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
@@ -96,6 +98,7 @@ def run_file(
     limit: int | None = None,
     device: str = "cpu",
     size_px: int | None = None,
+    dtok: DtokName = "ar",
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -104,7 +107,7 @@ def run_file(
     """
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
-    tar = Tar.load(model, device=device, size_px=size_px)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
     how = _How.of(tar, model, scale, sampling)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
@@ -145,8 +148,7 @@ class _How:
         changes: Mapping[str, float | int] | None,
     ) -> _How:
         chosen = Scale(scale) if scale is not None else tar.default_scale
-        sampling = Sampling.model_validate({**tar.sampling.model_dump(), **(changes or {})})
-        return cls(model, _fingerprint(tar), chosen, sampling)
+        return cls(model, _fingerprint(tar), chosen, tar.sampling.changed(changes))
 
     def settings(self) -> dict[str, Any]:
         return {

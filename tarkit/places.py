@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from tarkit.errors import UserError
 
 EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
 """Models that ship inside the package."""
 
-PARTS = ("mllm", "ta_tok", "ar_dtok", "vqvae")
+DtokName = Literal["ar", "dif"]
+"""Which de-tokenizer draws: AR-DTok with its image VQ, or the diffusion one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ AR_DTOK: Mapping[int, Remote] = {
     px: Remote("csuhan/TA-Tok", f"ar_dtok_lp_{px}px.pth") for px in (256, 512, 1024)
 }
 VQVAE = Remote("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
+# A folder of diffusers' SanaPipeline; this file of it is Tar's own, and tells that it is one.
+DIF_DTOK: Mapping[int, Remote] = {
+    px: Remote(f"csuhan/Tar-SANA-600M-{px}px", "negative_prompt_embeds.pth") for px in (512, 1024)
+}
+DIF_FILES = ("transformer/*", "vae/*", "scheduler/*", "*.pth", "README.md")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PUBLISHED_LMS = ("qwen2", "llava_qwen")  # the latter says how the former was trained
@@ -48,22 +55,32 @@ LM_FILES = ("*.json", "*.safetensors", "README.md")
 
 @dataclass(frozen=True)
 class Places:
-    """The folder or file of each part; `folder` is that of an assembled model."""
+    """The folder or file of each part; `folder` is that of an assembled model.
+
+    What draws is AR-DTok and its image VQ, or Dif-DTok: the other is None.
+    """
 
     mllm: Path
     ta_tok: Path
-    ar_dtok: Path
-    vqvae: Path
+    ar_dtok: Path | None = None
+    vqvae: Path | None = None
+    dif_dtok: Path | None = None
     folder: Path | None = None
 
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Every part that there is, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: path for name, path in named.items() if path and name != "folder"}
 
-def find(model: str | Path, *, size_px: int | None = None) -> Places:
+
+def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName = "ar") -> Places:
     """The parts of an embedded model, a folder, a known name or a hub id.
 
     A folder is an assembled model, or a published language model, beside which TA-Tok, AR-DTok and
     image VQ may lie under their published names; what does not lie there is looked for in the
-    hub's cache. `size_px` chooses the published AR-DTok; by default it is the smallest that is
-    here. UserError names every file that is missing, and how to get it.
+    hub's cache. `size_px` chooses the published de-tokenizer; by default it is the smallest that
+    is here. UserError names every file that is missing, and how to get it.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if folder.is_dir():
@@ -74,8 +91,8 @@ def find(model: str | Path, *, size_px: int | None = None) -> Places:
                     f"{model} draws pictures of its own size; only published models have several",
                     hint="leave --size out",
                 )
-            return Places(**{part: folder / part for part in PARTS}, folder=folder)
-        return _published(str(model), folder, size_px)
+            return _assembled(folder, dtok)
+        return _published(str(model), folder, size_px, dtok)
     if folder.exists():
         raise UserError(
             f"{model} is a file: a model is a folder or a name",
@@ -88,19 +105,34 @@ def find(model: str | Path, *, size_px: int | None = None) -> Places:
             f"{', '.join([*EMBEDDED, *LANGUAGE_MODELS])}",
             hint="tarkit models",
         )
-    return _published(str(model), Remote(repo), size_px)
+    return _published(str(model), Remote(repo), size_px, dtok)
 
 
-def _published(name: str, mllm: Path | Remote, size_px: int | None) -> Places:
-    if size_px is None:
-        here = (px for px, place in AR_DTOK.items() if _beside(mllm, place) or cached(place))
-        size_px = next(here, min(AR_DTOK))
-    if size_px not in AR_DTOK:
+def _assembled(folder: Path, dtok: DtokName) -> Places:
+    drawing = ("ar_dtok", "vqvae") if dtok == "ar" else ("dif_dtok",)
+    if dtok == "dif" and not (folder / "dif_dtok").is_dir():
         raise UserError(
-            f"no published AR-DTok draws {size_px} px",
-            hint=f"--size {', '.join(map(str, AR_DTOK))}",
+            f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",
+            hint="leave --dtok out: its AR-DTok draws",
         )
-    wanted = {"mllm": mllm, "ta_tok": TA_TOK, "ar_dtok": AR_DTOK[size_px], "vqvae": VQVAE}
+    return Places(**{part: folder / part for part in ("mllm", "ta_tok", *drawing)}, folder=folder)
+
+
+def _published(name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokName) -> Places:
+    sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
+    if size_px is None:
+        here = (px for px, place in sizes.items() if _beside(mllm, place) or cached(place))
+        size_px = next(here, min(sizes))
+    if size_px not in sizes:
+        raise UserError(
+            f"no published {'AR' if dtok == 'ar' else 'Dif'}-DTok draws {size_px} px",
+            hint=f"--size {', '.join(map(str, sizes))}",
+        )
+    wanted: dict[str, Path | Remote] = {"mllm": mllm, "ta_tok": TA_TOK}
+    if dtok == "ar":
+        wanted |= {"ar_dtok": AR_DTOK[size_px], "vqvae": VQVAE}
+    else:
+        wanted["dif_dtok"] = DIF_DTOK[size_px]
     found: dict[str, Path] = {}
     missing = []
     for part, place in wanted.items():
@@ -120,15 +152,21 @@ def _published(name: str, mllm: Path | Remote, size_px: int | None) -> Places:
         raise UserError(
             f"{name} is not complete on this machine; missing: {'; '.join(missing)} "
             f"(looked for in {cache_dir()})",
-            hint=f"tarkit models fetch {name} --size {size_px}{beside}",
+            hint=f"tarkit models fetch {name} --size {size_px}"
+            f"{' --dtok dif' if dtok == 'dif' else ''}{beside}",
         )
+    if "dif_dtok" in found:
+        found["dif_dtok"] = found["dif_dtok"].parent
     return Places(**found)
 
 
 def _beside(mllm: Path | Remote, place: Remote) -> Path | None:
-    """A published file that lies in the language model's own folder."""
-    file = mllm / place.file if isinstance(mllm, Path) else None
-    return file if file is not None and file.is_file() else None
+    """A published file that lies in the language model's own folder, Dif-DTok's in one of its."""
+    if not isinstance(mllm, Path):
+        return None
+    folder = mllm / place.repo.split("/")[1] if place in DIF_DTOK.values() else mllm
+    file = folder / place.file
+    return file if file.is_file() else None
 
 
 def _config(folder: Path) -> Mapping[str, object]:
@@ -199,8 +237,11 @@ def known() -> Iterator[Known]:
     places += [("ta_tok", TA_TOK)]
     places += [(f"ar_dtok {px} px", place) for px, place in AR_DTOK.items()]
     places += [("vqvae", VQVAE)]
+    places += [(f"dif_dtok {px} px", place) for px, place in DIF_DTOK.items()]
     for part, place in places:
         path = cached(place)
+        if path is not None and place in DIF_DTOK.values():
+            path = path.parent
         yield Known(part, place, path, _num_bytes(path), _licence(place.repo))
 
 
@@ -226,26 +267,29 @@ def _licence(repo: str) -> str | None:
     return str(licence) if licence else None
 
 
-def fetch(model: str, *, size_px: int | None = None) -> Places:
+def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> Places:
     """Download what a named model lacks into the hub's cache; UserError says what failed."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repo = LANGUAGE_MODELS.get(model.lower(), model)
-    px = 256 if size_px is None else size_px
-    if not HUB_ID.fullmatch(repo) or px not in AR_DTOK:
-        return find(model, size_px=size_px)  # which says what is wrong, or that all is there
-    files = [TA_TOK, AR_DTOK[px], VQVAE]
-    files += [Remote(place.repo, "README.md") for place in (TA_TOK, VQVAE)]
+    sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
+    px = min(sizes) if size_px is None else size_px
+    if not HUB_ID.fullmatch(repo) or px not in sizes:
+        return find(model, size_px=size_px, dtok=dtok)  # says what is wrong, or that all is there
+    files = [TA_TOK, sizes[px], *([VQVAE] if dtok == "ar" else [])]
+    cards = [Remote(place.repo, "README.md") for place in files]
     try:
         snapshot_download(repo, allow_patterns=list(LM_FILES), cache_dir=cache_dir())
-        for place in files:
+        if dtok == "dif":
+            snapshot_download(sizes[px].repo, allow_patterns=list(DIF_FILES), cache_dir=cache_dir())
+        for place in [*files, *cards]:
             if place.file != "README.md" or _cached(place.repo, place.file) is None:
                 hf_hub_download(place.repo, place.file, cache_dir=cache_dir())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{model} could not be fetched: {' '.join(str(error).split())[:300]}",
-            hint=f"get {repo}, {', '.join(map(str, files[:3]))} on another machine, and copy its "
+            hint=f"get {repo}, {', '.join(map(str, files))} on another machine, and copy its "
             f"{cache_dir()}",
         ) from None
-    return find(model, size_px=size_px)
+    return find(model, size_px=size_px, dtok=dtok)

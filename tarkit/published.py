@@ -63,6 +63,8 @@ def read_published(path: Path) -> Published:
     Tensors are mapped from the file, not copied.
     """
     content = _open(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping", hint=HINT)
     model = content.get("model")
     if not isinstance(model, Mapping):
         raise UserError(f"{path} holds no `model` but {_names(content)}", hint=HINT)
@@ -84,6 +86,16 @@ def read_published(path: Path) -> Published:
         arch = _ar_dtok_arch(str(model.get("name")), args, state, path)
         return _published("ar_dtok", arch, state, path)
     raise UserError(f"{path} is neither TA-Tok nor AR-DTok: {_names(args)}", hint=HINT)
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor of a published file that holds nothing else; UserError where it is none."""
+    found = _open(path)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise UserError(f"{path} holds {type(found).__name__}, no tensor of numbers", hint=HINT)
+    if found.numel() * found.element_size() > path.stat().st_size:
+        raise UserError(f"{path}: its tensor claims more bytes than the file has", hint=HINT)
+    return found
 
 
 def _published(kind: str, arch: Config, state: Mapping[str, Tensor], path: Path) -> Published:
@@ -108,8 +120,8 @@ def _names(found: Mapping[Any, Any]) -> str:
 # - the file -
 
 
-def _open(path: Path) -> Mapping[str, Any]:
-    """The top level of a torch file, in weights-only mode and mapped from disk."""
+def _open(path: Path) -> Any:
+    """What a torch file holds, in weights-only mode and mapped from disk."""
     _check_archive(path)
     mapped = [(collections.OrderedDict, "easydict.EasyDict"), argparse.Namespace]
     try:
@@ -120,8 +132,6 @@ def _open(path: Path) -> Mapping[str, Any]:
             f"{path} is refused: {_first_line(error)}",
             hint="only tensors and plain values are read; get the file from its publisher",
         ) from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping", hint=HINT)
     return content
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from tarkit.errors import UserError
 from tarkit.files import read_picture, require_png, write_whole
 from tarkit.images import contact_sheet, decode, png_bytes
 from tarkit.manifests import MANIFEST
+from tarkit.places import DtokName
 from tarkit.progress import Progress
-from tarkit.tar import Tar
+from tarkit.tar import Sampling, Tar
 from tarkit.vocab import Scale
 
 BATCH_SIZE = 8
@@ -40,6 +41,8 @@ def run(
     limit: int | None = None,
     device: str = "cpu",
     size_px: int | None = None,
+    dtok: DtokName = "ar",
+    sampling: Mapping[str, float | int] | None = None,
 ) -> Reconstructed:
     """Write a sheet with a row a picture: the original, then each scale, full first.
 
@@ -62,7 +65,8 @@ def run(
     if not named:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
-    tar = Tar.load(model, device=device, size_px=size_px)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
+    how = tar.sampling.changed(sampling)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []
     captions: list[str] = []
@@ -71,7 +75,7 @@ def run(
             batch = named[start : start + BATCH_SIZE]
             seeds = range(seed + start, seed + start + len(batch))
             names, originals = zip(*batch, strict=True)
-            for name, row in zip(names, _rows(tar, originals, seeds), strict=True):
+            for name, row in zip(names, _rows(tar, originals, seeds, how), strict=True):
                 cells += row
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
@@ -82,11 +86,11 @@ def run(
 
 
 def _rows(
-    tar: Tar, pictures: Sequence[Image.Image], seeds: Sequence[int]
+    tar: Tar, pictures: Sequence[Image.Image], seeds: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[Image.Image, ...]]:
     """For each picture: the original and its drawing from the codes of every scale."""
     codes = tar.encode(list(pictures), list(Scale))
-    drawn = [tar.draw(codes[scale], seeds=seeds) for scale in Scale]
+    drawn = [tar.draw(codes[scale], seeds=seeds, sampling=sampling) for scale in Scale]
     yield from zip(pictures, *drawn, strict=True)
 
 

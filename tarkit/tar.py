@@ -10,7 +10,7 @@ Source: paper Fig. 2 and Sec. 3.3 (inference).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,22 +21,20 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.checkpoints import (
+    CONFIG,
     LoadedMllm,
     LoadedTaTok,
-    load_ar_dtok,
     load_mllm,
     load_ta_tok,
-    load_vqvae,
     read_config,
 )
 from tarkit.config import Config
+from tarkit.detokenizers import ArDetokenizer, DifDetokenizer
 from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.manifests import file_sha256
-from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.mllm import generate_codes, generate_text, next_logits
-from tarkit.models.vqvae import Vqvae
-from tarkit.places import PARTS, Places, find
+from tarkit.places import DtokName, Places, find
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
 YES = ("yes", "Yes", "YES")
@@ -55,8 +53,15 @@ class Sampling(Config):
     guidance: float = 4.0
     """Classifier-free guidance of the de-tokenizer; 1 is off."""
     dtok_temperature: float = 1.0
+    """AR-DTok's own draw; Dif-DTok reads none of these three."""
     dtok_top_k: int = 0
     dtok_top_p: float = 1.0
+    dif_steps: int = 20
+    """Denoising steps of Dif-DTok; AR-DTok has none."""
+
+    def changed(self, changes: Mapping[str, float | int] | None) -> Sampling:
+        """The same with some numbers changed, all of them checked again."""
+        return Sampling.model_validate({**self.model_dump(), **(changes or {})})
 
 
 class AssembleConfig(Config):
@@ -71,12 +76,11 @@ ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR
 
 @dataclass(frozen=True)
 class Tar:
-    """Language model, TA-Tok, AR-DTok and image VQ, ready to use on one device."""
+    """Language model, TA-Tok and one of the two de-tokenizers, ready to use on one device."""
 
     mllm: LoadedMllm
     ta_tok: LoadedTaTok
-    ar_dtok: ArDtok
-    vqvae: Vqvae
+    dtok: ArDetokenizer | DifDetokenizer
     sampling: Sampling
     default_scale: Scale
     places: Places
@@ -85,29 +89,42 @@ class Tar:
 
     @classmethod
     def load(
-        cls, model: str | Path = "mini", *, device: str = "cpu", size_px: int | None = None
+        cls,
+        model: str | Path = "mini",
+        *,
+        device: str = "cpu",
+        size_px: int | None = None,
+        dtok: DtokName = "ar",
     ) -> Tar:
         """Load a model, strictly; UserError says what is missing or does not fit.
 
         `model` is an embedded model, an assembled or published folder, a known name or a hub id
-        (`tarkit.places.find`); `size_px` the side of what a published AR-DTok draws.
+        (`tarkit.places.find`); `dtok` says which de-tokenizer draws, `size_px` the side of what a
+        published one does.
         """
-        places = find(model, size_px=size_px)
+        places = find(model, size_px=size_px, dtok=dtok)
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else _defaults(assembled)
         mllm = load_mllm(places.mllm)
         ta_tok = load_ta_tok(places.ta_tok)
-        for part in (places.mllm, places.ar_dtok) if assembled else ():
-            _check_trained_on(part, ta_tok)
-        ar_dtok, vqvae = load_ar_dtok(places.ar_dtok), load_vqvae(places.vqvae)
-        _check_sizes(places, mllm, ta_tok, ar_dtok, vqvae)
-        for module in (mllm.model, ta_tok.model, ar_dtok, vqvae):
+        if assembled:
+            _check_trained_on(places.mllm, ta_tok)
+        if places.ar_dtok and places.vqvae:
+            if assembled:
+                _check_trained_on(places.ar_dtok, ta_tok)
+            drawing: ArDetokenizer | DifDetokenizer = ArDetokenizer.load(
+                places.ar_dtok, places.vqvae
+            )
+        else:
+            assert places.dif_dtok, "find gives one of the two"
+            drawing = DifDetokenizer.load(places.dif_dtok)
+        _check_sizes(places, mllm, ta_tok, drawing)
+        for module in (mllm.model, ta_tok.model, drawing):
             module.to(device)
         return cls(
             mllm=mllm,
             ta_tok=ta_tok,
-            ar_dtok=ar_dtok,
-            vqvae=vqvae,
+            dtok=drawing,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
             places=places,
@@ -116,14 +133,14 @@ class Tar:
 
     def identities(self) -> list[str]:
         """What each part is known by: its training's sha256, or that of its published files."""
-        return [_identity(getattr(self.places, part)) for part in PARTS]
+        return [_identity(path) for path in self.places.parts.values()]
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of every weights file, by part."""
         return {
             name: digest
-            for part in PARTS
-            for name, digest in _digests(part, getattr(self.places, part)).items()
+            for part, path in self.places.parts.items()
+            for name, digest in _digests(part, path).items()
         }
 
     @property
@@ -137,7 +154,7 @@ class Tar:
 
     @property
     def device(self) -> torch.device:
-        return self.ar_dtok.abs_pe.device
+        return next(self.ta_tok.model.parameters()).device
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
@@ -199,19 +216,29 @@ class Tar:
     def draw(
         self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
     ) -> list[Image.Image]:
-        """TA-Tok codes (B, N) of any one scale -> pictures, by AR-DTok and the image VQ."""
+        """TA-Tok codes (B, N) of any one scale -> pictures, by the de-tokenizer."""
         sampling = sampling or self.sampling
-        drawn = self.ar_dtok.sample(
-            self.ta_tok.condition(codes),
-            guidance=sampling.guidance,
-            temperature=sampling.dtok_temperature,
-            top_k=sampling.dtok_top_k,
-            top_p=sampling.dtok_top_p,
-            generator=[_generator(seed, "pixels") for seed in seeds],
-        )
+        condition = self.ta_tok.condition(codes)
+        generators = [_generator(seed, "pixels") for seed in seeds]
+        if isinstance(self.dtok, ArDetokenizer):
+            pixels = self.dtok.draw(
+                condition,
+                guidance=sampling.guidance,
+                temperature=sampling.dtok_temperature,
+                top_k=sampling.dtok_top_k,
+                top_p=sampling.dtok_top_p,
+                generators=generators,
+            )
+        else:
+            pixels = self.dtok.draw(
+                condition,
+                guidance=sampling.guidance,
+                steps=sampling.dif_steps,
+                generators=generators,
+            )
         # Truncated to bytes, not rounded, as the published program does.
-        pixels = (self.vqvae.decode(drawn) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return [Image.fromarray(a) for a in pixels.cpu().numpy()]
+        rows = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(a) for a in rows.cpu().numpy()]
 
     def imagine(
         self,
@@ -332,14 +359,17 @@ def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
 
 
 def _check_sizes(
-    places: Places, mllm: LoadedMllm, ta_tok: LoadedTaTok, ar_dtok: ArDtok, vqvae: Vqvae
+    places: Places,
+    mllm: LoadedMllm,
+    ta_tok: LoadedTaTok,
+    dtok: ArDetokenizer | DifDetokenizer,
 ) -> None:
     """Published files do not say what they were trained on; their sizes must fit at least."""
-    visual, arch = mllm.vocabulary.visual, ar_dtok.arch
+    visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
+    drawing = places.ar_dtok or places.dif_dtok
     fits = [
         (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
-        (places.ar_dtok, "condition_width", arch.condition_width, ta_tok.model.arch.encoder.width),
-        (places.ar_dtok, "vocab_size", arch.vocab_size, vqvae.arch.num_codes),
+        (drawing, "condition_width", dtok.condition_width, width),
     ]
     for path, name, found, needed in fits:
         if found is not None and found != needed:
@@ -350,10 +380,11 @@ def _check_sizes(
 
 
 def _identity(path: Path) -> str:
-    known_by = read_config(path).get("sha256") if path.is_dir() else None
+    known_by = read_config(path).get("sha256") if (path / CONFIG).exists() else None
     return str(known_by or "+".join(_digests("", path).values()))
 
 
 def _digests(part: str, path: Path) -> dict[str, str]:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return {f"{part}/{file.name}": file_sha256(file) for file in files}
+    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    base = path.parent if path.is_file() else path
+    return {f"{part}/{file.relative_to(base)}": file_sha256(file) for file in files}

@@ -25,6 +25,7 @@ from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, train_text_tokenizer
 from tarkit.worlds.scenes import Background, Object, Scene, scene_to_json
 
+ASSEMBLED = ("mllm", "ta_tok", "ar_dtok", "vqvae")
 SIZE_PX, GRID, K, WIDTH = 16, 4, 16, 16
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("ring", "heart")]
 

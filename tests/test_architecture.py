@@ -30,7 +30,8 @@ NOUNS: dict[str, set[str]] = {
     "places": {"errors"},
     "published": {"models"} | LEAVES - {"worlds"},
     "checkpoints": {"models", "places", "published"} | LEAVES - {"worlds"},
-    "tar": {"checkpoints", "models", "places"} | LEAVES - {"worlds"},
+    "detokenizers": {"checkpoints", "models", "places", "published", "errors"},
+    "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"worlds"},
     "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}

@@ -125,6 +125,7 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
         sampling={"top_k": 9, "guidance": 1.5},
         device="cpu",
         size_px=None,
+        dtok="ar",
     )
 
 

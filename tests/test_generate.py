@@ -14,9 +14,9 @@ from PIL import Image
 from tarkit import generate
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.places import PARTS
 from tarkit.tar import Sampling
 from tarkit.vocab import Scale
+from tests.parts import ASSEMBLED
 
 # The parts' own fingerprints are their names here, one a line.
 MODEL_SHA256 = hashlib.sha256(b"mllm\nta_tok\nar_dtok\nvqvae").hexdigest()
@@ -32,7 +32,7 @@ class GreyTar:
         self.asked: list[dict[str, Any]] = []
 
     def identities(self) -> list[str]:
-        return list(PARTS)
+        return list(ASSEMBLED)
 
     def imagine_many(
         self,
@@ -53,7 +53,7 @@ class GreyTar:
 @pytest.fixture
 def tar(monkeypatch: pytest.MonkeyPatch) -> GreyTar:
     fake = GreyTar()
-    loaded = SimpleNamespace(load=lambda name, device, size_px: fake)
+    loaded = SimpleNamespace(load=lambda name, device, size_px, dtok: fake)
     monkeypatch.setattr(generate, "Tar", loaded)
     return fake
 

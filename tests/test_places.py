@@ -112,7 +112,8 @@ def test_a_published_folder_takes_what_lies_beside_it(hub: Path, tmp_path: Path)
     shutil.copyfile(GOLDENS / "ar_dtok_tiny.pth", folder / AR_DTOK[256].file)
     shutil.copyfile(GOLDENS / "vq_tiny.pt", folder / VQVAE.file)
     found = find(folder)
-    assert {found.mllm, found.ta_tok.parent, found.ar_dtok.parent, found.vqvae.parent} == {folder}
+    assert found.mllm == folder and found.dif_dtok is None
+    assert {path.parent for name, path in found.parts.items() if name != "mllm"} == {folder}
     assert Tar.load(folder).imagine("a macaw").size == (64, 64)
 
 

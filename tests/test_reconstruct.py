@@ -12,6 +12,7 @@ from PIL import Image
 from tarkit import artifacts, describe, reconstruct
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.tar import Sampling
 from tarkit.vocab import Scale
 
 
@@ -19,6 +20,7 @@ class GreyTar:
     """Codes are the picture's grey; a drawing has grey + 50 x scale and the seed in green."""
 
     grid = 4
+    sampling = Sampling()
 
     def encode(
         self, images: Sequence[Image.Image], scales: Sequence[Scale]
@@ -26,7 +28,10 @@ class GreyTar:
         greys = [int(np.asarray(image)[0, 0, 0]) for image in images]
         return {s: torch.tensor([[grey] * s.num_codes(4) for grey in greys]) for s in scales}
 
-    def draw(self, codes: torch.Tensor, *, seeds: Sequence[int]) -> list[Image.Image]:
+    def draw(
+        self, codes: torch.Tensor, *, seeds: Sequence[int], sampling: Sampling
+    ) -> list[Image.Image]:
+        assert sampling == Sampling()
         scale = Scale.of(codes.shape[1], self.grid)
         return [
             Image.new("RGB", (8, 8), (int(row[0]) + 50 * int(scale), seed, 0))
@@ -40,9 +45,7 @@ class GreyTar:
 @pytest.fixture(autouse=True)
 def tar(monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in (reconstruct, describe):
-        monkeypatch.setattr(
-            verb, "Tar", SimpleNamespace(load=lambda name, device, size_px=None: GreyTar())
-        )
+        monkeypatch.setattr(verb, "Tar", SimpleNamespace(load=lambda name, **how: GreyTar()))
 
 
 def write(path: Path, grey: int) -> Path:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from tarkit import assemble
+from tarkit.detokenizers import ArDetokenizer
 from tarkit.errors import UserError
 from tarkit.models import mllm
-from tarkit.places import PARTS
 from tarkit.tar import NO, YES, Sampling, Tar
 from tarkit.vocab import Scale
 from tests import parts
@@ -145,8 +145,9 @@ def test_codes_of_every_scale_become_a_picture(tar: Tar, scale: Scale) -> None:
     codes = tar.encode([noise(0), noise(1)], [scale])[scale]
     greedy = Sampling(dtok_temperature=0.0, guidance=2.0)
     one, two = tar.draw(codes, seeds=[0, 1], sampling=greedy)
-    drawn = tar.ar_dtok.sample(tar.ta_tok.condition(codes), guidance=2.0, temperature=0.0)
-    decoded = tar.vqvae.decode(drawn)
+    assert isinstance(tar.dtok, ArDetokenizer)
+    drawn = tar.dtok.ar_dtok.sample(tar.ta_tok.condition(codes), guidance=2.0, temperature=0.0)
+    decoded = tar.dtok.vqvae.decode(drawn)
     for image, expected in zip((one, two), decoded, strict=True):
         # Bytes are truncated: 254.9 is 254.
         assert np.array_equal(
@@ -259,12 +260,14 @@ def test_a_config_that_is_not_ours_and_a_missing_part_are_refused(
 
 def test_a_model_is_known_by_its_parts(folder: Path, tmp_path: Path) -> None:
     tar = Tar.load(folder)
-    known = [json.loads((folder / p / "config.json").read_text())["sha256"] for p in PARTS]
+    known = [
+        json.loads((folder / p / "config.json").read_text())["sha256"] for p in parts.ASSEMBLED
+    ]
     assert tar.identities() == known
     digests = {
         f"{part}/model.safetensors": hashlib.sha256(
             (folder / part / "model.safetensors").read_bytes()
         ).hexdigest()
-        for part in PARTS
+        for part in parts.ASSEMBLED
     }
     assert tar.fingerprints() == digests

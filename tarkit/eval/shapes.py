@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -64,6 +63,7 @@ from tarkit.worlds.scenes import Scene, scene_to_json
 from tarkit.worlds.shapes import COLOURS, SHAPES, render
 
 if TYPE_CHECKING:
+    from tarkit.detokenizers import ArDetokenizer
     from tarkit.tar import Sampling, Tar
 
 DESCRIBE = "Describe the image."
@@ -133,8 +133,7 @@ def run(
     chosen = tuple(name for name in SUITES if name in suites)
     plan = Plan(suites=chosen, split=split, n=n, seed=seed, limit=limit)
     tar = load_tar(model, device)
-    numbers = {**tar.sampling.model_dump(), **(sampling or {})}
-    complete = tar.sampling.model_validate(numbers)
+    complete = tar.sampling.changed(sampling)
     drawn_at = Scale(scale) if scale is not None else tar.default_scale
     begin_directory(
         out,
@@ -300,10 +299,10 @@ def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pixels -> the image VQ's codes -> pixels, at the size that AR-DTok draws."""
     import torch
 
-    side = math.isqrt(tar.ar_dtok.arch.num_codes) * tar.vqvae.arch.downsampling
-    sized = np.stack([to_uint8(resize(picture, side, "squash")) for picture in pictures])
+    dtok: ArDetokenizer = tar.dtok  # type: ignore[assignment]  # what an evaluation loads
+    sized = np.stack([to_uint8(resize(picture, dtok.size_px, "squash")) for picture in pictures])
     pixels = torch.from_numpy(sized).permute(0, 3, 1, 2).to(tar.device).float() / 255
-    decoded = tar.vqvae.decode(tar.vqvae.encode(pixels))
+    decoded = dtok.vqvae.decode(dtok.vqvae.encode(pixels))
     drawn = (decoded * 255).to(torch.uint8).permute(0, 2, 3, 1)  # truncated, as Tar.draw does
     return [Image.fromarray(array) for array in drawn.cpu().numpy()]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +23,15 @@ from tarkit.artifacts import Artifact, open_artifact
 from tarkit.checkpoints import (
     TOKENIZER,
     LoadedTaTok,
-    load_ar_dtok,
     load_mllm,
     load_ta_tok,
-    load_vqvae,
     read_config,
     read_text_tokenizer,
 )
 from tarkit.config import load_config
+from tarkit.detokenizers import ArDetokenizer
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
-from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.mllm import (
     EmbeddingStart,
     LmArch,
@@ -45,7 +43,6 @@ from tarkit.models.mllm import (
     grow,
     pack,
 )
-from tarkit.models.vqvae import Vqvae
 from tarkit.train.data import Stream, draw_scale, seed_of, to_bytes
 from tarkit.train.loop import LoopConfig, train
 from tarkit.vocab import (
@@ -197,13 +194,6 @@ def encode_chat(
         ) from None
 
 
-class Dtok(NamedTuple):
-    """What draws the samples of a training that only knows codes."""
-
-    ar_dtok: ArDtok
-    vqvae: Vqvae
-
-
 class MllmTask:
     """Chats of all tasks, packed side by side."""
 
@@ -214,7 +204,7 @@ class MllmTask:
         *,
         tokenizer: LoadedTaTok | None,
         lm: Path | None,
-        dtok: Dtok | None = None,
+        dtok: ArDetokenizer | None = None,
     ) -> None:
         self.config = config
         self.streams = streams
@@ -310,8 +300,8 @@ class MllmTask:
             top_p=1.0,
         )
         condition = self.tokenizer.condition(codes)
-        drawn = self.dtok.ar_dtok.sample(condition, guidance=1.0, temperature=0.0)
-        cells = [Image.fromarray(a) for a in to_bytes(self.dtok.vqvae.decode(drawn))]
+        drawn = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
+        cells = [Image.fromarray(a) for a in to_bytes(drawn)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -397,7 +387,7 @@ def run(
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     _check_codes(artifacts, ta_tok)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
-    painter = Dtok(load_ar_dtok(dtok[0]), load_vqvae(dtok[1])) if dtok else None
+    painter = ArDetokenizer.load(*dtok) if dtok else None
     task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=painter)
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}

@@ -41,13 +41,12 @@ class Painter:
     sampling = Sampling()
     default_scale = Scale.HALF
     device = torch.device("cpu")
-    ar_dtok = SimpleNamespace(arch=SimpleNamespace(num_codes=64))  # 8 x 8 codes of 8 px: 64 px
 
     def __init__(
         self, path: Path, *, fails_on: str | None = None, dies_after: int | None = None
     ) -> None:
         self.weights = "weights"
-        self.vqvae = PerfectVq()
+        self.dtok = SimpleNamespace(size_px=64, vqvae=PerfectVq())
         self.fails_on, self.calls_left = fails_on, dies_after
         self.known = {item.prompt: item.metadata for item in geneval_suite()}
         self.asked: list[str] = []

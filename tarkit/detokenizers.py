@@ -1,0 +1,228 @@
+"""What turns TA-Tok's decoded features into pixels: autoregressive or by diffusion.
+
+Source: paper Sec. 3.2 (AR-DTok and Dif-DTok). Both draw from one condition (B, N, W) and one
+generator a picture, so that a picture depends on its own codes and seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tarkit.checkpoints import load_ar_dtok, load_vqvae
+from tarkit.errors import UserError
+from tarkit.models.ar_dtok import ArDtok
+from tarkit.models.vqvae import Vqvae
+from tarkit.places import DIF_DTOK
+from tarkit.published import read_tensor
+
+if TYPE_CHECKING:
+    from diffusers import SanaPipeline
+
+
+class ArDetokenizer(NamedTuple):
+    """AR-DTok and the image VQ whose codes it writes."""
+
+    ar_dtok: ArDtok
+    vqvae: Vqvae
+
+    @classmethod
+    def load(cls, ar_dtok: Path, vqvae: Path) -> ArDetokenizer:
+        """Load both; UserError where the one writes more or fewer codes than the other reads."""
+        loaded = cls(load_ar_dtok(ar_dtok), load_vqvae(vqvae))
+        written, read = loaded.ar_dtok.arch.vocab_size, loaded.vqvae.arch.num_codes
+        if written != read:
+            raise UserError(
+                f"{ar_dtok} has vocab_size {written}, the parts beside it need {read}",
+                hint="name parts that belong together",
+            )
+        return loaded
+
+    @property
+    def condition_width(self) -> int:
+        return self.ar_dtok.arch.condition_width
+
+    @property
+    def size_px(self) -> int:
+        """Side of the pictures drawn."""
+        return math.isqrt(self.ar_dtok.arch.num_codes) * self.vqvae.arch.downsampling
+
+    def to(self, device: str) -> None:
+        self.ar_dtok.to(device)
+        self.vqvae.to(device)
+
+    def draw(
+        self,
+        condition: Tensor,
+        *,
+        guidance: float,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1]."""
+        codes = self.ar_dtok.sample(
+            condition,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=generators,
+        )
+        return self.vqvae.decode(codes)
+
+
+# What is read of a published Dif-DTok's folder, a SanaPipeline's: not the text encoder, which it
+# names and never uses.
+NEGATIVE = next(iter(DIF_DTOK.values())).file
+SANA_PARTS = ("transformer", "vae", "scheduler")
+SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+REFETCH = "tarkit models fetch tar-1.5b --dtok dif"
+
+
+@dataclass(frozen=True)
+class DifDetokenizer:
+    """Dif-DTok: SANA with TA-Tok's features where its text embeddings would be.
+
+    The features of an empty picture, against which guidance works, come with the model: (M, W).
+    """
+
+    pipeline: SanaPipeline
+    negative: Tensor
+
+    @classmethod
+    def load(cls, folder: Path) -> DifDetokenizer:
+        """Load a published folder, strictly and in float32.
+
+        Only transformer, VAE, scheduler and negative embeddings are read, each as the class that is
+        known here: what else the folder holds or names is neither loaded nor run.
+        """
+        from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+
+        absent = [name for name in (*SANA_PARTS, NEGATIVE) if not (folder / name).exists()]
+        if absent:
+            raise UserError(
+                f"{folder} is no diffusion de-tokenizer: it lacks {', '.join(absent)}", hint=REFETCH
+            )
+        pipeline = SanaPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=_strict(AutoencoderDC, folder / "vae"),
+            transformer=_strict(SanaTransformer2DModel, folder / "transformer"),
+            scheduler=_scheduler(folder / "scheduler"),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        negative = read_tensor(folder / NEGATIVE).float()
+        loaded = cls(pipeline, negative)
+        if negative.dim() != 2 or negative.shape[1] != loaded.condition_width:
+            raise UserError(
+                f"{folder / NEGATIVE} is {list(negative.shape)}, expected a length and the "
+                f"transformer's caption_channels {loaded.condition_width}",
+                hint=REFETCH,
+            )
+        return loaded
+
+    @property
+    def condition_width(self) -> int:
+        return int(self.pipeline.transformer.config.caption_channels)
+
+    @property
+    def size_px(self) -> int:
+        """Side of the pictures it was trained on."""
+        return int(self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def to(self, device: str) -> None:
+        self.pipeline.to(device)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        condition: Tensor,
+        *,
+        guidance: float,
+        steps: int,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1].
+
+        Condition and negative embeddings may differ in length, as they do at scales 2 and 3: the
+        shorter is masked up to the longer, which changes neither (the published program can only
+        concatenate equal lengths). A picture is drawn at the size the model was trained on, where
+        the published program leaves diffusers' 1024 px to every model.
+        """
+        negative = self.negative.to(condition).expand(len(condition), -1, -1)
+        length = max(condition.shape[1], negative.shape[1])
+        wanted, wanted_mask = _masked(condition, length)
+        unwanted, unwanted_mask = _masked(negative, length)
+        return self.pipeline(
+            prompt_embeds=wanted,
+            prompt_attention_mask=wanted_mask,
+            negative_prompt=None,
+            negative_prompt_embeds=unwanted,
+            negative_prompt_attention_mask=unwanted_mask,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            height=self.size_px,
+            width=self.size_px,
+            use_resolution_binning=False,
+            generator=list(generators),
+            output_type="pt",
+        ).images.float()
+
+
+def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(B, n, W) filled with zeros up to (B, length, W), and which of them are real."""
+    batch, own, width = features.shape
+    filled = features.new_zeros(batch, length, width)
+    filled[:, :own] = features
+    mask = torch.zeros(batch, length, dtype=torch.int16, device=features.device)
+    mask[:, :own] = 1
+    return filled, mask
+
+
+def _strict(cls: Any, folder: Path) -> Any:
+    """A diffusers model from its folder, float32; UserError names every key that does not fit."""
+    try:
+        model, told = cls.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers raises many kinds for what is wrong with a folder
+        message = " ".join(str(error).split())[:400]
+        raise UserError(f"{folder} is no {cls.__name__}: {message}", hint=REFETCH) from None
+    faults = [f"missing {key}" for key in told["missing_keys"]]
+    faults += [f"unexpected {key}" for key in told["unexpected_keys"]]
+    faults += [f"misshaped {key}" for key in told["mismatched_keys"]]
+    if faults:
+        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+        raise UserError(
+            f"{folder} does not fit its own sizes: {'; '.join(faults[:6])}{more}", hint=REFETCH
+        )
+    return model.eval()
+
+
+def _scheduler(folder: Path) -> Any:
+    """The scheduler a folder names, if it is one that SANA is used with."""
+    import diffusers
+
+    try:
+        named = json.loads((folder / "scheduler_config.json").read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no scheduler: {error!r}", hint=REFETCH) from None
+    if named not in SCHEDULERS:
+        raise UserError(
+            f"{folder} names the scheduler {named!r}, expected {' or '.join(SCHEDULERS)}",
+            hint=REFETCH,
+        )
+    return getattr(diffusers, named).from_pretrained(folder, local_files_only=True)
