@@ -2,7 +2,7 @@
 
 Where a TA-Tok, an AR-DTok or an image VQ is named, a published file may stand for a directory. A
 model is built without memory of its own and takes its weights as they are mapped from the file;
-half precision is read into float32.
+what is stored in another precision than the one asked for is converted.
 """
 
 from __future__ import annotations
@@ -50,6 +50,18 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ArchT = TypeVar("ArchT", bound=Config)
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def precision_of(name: str) -> torch.dtype:
+    """The torch type of weights in the named precision; UserError for a name that is none."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r} is unknown", hint=f"one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
 
 
 def save_model(
@@ -147,9 +159,8 @@ def _unfinished(path: Path) -> str:
     return f"its training is unfinished: run the `tarkit train` command with --out {path} again"
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    stored = _stored(require_weights(path))
-    return {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
+def _weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    return _in_precision(_stored(require_weights(path)), dtype)
 
 
 def _stored(file: Path) -> dict[str, Tensor]:
@@ -218,14 +229,19 @@ def _empty(build: Callable[[Any], ModuleT], arch: Config) -> ModuleT:
         return build(arch)
 
 
-def _load(path: Path, kind: str, build: Callable[[Any], ModuleT]) -> tuple[ModuleT, str]:
-    """A model in eval mode and float32, and what identifies it: the sha256 of its weights."""
+def _load(
+    path: Path,
+    kind: str,
+    build: Callable[[Any], ModuleT],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ModuleT, str]:
+    """A model in eval mode, and what identifies it: the sha256 of its weights."""
     if path.is_file():
         found = read_published(path)
-        return _published(found, path, kind, build), file_sha256(path)
+        return _published(found, path, kind, build, dtype), file_sha256(path)
     config = read_config(path, kind)
     model = _empty(build, _arch(MODELS[kind][0], path, config))
-    return _filled(model, _weights(path), path), str(config["sha256"])
+    return _filled(model, _weights(path, dtype), path), str(config["sha256"])
 
 
 def check_published(found: Published, path: Path) -> None:
@@ -233,20 +249,29 @@ def check_published(found: Published, path: Path) -> None:
     _fill(_empty(MODELS[found.kind][1], found.arch), found.state, path, REFETCH)
 
 
-def _published(found: Published, path: Path, kind: str, build: Callable[[Any], ModuleT]) -> ModuleT:
+def _published(
+    found: Published,
+    path: Path,
+    kind: str,
+    build: Callable[[Any], ModuleT],
+    dtype: torch.dtype,
+) -> ModuleT:
     """The model of a published file's content; UserError where it is of another kind."""
     if found.kind != kind:
         raise UserError(
             f"{path} is a published {found.kind}, where a model of kind {kind} is needed",
             hint=f"tarkit models convert {path} --out DIR",
         )
-    state = {k: _float32(v) for k, v in found.state.items()}
+    state = _in_precision(found.state, dtype)
     return _fill(_empty(build, found.arch), state, path, REFETCH)
 
 
-def _float32(value: Tensor) -> Tensor:
-    """Stored halves and repeated values become plain float32; float32 stays where it is mapped."""
-    return (value.float() if value.is_floating_point() else value).contiguous()
+def _in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Plain values of one precision; what is stored in it stays where it is mapped."""
+    return {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in state.items()
+    }
 
 
 def load_vqvae(path: Path) -> Vqvae:
@@ -342,9 +367,9 @@ def load_ta_tok(path: Path) -> LoadedTaTok:
     return LoadedTaTok(*_load(Path(path), "ta_tok", TaTok))
 
 
-def load_ar_dtok(path: Path) -> ArDtok:
-    """An autoregressive de-tokenizer, likewise."""
-    return _load(Path(path), "ar_dtok", ArDtok)[0]
+def load_ar_dtok(path: Path, dtype: torch.dtype = torch.float32) -> ArDtok:
+    """An autoregressive de-tokenizer, likewise; its weights may be kept in half precision."""
+    return _load(Path(path), "ar_dtok", ArDtok, dtype)[0]
 
 
 @dataclass(frozen=True)
@@ -356,8 +381,8 @@ class LoadedMllm:
     config: dict[str, Any]
 
 
-def load_mllm(path: Path) -> LoadedMllm:
-    """A language model (grown or text-only) in eval mode, float32.
+def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
+    """A language model (grown or text-only) in eval mode.
 
     `path` is a tarkit model directory or a published one: a transformers directory with Tar's
     visual tokens in its tokenizer.json.
@@ -366,10 +391,10 @@ def load_mllm(path: Path) -> LoadedMllm:
 
     config = read_config(path)
     if "kind" not in config and config.get("model_type") in PUBLISHED_LMS:
-        return _published_mllm(path, config)
+        return _published_mllm(path, config, dtype)
     config = read_config(path, "mllm")
     model = skeleton(config["arch"])
-    state = _tied(model, _weights(path))
+    state = _tied(model, _weights(path, dtype))
     _filled(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
@@ -379,7 +404,7 @@ def load_mllm(path: Path) -> LoadedMllm:
 LEFT_OVER = "model.vision_tower."
 
 
-def _published_mllm(path: Path, config: Mapping[str, Any]) -> LoadedMllm:
+def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedMllm:
     """Tar's published language model; strict but for what its training left in the file."""
     from tarkit.models.mllm import skeleton
 
@@ -402,7 +427,8 @@ def _published_mllm(path: Path, config: Mapping[str, Any]) -> LoadedMllm:
         raise UserError(
             f"{path} has {rows:,} embeddings, its tokenizer {visual.size:,} tokens", hint=REFETCH
         )
-    state = {k: _float32(v) for k, v in state.items() if not k.startswith(LEFT_OVER)}
+    state = {k: v for k, v in state.items() if not k.startswith(LEFT_OVER)}
+    state = _in_precision(state, dtype)
     arch = {**config, "model_type": "qwen2", "vocab_size": visual.size}
     for name in ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"):
         arch.pop(name, None)

@@ -120,6 +120,13 @@ Dtok = Annotated[
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps, with --dtok dif.")
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of language model and de-tokenizer in memory: float32, bfloat16 or float16.",
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
 ]
@@ -528,6 +535,7 @@ def generate(
     dtok: Dtok = "ar",
     size: SizePx = None,
     steps: Steps = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -556,6 +564,7 @@ def generate(
             device=_device(device),
             size_px=size,
             dtok=_dtok(dtok, steps),
+            precision=precision,
         )
         _print({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -571,6 +580,7 @@ def generate(
         device=_device(device),
         size_px=size,
         dtok=_dtok(dtok, steps),
+        precision=precision,
     )
     _print({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -582,13 +592,21 @@ def describe(
     question: Annotated[str, typer.Argument(help="What to ask.")] = "Describe the image.",
     model: Model = "mini",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    precision: Precision = "float32",
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Answer a question about a picture."""
     from tarkit import describe as verb
 
-    answer = verb.run(image, question, model=model, max_tokens=max_tokens, device=_device(device))
+    answer = verb.run(
+        image,
+        question,
+        model=model,
+        max_tokens=max_tokens,
+        precision=precision,
+        device=_device(device),
+    )
     _print({"image": str(image), "question": question, "answer": answer}, answer, as_json)
     return 0
 
@@ -609,6 +627,7 @@ def reconstruct(
     dtok: Dtok = "ar",
     size: SizePx = None,
     steps: Steps = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -624,6 +643,7 @@ def reconstruct(
         device=_device(device),
         size_px=size,
         dtok=_dtok(dtok, steps),
+        precision=precision,
         sampling=_given(guidance=guidance, dif_steps=steps),
     )
     for name, reason in done.failed.items():

@@ -15,7 +15,9 @@ def run(
     model: str = "mini",
     max_tokens: int = 256,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> str:
     """The model's answer, greedily decoded. Raises UserError."""
     picture = read_picture(image)
-    return Tar.load(model, device=device).describe(picture, question, max_tokens=max_tokens)
+    tar = Tar.load(model, device=device, dtok=None, precision=precision)
+    return tar.describe(picture, question, max_tokens=max_tokens)

@@ -34,9 +34,12 @@ class ArDetokenizer(NamedTuple):
     vqvae: Vqvae
 
     @classmethod
-    def load(cls, ar_dtok: Path, vqvae: Path) -> ArDetokenizer:
-        """Load both; UserError where the one writes more or fewer codes than the other reads."""
-        loaded = cls(load_ar_dtok(ar_dtok), load_vqvae(vqvae))
+    def load(cls, ar_dtok: Path, vqvae: Path, dtype: torch.dtype = torch.float32) -> ArDetokenizer:
+        """Load both, the image VQ in float32 whatever `dtype` AR-DTok's weights are kept in.
+
+        Raises UserError where the one writes more or fewer codes than the other reads.
+        """
+        loaded = cls(load_ar_dtok(ar_dtok, dtype), load_vqvae(vqvae))
         written, read = loaded.ar_dtok.arch.vocab_size, loaded.vqvae.arch.num_codes
         if written != read:
             raise UserError(
@@ -70,7 +73,7 @@ class ArDetokenizer(NamedTuple):
     ) -> Tensor:
         """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1]."""
         codes = self.ar_dtok.sample(
-            condition,
+            condition.to(self.ar_dtok.abs_pe.dtype),
             guidance=guidance,
             temperature=temperature,
             top_k=top_k,
@@ -99,8 +102,8 @@ class DifDetokenizer:
     negative: Tensor
 
     @classmethod
-    def load(cls, folder: Path) -> DifDetokenizer:
-        """Load a published folder, strictly and in float32.
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> DifDetokenizer:
+        """Load a published folder, strictly; `dtype` is the transformer's, the VAE has float32.
 
         Only transformer, VAE, scheduler and negative embeddings are read, each as the class that is
         known here: what else the folder holds or names is neither loaded nor run.
@@ -115,8 +118,8 @@ class DifDetokenizer:
         pipeline = SanaPipeline(
             tokenizer=None,
             text_encoder=None,
-            vae=_strict(AutoencoderDC, folder / "vae"),
-            transformer=_strict(SanaTransformer2DModel, folder / "transformer"),
+            vae=_strict(AutoencoderDC, folder / "vae", torch.float32),
+            transformer=_strict(SanaTransformer2DModel, folder / "transformer", dtype),
             scheduler=_scheduler(folder / "scheduler"),
         )
         pipeline.set_progress_bar_config(disable=True)
@@ -188,12 +191,12 @@ def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return filled, mask
 
 
-def _strict(cls: Any, folder: Path) -> Any:
-    """A diffusers model from its folder, float32; UserError names every key that does not fit."""
+def _strict(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model from its folder; UserError names every key that does not fit."""
     try:
         model, told = cls.from_pretrained(
             folder,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

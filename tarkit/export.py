@@ -9,26 +9,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tarkit.checkpoints import LoadedMllm, load_mllm
+from tarkit.checkpoints import LoadedMllm, load_mllm, precision_of
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.places import find
 from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
 
-PRECISIONS = ("float32", "bfloat16", "float16")
-
 
 def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     """Write `model`'s language model to `out`; UserError where something is there already."""
-    import torch
-
-    if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r} is unknown", hint=f"one of {PRECISIONS}")
+    dtype = precision_of(precision)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty", hint="give another --out")
-    loaded = load_mllm(find(model).mllm)
+    loaded = load_mllm(find(model, dtok=None).mllm, dtype)
     vocabulary = loaded.vocabulary
-    network = loaded.model.to(getattr(torch, precision))
+    network = loaded.model
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise UserError(
             f"{model} has weights beyond {precision}'s range", hint="--precision float32"

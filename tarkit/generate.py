@@ -1,8 +1,9 @@
 """`tarkit generate`: pictures of one prompt, or of every prompt of a file.
 
-A picture's seed is `seed + 1000 * prompt row + sample`, and it is written into the PNG beside the
-prompt, the model and the sampling: what was drawn can be drawn again. A file's pictures are
-`DIR/00000/0000.png` (prompt row, sample); the same command again draws the missing ones.
+A picture's seed is `seed + 1000 * prompt row + sample`; with the prompt, the model and the whole of
+the sampling it is written into the PNG and into a jsonl beside the pictures: what was drawn can be
+drawn again. A file's pictures are `DIR/00000/0000.png` (prompt row, sample); the same command again
+draws the missing ones.
 """
 
 from __future__ import annotations
@@ -66,16 +67,18 @@ def run(
     device: str = "cpu",
     size_px: int | None = None,
     dtok: DtokName = "ar",
+    precision: str = "float32",
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
-    `images` stand at the prompt's `<image>` marks in order. Raises UserError.
+    How each was drawn also stands in the jsonl of `out`'s name, a line a picture. `images` stand
+    at the prompt's `<image>` marks in order. Raises UserError.
     """
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
     given = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
-    how = _How.of(tar, model, scale, sampling)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    how = _How.of(tar, model, scale, sampling, precision)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for start in range(0, n, BATCH_SIZE):
@@ -83,6 +86,8 @@ def run(
         drawn = _draw(tar, batch, how, given)
         for sample, picture in zip(batch, drawn, strict=True):
             write_whole(files[sample.number], png_bytes(picture, how.text(sample)))
+    records = [how.record(sample, files[sample.number].name) for sample in samples]
+    _write_jsonl(out.with_suffix(".jsonl"), records)
     return files
 
 
@@ -99,6 +104,7 @@ def run_file(
     device: str = "cpu",
     size_px: int | None = None,
     dtok: DtokName = "ar",
+    precision: str = "float32",
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -107,8 +113,8 @@ def run_file(
     """
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
-    how = _How.of(tar, model, scale, sampling)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    how = _How.of(tar, model, scale, sampling, precision)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(
@@ -124,8 +130,7 @@ def run_file(
                 if sample in missing:
                     write_whole(out / sample.file, png_bytes(picture, how.text(sample)))
             progress.advance(len(batch))
-    lines = [json.dumps(how.record(sample), ensure_ascii=False) for sample in samples]
-    write_whole(out / "samples.jsonl", ("\n".join(lines) + "\n").encode())
+    _write_jsonl(out / "samples.jsonl", [how.record(sample, sample.file) for sample in samples])
     write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
     return Generated(out, len(samples))
 
@@ -136,6 +141,7 @@ class _How:
 
     model: str
     model_sha256: str
+    precision: str
     scale: Scale
     sampling: Sampling
 
@@ -146,20 +152,22 @@ class _How:
         model: str,
         scale: int | None,
         changes: Mapping[str, float | int] | None,
+        precision: str,
     ) -> _How:
         chosen = Scale(scale) if scale is not None else tar.default_scale
-        return cls(model, _fingerprint(tar), chosen, tar.sampling.changed(changes))
+        return cls(model, _fingerprint(tar), precision, chosen, tar.sampling.changed(changes))
 
     def settings(self) -> dict[str, Any]:
         return {
             "model_sha256": self.model_sha256,
+            "precision": self.precision,
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
         }
 
-    def record(self, sample: Sample) -> dict[str, Any]:
-        """One line of samples.jsonl."""
-        about = {"file": sample.file, "prompt_row": sample.row, "sample": sample.number}
+    def record(self, sample: Sample, file: str) -> dict[str, Any]:
+        """One line of the jsonl beside the pictures."""
+        about = {"file": file, "prompt_row": sample.row, "sample": sample.number}
         return {**about, "prompt": sample.prompt, "seed": sample.seed, **self.settings()}
 
     def text(self, sample: Sample) -> dict[str, str]:
@@ -168,6 +176,7 @@ class _How:
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,
+            "precision": self.precision,
             "seed": str(sample.seed),
             "scale": str(int(self.scale)),
             "sampling": json.dumps(self.sampling.model_dump(mode="json")),
@@ -218,6 +227,11 @@ def _checked(prompt: str, num_images: int, place: str) -> str:
     if not prompt.strip():
         raise UserError(f"{place} is empty")
     return prompt
+
+
+def _write_jsonl(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_whole(file, "".join(lines).encode())
 
 
 def _numbered(out: Path, number: int) -> Path:

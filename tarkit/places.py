@@ -57,7 +57,7 @@ LM_FILES = ("*.json", "*.safetensors", "README.md")
 class Places:
     """The folder or file of each part; `folder` is that of an assembled model.
 
-    What draws is AR-DTok and its image VQ, or Dif-DTok: the other is None.
+    What draws is AR-DTok and its image VQ, or Dif-DTok, or nothing: the others are None.
     """
 
     mllm: Path
@@ -74,13 +74,13 @@ class Places:
         return {name: path for name, path in named.items() if path and name != "folder"}
 
 
-def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName = "ar") -> Places:
+def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName | None = "ar") -> Places:
     """The parts of an embedded model, a folder, a known name or a hub id.
 
     A folder is an assembled model, or a published language model, beside which TA-Tok, AR-DTok and
     image VQ may lie under their published names; what does not lie there is looked for in the
     hub's cache. `size_px` chooses the published de-tokenizer; by default it is the smallest that
-    is here. UserError names every file that is missing, and how to get it.
+    is here; `dtok=None` wants none. UserError names every file that is missing, and how to get it.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if folder.is_dir():
@@ -108,31 +108,40 @@ def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName = "ar"
     return _published(str(model), Remote(repo), size_px, dtok)
 
 
-def _assembled(folder: Path, dtok: DtokName) -> Places:
-    drawing = ("ar_dtok", "vqvae") if dtok == "ar" else ("dif_dtok",)
+DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
+    "ar": ("ar_dtok", "vqvae"),
+    "dif": ("dif_dtok",),
+    None: (),
+}
+
+
+def _assembled(folder: Path, dtok: DtokName | None) -> Places:
     if dtok == "dif" and not (folder / "dif_dtok").is_dir():
         raise UserError(
             f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",
             hint="leave --dtok out: its AR-DTok draws",
         )
-    return Places(**{part: folder / part for part in ("mllm", "ta_tok", *drawing)}, folder=folder)
+    parts = ("mllm", "ta_tok", *DRAWING[dtok])
+    return Places(**{part: folder / part for part in parts}, folder=folder)
 
 
-def _published(name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokName) -> Places:
-    sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
-    if size_px is None:
-        here = (px for px, place in sizes.items() if _beside(mllm, place) or cached(place))
-        size_px = next(here, min(sizes))
-    if size_px not in sizes:
-        raise UserError(
-            f"no published {'AR' if dtok == 'ar' else 'Dif'}-DTok draws {size_px} px",
-            hint=f"--size {', '.join(map(str, sizes))}",
-        )
+def _published(
+    name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokName | None
+) -> Places:
     wanted: dict[str, Path | Remote] = {"mllm": mllm, "ta_tok": TA_TOK}
-    if dtok == "ar":
-        wanted |= {"ar_dtok": AR_DTOK[size_px], "vqvae": VQVAE}
-    else:
-        wanted["dif_dtok"] = DIF_DTOK[size_px]
+    options = ""
+    if dtok is not None:
+        sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
+        if size_px is None:
+            here = (px for px, place in sizes.items() if _beside(mllm, place) or cached(place))
+            size_px = next(here, min(sizes))
+        if size_px not in sizes:
+            raise UserError(
+                f"no published {'AR' if dtok == 'ar' else 'Dif'}-DTok draws {size_px} px",
+                hint=f"--size {', '.join(map(str, sizes))}",
+            )
+        wanted |= dict(zip(DRAWING[dtok], (sizes[size_px], VQVAE), strict=False))
+        options = f" --size {size_px}" + (" --dtok dif" if dtok == "dif" else "")
     found: dict[str, Path] = {}
     missing = []
     for part, place in wanted.items():
@@ -152,8 +161,7 @@ def _published(name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokNa
         raise UserError(
             f"{name} is not complete on this machine; missing: {'; '.join(missing)} "
             f"(looked for in {cache_dir()})",
-            hint=f"tarkit models fetch {name} --size {size_px}"
-            f"{' --dtok dif' if dtok == 'dif' else ''}{beside}",
+            hint=f"tarkit models fetch {name}{options}{beside}",
         )
     if "dif_dtok" in found:
         found["dif_dtok"] = found["dif_dtok"].parent

@@ -42,6 +42,7 @@ def run(
     device: str = "cpu",
     size_px: int | None = None,
     dtok: DtokName = "ar",
+    precision: str = "float32",
     sampling: Mapping[str, float | int] | None = None,
 ) -> Reconstructed:
     """Write a sheet with a row a picture: the original, then each scale, full first.
@@ -65,7 +66,7 @@ def run(
     if not named:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok)
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
     how = tar.sampling.changed(sampling)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []

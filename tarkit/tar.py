@@ -26,6 +26,7 @@ from tarkit.checkpoints import (
     LoadedTaTok,
     load_mllm,
     load_ta_tok,
+    precision_of,
     read_config,
 )
 from tarkit.config import Config
@@ -76,11 +77,14 @@ ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR
 
 @dataclass(frozen=True)
 class Tar:
-    """Language model, TA-Tok and one of the two de-tokenizers, ready to use on one device."""
+    """Language model, TA-Tok and one of the two de-tokenizers, ready to use on one device.
+
+    What only reads pictures needs no de-tokenizer: `dtok` may be None.
+    """
 
     mllm: LoadedMllm
     ta_tok: LoadedTaTok
-    dtok: ArDetokenizer | DifDetokenizer
+    dtok: ArDetokenizer | DifDetokenizer | None
     sampling: Sampling
     default_scale: Scale
     places: Places
@@ -94,33 +98,36 @@ class Tar:
         *,
         device: str = "cpu",
         size_px: int | None = None,
-        dtok: DtokName = "ar",
+        dtok: DtokName | None = "ar",
+        precision: str = "float32",
     ) -> Tar:
         """Load a model, strictly; UserError says what is missing or does not fit.
 
         `model` is an embedded model, an assembled or published folder, a known name or a hub id
-        (`tarkit.places.find`); `dtok` says which de-tokenizer draws, `size_px` the side of what a
-        published one does.
+        (`tarkit.places.find`); `dtok` says which de-tokenizer draws (None loads none),
+        `size_px` the side of what a published one does. `precision` (float32, bfloat16 or float16)
+        is what language model and de-tokenizer are kept and computed in; TA-Tok, whose codes are an
+        argmax, and what turns latents into pixels have float32.
         """
+        dtype = precision_of(precision)
         places = find(model, size_px=size_px, dtok=dtok)
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else _defaults(assembled)
-        mllm = load_mllm(places.mllm)
+        mllm = load_mllm(places.mllm, dtype)
         ta_tok = load_ta_tok(places.ta_tok)
         if assembled:
             _check_trained_on(places.mllm, ta_tok)
+        drawing: ArDetokenizer | DifDetokenizer | None = None
         if places.ar_dtok and places.vqvae:
             if assembled:
                 _check_trained_on(places.ar_dtok, ta_tok)
-            drawing: ArDetokenizer | DifDetokenizer = ArDetokenizer.load(
-                places.ar_dtok, places.vqvae
-            )
-        else:
-            assert places.dif_dtok, "find gives one of the two"
-            drawing = DifDetokenizer.load(places.dif_dtok)
+            drawing = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
+        elif places.dif_dtok:
+            drawing = DifDetokenizer.load(places.dif_dtok, dtype)
         _check_sizes(places, mllm, ta_tok, drawing)
         for module in (mllm.model, ta_tok.model, drawing):
-            module.to(device)
+            if module is not None:
+                module.to(device)
         return cls(
             mllm=mllm,
             ta_tok=ta_tok,
@@ -229,6 +236,8 @@ class Tar:
                 top_p=sampling.dtok_top_p,
                 generators=generators,
             )
+        elif self.dtok is None:
+            raise UserError("this model was loaded without a de-tokenizer, and cannot draw")
         else:
             pixels = self.dtok.draw(
                 condition,
@@ -362,14 +371,14 @@ def _check_sizes(
     places: Places,
     mllm: LoadedMllm,
     ta_tok: LoadedTaTok,
-    dtok: ArDetokenizer | DifDetokenizer,
+    dtok: ArDetokenizer | DifDetokenizer | None,
 ) -> None:
     """Published files do not say what they were trained on; their sizes must fit at least."""
     visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
     drawing = places.ar_dtok or places.dif_dtok
     fits = [
         (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
-        (drawing, "condition_width", dtok.condition_width, width),
+        (drawing, "condition_width", dtok and dtok.condition_width, width),
     ]
     for path, name, found, needed in fits:
         if found is not None and found != needed:

@@ -53,7 +53,7 @@ class GreyTar:
 @pytest.fixture
 def tar(monkeypatch: pytest.MonkeyPatch) -> GreyTar:
     fake = GreyTar()
-    loaded = SimpleNamespace(load=lambda name, device, size_px, dtok: fake)
+    loaded = SimpleNamespace(load=lambda name, **how: fake)
     monkeypatch.setattr(generate, "Tar", loaded)
     return fake
 
@@ -90,6 +90,13 @@ def test_several_samples_are_numbered_and_have_seeds_of_their_own(
     paths = generate.run("a ring", out=tmp_path / "ring.png", n=3, seed=20)
     assert [path.name for path in paths] == ["ring-0000.png", "ring-0001.png", "ring-0002.png"]
     assert [pixel(path)[0] for path in paths] == [20, 21, 22]
+    lines = [json.loads(line) for line in (tmp_path / "ring.jsonl").read_text().splitlines()]
+    assert [(line["file"], line["seed"]) for line in lines] == [
+        ("ring-0000.png", 20),
+        ("ring-0001.png", 21),
+        ("ring-0002.png", 22),
+    ]
+    assert lines[0]["sampling"] == Sampling().model_dump() and lines[0]["scale"] == 2
 
 
 def test_pictures_stand_at_the_marks_in_order(tar: GreyTar, tmp_path: Path) -> None:
@@ -146,6 +153,7 @@ def test_a_file_of_prompts_makes_a_folder_a_prompt(tar: GreyTar, tmp_path: Path)
         "prompt": "a heart",
         "seed": 1006,
         "model_sha256": MODEL_SHA256,
+        "precision": "float32",
         "scale": 2,
         "sampling": Sampling().model_dump(),
     }

@@ -258,6 +258,43 @@ def test_a_config_that_is_not_ours_and_a_missing_part_are_refused(
     assert "tarkit models" in refused(tmp_path / "gone", "neither a folder nor one of mini")
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_kept_in_memory_where_codes_do_not_come_from(
+    folder: Path, tar: Tar, precision: str
+) -> None:
+    halved = Tar.load(folder, precision=precision)
+    assert isinstance(halved.dtok, ArDetokenizer)
+    kept = getattr(torch, precision)
+    for module, dtype in (
+        (halved.mllm.model, kept),
+        (halved.dtok.ar_dtok, kept),
+        (halved.ta_tok.model, torch.float32),
+        (halved.dtok.vqvae, torch.float32),
+    ):
+        assert {p.dtype for p in module.parameters()} == {dtype}
+    assert halved.sha256 == tar.sha256 and halved.identities() == tar.identities()
+    picture = halved.imagine("a red ring", seed=4)
+    assert picture.size == tar.imagine("a red ring", seed=4).size
+    assert pixels([halved.imagine("a red ring", seed=4)]) == pixels([picture])
+    assert isinstance(halved.describe(picture, max_tokens=3), str)
+    assert 0 <= halved.yes_probability([picture], ["is it red?"])[0] <= 1
+    with pytest.raises(UserError, match="precision 'int4' is unknown"):
+        Tar.load(folder, precision="int4")
+
+
+def test_reading_needs_no_detokenizer(folder: Path, tar: Tar, tmp_path: Path) -> None:
+    path = copy(folder, tmp_path)
+    shutil.rmtree(path / "ar_dtok")
+    shutil.rmtree(path / "vqvae")
+    reader = Tar.load(path, dtok=None)
+    picture = noise(3)
+    assert reader.describe(picture, max_tokens=4) == tar.describe(picture, max_tokens=4)
+    assert len(reader.identities()) == 2
+    with pytest.raises(UserError, match="without a de-tokenizer"):
+        reader.imagine("a ring")
+    refused(path, "ar_dtok is no model directory")
+
+
 def test_a_model_is_known_by_its_parts(folder: Path, tmp_path: Path) -> None:
     tar = Tar.load(folder)
     known = [
