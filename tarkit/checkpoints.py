@@ -317,7 +317,7 @@ class LoadedTaTok:
         "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
         antialiasing) with earlier ones. Raises ValueError for pixels that are none.
         """
-        pixels = self._sized(images, resize)
+        pixels = self.sized(images, resize)
         return self.encode_scales(pixels, [Scale(scale)])[Scale(scale)]
 
     def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
@@ -327,7 +327,8 @@ class LoadedTaTok:
         """
         return self.model.encode(images * 2 - 1, scales)
 
-    def _sized(self, images: Tensor, resize: Resize) -> Tensor:
+    def sized(self, images: Tensor, resize: Resize) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), the whole of each."""
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"

@@ -3,8 +3,9 @@
 Source: paper Sec. 3.1 (scale-adaptive pooling comes after the encoder, so one pass serves all
 scales). A row in, a row out, in the shard of the same number: a picture that cannot be read is a
 failed row, and words travel with the codes. Codes are those of a float32 tokenizer on pictures
-squashed to its input size; every batch has the same shape, a short one being filled up with blank
-pictures whose codes are dropped, so that a picture's codes do not depend on its neighbours.
+squashed to its input size, by default as the published language model was trained; every batch has
+the same shape, a short one being filled up with blank pictures whose codes are dropped, so that a
+picture's codes do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -23,16 +24,15 @@ from pydantic import Field
 
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
-from tarkit.checkpoints import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints import LoadedTaTok, Resize, load_ta_tok
 from tarkit.config import Config, load_config
-from tarkit.images import ImageError, ResizeMode, decode, resize, to_uint8
+from tarkit.images import ImageError, decode, to_uint8
+from tarkit.images import resize as resize_picture
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
 from tarkit.schemas import ABOUT_PICTURE, TEXTS
 from tarkit.vocab import Scale
 
-RESIZE_MODE: ResizeMode = "squash"
-RESIZE = "squash, bicubic"
 DTYPE = "float32"
 NUM_READERS = 4
 READ_AHEAD = 256
@@ -40,9 +40,12 @@ CARRIED = [field[0] for field in (*ABOUT_PICTURE, *TEXTS)]
 
 
 class EncodeConfig(Config):
-    """What is stored: any subset of the scales, all of them by default."""
+    """What is stored, and from which pixels."""
 
     scales: tuple[Scale, ...] = tuple(Scale)
+    """Any subset; all of them by default."""
+    resize: Resize = "pil-bicubic"
+    """One of the three published ways, which give other codes (`LoadedTaTok.encode`)."""
     batch_size: int = Field(default=32, ge=1)
 
 
@@ -77,7 +80,7 @@ def run(
             "tokenizer_sha256": ta_tok.sha256,
             "codebook_size": ta_tok.num_codes,
             "sides": {str(int(scale)): scale.side(ta_tok.grid) for scale in scales},
-            "resize": f"{RESIZE}, {ta_tok.size_px} px",
+            "resize": f"{settings.resize}, {ta_tok.size_px} px",
             "dtype": DTYPE,
         },
         shards=list(rows_of),
@@ -96,7 +99,7 @@ def run(
                 old=old,
                 ta_tok=ta_tok,
                 scales=scales,
-                batch_size=settings.batch_size,
+                settings=settings,
                 device=device,
                 progress=progress,
             )
@@ -118,7 +121,7 @@ def _shard(
     old: pa.Table | None,
     ta_tok: LoadedTaTok,
     scales: Sequence[Scale],
-    batch_size: int,
+    settings: EncodeConfig,
     device: str,
     progress: Progress,
 ) -> pa.Table:
@@ -134,18 +137,18 @@ def _shard(
         if row not in done
     )
     batch: list[tuple[int, np.ndarray]] = []
-    for row, pixels in _read_ahead(todo, ta_tok.size_px):
+    for row, pixels in _read_ahead(todo, ta_tok, settings.resize):
         if isinstance(pixels, str):
             errors[row] = pixels
             progress.advance(1, failed=1)
         else:
             batch.append((row, pixels))
-        if len(batch) == batch_size:
-            _encode_batch(batch, batch_size, ta_tok, codes, device)
+        if len(batch) == settings.batch_size:
+            _encode_batch(batch, settings.batch_size, ta_tok, codes, device)
             progress.advance(len(batch))
             batch = []
     if batch:
-        _encode_batch(batch, batch_size, ta_tok, codes, device)
+        _encode_batch(batch, settings.batch_size, ta_tok, codes, device)
         progress.advance(len(batch))
     return _table(index, codes, errors)
 
@@ -158,10 +161,12 @@ def _encode_batch(
     device: str,
 ) -> None:
     """Fill in the rows of `batch`, which is encoded as one of exactly `batch_size` pictures."""
-    pixels = np.zeros((batch_size, *batch[0][1].shape), np.uint8)
+    pixels = np.zeros((batch_size, *batch[0][1].shape), batch[0][1].dtype)
     for place, (_, picture) in enumerate(batch):
         pixels[place] = picture
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
+    if pixels.dtype == np.uint8:
+        images = images / 255
     found = ta_tok.encode_scales(images, scales=list(codes))
     for scale, array in codes.items():
         numbers = found[scale].cpu().numpy()
@@ -170,13 +175,13 @@ def _encode_batch(
 
 
 def _read_ahead(
-    todo: Iterator[tuple[int, dict[str, Any], bytes | None]], size_px: int
+    todo: Iterator[tuple[int, dict[str, Any], bytes | None]], ta_tok: LoadedTaTok, way: Resize
 ) -> Iterator[tuple[int, np.ndarray | str]]:
     """(row, pixels or the reason why not) in order, decoded by threads while the encoder works."""
     waiting: collections.deque[tuple[int, Future[np.ndarray | str]]] = collections.deque()
     with ThreadPoolExecutor(NUM_READERS) as pool:
         for row, about, blob in todo:
-            waiting.append((row, pool.submit(_pixels, about, blob, size_px)))
+            waiting.append((row, pool.submit(_pixels, about, blob, ta_tok, way)))
             if len(waiting) >= READ_AHEAD:
                 ready, future = waiting.popleft()
                 yield ready, future.result()
@@ -184,13 +189,20 @@ def _read_ahead(
             yield ready, future.result()
 
 
-def _pixels(about: dict[str, Any], blob: bytes | None, size_px: int) -> np.ndarray | str:
+def _pixels(
+    about: dict[str, Any], blob: bytes | None, ta_tok: LoadedTaTok, way: Resize
+) -> np.ndarray | str:
+    """(S, S, 3): bytes as Pillow resizes them, float32 in [0, 1] by the other ways."""
     if blob is None:
         return f"its images row failed: {about['error']}"
     try:
-        return to_uint8(resize(decode(blob), size_px, RESIZE_MODE))
+        picture = decode(blob)
     except ImageError as error:
         return str(error)
+    if way == "pil-bicubic":
+        return to_uint8(resize_picture(picture, ta_tok.size_px, "squash"))
+    whole = torch.from_numpy(to_uint8(picture)).permute(2, 0, 1)[None].float() / 255
+    return ta_tok.sized(whole, way)[0].permute(1, 2, 0).numpy()
 
 
 def _keep(old: pa.Table | None, codes: dict[Scale, np.ndarray]) -> set[int]:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tarkit import artifacts, encode
 from tarkit.artifacts import Artifact
+from tarkit.checkpoints import Resize, load_ta_tok
 from tarkit.errors import UserError
-from tarkit.images import png_bytes
+from tarkit.images import decode, png_bytes, to_uint8
 from tarkit.vocab import Scale
+from tests import parts
 
 ROWS = 6
 FAILED_ROW, TORN_ROW = 2, 4
@@ -124,7 +126,7 @@ def test_what_decides_the_codes_is_in_the_manifest(
     assert settings["tokenizer_sha256"] == "c0de"
     assert settings["codebook_size"] == 256
     assert settings["sides"] == {"2": 2, "3": 1}
-    assert settings["resize"] == "squash, bicubic, 8 px"
+    assert settings["resize"] == "pil-bicubic, 8 px"
     assert settings["dtype"] == "float32"
 
 
@@ -241,3 +243,17 @@ def test_a_missing_shard_is_named(pictures: Artifact, tokenizer: GreyTokenizer) 
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)"):
         run(pictures)
     assert run(pictures, limit=ROWS).rows("00000"), "a limit that does not reach it does not mind"
+
+
+@pytest.mark.parametrize("way", ["pil-bicubic", "bilinear", "bilinear-noaa"])
+def test_pictures_are_resized_as_asked(tmp_path: Path, way: Resize) -> None:
+    source = parts.write_pictures(tmp_path / "pictures", [["train", "train"]], size_px=20)
+    tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
+    done = encode.run(
+        source.path, tokenizer=tokenizer, out=tmp_path / "tokens", overrides=[f"resize={way}"]
+    )
+    pixels = [to_uint8(decode(blob or b"")) for _, blob in source.read_images("00000")]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    expected = load_ta_tok(tokenizer).encode(images, scale=1, resize=way)
+    assert done.read("00000")["codes_1"].to_pylist() == expected.tolist()
+    assert done.settings["resize"] == f"{way}, 16 px"

@@ -122,7 +122,7 @@ def test_the_three_published_resizes(
     name: str,
 ) -> None:
     images = inputs["big_uint8"].float() / 255
-    sized = ta_tok._sized(images, resize) * 2 - 1
+    sized = ta_tok.sized(images, resize) * 2 - 1
     # Pillow's bicubic differs by a level (of 255) between its versions.
     level: dict[str, Any] = {"atol": 2.01 / 255, "rtol": 0.0} if name == "pil_bicubic" else FLOATS
     assert_close(sized[:, :, 40:72, 40:72], golden[f"resize.{name}.pixels_crop"], **level)
