@@ -108,7 +108,13 @@ class DifDetokenizer:
         Only transformer, VAE, scheduler and negative embeddings are read, each as the class that is
         known here: what else the folder holds or names is neither loaded nor run.
         """
-        from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+        try:
+            from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+        except ImportError as error:
+            raise UserError(
+                f"the diffusion de-tokenizer needs diffusers: {error}",
+                hint="pip install 'tarkit[dif]'",
+            ) from None
 
         absent = [name for name in (*SANA_PARTS, NEGATIVE) if not (folder / name).exists()]
         if absent:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,15 @@ def test_an_unknown_scheduler_and_strange_negatives_are_refused(folder: Path) ->
         refused(folder, NEGATIVE)
     torch.save(torch.zeros(1).expand(10**6, WIDTH), folder / NEGATIVE)
     refused(folder, "claims more bytes")
+
+
+def test_without_diffusers_the_error_names_the_extra(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match="needs diffusers") as error:
+        DifDetokenizer.load(folder)
+    assert "tarkit[dif]" in (error.value.hint or "")
 
 
 class Runs:
