@@ -94,8 +94,14 @@ Limit = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the path or text.")]
 Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="An images artifact.")]
-Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="A trained TA-Tok.")]
-Vqvae = Annotated[Path, typer.Option("--vqvae", metavar="DIR", help="A trained image VQ.")]
+Tokenizer = Annotated[
+    Path,
+    typer.Option("--tokenizer", metavar="DIR|NAME", help="A trained TA-Tok, or that of a model."),
+]
+Vqvae = Annotated[
+    Path,
+    typer.Option("--vqvae", metavar="DIR|NAME", help="A trained image VQ, or that of a model."),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -297,8 +303,8 @@ def train_ar_dtok(
     path = ar_dtok.run(
         config,
         images=images,
-        tokenizer=tokenizer,
-        vqvae=vqvae,
+        tokenizer=_part(tokenizer, "ta_tok"),
+        vqvae=_part(vqvae, "vqvae"),
         out=out,
         overrides=overrides or (),
     )
@@ -342,9 +348,9 @@ def train_mllm(
     path = mllm.run(
         config,
         chats=chats,
-        tokenizer=tokenizer,
+        tokenizer=_part(tokenizer, "ta_tok") if tokenizer else None,
         lm=lm,
-        dtok=(ar_dtok, vqvae) if ar_dtok and vqvae else None,
+        dtok=(_part(ar_dtok, "ar_dtok"), _part(vqvae, "vqvae")) if ar_dtok and vqvae else None,
         out=out,
         overrides=overrides or (),
     )
@@ -492,7 +498,7 @@ def encode(
         return _previewed(verb.preview(images, out=out, limit=limit), as_json)
     artifact = verb.run(
         images,
-        tokenizer=tokenizer,
+        tokenizer=_part(tokenizer, "ta_tok"),
         out=out,
         config=config,
         overrides=overrides or (),
@@ -778,6 +784,12 @@ def _dtok(name: str, steps: int | None = None) -> "DtokName":
     if steps is not None:
         raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
     return "ar"
+
+
+def _part(named: Path, part: str) -> Path:
+    from tarkit.places import find_part
+
+    return find_part(named, part)
 
 
 def _device(name: str) -> str:

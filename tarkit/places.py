@@ -168,6 +168,37 @@ def _published(
     return Places(**found)
 
 
+PUBLISHED: Mapping[str, tuple[Remote, ...]] = {
+    "ta_tok": (TA_TOK,),
+    "ar_dtok": tuple(AR_DTOK.values()),
+    "vqvae": (VQVAE,),
+}
+
+
+def find_part(named: Path, part: str) -> Path:
+    """One part alone (ta_tok, ar_dtok or vqvae): a path, or a model's name or its hub id.
+
+    A path that is not there is returned as it is, for its reader to say so; UserError where a name
+    stands for a file that is not in the hub's cache.
+    """
+    name = str(named)
+    if named.exists():
+        return named
+    if name in EMBEDDED:
+        return EMBEDDED[name] / part
+    places = PUBLISHED[part]
+    if name.lower() not in LANGUAGE_MODELS and name not in {place.repo for place in places}:
+        return named
+    here = next(filter(None, map(cached, places)), None)
+    if here is None:
+        raise UserError(
+            f"{name} has no {part} on this machine; missing: {places[0]} (looked for in "
+            f"{cache_dir()})",
+            hint="tarkit models fetch tar-1.5b",
+        )
+    return here
+
+
 def _beside(mllm: Path | Remote, place: Remote) -> Path | None:
     """A published file that lies in the language model's own folder, Dif-DTok's in one of its."""
     if not isinstance(mllm, Path):

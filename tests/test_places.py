@@ -12,9 +12,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from typer.testing import CliRunner
 
 from tarkit import Tar, places
+from tarkit.artifacts import open_artifact
 from tarkit.cli import app
 from tarkit.errors import UserError
-from tarkit.places import AR_DTOK, TA_TOK, VQVAE, Remote, find
+from tarkit.places import AR_DTOK, TA_TOK, VQVAE, Remote, find, find_part
+from tests import parts
 from tests.test_published_lm import publish
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -189,3 +191,29 @@ def test_fetch_asks_for_what_a_model_needs_and_says_what_failed(
         places.fetch("tar-7b", size_px=512)
     assert "csuhan/Tar-7B-v0.1" in (error.value.hint or "")
     assert "ar_dtok_lp_512px.pth" in (error.value.hint or "")
+
+
+def test_one_part_is_found_by_a_models_name_or_its_own(hub: Path, tmp_path: Path) -> None:
+    assert find_part(tmp_path, "ta_tok") == tmp_path
+    assert find_part(Path("mini"), "vqvae") == places.EMBEDDED["mini"] / "vqvae"
+    assert find_part(Path("gone/away"), "ta_tok") == Path("gone/away")
+    for part, name in (("ta_tok", TA_TOK.file), ("ar_dtok", AR_DTOK[256].file)):
+        with pytest.raises(UserError, match=name) as error:
+            find_part(Path("tar-1.5b"), part)
+        assert "tarkit models fetch" in (error.value.hint or "")
+    fill(hub)
+    for named in ("tar-7b", "csuhan/TA-Tok"):
+        assert find_part(Path(named), "ta_tok").name == TA_TOK.file
+        assert find_part(Path(named), "ar_dtok").name == AR_DTOK[256].file
+    assert find_part(Path("peizesun/llamagen_t2i"), "vqvae").name == VQVAE.file
+
+
+def test_pictures_are_encoded_with_a_named_models_tokenizer(hub: Path, tmp_path: Path) -> None:
+    fill(hub)
+    pictures = parts.write_pictures(tmp_path / "pictures", [["train", "train"]])
+    for name, codes in (("mini", 144), ("csuhan/TA-Tok", 81)):
+        out = tmp_path / name.split("/")[-1]
+        words = ["encode", str(pictures.path), "--tokenizer", name, "--out", str(out)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert len(open_artifact(out, "tokens").read("00000")["codes_1"][0]) == codes
