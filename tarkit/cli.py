@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from tarkit.errors import UserError
+from tarkit.places import DtokName
 
 if TYPE_CHECKING:
     from tarkit.artifacts import Artifact
-    from tarkit.places import DtokName
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 
@@ -118,10 +118,7 @@ SizePx = Annotated[
     ),
 ]
 Dtok = Annotated[
-    str,
-    typer.Option(
-        "--dtok", metavar="ar|dif", help="What turns codes into pixels: AR-DTok, or by diffusion."
-    ),
+    DtokName, typer.Option("--dtok", help="What turns codes into pixels: AR-DTok, or by diffusion.")
 ]
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps, with --dtok dif.")
@@ -434,7 +431,7 @@ def models_fetch(
     """Download what a published model lacks: language model, TA-Tok and one de-tokenizer."""
     from tarkit.places import fetch
 
-    found = fetch(model, size_px=size, dtok=_dtok(dtok))
+    found = fetch(model, size_px=size, dtok=dtok)
     paths = {part: str(path) for part, path in found.parts.items()}
     _print(paths, "\n".join(f"{part:<8} {path}" for part, path in paths.items()), as_json)
     return 0
@@ -554,6 +551,7 @@ def generate(
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
     if prompts is None and limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    _check_steps(dtok, steps)
     sampling = _given(
         temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, dif_steps=steps
     )
@@ -569,7 +567,7 @@ def generate(
             limit=limit,
             device=_device(device),
             size_px=size,
-            dtok=_dtok(dtok, steps),
+            dtok=dtok,
             precision=precision,
         )
         _print({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
@@ -585,7 +583,7 @@ def generate(
         sampling=sampling,
         device=_device(device),
         size_px=size,
-        dtok=_dtok(dtok, steps),
+        dtok=dtok,
         precision=precision,
     )
     _print({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
@@ -640,6 +638,7 @@ def reconstruct(
     """Turn pictures into codes and back, side by side with the originals, at every scale."""
     from tarkit import reconstruct as verb
 
+    _check_steps(dtok, steps)
     done = verb.run(
         images,
         out=out,
@@ -648,7 +647,7 @@ def reconstruct(
         limit=limit,
         device=_device(device),
         size_px=size,
-        dtok=_dtok(dtok, steps),
+        dtok=dtok,
         precision=precision,
         sampling=_given(guidance=guidance, dif_steps=steps),
     )
@@ -776,14 +775,9 @@ def _given(**values: float | int | None) -> dict[str, float | int]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _dtok(name: str, steps: int | None = None) -> "DtokName":
-    if name == "dif":
-        return "dif"
-    if name != "ar":
-        raise typer.BadParameter(f"--dtok {name}: expected ar or dif")
-    if steps is not None:
+def _check_steps(dtok: DtokName, steps: int | None) -> None:
+    if dtok == "ar" and steps is not None:
         raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
-    return "ar"
 
 
 def _part(named: Path, part: str) -> Path:

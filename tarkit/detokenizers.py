@@ -87,6 +87,7 @@ class ArDetokenizer(NamedTuple):
 # names and never uses.
 NEGATIVE = next(iter(DIF_DTOK.values())).file
 SANA_PARTS = ("transformer", "vae", "scheduler")
+MAX_SIZE_PX = 4096  # the largest SANA; a config.json could claim any size
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
 REFETCH = "tarkit models fetch tar-1.5b --dtok dif"
 
@@ -131,6 +132,7 @@ class DifDetokenizer:
         pipeline.set_progress_bar_config(disable=True)
         negative = read_tensor(folder / NEGATIVE).float()
         loaded = cls(pipeline, negative)
+        _check_sizes(pipeline, folder)
         if negative.dim() != 2 or negative.shape[1] != loaded.condition_width:
             raise UserError(
                 f"{folder / NEGATIVE} is {list(negative.shape)}, expected a length and the "
@@ -187,6 +189,28 @@ class DifDetokenizer:
         ).images.float()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Every file of a published folder that decides what is drawn."""
+    held = [path for part in SANA_PARTS for path in sorted((folder / part).iterdir())]
+    return [*held, folder / NEGATIVE]
+
+
+def _check_sizes(pipeline: SanaPipeline, folder: Path) -> None:
+    """UserError where the parts do not fit each other, or would draw what no SANA draws."""
+    latents, drawn = pipeline.vae.config.latent_channels, pipeline.transformer.config
+    if latents != drawn.in_channels:
+        raise UserError(
+            f"{folder}: the VAE has {latents} latent channels, the transformer {drawn.in_channels}",
+            hint=REFETCH,
+        )
+    side = drawn.sample_size * pipeline.vae_scale_factor
+    if not isinstance(side, int) or side % 32 or not 0 < side <= MAX_SIZE_PX:
+        raise UserError(
+            f"{folder} would draw {side} px: expected a multiple of 32 up to {MAX_SIZE_PX}",
+            hint=REFETCH,
+        )
+
+
 def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """(B, n, W) filled with zeros up to (B, length, W), and which of them are real."""
     batch, own, width = features.shape
@@ -234,4 +258,7 @@ def _scheduler(folder: Path) -> Any:
             f"{folder} names the scheduler {named!r}, expected {' or '.join(SCHEDULERS)}",
             hint=REFETCH,
         )
-    return getattr(diffusers, named).from_pretrained(folder, local_files_only=True)
+    try:
+        return getattr(diffusers, named).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above: a value that its constructor does not take
+        raise UserError(f"{folder} makes no {named}: {error}", hint=REFETCH) from None

@@ -71,8 +71,8 @@ def run(
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
-    How each was drawn also stands in the jsonl of `out`'s name, a line a picture. `images` stand
-    at the prompt's `<image>` marks in order. Raises UserError.
+    How each was drawn also stands in `out` + ".jsonl", a line a picture. `images` stand at the
+    prompt's `<image>` marks in order. Raises UserError.
     """
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
@@ -87,7 +87,7 @@ def run(
         for sample, picture in zip(batch, drawn, strict=True):
             write_whole(files[sample.number], png_bytes(picture, how.text(sample)))
     records = [how.record(sample, files[sample.number].name) for sample in samples]
-    _write_jsonl(out.with_suffix(".jsonl"), records)
+    _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
 
 

@@ -30,7 +30,7 @@ from tarkit.checkpoints import (
     read_config,
 )
 from tarkit.config import Config
-from tarkit.detokenizers import ArDetokenizer, DifDetokenizer
+from tarkit.detokenizers import ArDetokenizer, DifDetokenizer, weight_files
 from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.manifests import file_sha256
@@ -140,7 +140,7 @@ class Tar:
 
     def identities(self) -> list[str]:
         """What each part is known by: its training's sha256, or that of its published files."""
-        return [_identity(path) for path in self.places.parts.values()]
+        return [_identity(part, path) for part, path in self.places.parts.items()]
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of every weights file, by part."""
@@ -388,12 +388,17 @@ def _check_sizes(
             )
 
 
-def _identity(path: Path) -> str:
+def _identity(part: str, path: Path) -> str:
     known_by = read_config(path).get("sha256") if (path / CONFIG).exists() else None
-    return str(known_by or "+".join(_digests("", path).values()))
+    return str(known_by or "+".join(_digests(part, path).values()))
 
 
 def _digests(part: str, path: Path) -> dict[str, str]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    base = path.parent if path.is_file() else path
+    base = path
+    if path.is_file():
+        base, files = path.parent, [path]
+    elif part == "dif_dtok":
+        files = weight_files(path)
+    else:
+        files = sorted(path.glob("*.safetensors"))
     return {f"{part}/{file.relative_to(base)}": file_sha256(file) for file in files}

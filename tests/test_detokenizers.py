@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,11 @@ WIDTH = 24  # of the features of the small published TA-Tok, which is conditione
 SIDE = 32
 
 
-def publish(folder: Path, *, length: int = 81, width: int = WIDTH) -> Path:
+def publish(folder: Path, *, length: int = 81, width: int = WIDTH, latents: int = 4) -> Path:
     """A folder as the publisher writes it, and a pipeline description that nothing reads."""
     torch.manual_seed(0)
     transformer = diffusers.SanaTransformer2DModel(
-        **{"patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 1},
+        **{"patch_size": 1, "in_channels": latents, "out_channels": latents, "num_layers": 1},
         **{"num_attention_heads": 2, "attention_head_dim": 4, "sample_size": SIDE // 2},
         **{"num_cross_attention_heads": 2, "cross_attention_head_dim": 4},
         **{"cross_attention_dim": 8, "caption_channels": WIDTH},
@@ -45,7 +46,7 @@ def publish(folder: Path, *, length: int = 81, width: int = WIDTH) -> Path:
             parameter.mul_(3.0)
     blocks = ("ResBlock", "EfficientViTBlock")
     vae = diffusers.AutoencoderDC(
-        **{"in_channels": 3, "latent_channels": 4, "attention_head_dim": 2},
+        **{"in_channels": 3, "latent_channels": latents, "attention_head_dim": 2},
         **{"encoder_block_types": blocks, "decoder_block_types": blocks},
         **{"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)},
         **{"encoder_qkv_multiscales": ((), (5,)), "decoder_qkv_multiscales": ((), (5,))},
@@ -105,13 +106,12 @@ def test_what_is_filled_up_changes_nothing(tmp_path: Path) -> None:
     # Without guidance the negative embeddings are not asked, only filled up to.
     unguided = [draw(dtok, condition, 1, guidance=1.0) for dtok in (long, short)]
     assert_close(unguided[0], unguided[1], atol=1e-5, rtol=0)
-    # The longer condition fills the negative up; what stands behind the fill is not read.
+    # Equal lengths are what the published program can do; there, whatever stands behind a mask is
+    # not read. Without the mask it would be.
     dtok = DifDetokenizer(long.pipeline, short.negative)
-    rows = torch.cat([features(1, 4), torch.zeros(1, 5, WIDTH)], dim=1)
-    spoilt = DifDetokenizer(long.pipeline, torch.cat([short.negative, torch.ones(5, WIDTH)]))
-    assert (draw(dtok, rows, 1) - draw(spoilt, rows, 1)).abs().max() > 1e-4
-    # Equal lengths are what the published program can do: filling only one of them is the same.
     same = draw(dtok, condition, 1)
+    unmasked = DifDetokenizer(long.pipeline, torch.cat([short.negative, torch.ones(3, WIDTH)]))
+    assert (draw(unmasked, condition, 1) - same).abs().max() > 1e-4
     padded = long.pipeline(
         prompt_embeds=torch.cat([condition, torch.full((1, 3, WIDTH), 9.0)], dim=1),
         prompt_attention_mask=torch.tensor([[1] * 4 + [0] * 3]),
@@ -124,6 +124,14 @@ def test_what_is_filled_up_changes_nothing(tmp_path: Path) -> None:
         output_type="pt",
     ).images
     assert_close(same, padded, atol=1e-5, rtol=0)
+
+
+def test_the_transformer_alone_may_be_kept_in_half_precision(folder: Path) -> None:
+    halved = DifDetokenizer.load(folder, torch.bfloat16)
+    assert {p.dtype for p in halved.pipeline.transformer.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in halved.pipeline.vae.parameters()} == {torch.float32}
+    drawn = draw(halved, features(1, 4), 1)
+    assert drawn.dtype == torch.float32 and bool(drawn.isfinite().all())
 
 
 def test_weights_are_read_in_float32_and_the_pipelines_description_is_not_read(
@@ -160,7 +168,8 @@ def test_a_folder_that_lacks_a_part_or_a_key_is_refused(folder: Path) -> None:
 def test_an_unknown_scheduler_and_strange_negatives_are_refused(folder: Path) -> None:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     sound = scheduler.read_text()
-    for spoilt in ('{"_class_name": "AutoPipeline"}', "{", "[]"):
+    values = '{"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": "many"}'
+    for spoilt in ('{"_class_name": "AutoPipeline"}', "{", "[]", values):
         scheduler.write_text(spoilt)
         refused(folder, "scheduler")
     scheduler.write_text(sound)
@@ -178,6 +187,19 @@ def test_without_diffusers_the_error_names_the_extra(
     with pytest.raises(UserError, match="needs diffusers") as error:
         DifDetokenizer.load(folder)
     assert "tarkit[dif]" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("size", [16_384, 15, -16, 16.5])
+def test_a_folder_that_would_draw_what_no_sana_draws_is_refused(folder: Path, size: float) -> None:
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": size}))
+    refused(folder, "would draw")
+
+
+def test_a_vae_of_other_latents_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(publish(tmp_path / "other", latents=8) / "vae", folder / "vae")
+    refused(folder, "8 latent channels, the transformer 4")
 
 
 class Runs:
@@ -214,6 +236,9 @@ def test_a_named_model_draws_by_diffusion_at_every_scale(hub: Path, tmp_path: Pa
     assert {
         f"dif_dtok/{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vae")
     } <= tar.fingerprints().keys()
+    known_by = tar.identities()
+    torch.save(torch.zeros(81, WIDTH), sana / NEGATIVE)
+    assert Tar.load("tar-1.5b", dtok="dif").identities() != known_by
     how = tar.sampling.changed({"dif_steps": 2})
     drawn = [tar.imagine("a macaw", scale=scale, sampling=how) for scale in Scale]
     assert [picture.size for picture in drawn] == [(SIDE, SIDE)] * 3

@@ -87,10 +87,12 @@ def test_a_picture_says_how_it_was_drawn(tar: GreyTar, tmp_path: Path) -> None:
 def test_several_samples_are_numbered_and_have_seeds_of_their_own(
     tar: GreyTar, tmp_path: Path
 ) -> None:
+    (tmp_path / "ring.jsonl").write_text("someone's data")
     paths = generate.run("a ring", out=tmp_path / "ring.png", n=3, seed=20)
+    assert (tmp_path / "ring.jsonl").read_text() == "someone's data"
     assert [path.name for path in paths] == ["ring-0000.png", "ring-0001.png", "ring-0002.png"]
     assert [pixel(path)[0] for path in paths] == [20, 21, 22]
-    lines = [json.loads(line) for line in (tmp_path / "ring.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "ring.png.jsonl").read_text().splitlines()]
     assert [(line["file"], line["seed"]) for line in lines] == [
         ("ring-0000.png", 20),
         ("ring-0001.png", 21),
