@@ -489,6 +489,14 @@ def read_text_tokenizer(path: Path) -> TextTokenizer:
     return text
 
 
+def has_visual_tokens(path: Path) -> bool:
+    """Whether the `tokenizer.json` of a published language model has Tar's visual tokens."""
+    try:
+        return split_tokenizer(_tokenizer_json(path))[1] is not None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / TOKENIZER}: {error}", hint=REFETCH) from None
+
+
 def _check_tags(text: TextTokenizer, file: Path) -> None:
     missing = [name for name in (CHAT_START, CHAT_END, END_OF_TEXT) if name not in text.special]
     if missing:

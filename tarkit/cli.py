@@ -147,6 +147,12 @@ TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Of the languag
 TopP = Annotated[
     float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the language model; 1: off.")
 ]
+PromptGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--prompt-guidance", min=0.0, help="Of the language model, towards the prompt; 1: off."
+    ),
+]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", min=0.0, help="Of the de-tokenizer; 1: off.")
 ]
@@ -533,6 +539,7 @@ def generate(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
     guidance: Guidance = None,
     limit: Limit = None,
     dtok: Dtok = "ar",
@@ -553,7 +560,12 @@ def generate(
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
     _check_steps(dtok, steps)
     sampling = _given(
-        temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, dif_steps=steps
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        prompt_guidance=prompt_guidance,
+        guidance=guidance,
+        dif_steps=steps,
     )
     if prompts is not None:
         done = verb.run_file(
@@ -677,6 +689,7 @@ def eval_shapes(
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
     guidance: Guidance = None,
     limit: Limit = None,
     validation: Annotated[
@@ -708,7 +721,13 @@ def eval_shapes(
             limit=limit,
             split="validation" if validation else "test",
             batch_size=batch_size,
-            sampling=_given(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance),
+            sampling=_given(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                prompt_guidance=prompt_guidance,
+                guidance=guidance,
+            ),
             retry_failed=retry_failed,
             device=_device(device),
         )

@@ -51,6 +51,8 @@ class Sampling(Config):
     temperature: float = 1.0
     top_k: int = 1200
     top_p: float = 0.95
+    prompt_guidance: float = 1.0
+    """Classifier-free guidance of the language model, against an empty prompt; 1 is off."""
     guidance: float = 4.0
     """Classifier-free guidance of the de-tokenizer; 1 is off."""
     dtok_temperature: float = 1.0
@@ -196,6 +198,7 @@ class Tar:
             self.mllm.vocabulary.prompt(prompt, self._marked(prompt, own, scale), draw=scale)
             for prompt, own in zip(prompts, given, strict=True)
         ]
+        empty = self.mllm.vocabulary.prompt("", draw=scale)
         return generate_codes(
             self.mllm.model,
             ids,
@@ -205,6 +208,8 @@ class Tar:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             generator=[_generator(seed, "words") for seed in seeds],
+            guidance=sampling.prompt_guidance,
+            unguided=[empty] * len(ids),
         )
 
     def _marked(

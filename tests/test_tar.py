@@ -131,6 +131,25 @@ def test_a_picture_at_its_mark_is_read_at_the_scale_that_is_drawn(
     assert tar.mllm.vocabulary.text.decode(seen[1]).count("a <image>") == 1
 
 
+def test_guidance_is_against_an_empty_prompt(tar: Tar, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def spy(model: object, prompts: list[list[int]], **options: Any) -> torch.Tensor:
+        seen.append(options)
+        return mllm.generate_codes(model, prompts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tarkit.tar.generate_codes", spy)
+    tar.imagine_codes(
+        ["like <image>", "a ring"],
+        seeds=[0, 1],
+        scale=Scale.HALF,
+        images=[[noise(1)], []],
+        sampling=Sampling(prompt_guidance=3.0),
+    )
+    empty = tar.mllm.vocabulary.prompt("", draw=Scale.HALF)
+    assert (seen[0]["guidance"], seen[0]["unguided"]) == (3.0, [empty, empty])
+
+
 def test_marks_and_pictures_must_be_as_many(tar: Tar) -> None:
     with pytest.raises(UserError, match="has 2 <image> marks for 1 pictures: '<image>") as error:
         tar.imagine("<image><image>", images=[noise(0)])

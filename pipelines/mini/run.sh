@@ -30,7 +30,8 @@ tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
 tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
 tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --out "$work/mllm"
-tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit train mllm "$here/mllm_second.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm" --out "$work/mllm2"
+tarkit assemble --mllm "$work/mllm2" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -51,7 +52,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'

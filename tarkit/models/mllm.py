@@ -239,20 +239,31 @@ def generate_codes(
     top_k: int,
     top_p: float,
     generator: Generators = None,
+    guidance: float = 1.0,
+    unguided: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """Exactly `num_codes` codes for each prompt: (B, num_codes) int64 in [0, K).
 
-    Only the head's code rows are computed, so nothing but a code can be drawn, and ids never pass
-    through text. The published program samples the whole vocabulary, reads codes back by regular
-    expression, and pads what is missing with code 0.
+    `guidance` other than 1 draws from u + (c - u) * guidance, where c are the logits after a prompt
+    and u those after its counterpart in `unguided`, both going on with the codes drawn (Ho &
+    Salimans 2022, Eq. 6, on tokens). Only the head's code rows are computed, so nothing but a code
+    can be drawn, and ids never pass through text. The published program samples the whole
+    vocabulary, reads codes back by regular expression, and pads what is missing with code 0.
     """
     first, last = visual.first_code, visual.first_code + visual.num_codes
     head = model.get_output_embeddings().weight[first:last]
-    decoding = _Decoding(model, prompts)
+    guided = guidance != 1
+    if guided and len(unguided) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
+    decoding = _Decoding(model, [*prompts, *unguided] if guided else prompts)
     drawn = []
     for step in range(num_codes):
+        logits = decoding.hidden @ head.T
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + (conditional - unconditional) * guidance
         code = draw(
-            decoding.hidden @ head.T,
+            logits,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -260,7 +271,7 @@ def generate_codes(
         )
         drawn.append(code)
         if step + 1 < num_codes:
-            decoding.feed(code + first)
+            decoding.feed((torch.cat([code, code]) if guided else code) + first)
     return torch.stack(drawn, dim=1)
 
 

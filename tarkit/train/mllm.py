@@ -2,7 +2,8 @@
 
 Source: paper Sec. 3.3-3.4. With `--tokenizer` the vocabulary grows by the codes, started from the
 text-aligned codebook; without one it trains on text alone (what stands in for a pretrained LM in
-miniature). With `--lm` a given model goes on, without one a small Qwen2 is made from nothing.
+miniature). With `--lm` a given model goes on, without one a small Qwen2 is made from nothing; one
+that already has the tokenizer's codes goes on as it is (the paper's second stage, Sec. 3.4).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tarkit.artifacts import Artifact, open_artifact
 from tarkit.checkpoints import (
     TOKENIZER,
     LoadedTaTok,
+    has_visual_tokens,
     load_mllm,
     load_ta_tok,
     read_config,
@@ -70,6 +72,8 @@ class MllmConfig(LoopConfig):
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
+    prompt_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
     length: int = 2048
     """Tokens of a packed row; a longer chat is an error, never cut."""
     embedding_start: EmbeddingStart = "codebook"
@@ -211,6 +215,7 @@ class MllmTask:
         self.tokenizer = tokenizer
         self.dtok = dtok
         self.counts: list[int] | None = None
+        visual: VisualVocabulary | None = None
         if lm is None:
             texts = streams.documents(config.tokenizer_documents)
             if not texts:
@@ -226,9 +231,10 @@ class MllmTask:
             )
             self.counts = counted.tolist()
         else:
-            text, base = _given(lm)
-        visual = None
-        if tokenizer is not None:
+            text, base, visual = _given(lm)
+        if visual is not None:
+            _check_goes_on(lm, visual, tokenizer)
+        elif tokenizer is not None:
             visual = VisualVocabulary(first_id=text.size, num_codes=tokenizer.num_codes)
             with torch.no_grad():
                 codebook = tokenizer.model.codebook.projected()
@@ -256,7 +262,7 @@ class MllmTask:
         chats = []
         for slot in range(first, first + size):
             scale = draw_scale(self.config.scale_ratio, self.config.seed, slot)
-            chat = self.streams[slot]
+            chat = self._prompted(self.streams[slot], slot)
             ids, labels = encode_chat(self.vocabulary, chat, scale)
             if len(ids) > self.config.length:
                 raise UserError(
@@ -265,6 +271,16 @@ class MllmTask:
                 )
             chats.append((ids, labels))
         return pack(chats, self.config.length)
+
+    def _prompted(self, chat: dict[str, Any], slot: int) -> dict[str, Any]:
+        """The chat of a slot, without its prompt where `prompt_dropout` says so."""
+        dropout = self.config.prompt_dropout
+        if chat["task"] != "t2i" or not dropout:
+            return chat
+        if np.random.default_rng(seed_of(self.config.seed, slot, "prompt")).random() >= dropout:
+            return chat
+        bare = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
+        return chat | {"messages": bare}
 
     def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, float]]:
         loss, losses, targets = model(batch)
@@ -318,21 +334,16 @@ class MllmTask:
         }
 
 
-def _given(lm: Path) -> tuple[TextTokenizer, Any]:
-    """Text tokenizer and network of a model directory: tarkit's own, or a transformers one."""
+def _given(lm: Path) -> tuple[TextTokenizer, Any, VisualVocabulary | None]:
+    """Words, network and visual tokens, if it has any, of tarkit's own model or another's."""
     kind = read_config(lm).get("kind", "foreign")
     if kind not in ("mllm", "foreign"):
         raise UserError(
             f"{lm} is {kind}, where a language model is needed", hint=f"tarkit inspect {lm}"
         )
-    if kind == "mllm":
+    if kind == "mllm" or has_visual_tokens(lm):
         loaded = load_mllm(lm)
-        if loaded.vocabulary.visual is not None:
-            raise UserError(
-                f"{lm} already has visual tokens; going on from one is not a growth",
-                hint="give a text-only language model with --lm",
-            )
-        return loaded.vocabulary.text, loaded.model
+        return loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
@@ -345,7 +356,26 @@ def _given(lm: Path) -> tuple[TextTokenizer, Any]:
             f"{lm} is no causal language model in safetensors: {error}",
             hint=f"tarkit inspect {lm}",
         ) from None
-    return text, network
+    return text, network, None
+
+
+def _check_goes_on(
+    lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | None
+) -> None:
+    """Refuse a model that draws with another tokenizer's codes, or to train it without one."""
+    if tokenizer is None:
+        raise UserError(
+            f"{lm} has visual tokens, and no --tokenizer says what they mean",
+            hint="name the tokenizer that it was trained with by --tokenizer",
+        )
+    # A published model does not say which tokenizer it was trained with.
+    made_for = read_config(lm).get("tokenizer_sha256") if lm else None
+    if visual.num_codes != tokenizer.num_codes or made_for not in (None, tokenizer.sha256):
+        raise UserError(
+            f"{lm} draws with {visual.num_codes:,} codes of tokenizer {str(made_for)[:12]}, "
+            f"--tokenizer has {tokenizer.num_codes:,} and is {tokenizer.sha256[:12]}",
+            hint="name the tokenizer that it was trained with, or grow a text-only model",
+        )
 
 
 def _check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:

@@ -252,6 +252,32 @@ def test_a_draw_depends_on_its_own_prompt_and_seed_alone(model: Any) -> None:
     assert len({tuple(row) for row in together}) == 3
 
 
+@torch.no_grad()
+def test_guided_codes_lie_beyond_the_prompts_own(model: Any) -> None:
+    """Greedy, by hand: one sequence at a time, both logits after the same codes."""
+    against = [[5, 40, 42], [40], [1, 2, 3, 4]]
+    for guidance in (0.0, 0.5, 3.0):
+        drawn = codes_of(model, PROMPTS, guidance=guidance, unguided=against)
+        for prompt, other, codes in zip(PROMPTS, against, drawn.tolist(), strict=True):
+            sofar: list[int] = []
+            for code in codes:
+                c, u = (
+                    model(input_ids=torch.tensor([[*start, *sofar]])).logits[0, -1]
+                    for start in (prompt, other)
+                )
+                mixed = (u + guidance * (c - u))[VISUAL.first_code :]
+                assert int(mixed.argmax()) == code
+                sofar.append(code + VISUAL.first_code)
+    assert torch.equal(codes_of(model, PROMPTS, guidance=0.0, unguided=against),
+                       codes_of(model, against))  # fmt: skip
+    assert torch.equal(codes_of(model, PROMPTS, guidance=1.0, unguided=against),
+                       codes_of(model, PROMPTS))  # fmt: skip
+    assert not torch.equal(codes_of(model, PROMPTS, guidance=3.0, unguided=against),
+                           codes_of(model, PROMPTS))  # fmt: skip
+    with pytest.raises(ValueError, match="3 prompts, 2 to guide them away from"):
+        codes_of(model, PROMPTS, guidance=3.0, unguided=against[:2])
+
+
 # ---- drawing words
 
 

@@ -1,6 +1,8 @@
 """The one loop: the rate by hand, the optimizers, resume at every step, what is logged."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,15 @@ class Pair:
 
     def __init__(self, mixed_precision: str) -> None:
         pass
+
+
+def test_numbers_too_small_for_a_normal_float_are_zero_on_every_thread() -> None:
+    program = (
+        "import tarkit.train.loop, torch; torch.set_num_threads(4);"
+        "x = torch.full((1 << 20,), 1e-30) * 1e-10; print(int((x != 0).sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
 def test_a_batch_that_does_not_divide_by_the_processes_is_refused(

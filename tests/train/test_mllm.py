@@ -1,5 +1,7 @@
 """Training the language model: exact resume, tasks dealt in their ratio, what is refused."""
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from tarkit.train import mllm
 from tarkit.train.mllm import ChatStreams, MllmConfig, MllmTask, TaskName, encode_chat
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
+from tests.test_published_lm import publish
 
 SETTINGS: dict[str, Any] = {
     "lm": parts.LM,
@@ -155,6 +158,56 @@ def test_a_published_language_model_is_read_and_its_padding_cut(
     assert error.value.hint == f"tarkit inspect {tmp_path / 'qwen'}"
 
 
+def test_a_model_that_has_the_codes_goes_on_as_it_is(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    made = task(chats, models, models["mllm"])
+    before = load_mllm(models["mllm"])
+    assert made.vocabulary.visual == before.vocabulary.visual
+    for name, weight in before.model.state_dict().items():
+        assert torch.equal(made.model.lm.state_dict()[name], weight), name
+    out = mllm.run(
+        config(tmp_path), chats=[chats], tokenizer=models["tokenizer"], lm=models["mllm"],
+        out=tmp_path / "out",
+    )  # fmt: skip
+    after = load_mllm(out)
+    assert after.vocabulary.visual == before.vocabulary.visual
+    assert read_config(out)["tokenizer_sha256"] == parts.sha256(models["tokenizer"])
+    table = before.model.get_input_embeddings().weight
+    assert not torch.equal(after.model.get_input_embeddings().weight, table)
+
+
+def test_a_published_model_that_draws_goes_on(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    published = publish(tmp_path / "tar", num_codes=parts.K)
+    made = task(chats, models, published)
+    assert made.vocabulary.visual == VisualVocabulary(first_id=259, num_codes=parts.K)
+    weights = load_mllm(published).model.get_input_embeddings().weight
+    assert torch.equal(made.model.lm.get_input_embeddings().weight, weights)
+    with pytest.raises(UserError, match="draws with 12 codes of tokenizer None, --tokenizer has"):
+        task(chats, models, publish(tmp_path / "twelve", num_codes=12))
+
+
+def test_a_model_of_another_tokenizers_codes_does_not_go_on(
+    chats: Path, texts: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(models["mllm"], other)
+    described = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(described | {"tokenizer_sha256": "f" * 64}))
+    given: dict[str, Any] = {"file": config(tmp_path), "out": tmp_path / "out", "lm": other}
+    ours = parts.sha256(models["tokenizer"])[:12]
+    hint = refused(
+        f"draws with 16 codes of tokenizer ffffffffffff, --tokenizer has 16 and is {ours}",
+        chats=chats, tokenizer=models["tokenizer"], **given,
+    )  # fmt: skip
+    assert "grow a text-only model" in hint
+    given["file"] = config(tmp_path, ratio={"text": 1})
+    hint = refused("has visual tokens, and no --tokenizer", chats=texts, **given)
+    assert "--tokenizer" in hint
+
+
 # ---- which chat stands where
 
 
@@ -185,6 +238,32 @@ def test_only_usable_training_chats_are_dealt(tmp_path: Path) -> None:
     assert {dealt[i]["key"] for i in range(4)} == {"00000-000000", "00000-000002"}
     with pytest.raises(UserError, match="ratio asks for i2i rows, but the chats given hold none"):
         streams(made.path, {"text": 1, "i2i": 1})
+
+
+def test_some_prompts_are_left_empty_and_nothing_else(chats: Path, models: dict[str, Path]) -> None:
+    plain, dropped, bare = (
+        task(chats, models, models["lm"], prompt_dropout=share, seed=3) for share in (0, 0.4, 1)
+    )
+    empty = plain.vocabulary.prompt("", draw=None)
+
+    def rows(made: MllmTask) -> list[tuple[list[int], list[int]]]:
+        found = []
+        for slot in range(0, 400):
+            packed = made.batch(slot, 1, 0, 1)
+            found.append((packed.ids[0].tolist(), packed.labels[0].tolist()))
+        return found
+
+    tasks = [plain.streams[slot]["task"] for slot in range(400)]
+    whole, some, none = rows(plain), rows(dropped), rows(bare)
+    for kind, a, b, c in zip(tasks, whole, some, none, strict=True):
+        supervised = [[label for label in labels if label != -100] for _, labels in (a, b, c)]
+        assert supervised[0] == supervised[1] == supervised[2]
+        assert b in (a, c)
+        assert (c[0][: len(empty)] == empty) == (kind == "t2i")
+        assert kind == "t2i" or a == c
+    share = sum(a != b for a, b in zip(whole, some, strict=True)) / tasks.count("t2i")
+    assert 0.3 < share < 0.5
+    assert rows(dropped) == some
 
 
 def test_ranks_share_a_steps_chats(chats: Path, models: dict[str, Path]) -> None:
@@ -308,8 +387,6 @@ def test_a_codebook_that_cannot_start_the_embeddings_is_refused(
         **given,
     )
     assert "--set embedding_start=mean" in hint
-    hint = refused("already has visual tokens", file=config(tmp_path), lm=models["mllm"], **given)
-    assert "--lm" in hint
     hint = refused(
         "ta_tok is ta_tok, where a language model is needed",
         file=config(tmp_path),
