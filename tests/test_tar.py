@@ -136,7 +136,7 @@ def test_guidance_is_against_an_empty_prompt(tar: Tar, monkeypatch: pytest.Monke
 
     def spy(model: object, prompts: list[list[int]], **options: Any) -> torch.Tensor:
         seen.append(options)
-        return mllm.generate_codes(model, prompts, **options)  # type: ignore[arg-type]
+        return mllm.generate_codes(model, prompts, **options)
 
     monkeypatch.setattr("tarkit.tar.generate_codes", spy)
     tar.imagine_codes(

@@ -178,14 +178,14 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 
 class PackedLoss(nn.Module):
-    """Mean cross-entropy over the supervised tokens of packed chats (paper Sec. 3.3)."""
+    """Cross-entropy of the supervised tokens of packed chats (paper Sec. 3.3)."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
 
-    def forward(self, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss (), and loss (M,) and target (M,) of every supervised token."""
+    def forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Loss (M,) and target (M,) of every supervised token."""
         # A label is predicted from the position before it, which must be of the same chat; the
         # first token of a chat is never supervised.
         states = hidden_states(self.lm, packed)[:, :-1]
@@ -193,7 +193,7 @@ class PackedLoss(nn.Module):
         wanted = targets != -100
         logits = self.lm.get_output_embeddings()(states[wanted])
         losses = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
-        return losses.mean(), losses, targets[wanted]
+        return losses, targets[wanted]
 
 
 class _Decoding:

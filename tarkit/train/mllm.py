@@ -74,6 +74,8 @@ class MllmConfig(LoopConfig):
     """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
     prompt_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
+    text_weight: float = Field(default=1.0, gt=0)
+    """Weight of a supervised token of text; a code weighs 1 (the paper weighs all alike)."""
     length: int = 2048
     """Tokens of a packed row; a longer chat is an error, never cut."""
     embedding_start: EmbeddingStart = "codebook"
@@ -283,14 +285,16 @@ class MllmTask:
         return chat | {"messages": bare}
 
     def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, float]]:
-        loss, losses, targets = model(batch)
+        losses, targets = model(batch)
+        weights = torch.ones_like(losses)
         figures: dict[str, float] = {"tokens": int((batch.chats >= 0).sum())}
         if self.vocabulary.visual is not None:
             is_code = targets >= self.vocabulary.visual.first_code
+            weights[~is_code] = self.config.text_weight
             for name, chosen in (("code_loss", is_code), ("text_loss", ~is_code)):
                 if chosen.any():
                     figures[name] = float(losses.detach()[chosen].mean())
-        return loss, figures
+        return (losses * weights).sum() / weights.sum(), figures
 
     def after_step(self, step: int, model: nn.Module) -> None:
         return None

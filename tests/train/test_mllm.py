@@ -266,6 +266,27 @@ def test_some_prompts_are_left_empty_and_nothing_else(chats: Path, models: dict[
     assert rows(dropped) == some
 
 
+def test_the_loss_is_the_mean_over_tokens_and_words_weigh_as_told(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    plain, heavy = (task(chats, models, models["lm"], text_weight=w) for w in (1.0, 5.0))
+    batch = plain.batch(0, 12, 0, 1)
+    with torch.no_grad():
+        losses, targets = plain.model(batch)
+        mean, figures = plain.loss(plain.model, batch, 0)
+        weighted, same = heavy.loss(plain.model, batch, 0)
+    assert plain.vocabulary.visual is not None
+    is_code = targets >= plain.vocabulary.visual.first_code
+    codes, words = losses[is_code], losses[~is_code]
+    assert len(codes) > 10 and len(words) > 10
+    assert float(mean) == pytest.approx(float(losses.mean()))
+    expected = (codes.sum() + 5 * words.sum()) / (len(codes) + 5 * len(words))
+    assert float(weighted) == pytest.approx(float(expected))
+    assert same == figures  # what is logged is not weighted
+    assert figures["code_loss"] == pytest.approx(float(codes.mean()))
+    assert figures["text_loss"] == pytest.approx(float(words.mean()))
+
+
 def test_ranks_share_a_steps_chats(chats: Path, models: dict[str, Path]) -> None:
     made = task(chats, models, models["lm"])
 
