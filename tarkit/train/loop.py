@@ -126,7 +126,6 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
                 hidden,
                 lr=config.muon_rate,
                 weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw" if config.muon_rate < 0.01 else None,
             )
         )
     for optimizer in made:
