@@ -22,6 +22,7 @@ NOUNS: dict[str, set[str]] = {
     "documents": {"errors"},
     "files": {"errors", "images"},
     "plan": ON_DISK,
+    "mapping": {"progress"} | ON_DISK,
     "prompts": {"artifacts", "errors"},
     "processes": {"progress"},
     "samples": {"errors", "files", "images", "progress"},
