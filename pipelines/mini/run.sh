@@ -31,7 +31,11 @@ tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chat
 tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
 tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --out "$work/mllm"
 tarkit train mllm "$here/mllm_second.toml" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm" --out "$work/mllm2"
-tarkit assemble --mllm "$work/mllm2" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit curate render --config "$here/render_placed.toml" --out "$work/pictures_placed"
+tarkit encode "$work/pictures_placed" --tokenizer "$work/ta_tok" --out "$work/tokens_placed"
+tarkit curate chats "$work/tokens_placed" --config "$here/chats.toml" --out "$work/chats_placed"
+tarkit train mllm "$here/mllm_third.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm2" --out "$work/mllm3"
+tarkit assemble --mllm "$work/mllm3" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -52,7 +56,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'

@@ -41,11 +41,13 @@ class CaptionWeights(Config):
     g0: pydantic.NonNegativeFloat = 0.6
     g1: pydantic.NonNegativeFloat = 0.3
     g2: pydantic.NonNegativeFloat = 0.1
+    placed: pydantic.NonNegativeFloat = 0.0
+    """Where objects are in the picture; a G0 prompt where that cannot be said."""
 
     @pydantic.model_validator(mode="after")
     def _some(self) -> "CaptionWeights":
-        if self.g0 + self.g1 + self.g2 <= 0:
-            raise ValueError("one of g0, g1, g2 must be above 0")
+        if sum(self.model_dump().values()) <= 0:
+            raise ValueError("one of g0, g1, g2, placed must be above 0")
         return self
 
 
@@ -192,7 +194,9 @@ def _drawn_level(config: RenderConfig, rng: np.random.Generator) -> str:
 
 
 def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderConfig) -> str:
-    if level == "g0":
+    if level == "placed" and (placed := language.caption_placed(scene, rng, split=config.split)):
+        return placed
+    if level in ("g0", "placed"):
         return language.caption_g0(scene, rng, split=config.split)[0]
     if level == "g1":
         return language.caption_g1(scene, rng, split=config.split)

@@ -25,11 +25,12 @@ from tarkit.worlds.facts import (
 )
 from tarkit.worlds.facts import facts_of as facts_of
 from tarkit.worlds.facts import parse as parse
-from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, held_out
+from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, RELATIONS, held_out
 from tarkit.worlds.prompts import Metadata
 from tarkit.worlds.prompts import caption_g0 as caption_g0
 from tarkit.worlds.prompts import g0_captions as g0_captions
 from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations, size_word
+from tarkit.worlds.shapes import SIDE_PX
 
 IMAGE = "<image>"
 
@@ -73,6 +74,51 @@ def stated_relation(
     if split == "train":
         ways = [w for w in ways if not held_out().holds_relation(w[0].shape, w[1], w[2].shape)]
     return one_of(rng, ways) if ways else None
+
+
+# - placed -
+
+_MIDDLE_CLEAR_PX = 3.0
+"""An object's centre is this far from the middle before a text says on which side it is."""
+
+
+def caption_placed(scene: Scene, rng: np.random.Generator, *, split: Split = "train") -> str | None:
+    """Where single objects are in the picture: "a photo of a red circle above the middle".
+
+    Each noun is followed by its own place, which is learned far sooner than which of two nouns a
+    relation puts first. Colours are told in half of the texts. None where no object stands
+    clearly off the middle, or where the places would state a held-out relation.
+    """
+    counts = Counter(item.shape for item in scene.objects)
+    objects = [item for item in speakable(scene, split) if counts[item.shape] == 1]
+    ways = [(item, _sides(item)) for item in objects]
+    placed = [(item, one_of(rng, sides)) for item, sides in ways if sides]
+    if not placed or len(placed) > 2:
+        return None
+    if split == "train" and len(placed) == 2 and _implies_held_out(*placed):
+        return None
+    told = rng.random() < 0.5
+    names = [f"{item.colour} {item.shape}" if told else item.shape for item, _ in placed]
+    parts = [
+        f"{with_article(name)} {side} the middle"
+        for name, (_, side) in zip(names, placed, strict=True)
+    ]
+    return "a photo of " + _join([parts[i] for i in rng.permutation(len(parts))])
+
+
+def _sides(item: Object) -> list[str]:
+    x, y, clear = item.x - SIDE_PX / 2, item.y - SIDE_PX / 2, _MIDDLE_CLEAR_PX
+    holds = (x < -clear, x > clear, y < -clear, y > clear)
+    return [name for name, true in zip(RELATIONS, holds, strict=True) if true]
+
+
+def _implies_held_out(one: tuple[Object, str], other: tuple[Object, str]) -> bool:
+    """Whether "a left of the middle and b right of it" says a held-out "a left of b"."""
+    (a, side), (b, opposite) = one, other
+    if side == opposite or {side, opposite} not in ({"left of", "right of"}, {"above", "below"}):
+        return False
+    holds = held_out().holds_relation
+    return holds(a.shape, side, b.shape) or holds(b.shape, opposite, a.shape)
 
 
 # - G1 -

@@ -121,7 +121,10 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
         for text in prompts
     )
     assert not any("background" in text for text in prompts)
-    with pytest.raises(UserError, match="one of g0, g1, g2 must be above 0"):
+    placed = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.placed=1"]
+    artifact = render.run(out=tmp_path / "placed", overrides=[*SMALL, *placed])
+    assert any(row["prompt"].endswith("the middle") for row in rows_of(artifact))
+    with pytest.raises(UserError, match="one of g0, g1, g2, placed must be above 0"):
         zeros = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0"]
         render.run(out=tmp_path / "none", overrides=zeros)
 

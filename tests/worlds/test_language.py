@@ -13,6 +13,7 @@ from tarkit.worlds.language import (
     IMAGE,
     caption_g1,
     caption_g2,
+    caption_placed,
     describe_g1,
     describe_g2,
     propositions,
@@ -20,7 +21,7 @@ from tarkit.worlds.language import (
     ti2i,
 )
 from tarkit.worlds.scenes import Background, Object, Scene, Split, sample_scene, satisfies
-from tarkit.worlds.shapes import SHAPES
+from tarkit.worlds.shapes import SHAPES, SIDE_PX
 
 GREY = Background("striped", (140, 140, 140))
 PAIR = Scene(
@@ -95,6 +96,43 @@ def test_the_checker_of_the_last_test_sees_a_held_out_relation() -> None:
         {"circle", "square"},
     )
     assert statements("the ring is above the black bar.")[0] == {("ring", "above", "bar")}
+
+
+# - placed -
+
+
+def test_places_are_true_beside_their_own_noun() -> None:
+    rng = np.random.default_rng(2)
+    middle = SIDE_PX / 2
+    said = 0
+    for _ in range(400):
+        scene = sample_scene(rng)
+        text = caption_placed(scene, rng)
+        for phrase in (text or "").removeprefix("a photo of ").split(" and "):
+            if not phrase:
+                continue
+            name, side = re.fullmatch(
+                rf"an? ([\w ]+?) ({'|'.join(RELATIONS)}) the middle", phrase
+            ).groups()  # type: ignore[union-attr]
+            (item,) = [item for item in scene.objects if item.shape == name.split()[-1]]
+            assert name in (item.shape, f"{item.colour} {item.shape}")
+            off = {"left of": middle - item.x, "above": middle - item.y}
+            off |= {"right of": -off["left of"], "below": -off["above"]}
+            assert off[side] > 0
+            said += 1
+    assert said > 200
+
+
+def test_places_imply_no_held_out_relation_in_training() -> None:
+    shape, relation, other = next(
+        rule for rule in sorted(held_out().relation) if rule[1] == "left of"
+    )
+    scene = Scene(
+        (Object(shape, "blue", 16.0, 32.0, 8.0), Object(other, "blue", 48.0, 32.0, 8.0)), GREY
+    )
+    rng = np.random.default_rng(0)
+    assert caption_placed(scene, rng, split="train") is None
+    assert "left of the middle" in (caption_placed(scene, rng, split="test") or "")
 
 
 # - propositions -
