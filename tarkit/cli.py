@@ -127,7 +127,7 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of language model and de-tokenizer in memory: float32, bfloat16 or float16.",
+        help="Of language model and de-tokenizer: float32, bfloat16 or float16.",
     ),
 ]
 Device = Annotated[
@@ -465,9 +465,7 @@ def models_convert(
 def export_hf(
     model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as --model takes it.")],
     out: Out,
-    precision: Annotated[
-        str, typer.Option("--precision", help="float32, bfloat16 or float16.")
-    ] = "float32",
+    precision: Precision = "float32",
     as_json: Json = False,
 ) -> int:
     """Write the language model as a directory that transformers and vLLM load."""

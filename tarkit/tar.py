@@ -45,7 +45,7 @@ NO = ("no", "No", "NO")
 class Sampling(Config):
     """Every number that decides a draw; nothing is inherited from anywhere.
 
-    AssembleConfig are the published scripts': the language model's, then the de-tokenizer's.
+    The defaults are the published scripts': the language model's, then the de-tokenizer's.
     """
 
     temperature: float = 1.0
