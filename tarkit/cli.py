@@ -133,6 +133,23 @@ Precision = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
 ]
+Llm = Annotated[
+    str,
+    typer.Option(
+        "--llm", metavar="DIR|HUB-ID", help="The model that writes; with --server its name there."
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="An OpenAI-compatible server, http://HOST:8000/v1; its key: OPENAI_API_KEY.",
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Also redo failed rows of finished shards.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="All randomness comes from it.")]
 ScaleOption = Annotated[
     int | None,
@@ -206,6 +223,85 @@ def curate_ingest(
         config=config,
         overrides=overrides or (),
         limit=limit,
+    )
+    return _made(artifact, as_json)
+
+
+@command(curate, "caption")
+def curate_caption(
+    images: Annotated[Path, typer.Argument(help="An images artifact.")],
+    llm: Llm,
+    out: Out,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            "--examples",
+            metavar="FILE",
+            help="Prompts whose style is followed, a line each; three are shown at a time.",
+        ),
+    ] = None,
+    server: Server = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> int:
+    """Have a vision-language model write a prompt (or a short caption) for each picture."""
+    from tarkit.curate import caption
+
+    if dry_run:
+        return _previewed(caption.preview(images, out=out, limit=limit), as_json)
+    artifact = caption.run(
+        images,
+        out=out,
+        llm=llm,
+        examples=examples,
+        server=server,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+        precision=precision,
+    )
+    return _made(artifact, as_json)
+
+
+@command(curate, "split")
+def curate_split(
+    prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
+    llm: Llm,
+    out: Out,
+    server: Server = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> int:
+    """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
+    from tarkit.curate import split
+
+    if dry_run:
+        return _previewed(split.preview(prompts, out=out, limit=limit), as_json)
+    artifact = split.run(
+        prompts,
+        out=out,
+        llm=llm,
+        server=server,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+        precision=precision,
     )
     return _made(artifact, as_json)
 
@@ -485,9 +581,7 @@ def encode(
     config: ConfigOption = None,
     overrides: Set = None,
     limit: Limit = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also redo failed rows of finished shards.")
-    ] = False,
+    retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     device: Device = "auto",
     as_json: Json = False,

@@ -40,6 +40,8 @@ CLASSES = {
     "lm": "tarkit.train.mllm.MllmConfig",
     "render": "tarkit.curate.render.RenderConfig",
     "ingest": "tarkit.curate.ingest.IngestConfig",
+    "caption": "tarkit.curate.caption.CaptionConfig",
+    "split": "tarkit.curate.split.SplitConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
     "assemble": "tarkit.assemble.AssembleConfig",

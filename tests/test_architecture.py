@@ -19,6 +19,7 @@ NOUNS: dict[str, set[str]] = {
     **{leaf: {"errors"} for leaf in LEAVES - {"errors", "worlds"}},
     "artifacts": {"errors", "manifests", "ranks", "schemas"},
     "worlds": {"errors", "worlds"},
+    "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "documents": {"errors"},
     "files": {"errors", "images"},
     "plan": ON_DISK,

@@ -1,0 +1,183 @@
+"""`tarkit curate caption`: a vision-language model writes a prompt for each picture.
+
+Source: paper App. D.1 (the instruction is the paper's: three example prompts, whose style is to be
+followed). Only the words are wanted, whatever the picture is like. A row in, a row out.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tarkit import artifacts, plan
+from tarkit.artifacts import Artifact
+from tarkit.assistants import (
+    LOG,
+    AssistantConfig,
+    Lazy,
+    Question,
+    Refused,
+    ask,
+    load,
+    seed_of,
+)
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.mapping import Todo, map_rows
+from tarkit.prompts import read_prompts
+from tarkit.vocab import IMAGE_MARK
+
+INSTRUCTION = """\
+Here are some text-to-image prompts:
+
+Example 1: {}
+
+Example 2: {}
+
+Example 3: {}
+
+Now generate a prompt for this image. Do not copy the above content. Just follow their prompt \
+style. Do not output anything else. The image is:"""
+SHORT = """\
+Write a caption of this image in one sentence of at most {} words. Do not output anything else. \
+The image is:"""
+NUM_EXAMPLES = 3
+MAX_EXAMPLE_CHARS = 4_000
+
+
+class CaptionConfig(Config):
+    """How a vision-language model is asked about pictures."""
+
+    style: Literal["prompt", "short"] = "prompt"
+    """A long prompt in the style of the examples, or one sentence."""
+    max_words: int = Field(default=20, ge=1)
+    """Of a short caption; a longer answer is refused."""
+    seed: int = 0
+    assistant: AssistantConfig = AssistantConfig()
+
+
+def run(
+    images: Path,
+    *,
+    out: Path,
+    llm: str,
+    examples: Path | None = None,
+    server: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    retry_failed: bool = False,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Artifact:
+    """Write the prompts artifact `out`, a prompt for every picture of `images`, by the same key.
+
+    `examples` holds a prompt a line; three are drawn for each row by the seed. `llm` is a folder or
+    hub id, with `server` (the URL of an OpenAI-compatible one) the name that it serves.
+    """
+    settings = load_config(CaptionConfig, config, overrides)
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    prompts = _examples(examples, settings)
+    artifact = artifacts.begin(
+        out,
+        "prompts",
+        settings={
+            **settings.model_dump(mode="json"),
+            "assistant": settings.assistant.identity(served=server is not None),
+            "limit": limit,
+            "llm": llm,
+        },
+        shards=list(rows_of),
+        parents={"images": source} | ({"examples": examples} if examples else {}),
+    )
+    assistant = Lazy(
+        lambda: load(
+            llm,
+            config=settings.assistant,
+            server=server,
+            sees=True,
+            device=device,
+            precision=precision,
+        )
+    )
+    map_rows(
+        artifact,
+        source,
+        rows_of,
+        functools.partial(
+            ask,
+            assistant=assistant,
+            config=settings.assistant,
+            question=functools.partial(_question, settings, prompts),
+            read=functools.partial(_read, settings, frozenset(prompts)),
+            log=out / LOG,
+        ),
+        carry=_carry,
+        name="caption",
+        retry_failed=retry_failed,
+    )
+    return artifact
+
+
+def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
+    """What `run` would do with the same arguments; writes nothing and loads no model."""
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
+
+
+def _examples(path: Path | None, config: CaptionConfig) -> list[str]:
+    if config.style == "short":
+        if path is not None:
+            raise UserError("a short caption follows no examples", hint="leave --examples out")
+        return []
+    if path is None:
+        hint = "--examples FILE, a prompt a line"
+        raise UserError("prompts are written after examples", hint=hint)
+    found = list(dict.fromkeys(" ".join(prompt.split()) for prompt in read_prompts(path)))
+    if len(found) < NUM_EXAMPLES:
+        raise UserError(
+            f"{path} holds {len(found)} prompts, and {NUM_EXAMPLES} are shown at a time"
+        )
+    long = [text for text in found if len(text) > MAX_EXAMPLE_CHARS]
+    if long:
+        raise UserError(f"an example of {path} has {len(long[0])} characters: {long[0][:60]} ...")
+    return found
+
+
+def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("key", "parent_key", "source", "licence")}
+
+
+def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int) -> Question:
+    seed = seed_of(config.seed, todo.row["key"], number)
+    if config.style == "short":
+        text = SHORT.format(config.max_words)
+    else:
+        shown = random.Random(seed_of(config.seed, todo.row["key"], 0)).sample(
+            examples, NUM_EXAMPLES
+        )
+        text = INSTRUCTION.format(*shown)
+    return Question(text, seed=seed, blob=todo.blob)
+
+
+def _read(
+    config: CaptionConfig, examples: frozenset[str], todo: Todo, text: str
+) -> Mapping[str, Any]:
+    """The answer as one line without quotes around it; raises Refused."""
+    said = " ".join(text.split()).strip().strip('"“”').strip()
+    if not any(letter.isalnum() for letter in said):
+        raise Refused("the answer has no word")
+    if IMAGE_MARK in said:
+        raise Refused(f"the answer contains {IMAGE_MARK}")
+    if said in examples:
+        raise Refused("the answer copies an example")
+    if config.style == "short" and len(said.split()) > config.max_words:
+        raise Refused(f"the answer is too long: {len(said.split())} words")
+    return {"prompt": said}

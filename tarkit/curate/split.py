@@ -1,0 +1,264 @@
+"""`tarkit curate split`: a prompt becomes words around `<image>` and the phrase it stands for.
+
+Source: paper App. D.2 (text-image-to-image data; the instruction is the paper's). The answer of a
+language model is parsed, repaired where that is safe, and proved: the phrase put back must give the
+prompt, and what is stored is cut from the prompt itself, so that it does so letter for letter.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tarkit import artifacts, plan
+from tarkit.artifacts import Artifact
+from tarkit.assistants import (
+    LOG,
+    AssistantConfig,
+    Lazy,
+    Question,
+    Refused,
+    ask,
+    load,
+    seed_of,
+)
+from tarkit.config import Config, load_config
+from tarkit.mapping import Todo, map_rows
+from tarkit.vocab import IMAGE_MARK
+
+INSTRUCTION = """\
+For a given prompt, you need to replace part of its content with a placeholder <image>.
+
+For example: INPUT:
+
+In a cinematic and realistic portrayal of 1920s girls at college, we see them studying in a \
+university with a dark academic atmosphere, where a haunting and creepy ghost story unfolds.
+
+OUTPUT EXAMPLE 1:
+
+{"prompt": "In a cinematic and realistic portrayal of <image>, we see them studying in a \
+university with a dark academic atmosphere, where a haunting and creepy ghost story unfolds.", \
+"<image>": "1920s girls at college."}
+
+OUTPUT EXAMPLE 2:
+
+{"prompt": "In a cinematic and realistic portrayal of 1920s girls at college, we see them studying \
+in <image>, where a haunting and creepy ghost story unfolds.", \
+"<image>": "a university with a dark academic atmosphere"}
+
+Now I will give you another prompt, you need to output one sample for each prompt. Just output the \
+result in json format, and do not output anything else.
+
+INPUT:
+
+"""
+
+ARTICLES = ("a", "an", "the")
+# Scripts without spaces: a letter is a word.
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+CARRIED = ("key", "parent_key", "prompt", "source", "licence")
+
+
+class SplitConfig(Config):
+    """How a language model is asked to split prompts."""
+
+    seed: int = 0
+    min_words_left: int = Field(default=2, ge=1)
+    """Words of the prompt that stay words: a template of `<image>` alone teaches nothing."""
+    assistant: AssistantConfig = AssistantConfig()
+
+
+@dataclass(frozen=True)
+class Split:
+    """`template` with its one `<image>` and the `phrase` that it stands for."""
+
+    template: str
+    phrase: str
+    repaired: bool
+    """Whether the answer itself did not prove, and its phrase alone was taken."""
+
+
+def run(
+    prompts: Path,
+    *,
+    out: Path,
+    llm: str,
+    server: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    retry_failed: bool = False,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Artifact:
+    """Write the prompts artifact `out`: the rows of `prompts` with a template and a phrase.
+
+    `llm` is a folder or hub id, with `server` (the URL of an OpenAI-compatible one) the name that
+    it serves. A row without a proved answer after the last try fails with the last reason.
+    """
+    settings = load_config(SplitConfig, config, overrides)
+    source = artifacts.open_artifact(prompts, "prompts")
+    rows_of = plan.first_rows(source, limit)
+    artifact = artifacts.begin(
+        out,
+        "prompts",
+        settings={
+            **settings.model_dump(mode="json"),
+            "assistant": settings.assistant.identity(served=server is not None),
+            "limit": limit,
+            "llm": llm,
+        },
+        shards=list(rows_of),
+        parents={"prompts": source},
+    )
+    counts: collections.Counter[str] = collections.Counter()
+    assistant = Lazy(
+        lambda: load(
+            llm, config=settings.assistant, server=server, device=device, precision=precision
+        )
+    )
+    map_rows(
+        artifact,
+        source,
+        rows_of,
+        functools.partial(
+            ask,
+            assistant=assistant,
+            config=settings.assistant,
+            question=functools.partial(_question, settings.seed),
+            read=functools.partial(_read, settings, counts),
+            log=out / LOG,
+        ),
+        carry=lambda row: {name: row[name] for name in CARRIED},
+        name="split",
+        retry_failed=retry_failed,
+    )
+    if counts:
+        said = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        print(f"split: {said}", file=sys.stderr)
+    return artifact
+
+
+def preview(prompts: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
+    """What `run` would do with the same arguments; writes nothing and loads no model."""
+    source = artifacts.open_artifact(prompts, "prompts")
+    rows_of = plan.first_rows(source, limit)
+    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
+
+
+def _question(seed: int, todo: Todo, number: int) -> Question:
+    row = todo.row
+    return Question(INSTRUCTION + row["prompt"], seed=seed_of(seed, row["key"], number))
+
+
+def _read(
+    config: SplitConfig, counts: collections.Counter[str], todo: Todo, text: str
+) -> Mapping[str, Any]:
+    split = split_of(todo.row["prompt"], text, min_words_left=config.min_words_left)
+    counts["repaired" if split.repaired else "accepted as answered"] += 1
+    return {"template": split.template, "phrase": split.phrase}
+
+
+# ---- the proof ----------------------------------------------------------------------------------
+
+
+def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> Split:
+    """The split that an answer gives of `prompt`; raises Refused with the reason.
+
+    Proved: `template` has one `<image>`, and with `phrase` in its place it is `prompt`, both
+    compared as words (case, spacing, articles and punctuation apart). Where that fails but the
+    phrase stands in the prompt exactly once, the template is made from the prompt: a repair.
+    """
+    if IMAGE_MARK in prompt:
+        raise Refused(f"the prompt itself contains {IMAGE_MARK}")
+    template, phrase = _fields(answer)
+    phrase_words = [word for word, _, _ in _words(phrase)]
+    if not phrase_words:
+        raise Refused("the phrase has no word")
+    words = _words(prompt)
+    if template.count(IMAGE_MARK) == 1:
+        before, after = (len(_words(part)) for part in template.split(IMAGE_MARK))
+        put_back = template.replace(IMAGE_MARK, f" {phrase} ")
+        if [word for word, _, _ in _words(put_back)] == [word for word, _, _ in words]:
+            return _cut(prompt, words, before, len(words) - after, min_words_left, False)
+    size = len(phrase_words)
+    places = [
+        start
+        for start in range(len(words) - size + 1)
+        if [word for word, _, _ in words[start : start + size]] == phrase_words
+    ]
+    if not places:
+        raise Refused("the phrase is not in the prompt")
+    if len(places) > 1:
+        raise Refused(f"the phrase does not say which part it is: it stands {len(places)} times")
+    return _cut(prompt, words, places[0], places[0] + size, min_words_left, True)
+
+
+def _cut(
+    prompt: str,
+    words: Sequence[tuple[str, int, int]],
+    start: int,
+    stop: int,
+    min_words_left: int,
+    repaired: bool,
+) -> Split:
+    """The words `start` to `stop` of the prompt taken out, with an article that leads them."""
+    if len(words) - (stop - start) < min_words_left:
+        raise Refused("too little of the prompt is left beside the phrase")
+    first, last = words[start][1], words[stop - 1][2]
+    article = re.search(rf"\b(?:{'|'.join(ARTICLES)})\s+$", prompt[:first], re.IGNORECASE)
+    first = article.start() if article else first
+    return Split(prompt[:first] + IMAGE_MARK + prompt[last:], prompt[first:last], repaired)
+
+
+def _words(text: str) -> list[tuple[str, int, int]]:
+    """(word, start, end) of the words in order, folded; articles are none."""
+    found = [(match[0], *match.span()) for match in WORD.finditer(text)]
+    folded = [(unicodedata.normalize("NFKC", w).casefold(), a, b) for w, a, b in found]
+    return [word for word in folded if word[0] not in ARTICLES]
+
+
+def _fields(answer: str) -> tuple[str, str]:
+    """The template and the phrase of an answer's JSON object, read as leniently as is safe."""
+    found = _object(answer)
+    if set(found) != {"prompt", IMAGE_MARK}:
+        raise Refused(f"the answer has other keys: {', '.join(map(str, found))[:80]}")
+    template, phrase = found["prompt"], found[IMAGE_MARK]
+    if not isinstance(template, str) or not isinstance(phrase, str):
+        raise Refused("the answer's values are not texts")
+    if IMAGE_MARK in phrase:
+        raise Refused(f"the phrase contains {IMAGE_MARK}")
+    return template, phrase
+
+
+def _object(answer: str) -> dict[str, Any]:
+    """The first JSON object of a text: prose or a fence around it, a comma before its end and
+    Python's quotes are forgiven; what is missing is not made up."""
+    start, end = answer.find("{"), answer.rfind("}")
+    if start < 0 or end < start:
+        raise Refused("the answer is not JSON")
+    text = answer[start : end + 1]
+    for read in (_first_json, lambda t: json.loads(re.sub(r",\s*}", "}", t)), ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, dict):
+            return found
+    raise Refused("the answer is not JSON")
+
+
+def _first_json(text: str) -> Any:
+    return json.JSONDecoder().raw_decode(text)[0]

@@ -1,0 +1,222 @@
+"""Splits are proved: what is stored, put back, is the prompt letter for letter."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tarkit import artifacts
+from tarkit.artifacts import Artifact
+from tarkit.assistants import LOG, Answer, Question, Refused
+from tarkit.curate import split
+from tarkit.curate.split import INSTRUCTION, split_of
+from tarkit.errors import UserError
+from tarkit.vocab import IMAGE_MARK
+
+PROMPT = "A photo of a red fox, sitting in the snow at dawn."
+
+
+def answer(template: Any, phrase: Any) -> str:
+    return json.dumps({"prompt": template, IMAGE_MARK: phrase})
+
+
+def put_back(found: split.Split) -> str:
+    assert found.template.count(IMAGE_MARK) == 1
+    return found.template.replace(IMAGE_MARK, found.phrase)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        answer("A photo of <image>, sitting in the snow at dawn.", "a red fox"),
+        # Article, case, spacing, punctuation: forgiven, and not stored.
+        answer("a photo of  <image> sitting in snow at dawn", "Red fox."),
+        answer("A photo of a <image>, sitting in the snow at dawn.", "red fox"),
+        "Here it is:\n```json\n"
+        + answer("A photo of <image>, sitting in the snow at dawn.", "a red fox")
+        + "\n```\nI hope this helps {really}!",
+        '{"prompt": "A photo of <image>, sitting in the snow at dawn.", "<image>": "a red fox",}',
+        "{'prompt': 'A photo of <image>, sitting in the snow at dawn.', '<image>': 'a red fox'}",
+    ],
+)
+def test_a_sound_answer_is_accepted_and_cut_from_the_prompt(text: str) -> None:
+    found = split_of(PROMPT, text)
+    assert found.template == "A photo of <image>, sitting in the snow at dawn."
+    assert (found.phrase, found.repaired) == ("a red fox", False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "A picture of <image>, sitting in the snow.",  # other words
+        "A photo of a red fox, sitting in the snow at dawn.",  # no placeholder
+        "<image> of <image>, sitting in the snow at dawn.",  # two
+    ],
+)
+def test_a_phrase_of_the_prompt_mends_a_template_that_does_not_prove(template: str) -> None:
+    found = split_of(PROMPT, answer(template, "the snow"))
+    assert found == split.Split(
+        "A photo of a red fox, sitting in <image> at dawn.", "the snow", True
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("I cannot do that.", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 5000 + "{}" + "]" * 5000, "other keys"),
+        ('{"a":' * 5000 + "}" * 5000, "not JSON"),
+        ('{"prompt": "A photo of <image>"}', "other keys"),
+        (answer(["A"], "x"), "not texts"),
+        (answer("A photo of <image>", "a blue whale"), "not in the prompt"),
+        (answer("A photo of <image>", "..."), "no word"),
+        (answer("<image>", PROMPT), "too little"),
+        (answer("A <image>", "photo of a red fox sitting in the snow at dawn"), "too little"),
+        (answer("x", "a <image>"), "contains <image>"),
+    ],
+)
+def test_what_does_not_prove_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        split_of(PROMPT, text)
+
+
+def test_a_phrase_that_stands_twice_repairs_nothing_but_may_prove() -> None:
+    prompt = "a cat beside a cat on a mat"
+    with pytest.raises(Refused, match="2 times"):
+        split_of(prompt, answer("a dog", "a cat"))
+    found = split_of(prompt, answer("a cat beside <image> on a mat", "a cat"))
+    assert found.template == "a cat beside <image> on a mat"
+
+
+def test_words_of_unspaced_scripts_are_their_letters() -> None:
+    found = split_of("一只红色的狐狸在雪地里", answer("<image>在雪地里", "一只红色的狐狸"))
+    assert put_back(found) == "一只红色的狐狸在雪地里" and found.phrase == "一只红色的狐狸"
+
+
+def test_a_prompt_with_a_mark_of_its_own_is_refused() -> None:
+    with pytest.raises(Refused, match="itself contains"):
+        split_of("a <image> of a cat", answer("a <image>", "a cat"))
+
+
+TEXTS = st.text(alphabet="aA the, .-!é狐\n\"'{}", min_size=0, max_size=30)
+
+
+@given(prompt=TEXTS, template=TEXTS, phrase=TEXTS, mark=st.booleans())
+def test_whatever_is_accepted_proves(prompt: str, template: str, phrase: str, mark: bool) -> None:
+    text = answer(template + (IMAGE_MARK if mark else ""), phrase)
+    try:
+        found = split_of(prompt, text)
+    except Refused:
+        return
+    assert put_back(found) == prompt
+    assert found.phrase and found.template != IMAGE_MARK
+
+
+@given(st.text(max_size=60))
+def test_any_answer_is_a_split_or_a_reason(text: str) -> None:
+    try:
+        assert put_back(split_of(PROMPT, text)) == PROMPT
+    except Refused as why:
+        assert str(why)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+class Fox:
+    """Splits at the first try what is about a fox; at the second what is about a dog."""
+
+    def __init__(self) -> None:
+        self.questions: list[Question] = []
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        self.questions += questions
+        return [self._one(question) for question in questions]
+
+    def _one(self, question: Question) -> Answer:
+        prompt = question.text.removeprefix(INSTRUCTION)
+        tries = sum(q.text == question.text for q in self.questions)
+        animal = "a fox" if "fox" in prompt else "a dog"
+        if animal == "a dog" and tries < 2:
+            return Answer("no", num_prompt_tokens=5, num_tokens=1)
+        text = answer(prompt.replace(animal, IMAGE_MARK), animal)
+        return Answer(text, num_prompt_tokens=5, num_tokens=9)
+
+
+@pytest.fixture
+def fox(monkeypatch: pytest.MonkeyPatch) -> Fox:
+    assistant = Fox()
+    monkeypatch.setattr(split, "load", lambda llm, **known: assistant)
+    return assistant
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Artifact:
+    artifact = artifacts.begin(tmp_path / "prompts", "prompts", settings={}, shards=["00000"])
+    texts = ["a photo of a fox", None, "a photo of a dog", "a photo of a whale"]
+    rows = []
+    for number, text in enumerate(texts):
+        failed = artifact.failed_row(f"0-{number}", "no text", licence="MIT", source=f"f:{number}")
+        ok = {"prompt": text, "status": "ok", "error": None}
+        rows.append(failed if text is None else failed | ok)
+    artifact.write("00000", rows)
+    return artifact
+
+
+def test_a_row_in_a_row_out_with_its_reason_and_its_cost(
+    prompts: Artifact, fox: Fox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = split.run(prompts.path, out=prompts.path.parent / "out", llm="m")
+    rows = out.rows("00000")
+    assert [row["key"] for row in rows] == ["0-0", "0-1", "0-2", "0-3"]
+    assert [row["template"] for row in rows] == [
+        "a photo of <image>",
+        None,
+        "a photo of <image>",
+        None,
+    ]
+    assert [row["phrase"] for row in rows] == ["a fox", None, "a dog", None]
+    assert rows[3]["error"] == "the phrase is not in the prompt"
+    assert {row["licence"] for row in rows} == {"MIT"} and rows[2]["source"] == "f:2"
+    # One try for the fox, two for the dog, three for the whale; 5 tokens asked each time.
+    log = [json.loads(line) for line in (out.path / LOG).read_text().splitlines()]
+    assert {line["key"]: (line["tries"], line["prompt_tokens"]) for line in log} == {
+        "0-0": (1, 5),
+        "0-2": (2, 10),
+        "0-3": (3, 15),
+    }
+    said = capsys.readouterr().err
+    assert "split: 2 accepted as answered" in said
+    assert "1 failed: the phrase is not in the prompt" in said
+
+
+def test_the_tries_of_a_row_have_seeds_of_their_own(prompts: Artifact, fox: Fox) -> None:
+    split.run(prompts.path, out=prompts.path.parent / "out", llm="m")
+    assert len({question.seed for question in fox.questions}) == len(fox.questions) == 6
+
+
+def test_a_finished_artifact_asks_nobody_and_a_retry_only_for_failures(
+    prompts: Artifact, fox: Fox
+) -> None:
+    out = prompts.path.parent / "out"
+    split.run(prompts.path, out=out, llm="m")
+    before = len(fox.questions)
+    split.run(prompts.path, out=out, llm="m")
+    assert len(fox.questions) == before
+    split.run(prompts.path, out=out, llm="m", retry_failed=True)
+    assert {q.text for q in fox.questions[before:]} == {INSTRUCTION + "a photo of a whale"}
+
+
+def test_another_model_or_instruction_is_another_artifact(prompts: Artifact, fox: Fox) -> None:
+    out = prompts.path.parent / "out"
+    split.run(prompts.path, out=out, llm="m")
+    with pytest.raises(UserError, match="llm: m there, n now"):
+        split.run(prompts.path, out=out, llm="n")
+    # How patiently a server is asked is no part of what it says.
+    more = ["assistant.timeout_s=9", "assistant.retries=1"]
+    split.run(prompts.path, out=out, llm="m", overrides=more)
