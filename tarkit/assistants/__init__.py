@@ -52,11 +52,15 @@ class AssistantConfig(Config):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked; `blob` is an encoded picture, which stands behind the text."""
+    """What is asked; `blob` is an encoded picture, which stands behind the text.
+
+    `shown` are (question, answer) turns before it, which show what kind of answer is wanted.
+    """
 
     text: str
     seed: int
     blob: bytes | None = None
+    shown: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class LocalAssistant:
     def _inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
         pictures = [_shown(q.blob) for q in questions if q.blob is not None]
         if self._processor is None or not pictures:
-            texts = [self._chat(question.text) for question in questions]
+            texts = [self._chat(question.text, question.shown) for question in questions]
             return dict(self._tokenizer(texts, return_tensors="pt", padding=True))
         if self._by_hand:
             return self._qwen_vl([question.text for question in questions], pictures)
@@ -147,19 +147,25 @@ class LocalAssistant:
         rows = [[picture] for picture in pictures]
         return dict(self._processor(text=texts, images=rows, return_tensors="pt", padding=True))
 
-    def _chat(self, text: str) -> str:
+    def _chat(self, text: str, shown: Sequence[tuple[str, str]] = ()) -> str:
         """A user's turn as the model was trained to read it; the text can spell no special token.
 
         (`split_special_tokens` would be the tokenizer's way, which not every one has.)
         """
-        safe = text
-        for mark in map(str, self._tokenizer.added_tokens_decoder.values()):
-            safe = safe.replace(mark, " ".join(mark))
-        message = {"role": "user", "content": safe}
+        turns = [self._unmarked(part) for pair in shown for part in pair] + [self._unmarked(text)]
+        messages = [
+            {"role": "assistant" if number % 2 else "user", "content": turn}
+            for number, turn in enumerate(turns)
+        ]
         made: str = self._tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True
         )
         return made
+
+    def _unmarked(self, text: str) -> str:
+        for mark in map(str, self._tokenizer.added_tokens_decoder.values()):
+            text = text.replace(mark, " ".join(mark))
+        return text
 
     def _qwen_vl(self, texts: Sequence[str], pictures: Sequence[Any]) -> Mapping[str, Tensor]:
         """Qwen2-VL's inputs: each picture's mark repeated once for every merged patch."""

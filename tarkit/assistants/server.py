@@ -18,6 +18,7 @@ from tarkit.images import image_format
 
 API_KEY = "OPENAI_API_KEY"
 MAX_ANSWER_CHARS = 100_000
+ROLES = ("user", "assistant")
 
 
 class ServerAssistant:
@@ -58,7 +59,7 @@ class ServerAssistant:
                 async with asyncio.timeout(self._config.timeout_s):
                     reply = await client.chat.completions.create(
                         model=self._model,
-                        messages=[{"role": "user", "content": _content(question)}],
+                        messages=_messages(question),
                         max_tokens=self._config.max_tokens,
                         temperature=self._config.temperature,
                         top_p=self._config.top_p,
@@ -73,6 +74,16 @@ class ServerAssistant:
             except (openai.OpenAIError, ValueError) as error:
                 return Answer(error=f"the server's answer cannot be read: {_brief(error)}")
         return _read(reply)
+
+
+def _messages(question: Question) -> list[dict[str, Any]]:
+    turns = [
+        (role, text) for pair in question.shown for role, text in zip(ROLES, pair, strict=True)
+    ]
+    return [
+        *({"role": role, "content": text} for role, text in turns),
+        {"role": "user", "content": _content(question)},
+    ]
 
 
 def _content(question: Question) -> str | list[dict[str, Any]]:

@@ -15,9 +15,9 @@ import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -64,6 +64,13 @@ INPUT:
 
 """
 
+PHRASE_ALONE = "Which thing could be shown as a picture of its own in: {}"
+SHOWN = (
+    ("a photo of a red fox sitting in the snow at dawn", "a red fox"),
+    ("two children play beside an old wooden boat, oil painting", "an old wooden boat"),
+    ("a blue vase below a green clock", "a green clock"),
+)
+
 ARTICLES = ("a", "an", "the")
 # Scripts without spaces: a letter is a word.
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -74,6 +81,9 @@ CARRIED = ("key", "parent_key", "prompt", "source", "licence")
 class SplitConfig(Config):
     """How a language model is asked to split prompts."""
 
+    style: Literal["paper", "phrase"] = "paper"
+    """The model writes the paper's JSON, or after three examples the phrase alone, which a model
+    of 135M can."""
     seed: int = 0
     min_words_left: int = Field(default=2, ge=1)
     """Words of the prompt that stay words: a template of `<image>` alone teaches nothing."""
@@ -86,7 +96,7 @@ class Split:
 
     template: str
     phrase: str
-    repaired: bool
+    repaired: bool = False
     """Whether the answer itself did not prove, and its phrase alone was taken."""
 
 
@@ -137,7 +147,7 @@ def run(
             ask,
             assistant=assistant,
             config=settings.assistant,
-            question=functools.partial(_question, settings.seed),
+            question=functools.partial(_question, settings),
             read=functools.partial(_read, settings, counts),
             log=out / LOG,
         ),
@@ -158,15 +168,23 @@ def preview(prompts: Path, *, out: Path, limit: int | None = None) -> dict[str, 
     return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
 
 
-def _question(seed: int, todo: Todo, number: int) -> Question:
-    row = todo.row
-    return Question(INSTRUCTION + row["prompt"], seed=seed_of(seed, row["key"], number))
+def _question(config: SplitConfig, todo: Todo, number: int) -> Question:
+    prompt = todo.row["prompt"]
+    seed = seed_of(config.seed, todo.row["key"], number)
+    if config.style == "paper":
+        return Question(INSTRUCTION + prompt, seed=seed)
+    shown = tuple((PHRASE_ALONE.format(asked), said) for asked, said in SHOWN)
+    return Question(PHRASE_ALONE.format(prompt), seed=seed, shown=shown)
 
 
 def _read(
     config: SplitConfig, counts: collections.Counter[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
-    split = split_of(todo.row["prompt"], text, min_words_left=config.min_words_left)
+    prompt, least = todo.row["prompt"], config.min_words_left
+    if config.style == "phrase":
+        split = split_at(prompt, text, min_words_left=least)
+    else:
+        split = split_of(prompt, text, min_words_left=least)
     counts["repaired" if split.repaired else "accepted as answered"] += 1
     return {"template": split.template, "phrase": split.phrase}
 
@@ -181,29 +199,35 @@ def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> Split:
     compared as words (case, spacing, articles and punctuation apart). Where that fails but the
     phrase stands in the prompt exactly once, the template is made from the prompt: a repair.
     """
-    if IMAGE_MARK in prompt:
-        raise Refused(f"the prompt itself contains {IMAGE_MARK}")
+    _check_unmarked(prompt)
     template, phrase = _fields(answer)
-    phrase_words = [word for word, _, _ in _words(phrase)]
-    if not phrase_words:
-        raise Refused("the phrase has no word")
-    words = _words(prompt)
-    if template.count(IMAGE_MARK) == 1:
+    if template.count(IMAGE_MARK) == 1 and _words(phrase):
+        words = _words(prompt)
         before, after = (len(_words(part)) for part in template.split(IMAGE_MARK))
         put_back = template.replace(IMAGE_MARK, f" {phrase} ")
-        if [word for word, _, _ in _words(put_back)] == [word for word, _, _ in words]:
-            return _cut(prompt, words, before, len(words) - after, min_words_left, False)
-    size = len(phrase_words)
-    places = [
-        start
-        for start in range(len(words) - size + 1)
-        if [word for word, _, _ in words[start : start + size]] == phrase_words
-    ]
+        if _texts(_words(put_back)) == _texts(words):
+            return _cut(prompt, words, before, len(words) - after, min_words_left)
+    return replace(split_at(prompt, phrase, min_words_left=min_words_left), repaired=True)
+
+
+def split_at(prompt: str, phrase: str, *, min_words_left: int = 2) -> Split:
+    """The split of `prompt` where `phrase` stands in it exactly once; raises Refused."""
+    _check_unmarked(prompt)
+    words, wanted = _words(prompt), _texts(_words(phrase))
+    if not wanted:
+        raise Refused("the phrase has no word")
+    starts = range(len(words) - len(wanted) + 1)
+    places = [at for at in starts if _texts(words[at : at + len(wanted)]) == wanted]
     if not places:
         raise Refused("the phrase is not in the prompt")
     if len(places) > 1:
         raise Refused(f"the phrase does not say which part it is: it stands {len(places)} times")
-    return _cut(prompt, words, places[0], places[0] + size, min_words_left, True)
+    return _cut(prompt, words, places[0], places[0] + len(wanted), min_words_left)
+
+
+def _check_unmarked(prompt: str) -> None:
+    if IMAGE_MARK in prompt:
+        raise Refused(f"the prompt itself contains {IMAGE_MARK}")
 
 
 def _cut(
@@ -212,7 +236,6 @@ def _cut(
     start: int,
     stop: int,
     min_words_left: int,
-    repaired: bool,
 ) -> Split:
     """The words `start` to `stop` of the prompt taken out, with an article that leads them."""
     if len(words) - (stop - start) < min_words_left:
@@ -220,7 +243,7 @@ def _cut(
     first, last = words[start][1], words[stop - 1][2]
     article = re.search(rf"\b(?:{'|'.join(ARTICLES)})\s+$", prompt[:first], re.IGNORECASE)
     first = article.start() if article else first
-    return Split(prompt[:first] + IMAGE_MARK + prompt[last:], prompt[first:last], repaired)
+    return Split(prompt[:first] + IMAGE_MARK + prompt[last:], prompt[first:last])
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
@@ -228,6 +251,10 @@ def _words(text: str) -> list[tuple[str, int, int]]:
     found = [(match[0], *match.span()) for match in WORD.finditer(text)]
     folded = [(unicodedata.normalize("NFKC", w).casefold(), a, b) for w, a, b in found]
     return [word for word in folded if word[0] not in ARTICLES]
+
+
+def _texts(words: Sequence[tuple[str, int, int]]) -> list[str]:
+    return [word for word, _, _ in words]
 
 
 def _fields(answer: str) -> tuple[str, str]:

@@ -79,6 +79,15 @@ def test_text_cannot_spell_a_mark(writer: Path) -> None:
     assert [id_ for id_ in ids if id_ in marks] == [marks[0], marks[1], marks[0]]
 
 
+def test_shown_turns_stand_before_the_question(writer: Path) -> None:
+    assistant = loaded(writer)
+    chat = assistant._chat("q", (("a", "b"),))
+    turns = ["user\na", "assistant\nb", "user\nq"]
+    assert chat == "".join(f"{MARKS[0]}{turn}{MARKS[1]}\n" for turn in turns) + (
+        f"{MARKS[0]}assistant\n"
+    )
+
+
 def test_draws_come_from_the_seed(writer: Path) -> None:
     config = AssistantConfig(temperature=1.0, top_p=1.0, max_tokens=6)
     assistant = loaded(writer, config)

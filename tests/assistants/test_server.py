@@ -88,6 +88,15 @@ def test_a_picture_and_every_number_are_sent() -> None:
     assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
 
 
+def test_shown_turns_stand_before_the_question() -> None:
+    with serving(said("x")) as stub:
+        question = Question("q", 5, shown=(("a", "b"), ("c", "d")))
+        load("m", config=QUICK, server=stub.url).answer([question])
+    messages = stub.asked[0]["messages"]
+    assert [m["content"] for m in messages] == ["a", "b", "c", "d", "q"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+
+
 def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(UserError, match="is no address"):
         load("m", config=QUICK, server="localhost:8000")

@@ -195,6 +195,23 @@ def test_a_row_in_a_row_out_with_its_reason_and_its_cost(
     assert "1 failed: the phrase is not in the prompt" in said
 
 
+def test_small_models_are_asked_for_the_phrase_alone(
+    prompts: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parrot:
+        def answer(self, questions: Sequence[Question]) -> list[Answer]:
+            assert all(len(question.shown) == 3 for question in questions)
+            return [Answer(" ".join(q.text.split()[-2:]) + ".") for q in questions]
+
+    monkeypatch.setattr(split, "load", lambda llm, **known: Parrot())
+    out = prompts.path.parent / "out"
+    artifact = split.run(prompts.path, out=out, llm="m", overrides=["style=phrase"])
+    rows = artifact.rows("00000")
+    # The whale's article goes with it, as the dog's and the fox's.
+    assert [row["phrase"] for row in rows] == ["a fox", None, "a dog", "a whale"]
+    assert rows[3]["template"] == "a photo of <image>"
+
+
 def test_the_tries_of_a_row_have_seeds_of_their_own(prompts: Artifact, fox: Fox) -> None:
     split.run(prompts.path, out=prompts.path.parent / "out", llm="m")
     assert len({question.seed for question in fox.questions}) == len(fox.questions) == 6
