@@ -306,6 +306,49 @@ def curate_split(
     return _made(artifact, as_json)
 
 
+@command(curate, "synthesize")
+def curate_synthesize(
+    prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
+    generator: Annotated[
+        str,
+        typer.Option(
+            "--generator",
+            metavar="DIR|HUB-ID",
+            help="A diffusers pipeline; the paper's is black-forest-labs/FLUX.1-schnell.",
+        ),
+    ],
+    out: Out,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> int:
+    """Draw prompts by a text-to-image model; `--set seeds=2` makes pairs of similar pictures."""
+    from tarkit.curate import synthesize
+
+    if dry_run:
+        counts = synthesize.preview(
+            prompts, out=out, config=config, overrides=overrides or (), limit=limit
+        )
+        return _previewed(counts, as_json)
+    artifact = synthesize.run(
+        prompts,
+        out=out,
+        generator=generator,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+        precision=precision,
+    )
+    return _made(artifact, as_json)
+
+
 @command(curate, "chats")
 def curate_chats(
     out: Out,

@@ -42,6 +42,7 @@ CLASSES = {
     "ingest": "tarkit.curate.ingest.IngestConfig",
     "caption": "tarkit.curate.caption.CaptionConfig",
     "split": "tarkit.curate.split.SplitConfig",
+    "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
     "assemble": "tarkit.assemble.AssembleConfig",

@@ -20,6 +20,7 @@ NOUNS: dict[str, set[str]] = {
     "artifacts": {"errors", "manifests", "ranks", "schemas"},
     "worlds": {"errors", "worlds"},
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
+    "painters": {"checkpoints", "errors"},
     "documents": {"errors"},
     "files": {"errors", "images"},
     "plan": ON_DISK,

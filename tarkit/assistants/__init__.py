@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -155,12 +154,6 @@ def _note(log: Path, item: Todo, cost: Mapping[str, int], error: str | None) -> 
     line = {"key": item.row["key"], **cost, "error": error}
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def seed_of(seed: int, key: str, number: int) -> int:
-    """The seed of a row's n-th try, below 2**31: it outlives any change of the other rows."""
-    digest = hashlib.sha256(f"{seed}/{key}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1
 
 
 def load(

@@ -24,11 +24,10 @@ from tarkit.assistants import (
     Refused,
     ask,
     load,
-    seed_of,
 )
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.mapping import Todo, map_rows
+from tarkit.mapping import Todo, map_rows, seed_of
 from tarkit.prompts import read_prompts
 from tarkit.vocab import IMAGE_MARK
 

@@ -31,10 +31,9 @@ from tarkit.assistants import (
     Refused,
     ask,
     load,
-    seed_of,
 )
 from tarkit.config import Config, load_config
-from tarkit.mapping import Todo, map_rows
+from tarkit.mapping import Todo, map_rows, seed_of
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
