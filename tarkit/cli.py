@@ -227,6 +227,30 @@ def curate_ingest(
     return _made(artifact, as_json)
 
 
+@command(curate, "prompts")
+def curate_prompts(
+    source: Annotated[
+        Path, typer.Argument(help="Prompts as .txt, .jsonl, .csv or .parquet, or a folder of them.")
+    ],
+    out: Out,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Take prompts that people wrote: cleaned, and each but once."""
+    from tarkit.curate import prompts
+
+    if dry_run:
+        counts = prompts.preview(
+            source, out=out, config=config, overrides=overrides or (), limit=limit
+        )
+        return _previewed(counts, as_json)
+    artifact = prompts.run(source, out=out, config=config, overrides=overrides or (), limit=limit)
+    return _made(artifact, as_json)
+
+
 @command(curate, "caption")
 def curate_caption(
     images: Annotated[Path, typer.Argument(help="An images artifact.")],

@@ -40,6 +40,7 @@ CLASSES = {
     "lm": "tarkit.train.mllm.MllmConfig",
     "render": "tarkit.curate.render.RenderConfig",
     "ingest": "tarkit.curate.ingest.IngestConfig",
+    "prompts": "tarkit.curate.prompts.PromptsConfig",
     "caption": "tarkit.curate.caption.CaptionConfig",
     "split": "tarkit.curate.split.SplitConfig",
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",

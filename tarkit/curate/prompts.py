@@ -1,0 +1,306 @@
+"""`tarkit curate prompts`: prompts that people wrote, cleaned, each once, as a prompts artifact.
+
+Source: paper App. D.1 (user prompts of JourneyDB and Midjourney beside the captions). What must
+see everything is done first: one pass reads, cleans and hashes every row and plans the shards, a
+second writes them. A row that cannot be used is a failed row; a prompt that is another's but for
+case, spaces and punctuation is left out and counted in the manifest.
+"""
+
+from __future__ import annotations
+
+import array
+import csv
+import hashlib
+import itertools
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from tarkit import artifacts
+from tarkit.artifacts import Artifact, shard_names
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.manifests import MANIFEST, file_sha256
+from tarkit.progress import Progress
+from tarkit.ranks import rank_and_world
+
+COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption")
+MAX_LINE_BYTES = 1 << 20
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# What Discord and Midjourney put around a prompt.
+BOLD = re.compile(r"\*\*(.+?)\*\*(?:\s+-\s.*)?")
+LINKS = re.compile(r"<?https?://[^\s>]+>?|<[@#]!?&?\d+>")
+PARAMETERS = re.compile(r"(?:^|\s)(?:--|—|––)(?=[A-Za-z]).*", re.DOTALL)
+
+
+class PromptsConfig(Config):
+    """What is taken; a prompt beyond the limits is a failed row."""
+
+    shard_size: int = Field(default=10_000, ge=1)
+    min_chars: int = Field(default=3, ge=1)
+    max_chars: int = Field(default=2_000, ge=1)
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One row of a source: `text` cleaned, or why there is none."""
+
+    place: str
+    text: str = ""
+    error: str | None = None
+    cleaned: bool = False
+
+
+def run(
+    source: Path,
+    *,
+    out: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> Artifact:
+    """Write the prompts artifact `out` from a file of prompts, or a folder of such files.
+
+    `.txt` has a prompt a line, `.jsonl`, `.csv` and `.parquet` a column of `COLUMNS`. `limit` takes
+    the first rows of the source.
+    """
+    settings = load_config(PromptsConfig, config, overrides)
+    files = _files(source)
+    kept, counts = _plan(files, settings, limit)
+    num_rows = int(kept.sum())
+    names = shard_names(-(-num_rows // settings.shard_size))
+    planned = {
+        name: min(settings.shard_size, num_rows - place * settings.shard_size)
+        for place, name in enumerate(names)
+    }
+    artifact = artifacts.begin(
+        out,
+        "prompts",
+        settings={
+            **settings.model_dump(mode="json"),
+            "limit": limit,
+            "files": {path.name: file_sha256(path) for path in files},
+            "counts": counts,
+        },
+        shards=planned,
+        parents={"source": source},
+    )
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"prompts: {said}", file=sys.stderr)
+    pending = set(artifact.pending(None, *rank_and_world()))
+    with Progress("prompts", total=sum(planned[n] for n in pending), unit="rows") as progress:
+        _write(artifact, _kept_rows(files, settings, kept), pending, planned, settings, progress)
+    return artifact
+
+
+def preview(
+    source: Path,
+    *,
+    out: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> dict[str, int]:
+    """What `run` would take with the same arguments; reads everything and writes nothing."""
+    settings = load_config(PromptsConfig, config, overrides)
+    kept, counts = _plan(_files(source), settings, limit)
+    shards = -(-int(kept.sum()) // settings.shard_size)
+    left = shards
+    if (out / MANIFEST).exists():
+        left = len(artifacts.open_artifact(out, "prompts").pending())
+    return {**counts, "shards": shards, "shards_to_make": left}
+
+
+def clean(text: str) -> str:
+    """`text` without Discord's and Midjourney's trimmings and with plain white space.
+
+    Links and mentions go, `**` around the prompt and what follows them, parameters (`--ar 16:9`)
+    to the end, and control characters.
+    """
+    plain = LINKS.sub(" ", CONTROLS.sub(" ", text)).strip()
+    bold = BOLD.fullmatch(plain)
+    plain = PARAMETERS.sub("", bold[1] if bold else plain)
+    return " ".join(plain.split())
+
+
+def same(text: str) -> bytes:
+    """What two prompts share that are each other's duplicates: 8 bytes of a hash of their words.
+
+    Case, width, spaces and punctuation make no difference. Of ten million prompts, two different
+    ones are taken for the same with a probability of 3e-6.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = " ".join(re.findall(r"[^\W_]+", folded)) or folded
+    return hashlib.blake2b(words.encode(), digest_size=8).digest()
+
+
+def _plan(
+    files: Sequence[Path], config: PromptsConfig, limit: int | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """(whether each row is kept, counts); 8 bytes a row are held."""
+    hashes = array.array("Q")
+    cleaned = failed = 0
+    for number, row in enumerate(_rows(files, config)):
+        if number == limit:
+            break
+        # A failed row is nobody's duplicate.
+        key = same(row.text) if row.error is None else hashlib.sha256(row.place.encode()).digest()
+        hashes.append(int.from_bytes(key[:8], "little"))
+        cleaned += row.cleaned
+        failed += row.error is not None
+    if not hashes:
+        raise UserError(f"{files[0].parent if len(files) > 1 else files[0]} holds no prompt")
+    _, first = np.unique(np.frombuffer(hashes, np.uint64), return_index=True)
+    kept = np.zeros(len(hashes), bool)
+    kept[first] = True
+    return kept, {
+        "read": len(hashes),
+        "duplicates left out": len(hashes) - len(first),
+        "cleaned": cleaned,
+        "failed": failed,
+    }
+
+
+def _kept_rows(files: Sequence[Path], config: PromptsConfig, kept: np.ndarray) -> Iterator[_Read]:
+    for row, keep in zip(_rows(files, config), kept, strict=False):
+        if keep:
+            yield row
+
+
+def _write(
+    artifact: Artifact,
+    rows: Iterator[_Read],
+    pending: set[str],
+    planned: Mapping[str, int],
+    config: PromptsConfig,
+    progress: Progress,
+) -> None:
+    for name, count in planned.items():
+        taken = list(itertools.islice(rows, count))
+        if name not in pending:
+            continue
+        made = [_row(artifact, f"{name}-{i:06d}", row, config) for i, row in enumerate(taken)]
+        artifact.write(name, made)
+        progress.advance(count, failed=sum(row["status"] == "failed" for row in made))
+
+
+def _row(artifact: Artifact, key: str, read: _Read, config: PromptsConfig) -> dict[str, Any]:
+    known = {"source": read.place, "licence": config.licence}
+    if read.error is not None:
+        return artifact.failed_row(key, read.error, **known)
+    blank = dict.fromkeys(artifact.schema.names)
+    return blank | known | {"key": key, "prompt": read.text, "status": "ok"}
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def _files(source: Path) -> list[Path]:
+    if not source.exists():
+        raise UserError(f"the source {source} does not exist")
+    found = [source] if source.is_file() else sorted(source.iterdir())
+    files = [path for path in found if path.suffix in READERS and path.is_file()]
+    if not files:
+        raise UserError(f"{source} is no file of prompts: {', '.join(READERS)} are read")
+    return files
+
+
+def _rows(files: Sequence[Path], config: PromptsConfig) -> Iterator[_Read]:
+    """Every row of every file in order, cleaned and checked."""
+    for path in files:
+        try:
+            for place, found in READERS[path.suffix](path):
+                yield _checked(f"{path.name}:{place}", found, config)
+        except (OSError, csv.Error, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read: {why}") from None
+
+
+def _checked(place: str, found: Any, config: PromptsConfig) -> _Read:
+    if isinstance(found, Exception):
+        return _Read(place, error=str(found))
+    if not isinstance(found, str):
+        return _Read(place, error=f"no text: {type(found).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in found):
+        return _Read(place, error="half a surrogate pair, which is no character")
+    text = clean(found)
+    if len(text) < config.min_chars:
+        return _Read(place, error=f"too short: {len(text)} characters are left")
+    if len(text) > config.max_chars:
+        return _Read(place, error=f"too long: {len(text)} characters")
+    return _Read(place, text, cleaned=text != " ".join(found.split()))
+
+
+def _txt(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+            if not line.strip():
+                continue
+            try:
+                yield str(number), line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield str(number), ValueError(f"not UTF-8: {error.reason}")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    for place, line in _txt(path):
+        if isinstance(line, Exception):
+            yield place, line
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield place, ValueError(f"not JSON: {str(error)[:80]}")
+            continue
+        yield place, found if isinstance(found, str) else _column(found)
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield str(reader.line_num), _column(row)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            if not columns:
+                raise ValueError(f"none of the columns {', '.join(COLUMNS)}")
+            number = 0
+            for batch in file.iter_batches(columns=columns[:1]):
+                for text in batch.column(0).to_pylist():
+                    yield str(number), text
+                    number += 1
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+def _column(row: Any) -> Any:
+    """The prompt of a row by the first of its columns, or an error."""
+    if not isinstance(row, Mapping):
+        return ValueError(f"no prompt: {type(row).__name__}")
+    found = next((row[name] for name in COLUMNS if row.get(name) is not None), None)
+    return ValueError(f"no prompt: none of {', '.join(COLUMNS)}") if found is None else found
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
