@@ -114,7 +114,7 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(
             f"{path} is no model directory: "
             + ("it is a file" if path.exists() else "there is no such folder"),
-            hint=f"tarkit models (what has a name), tarkit inspect {path.parent} (what is there)",
+            hint=f"tarkit inspect {path.parent}",
         )
     if not file.exists():
         raise UserError(

@@ -251,6 +251,72 @@ def curate_prompts(
     return _made(artifact, as_json)
 
 
+@command(curate, "download")
+def curate_download(
+    urls: Annotated[
+        Path,
+        typer.Argument(
+            metavar="URLS",
+            help="A .txt with a URL a line, or .csv, .jsonl, .parquet with a column url or "
+            "image_url and maybe prompt, caption or text, and licence.",
+        ),
+    ],
+    out: Out,
+    img2dataset: Annotated[
+        str,
+        typer.Option(
+            "--img2dataset",
+            metavar="PROGRAM",
+            help="Its name or path, for one in an environment of its own.",
+        ),
+    ] = "img2dataset",
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Also fetch from addresses of your own network."),
+    ] = False,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    as_json: Json = False,
+) -> int:
+    """Fetch a list of URLs with img2dataset; every URL is a row, a failed one with its reason.
+
+    Only http and https. A URL whose host is, or resolves to, an address that is
+    not public is a failed row, and is not asked.
+
+    Two things img2dataset cannot enforce: it follows redirects wherever they
+    lead, and looks a host up anew when it fetches. Where that matters, set
+    HTTP_PROXY and HTTPS_PROXY to a proxy that refuses private addresses; of
+    your environment it is given the proxies alone.
+
+    Nor has it a limit on the length of an answer: memory_mb bounds its processes
+    while they read, max_bytes what is kept. A server that never stops sending is
+    cut off when no piece of the list was finished for stall_s.
+
+    An answer whose X-Robots-Tag says noai, noimageai or noindex is not taken.
+    """
+    from tarkit.curate import download
+
+    if dry_run:
+        counts = download.preview(
+            urls, out=out, config=config, overrides=overrides or (), limit=limit
+        )
+        return _previewed(counts, as_json)
+    artifact = download.run(
+        urls,
+        out=out,
+        img2dataset=img2dataset,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        allow_private=allow_private,
+    )
+    return _made(artifact, as_json)
+
+
 @command(curate, "caption")
 def curate_caption(
     images: Annotated[Path, typer.Argument(help="An images artifact.")],

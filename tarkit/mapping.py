@@ -65,7 +65,7 @@ def map_rows(
             old = [] if shard in pending else artifact.rows(shard)
             rows = _shard(source, shard, rows_of[shard], old, make, carry, artifact, progress)
             failed = [row["error"] for row in rows if row["status"] == "failed"]
-            reasons.update(_kind_of(error) for error in failed)
+            reasons.update(kind_of(error) for error in failed)
             if not old or rows != old:
                 artifact.write(shard, rows, source_sha256=source.shard_sha256(shard))
         for reason, count in reasons.most_common(REASONS_SHOWN):
@@ -120,7 +120,7 @@ def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, bytes | None]]:
     return ((row, None) for row in source.rows(shard))
 
 
-def _kind_of(error: str) -> str:
+def kind_of(error: str) -> str:
     """The reason without its particulars, so that equal reasons are counted together."""
     return re.sub(r"\d+", "N", error.split(":")[0])[:80]
 

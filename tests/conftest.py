@@ -41,6 +41,7 @@ CLASSES = {
     "render": "tarkit.curate.render.RenderConfig",
     "ingest": "tarkit.curate.ingest.IngestConfig",
     "prompts": "tarkit.curate.prompts.PromptsConfig",
+    "download": "tarkit.curate.download.DownloadConfig",
     "caption": "tarkit.curate.caption.CaptionConfig",
     "split": "tarkit.curate.split.SplitConfig",
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",

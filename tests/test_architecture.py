@@ -22,6 +22,8 @@ NOUNS: dict[str, set[str]] = {
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
     "documents": {"errors"},
+    "addresses": {"errors"},
+    "downloader": {"errors"},
     "files": {"errors", "images"},
     "plan": ON_DISK,
     "mapping": {"progress"} | ON_DISK,

@@ -107,6 +107,22 @@ def test_encode_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artif
     )
 
 
+def test_download_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
+    run = pretend(monkeypatch, "tarkit.curate.download", chats)
+    words = ["--out", "o", "--img2dataset", "d/bin/img2dataset", "--allow-private"]
+    assert tarkit("curate", "download", "u.txt", *words, "--retry-failed").exit_code == 0
+    run.assert_called_once_with(
+        Path("u.txt"),
+        out=Path("o"),
+        img2dataset="d/bin/img2dataset",
+        config=None,
+        overrides=(),
+        limit=None,
+        retry_failed=True,
+        allow_private=True,
+    )
+
+
 def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

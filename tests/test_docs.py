@@ -175,6 +175,7 @@ def understood(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 NUMBERS = {
     "curate render": "render",
     "curate ingest": "ingest",
+    "curate download": "download",
     "curate chats": "chats",
     "encode": "encode",
     "train vqvae": "vqvae",

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.sources import Item, add_captions, add_questions, list_source
+from tarkit.sources import Item, Link, add_captions, add_questions, list_source, list_urls
 
 
 def by_name(items: tuple[Item, ...]) -> dict[str, Item]:
@@ -341,3 +341,56 @@ def test_a_tar_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> No
     (tmp_path / "in" / "y.tar").symlink_to(tmp_path / "x.tar")
     with pytest.raises(UserError, match="y.tar is a link that leaves"):
         list_source(tmp_path / "in")
+
+
+def test_urls_come_from_txt_csv_jsonl_and_parquet_alike(tmp_path: Path) -> None:
+    rows = [
+        {"url": "http://a.example/1.jpg", "caption": "a  ring", "licence": "CC0"},
+        {"url": "http://a.example/2.jpg", "caption": "", "licence": ""},
+    ]
+    links = (Link(rows[0]["url"], ("a ring",), "CC0"), Link(rows[1]["url"]))
+    (tmp_path / "u.txt").write_text("\ufeffhttp://a.example/1.jpg\n\n http://a.example/2.jpg \n")
+    (tmp_path / "u.csv").write_text(
+        "".join(",".join(line) + "\n" for line in [list(rows[0]), *(r.values() for r in rows)])
+    )
+    (tmp_path / "u.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loud = {"URL": "url", "TEXT": "caption", "LICENSE": "licence"}
+    table = {name: [row[quiet] for row in rows] for name, quiet in loud.items()}
+    pq.write_table(pa.table(table | {"other": [b"1", b"2"]}), tmp_path / "u.parquet")
+    assert [link.url for link in list_urls(tmp_path / "u.txt")] == [link.url for link in links]
+    for name in ("u.csv", "u.jsonl", "u.parquet"):
+        assert list_urls(tmp_path / name) == links, name
+
+
+def test_of_two_columns_of_urls_the_pictures_is_taken(tmp_path: Path) -> None:
+    row = {"url": "http://a.example/page", "image_url": "http://a.example/1.jpg"}
+    (tmp_path / "u.jsonl").write_text(json.dumps(row))
+    assert list_urls(tmp_path / "u.jsonl") == (Link("http://a.example/1.jpg"),)
+
+
+def test_a_row_that_cannot_be_used_stays_in_the_list_with_its_reason(tmp_path: Path) -> None:
+    rows = [{"url": None}, {"url": 3, "license": "CC0"}, {"url": "http://a.example/", "text": 3}]
+    (tmp_path / "u.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert list_urls(tmp_path / "u.jsonl") == (
+        Link("", error="the row has no URL"),
+        Link("", licence="CC0", error="the row has no URL"),
+        Link("http://a.example/", error="text is int, not text"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("gone.txt", None, "gone.txt does not exist"),
+        ("u.txt", "\n", "holds no URL"),
+        ("u.tsv", "url\n", "ends in none of .txt, .csv, .jsonl, .parq"),
+        ("u.csv", "link,text\nhttp://a.example/,a\n", "line 2 has no image_url .* it has link, te"),
+    ],
+)
+def test_a_list_without_urls_is_refused(
+    tmp_path: Path, name: str, text: str | None, complaint: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        list_urls(tmp_path / name)

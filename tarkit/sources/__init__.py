@@ -1,4 +1,4 @@
-"""Where a user's own pictures lie: a folder, Parquet with image bytes, WebDataset tars.
+"""Where a user's own pictures lie: a folder, Parquet with image bytes, WebDataset tars, URLs.
 
 A source is listed whole before any picture is decoded, in an order that does not depend on the
 file system, and read one picture at a time. Everything in it is a stranger's: tars are never
@@ -15,8 +15,17 @@ from tarkit.sources.items import PICTURE_SUFFIXES, Item, Listing, shown
 from tarkit.sources.parquet import parquet_items
 from tarkit.sources.tables import add_captions, add_questions
 from tarkit.sources.tars import tar_items
+from tarkit.sources.urls import Link, list_urls
 
-__all__ = ["Item", "Listing", "add_captions", "add_questions", "list_source"]
+__all__ = [
+    "Item",
+    "Link",
+    "Listing",
+    "add_captions",
+    "add_questions",
+    "list_source",
+    "list_urls",
+]
 
 
 def list_source(source: Path, *, besides: Sequence[Path] = ()) -> Listing:

@@ -1,8 +1,9 @@
 """Captions and questions in a csv, jsonl or Parquet file that names the pictures of a source."""
 
 import csv
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def _add(
     for place, item in enumerate(found):
         for name in {item.name, *item.aliases}:
             places.setdefault(name, []).append(place)
-    for where, row in _table_rows(path):
+    for where, row in table_rows(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS, "question", "answer")):
         name = _image_name(row, where)
         if not any(column in row for column in columns):
             wanted = ", ".join(columns)
@@ -85,9 +86,16 @@ def _image_name(row: Mapping[str, Any], where: str) -> str:
     )
 
 
-def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("captions.csv line 3", row) for every row of a csv, jsonl or Parquet file."""
-    ways = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+def table_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("captions.csv line 3", row) for every row of a csv, jsonl or Parquet file.
+
+    Of Parquet, which may hold much else, only `columns` are read.
+    """
+    ways: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+        ".csv": _csv_rows,
+        ".jsonl": _jsonl_rows,
+        ".parquet": functools.partial(_parquet_rows, wanted=columns),
+    }
     if path.suffix not in ways:
         raise UserError(f"{path} is neither .csv, .jsonl nor .parquet")
     try:
@@ -121,9 +129,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     with pq.ParquetFile(path) as file:
-        wanted = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, "question", "answer")
         columns = [name for name in file.schema_arrow.names if name in wanted]
         number = 0
         for batch in file.iter_batches(columns=columns):

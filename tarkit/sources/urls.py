@@ -1,0 +1,79 @@
+"""Lists of URLs: .txt (one a line), .csv, .jsonl or .parquet, with captions and licences."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tarkit.errors import UserError
+from tarkit.sources.items import CAPTION_COLUMNS, captions_of, shown
+from tarkit.sources.tables import table_rows
+
+# Where a table has both, as Wikipedia's has, `url` is the page that shows the picture.
+URL_COLUMNS = ("image_url", "IMAGE_URL", "url", "URL")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, *(name.upper() for name in CAPTION_COLUMNS))
+ENDINGS = (".txt", ".csv", ".jsonl", ".parquet")
+LICENCE_COLUMNS = ("licence", "license", "LICENCE", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Link:
+    """One row of a list: `error` is why it is known to be unusable before anything is fetched."""
+
+    url: str
+    captions: tuple[str, ...] = ()
+    licence: str | None = None
+    error: str | None = None
+
+
+def list_urls(path: Path) -> tuple[Link, ...]:
+    """Every row of a list of URLs in order; a row without one is there, with its reason."""
+    if not path.is_file():
+        why = "is not a file" if path.exists() else "does not exist"
+        raise UserError(f"the list of URLs {path} {why}")
+    if path.suffix not in ENDINGS:
+        raise UserError(f"the list of URLs {path} ends in none of {', '.join(ENDINGS)}")
+    links = tuple(_txt(path) if path.suffix == ".txt" else _table(path))
+    if not links:
+        raise UserError(
+            f"{path} holds no URL: expected one a line of a .txt, or a column "
+            f"{' or '.join(URL_COLUMNS)}"
+        )
+    return links
+
+
+def _txt(path: Path) -> Iterator[Link]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    yield Link(line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start}") from None
+
+
+def _table(path: Path) -> Iterator[Link]:
+    wanted = (*URL_COLUMNS, *TEXT_COLUMNS, *LICENCE_COLUMNS)
+    for where, row in table_rows(path, wanted):
+        if not any(column in row for column in URL_COLUMNS):
+            found = ", ".join(map(str, row)) or "no column of use"
+            raise UserError(f"{where} has no {' or '.join(URL_COLUMNS)}; it has {found}")
+        yield _link(row)
+
+
+def _link(row: Mapping[str, Any]) -> Link:
+    url = _first(row, URL_COLUMNS)
+    licence = _first(row, LICENCE_COLUMNS)
+    kept = licence if isinstance(licence, str) else None
+    if not isinstance(url, str) or not url.strip():
+        return Link("", licence=kept, error="the row has no URL")
+    url = shown(url.strip())
+    try:
+        return Link(url, captions_of(row, TEXT_COLUMNS), kept)
+    except ValueError as error:
+        return Link(url, licence=kept, error=str(error))
+
+
+def _first(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
+    """The first of these columns that is not empty."""
+    return next((row[column] for column in columns if row.get(column)), None)
