@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,12 @@ EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 MAX_MEMBER_BYTES = 256 << 20
 
 Blob = tuple[str, bytes]  # (extension, encoded picture)
+
+
+class Source(Protocol):
+    """What shards are made from: an artifact, or one with others beside it."""
+
+    def shard_sha256(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Artifact:
                 "makes what is missing",
             )
 
-    def pending(self, source: "Artifact | None" = None, rank: int = 0, world: int = 1) -> list[str]:
+    def pending(self, source: "Source | None" = None, rank: int = 0, world: int = 1) -> list[str]:
         """Shards of this rank that are missing, or made from other bytes of the input shard."""
         return [name for name in self.shards[rank::world] if not self._is_current(name, source)]
 
@@ -123,7 +129,7 @@ class Artifact:
         """The sha256 of the input shard that an existing shard was made from."""
         return self._metadata(name).get(PREFIX + "source_sha256")
 
-    def _is_current(self, name: str, source: "Artifact | None") -> bool:
+    def _is_current(self, name: str, source: "Source | None") -> bool:
         if not self.shard_path(name).exists():
             return False
         return source is None or self.source_sha256(name) == source.shard_sha256(name)
@@ -338,13 +344,15 @@ def begin(
     return _artifact(out, manifest)
 
 
-def open_artifact(path: Path, kind: str | None = None) -> Artifact:
-    """The artifact in a directory; raises UserError when it is none, or of another kind."""
+def open_artifact(path: Path, kind: str | Sequence[str] | None = None) -> Artifact:
+    """The artifact in a directory; raises UserError when it is none, or of no wanted kind."""
     manifest = read_manifest(path)
     found = manifest.get("kind")
-    if kind is not None and found != kind:
+    wanted = (kind,) if isinstance(kind, str) else kind
+    if wanted is not None and found not in wanted:
         raise UserError(
-            f"{path} holds {found}, where {kind} are wanted", hint=f"tarkit inspect {path}"
+            f"{path} holds {found}, where {' or '.join(wanted)} are wanted",
+            hint=f"tarkit inspect {path}",
         )
     if found not in KINDS:
         raise UserError(

@@ -340,7 +340,11 @@ def curate_caption(
     precision: Precision = "float32",
     as_json: Json = False,
 ) -> int:
-    """Have a vision-language model write a prompt (or a short caption) for each picture."""
+    """Have a vision-language model write a prompt (or a short caption) for each picture.
+
+    With style="rewrite" a language model words the picture's own prompt anew and
+    sees no picture.
+    """
     from tarkit.curate import caption
 
     if dry_run:
@@ -363,7 +367,9 @@ def curate_caption(
 
 @command(curate, "split")
 def curate_split(
-    prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="A prompts artifact, or an images artifact with prompts.")
+    ],
     llm: Llm,
     out: Out,
     server: Server = None,
@@ -439,6 +445,62 @@ def curate_synthesize(
     return _made(artifact, as_json)
 
 
+@command(curate, "score")
+def curate_score(
+    images: Annotated[Path, typer.Argument(help="An images artifact.")],
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer",
+            metavar="NAME",
+            help="pixels, clip, classifier, tar, or module:function of your own.",
+        ),
+    ],
+    out: Out,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="DIR|HUB-ID|NAME", help="What clip, classifier, tar load."),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Give every picture numbers, in columns of their own; nothing is deleted.
+
+    pixels: spread of the levels, 0 for a blank picture.
+
+    clip: raw cosine of picture and prompt by a CLIP or SigLIP; how many tokens
+    of the prompt were cut off.
+
+    classifier: probabilities of a picture classifier's labels (NSFW and such).
+
+    tar: how much likelier a Tar model finds the picture after its prompt than
+    after none; `--model mini` for the shapes world.
+
+    module:function makes an object with `columns` and `score(shown)`.
+    """
+    from tarkit.curate import score
+
+    if dry_run:
+        return _previewed(score.preview(images, out=out, limit=limit), as_json)
+    artifact = score.run(
+        images,
+        out=out,
+        scorer=scorer,
+        model=model,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+    )
+    return _made(artifact, as_json)
+
+
 @command(curate, "chats")
 def curate_chats(
     out: Out,
@@ -453,6 +515,33 @@ def curate_chats(
             help="Text-only rows: .txt (a document a line), .jsonl or .parquet.",
         ),
     ] = None,
+    captions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--captions",
+            metavar="DIR",
+            help="What `curate caption` wrote for these pictures; may be repeated.",
+        ),
+    ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            "--splits", metavar="DIR", help="What `curate split` made of these pictures' prompts."
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep", metavar="SCORES", help="Leave out pictures with a score below --min."
+        ),
+    ] = None,
+    least: Annotated[
+        float | None, typer.Option("--min", metavar="NUMBER", help="With --keep.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="COLUMN", help="Which score, where --keep has several."),
+    ] = None,
     config: ConfigOption = None,
     overrides: Set = None,
     limit: Limit = None,
@@ -462,14 +551,21 @@ def curate_chats(
     """Make the chats that the language model learns from, of codes, captions and text."""
     from tarkit.curate import chats
 
+    if (keep is None) != (least is None) or (by and keep is None):
+        raise UserError("--keep SCORES and --min NUMBER go together, --by COLUMN with them")
+    sources = chats.Sources(
+        tokens=tokens,
+        text=text,
+        captions=captions or (),
+        splits=splits,
+        keep=chats.Keep(keep, least, by) if keep and least is not None else None,
+    )
     if dry_run:
         counts = chats.preview(
-            tokens, out=out, text=text, config=config, overrides=overrides or (), limit=limit
+            sources, out=out, config=config, overrides=overrides or (), limit=limit
         )
         return _previewed(counts, as_json)
-    artifact = chats.run(
-        tokens, out=out, text=text, config=config, overrides=overrides or (), limit=limit
-    )
+    artifact = chats.run(sources, out=out, config=config, overrides=overrides or (), limit=limit)
     return _made(artifact, as_json)
 
 

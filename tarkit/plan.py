@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts import Artifact, Source, open_artifact
 from tarkit.manifests import MANIFEST
 
 
@@ -31,7 +31,7 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
     return taken
 
 
-def preview(source: Artifact | None, out: Path, shards: Sequence[str]) -> dict[str, int]:
+def preview(source: Source | None, out: Path, shards: Sequence[str]) -> dict[str, int]:
     """How many shards there are in all and how many a run would make; writes nothing."""
     pending = len(shards)
     if (out / MANIFEST).exists():

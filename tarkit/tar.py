@@ -34,7 +34,7 @@ from tarkit.detokenizers import ArDetokenizer, DifDetokenizer, weight_files
 from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.manifests import file_sha256
-from tarkit.models.mllm import generate_codes, generate_text, next_logits
+from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
 from tarkit.places import DtokName, Places, find
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
@@ -334,6 +334,33 @@ class Tar:
         encode = self.mllm.vocabulary.text.encode
         yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
         return [float(value) for value in yes / (yes + no)]
+
+    def prompt_gain(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        *,
+        scale: Scale | None = None,
+    ) -> list[float]:
+        """How much likelier each picture's codes are after its prompt than after none.
+
+        Nats a code: mean log p(codes | prompt) - mean log p(codes), the pointwise mutual
+        information of the two by this model's own account; 0 where the prompt says nothing.
+        """
+        scale = scale or self.default_scale
+        visual = self.mllm.vocabulary.visual
+        if visual is None:
+            raise UserError(f"{self.places.mllm} has no visual tokens and knows no pictures")
+        codes = self.encode(images, [scale])[scale]
+        read = self.mllm.vocabulary.prompt
+        after, alone = (
+            code_log_likelihood(self.mllm.model, ids, codes, visual=visual)
+            for ids in (
+                [read(prompt, draw=scale) for prompt in prompts],
+                [read("", draw=scale) for _ in prompts],
+            )
+        )
+        return [float(value) for value in after - alone]
 
     def _questions(
         self, images: Sequence[Image.Image], questions: Sequence[str], scale: Scale | None

@@ -45,6 +45,7 @@ CLASSES = {
     "caption": "tarkit.curate.caption.CaptionConfig",
     "split": "tarkit.curate.split.SplitConfig",
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",
+    "score": "tarkit.curate.score.ScoreConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
     "assemble": "tarkit.assemble.AssembleConfig",

@@ -21,6 +21,8 @@ NOUNS: dict[str, set[str]] = {
     "worlds": {"errors", "worlds"},
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
+    "scorers": {"errors", "tar"},
+    "beside": {"artifacts", "errors"},
     "documents": {"errors"},
     "addresses": {"errors"},
     "downloader": {"errors"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,14 @@ style. Do not output anything else. The image is:"""
 SHORT = """\
 Write a caption of this image in one sentence of at most {} words. Do not output anything else. \
 The image is:"""
+REWRITE = """\
+Write this caption again in other words, in one sentence of at most {} words. Say nothing that it \
+does not say: {}"""
+REWRITTEN = (
+    ("red fox in snow", "There is a red fox in snow."),
+    ("two old wooden boats", "An image of two old wooden boats."),
+    ("a green clock, time, hour", "A green clock that tells the time and the hour."),
+)
 NUM_EXAMPLES = 3
 MAX_EXAMPLE_CHARS = 4_000
 
@@ -52,10 +61,13 @@ MAX_EXAMPLE_CHARS = 4_000
 class CaptionConfig(Config):
     """How a vision-language model is asked about pictures."""
 
-    style: Literal["prompt", "short"] = "prompt"
-    """A long prompt in the style of the examples, or one sentence."""
+    style: Literal["prompt", "short", "rewrite"] = "prompt"
+    """A long prompt in the style of the examples, one sentence, or one sentence that says in other
+    words what the picture's own prompt says, for which no picture is shown."""
     max_words: int = Field(default=20, ge=1)
-    """Of a short caption; a longer answer is refused."""
+    """Of a short or rewritten caption; a longer answer is refused."""
+    min_kept: float = Field(default=1.0, ge=0, le=1)
+    """Share of the prompt's words that a rewritten caption has to keep."""
     seed: int = 0
     assistant: AssistantConfig = AssistantConfig()
 
@@ -100,7 +112,7 @@ def run(
             llm,
             config=settings.assistant,
             server=server,
-            sees=True,
+            sees=settings.style != "rewrite",
             device=device,
             precision=precision,
         )
@@ -132,9 +144,9 @@ def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, i
 
 
 def _examples(path: Path | None, config: CaptionConfig) -> list[str]:
-    if config.style == "short":
+    if config.style != "prompt":
         if path is not None:
-            raise UserError("a short caption follows no examples", hint="leave --examples out")
+            raise UserError(f"style {config.style} follows no examples of yours")
         return []
     if path is None:
         hint = "--examples FILE, a prompt a line"
@@ -156,6 +168,10 @@ def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int) -> Question:
     seed = seed_of(config.seed, todo.row["key"], number)
+    if config.style == "rewrite":
+        told = functools.partial(REWRITE.format, config.max_words)
+        shown_turns = tuple((told(asked), said) for asked, said in REWRITTEN)
+        return Question(told(todo.row["prompt"] or ""), seed=seed, shown=shown_turns)
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
@@ -177,6 +193,20 @@ def _read(
         raise Refused(f"the answer contains {IMAGE_MARK}")
     if said in examples:
         raise Refused("the answer copies an example")
-    if config.style == "short" and len(said.split()) > config.max_words:
+    if config.style != "prompt" and len(said.split()) > config.max_words:
         raise Refused(f"the answer is too long: {len(said.split())} words")
+    if config.style == "rewrite":
+        _check_rewritten(todo.row["prompt"], said, config.min_kept)
     return {"prompt": said}
+
+
+def _check_rewritten(prompt: str | None, said: str, min_kept: float) -> None:
+    """Raises Refused where words of the prompt are lost, or nothing was changed."""
+    if not prompt:
+        raise Refused("it has no prompt")
+    before, after = (re.findall(r"\w+", text.casefold()) for text in (prompt, said))
+    if before == after:
+        raise Refused("the answer is the prompt itself")
+    lost = [word for word in before if word not in after]
+    if len(lost) > (1 - min_kept) * len(before):
+        raise Refused(f"the answer loses words of the prompt: {', '.join(lost)[:80]}")

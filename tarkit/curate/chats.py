@@ -11,14 +11,17 @@ What is said about a picture, where `[prompt, *captions]` are its texts:
   i2i   "Generate an image similar to <image>." of another picture of its group -> <image>
   ti2i  its template, the group's references at its marks -> <image>
   text  a document of the text source: one assistant turn, or the turns it came with
+
+Joined by key: captions written for the pictures come after the picture's own texts, splits give
+templates, and scores say which pictures take part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +31,7 @@ from pydantic import Field
 
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
+from tarkit.beside import Joined, by_key, row_of
 from tarkit.config import Config, load_config
 from tarkit.documents import Document, TextSource
 from tarkit.errors import UserError
@@ -94,6 +98,56 @@ class Chat:
     error: str | None = None
 
 
+LEFT_OUT = "left out"
+"""The status of a row whose picture takes no part; such rows are in no artifact."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Pictures take part whose score in `column` is at least `least`."""
+
+    scores: Path
+    least: float
+    column: str | None = None
+    """The only column of the scores where it is None."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What chats are made of: tokens, a text source, and what is joined to the tokens by key."""
+
+    tokens: Path | None = None
+    text: Path | None = None
+    captions: Sequence[Path] = ()
+    """Prompts artifacts of `curate caption`."""
+    splits: Path | None = None
+    """The prompts artifact of `curate split` for these pictures."""
+    keep: Keep | None = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    tokens: Artifact | None
+    documents: TextSource | None
+    captions: tuple[Artifact, ...] = ()
+    splits: Artifact | None = None
+    scores: Artifact | None = None
+    column: str = ""
+    least: float = 0.0
+    num_left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def joined(self) -> Joined | None:
+        beside = [*self.captions, *(a for a in (self.splits, self.scores) if a)]
+        return Joined(self.tokens, beside) if self.tokens else None
+
+    @property
+    def parents(self) -> dict[str, Artifact]:
+        named = {"tokens": self.tokens, "splits": self.splits, "scores": self.scores}
+        named |= {f"captions_{number}": a for number, a in enumerate(self.captions)}
+        return {name: artifact for name, artifact in named.items() if artifact}
+
+
 @dataclass(frozen=True)
 class _Part:
     """What one output shard is made of: rows of the tokens shard, a range of documents."""
@@ -104,53 +158,54 @@ class _Part:
 
 
 def run(
-    tokens: Path | None,
+    sources: Sources,
     *,
     out: Path,
-    text: Path | None = None,
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
 ) -> Artifact:
-    """Write the chats artifact `out` from a tokens artifact, a text source, or both.
+    """Write the chats artifact `out`.
 
     `limit` takes the first rows of the tokens (of the documents where there are no tokens). The
-    same call again writes what is missing and what was made from tokens that have changed since.
+    same call again writes what is missing and what was made from shards that have changed since.
     """
-    source, documents, settings = _open(tokens, text, config, overrides)
-    parts = _parts(source, documents, settings, limit)
+    opened, settings = _open(sources, config, overrides)
+    parts = _parts(opened, settings, limit)
     artifact = artifacts.begin(
         out,
         "chats",
-        settings=_settings(settings, source, documents, limit),
+        settings=_settings(settings, opened, limit),
         shards=[part.name for part in parts],
-        parents={"tokens": source} if source else {},
+        parents=opened.parents,
     )
     rank, world = rank_and_world()
+    source = opened.joined
     pending = set(artifact.pending(source, rank, world))
     with Progress("chats", total=len(pending), unit="shards") as progress:
         for part in parts:
             if part.name in pending:
-                table = _shard(part, source, documents, settings)
+                table = _shard(part, opened, settings)
                 made_from = source.shard_sha256(part.name) if source else None
                 artifact.write(part.name, table, source_sha256=made_from)
                 progress.advance(1, failed=_num_failed(table))
+        for reason, count in opened.num_left_out.most_common():
+            progress.message(f"{count} pictures left out: {reason}")
     return artifact
 
 
 def preview(
-    tokens: Path | None,
+    sources: Sources,
     *,
     out: Path,
-    text: Path | None = None,
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
 ) -> dict[str, int]:
     """What `run` would do with the same arguments; writes nothing."""
-    source, documents, settings = _open(tokens, text, config, overrides)
-    shards = [part.name for part in _parts(source, documents, settings, limit)]
-    return plan.preview(source, out, shards)
+    opened, settings = _open(sources, config, overrides)
+    shards = [part.name for part in _parts(opened, settings, limit)]
+    return plan.preview(opened.joined, out, shards)
 
 
 def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) -> Iterator[Chat]:
@@ -162,7 +217,10 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
     for number, row in enumerate(rows):
         if row["group"] is not None and row["status"] == "ok":
             groups[row["group"]].append(number)
+    thinned = {row["group"] for row in rows if row["status"] == LEFT_OUT}
     for number, row in enumerate(rows):
+        if row["status"] == LEFT_OUT:
+            continue
         if row["status"] != "ok":
             error = f"its tokens row failed: {row['error']}"
             yield Chat(key=f"{row['key']}-00", task=None, split=row["split"], error=error)
@@ -174,7 +232,7 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
             *_describe(row, number, config, rng),
             *_answer(row, number, config, rng),
             *_imitate(row, number, mates, rows, config, rng),
-            *_compose(row, number, mates, rows, config, rng),
+            *_compose(row, number, mates, rows, config, rng, thinned=row["group"] in thinned),
         ]
         if not said and not mates and not _texts(row) and not row["qa"]:
             said = [Chat(key="", task=None, error="no prompt, caption, question or group")]
@@ -241,8 +299,13 @@ def _compose(
     rows: Sequence[Mapping[str, Any]],
     config: ChatsConfig,
     rng: np.random.Generator,
+    *,
+    thinned: bool,
 ) -> Iterator[Chat]:
-    """TI2I: one mark takes any one reference, several marks take all references in their order."""
+    """TI2I: one mark takes any one reference, several marks take all references in their order.
+
+    A group of which pictures were left out may lack references, and then has no such chat.
+    """
     template = row["template"]
     if not template or not config.ti2i_per_picture:
         return
@@ -254,7 +317,7 @@ def _compose(
             yield Chat(key="", task="ti2i", turns=turns, pictures=(references[index], number))
     elif marks == len(references) > 0:
         yield Chat(key="", task="ti2i", turns=turns, pictures=(*references, number))
-    else:
+    elif not thinned:
         error = f"its template has {marks} {IMAGE_MARK} marks, its group {len(references)} usable"
         yield Chat(key="", task="ti2i", error=f"{error} references")
 
@@ -291,28 +354,46 @@ def _of_document(document: Document, *, key: str) -> Chat:
 
 
 def _open(
-    tokens: Path | None, text: Path | None, config: Path | None, overrides: Sequence[str]
-) -> tuple[Artifact | None, TextSource | None, ChatsConfig]:
-    if tokens is None and text is None:
+    sources: Sources, config: Path | None, overrides: Sequence[str]
+) -> tuple[_Opened, ChatsConfig]:
+    if sources.tokens is None and sources.text is None:
         raise UserError(
             "nothing to make chats from: neither a tokens artifact nor a text source was given",
             hint="tarkit curate chats TOKENS_DIR --text FILE --out DIR (one of the two will do)",
         )
+    if sources.tokens is None and (sources.captions or sources.splits or sources.keep):
+        raise UserError("captions, splits and scores are of pictures, and no tokens are given")
     settings = load_config(ChatsConfig, config, overrides)
-    source = artifacts.open_artifact(tokens, "tokens") if tokens else None
-    documents = TextSource(text, limit=settings.max_documents) if text else None
-    return source, documents, settings
+    keep = sources.keep
+    scores = artifacts.open_artifact(keep.scores, "scores") if keep else None
+    opened = _Opened(
+        tokens=artifacts.open_artifact(sources.tokens, "tokens") if sources.tokens else None,
+        documents=(
+            TextSource(sources.text, limit=settings.max_documents) if sources.text else None
+        ),
+        captions=tuple(artifacts.open_artifact(path, "prompts") for path in sources.captions),
+        splits=artifacts.open_artifact(sources.splits, "prompts") if sources.splits else None,
+        scores=scores,
+        column=_column(scores, keep.column) if scores and keep else "",
+        least=keep.least if keep else 0.0,
+    )
+    return opened, settings
 
 
-def _parts(
-    source: Artifact | None,
-    documents: TextSource | None,
-    config: ChatsConfig,
-    limit: int | None,
-) -> list[_Part]:
+def _column(scores: Artifact, wanted: str | None) -> str:
+    columns = [str(name) for name in scores.settings["columns"]]
+    if wanted is None and len(columns) == 1:
+        return columns[0]
+    if wanted not in columns:
+        has = f"{scores.path} has the columns {', '.join(columns)}"
+        raise UserError(has, hint=f"--by {columns[0]}")
+    return str(wanted)
+
+
+def _parts(opened: _Opened, config: ChatsConfig, limit: int | None) -> list[_Part]:
     """The output shards: one for each tokens shard that `limit` reaches, or text alone."""
-    num_documents = documents.num_documents if documents else 0
-    if source is None:
+    num_documents = opened.documents.num_documents if opened.documents else 0
+    if opened.tokens is None:
         num_documents = num_documents if limit is None else min(limit, num_documents)
         starts = range(0, num_documents, config.documents_per_shard)
         ends = [min(start + config.documents_per_shard, num_documents) for start in starts]
@@ -320,7 +401,7 @@ def _parts(
             _Part(f"{number:05d}", 0, range(start, end))
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
-    counted = list(plan.first_rows(source, limit).items())
+    counted = list(plan.first_rows(opened.tokens, limit).items())
     bounds = [num_documents * number // len(counted) for number in range(len(counted) + 1)]
     return [
         _Part(name, num_rows, range(bounds[number], bounds[number + 1]))
@@ -328,37 +409,63 @@ def _parts(
     ]
 
 
-def _settings(
-    config: ChatsConfig,
-    source: Artifact | None,
-    documents: TextSource | None,
-    limit: int | None,
-) -> dict[str, Any]:
+def _settings(config: ChatsConfig, opened: _Opened, limit: int | None) -> dict[str, Any]:
+    documents = opened.documents
     settings: dict[str, Any] = {**config.model_dump(mode="json"), "limit": limit}
     settings["text"] = documents.path.name if documents else None
     settings["text_sha256"] = documents.sha256 if documents else None
+    settings["keep"] = {"column": opened.column, "least": opened.least} if opened.scores else None
     for name in CODES_SETTINGS:
-        settings[name] = source.settings[name] if source else None
+        settings[name] = opened.tokens.settings[name] if opened.tokens else None
     return settings
 
 
-def _shard(
-    part: _Part, source: Artifact | None, documents: TextSource | None, config: ChatsConfig
-) -> pa.Table:
+def _shard(part: _Part, opened: _Opened, config: ChatsConfig) -> pa.Table:
     chats: list[Chat] = []
     pictures: pa.StructArray | None = None
-    if source is not None:
-        table = source.read(part.name).slice(0, part.num_rows)
-        rows = table.select(WORD_COLUMNS).to_pylist()
+    if opened.tokens is not None:
+        table = opened.tokens.read(part.name).slice(0, part.num_rows)
+        rows = _with_joined(table.select(WORD_COLUMNS).to_pylist(), part.name, opened)
         chats += chats_of_pictures(rows, config)
         pictures = _pictures(table)
-    if documents is not None:
-        texts = documents.read(part.documents.start, part.documents.stop)
+    if opened.documents is not None:
+        texts = opened.documents.read(part.documents.start, part.documents.stop)
         chats += [
             _of_document(document, key=f"{part.name}-{number:06d}")
             for number, document in enumerate(texts)
         ]
     return _table(chats, pictures)
+
+
+def _with_joined(
+    rows: Sequence[dict[str, Any]], name: str, opened: _Opened
+) -> Sequence[dict[str, Any]]:
+    """The rows with the captions and templates of their keys; those below the score left out."""
+    for artifact in opened.captions:
+        found = by_key(artifact, name, ["prompt"])
+        for row in rows:
+            written = row_of(found, row["key"], artifact)
+            if written["status"] == "ok":
+                row["captions"] = [*(row["captions"] or ()), written["prompt"]]
+    if opened.splits:
+        found = by_key(opened.splits, name, ["template"])
+        for row in rows:
+            row["template"] = row_of(found, row["key"], opened.splits)["template"]
+    if opened.scores:
+        found = by_key(opened.scores, name, [opened.column])
+        for row in rows:
+            scored = row_of(found, row["key"], opened.scores)
+            if row["status"] != "ok":
+                continue
+            if scored["status"] != "ok":
+                reason = "no score"
+            elif scored[opened.column] < opened.least:
+                reason = f"{opened.column} below {opened.least:g}"
+            else:
+                continue
+            row["status"] = LEFT_OUT
+            opened.num_left_out[reason] += 1
+    return rows
 
 
 def _pictures(table: pa.Table) -> pa.StructArray:

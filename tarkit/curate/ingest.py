@@ -57,7 +57,9 @@ def run(
     """Takes a folder, Parquet or tars into `out`, or goes on where an earlier run stopped.
 
     `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
-    (image, question, answer) name pictures by their path in the source.
+    (image, question, answer) name pictures by their path in the source. A captions file may also
+    have the columns group, role (target, similar, reference) and template of I2I and TI2I data; a
+    group belongs into one shard.
     """
     settings = load_config(IngestConfig, config, overrides)
     listing = _listing(source, captions, questions, limit)
@@ -131,8 +133,8 @@ def _fingerprint(items: Sequence[Item]) -> str:
     """Changes when a picture, caption or question is added, dropped, renamed or resized."""
     digest = hashlib.sha256()
     for item in items:
-        facts = [item.name, item.fingerprint, item.captions, item.qa, item.error]
-        digest.update(json.dumps(facts).encode() + b"\n")
+        facts = [item.name, item.fingerprint, item.captions, item.qa, item.about, item.error]
+        digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -156,8 +158,8 @@ def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any]
     row: dict[str, Any] = {
         "key": key,
         "parent_key": None,
-        "group": key,
-        "role": "target",
+        "group": item.about.get("group", key),
+        "role": item.about.get("role", "target"),
         "split": None,
         "source": item.name,
         "width": None,
@@ -165,7 +167,7 @@ def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any]
         "prompt": item.captions[0] if item.captions else None,
         "captions": list(item.captions[1:]),
         "qa": [{"question": question, "answer": answer} for question, answer in item.qa],
-        "template": None,
+        "template": item.about.get("template"),
         "scene": None,
         "seed": None,
         "licence": config.licence,

@@ -318,3 +318,35 @@ def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Ten
     """(B, V) logits of the first token after each prompt."""
     logits: Tensor = model.get_output_embeddings()(_Decoding(model, prompts).hidden)
     return logits
+
+
+@torch.no_grad()
+def code_log_likelihood(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    codes: Tensor,
+    *,
+    visual: VisualVocabulary,
+) -> Tensor:
+    """(B,) mean natural log-likelihood of a code, for codes (B, N) in [0, K) after their prompts.
+
+    Over the codes alone, as `generate_codes` draws them.
+    """
+    first, last = visual.first_code, visual.first_code + visual.num_codes
+    num_codes = codes.shape[1]
+    longest = max(map(len, prompts)) + num_codes
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt, device=model.device)
+        ids[row, len(prompt) : len(prompt) + num_codes] = codes[row].to(model.device) + first
+        mask[row, : len(prompt) + num_codes] = 1
+    hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    # The state before a code predicts it.
+    starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
+    places = starts[:, None] + torch.arange(num_codes, device=model.device)
+    before = hidden[torch.arange(len(prompts), device=model.device)[:, None], places]
+    logits = before @ model.get_output_embeddings().weight[first:last].T
+    of_codes = logits.float().log_softmax(-1).gather(2, codes.to(model.device)[..., None])
+    mean: Tensor = of_codes.squeeze(-1).mean(1)
+    return mean

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
 CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
+ABOUT_COLUMNS = ("group", "role", "template")
+ROLES = ("target", "similar", "reference")
 MAX_FILE_BYTES = 256 << 20
 MAX_TEXT_BYTES = 1 << 20
 
@@ -18,7 +20,8 @@ class Item:
 
     `name` says where it is, `aliases` are other names that a captions or questions file may use;
     `fingerprint` changes when the picture does (its size and place); `read` gives its bytes and
-    raises OSError; `error` is why it is known to be unusable before it is read.
+    raises OSError; `error` is why it is known to be unusable before it is read. `about` has what
+    a captions file may say beside the words: group, role and template of I2I and TI2I data.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Item:
     aliases: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     read: Callable[[], bytes] = bytes
 
@@ -44,7 +48,26 @@ def with_captions(item: Item, row: Mapping[str, Any], where: str) -> Item:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:
         return replace(item, error=f"{where}: {error}")
-    return replace(item, captions=(*item.captions, *captions))
+    try:
+        about = dict(item.about) | _about(row)
+    except ValueError as error:
+        return replace(item, error=f"{where}: {error}")
+    return replace(item, captions=(*item.captions, *captions), about=about)
+
+
+def _about(row: Mapping[str, Any]) -> dict[str, str]:
+    """Group, role and template of a row, where it has them."""
+    found: dict[str, str] = {}
+    for column in ABOUT_COLUMNS:
+        value = row.get(column)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
+            raise ValueError(f"{column} is not a text of at most {MAX_TEXT_BYTES} bytes")
+        found[column] = shown(value.strip())
+    if found.get("role", ROLES[0]) not in ROLES:
+        raise ValueError(f"role {found['role']!r}: expected one of {', '.join(ROLES)}")
+    return found
 
 
 def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
 from tarkit.sources.items import (
+    ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Item,
@@ -45,9 +46,10 @@ def _add(
     for place, item in enumerate(found):
         for name in {item.name, *item.aliases}:
             places.setdefault(name, []).append(place)
-    for where, row in table_rows(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS, "question", "answer")):
+    known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS, "question", "answer")
+    for where, row in table_rows(path, known):
         name = _image_name(row, where)
-        if not any(column in row for column in columns):
+        if not any(column in row for column in (*columns, *ABOUT_COLUMNS)):
             wanted = ", ".join(columns)
             raise UserError(f"{where} has none of the columns {wanted}; it has {', '.join(row)}")
         at = places.get(name, [])

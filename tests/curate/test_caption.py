@@ -122,3 +122,29 @@ def test_too_few_examples_are_an_error(pictures: Artifact, tmp_path: Path) -> No
     (tmp_path / "two.txt").write_text("a\nb\nb\n")
     with pytest.raises(UserError, match="holds 2 prompts"):
         caption.run(pictures.path, out=tmp_path / "o", llm="m", examples=tmp_path / "two.txt")
+
+
+def test_a_prompt_is_worded_anew_without_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = artifacts.begin(tmp_path / "pictures", "images", settings={}, shards=["00000"])
+    prompts = ["red fox", "red fox", "red fox", "Red fox.", None]
+    rows = [
+        artifact.failed_row(f"0-{n}", "", prompt=prompt, role="target")
+        | {"status": "ok", "error": None}
+        for n, prompt in enumerate(prompts)
+    ]
+    blob = ("png", png_bytes(np.zeros((8, 8, 3), np.uint8)))
+    artifact.write_images("00000", rows, [blob] * len(rows))
+    seer = Seer("A fox that is red.", "A blue fox.", "the " * 30 + "red fox", "red fox", "A fox.")
+    options = {"examples": None, "overrides": ["style=rewrite", "assistant.tries=1"]}
+    made = run(artifact, seer, monkeypatch, **options)
+    assert [row["prompt"] for row in made] == ["A fox that is red.", None, None, None, None]
+    assert [row["error"] for row in made[1:]] == [
+        "the answer loses words of the prompt: red",
+        "the answer is too long: 32 words",
+        "the answer is the prompt itself",
+        "it has no prompt",
+    ]
+    assert all(question.blob is None for question in seer.questions)
+    assert seer.questions[0].text.endswith("red fox")

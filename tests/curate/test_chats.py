@@ -12,7 +12,7 @@ import pytest
 from tarkit import artifacts
 from tarkit.artifacts import Artifact
 from tarkit.curate import chats
-from tarkit.curate.chats import Chat, ChatsConfig, chats_of_pictures
+from tarkit.curate.chats import Chat, ChatsConfig, Keep, Sources, chats_of_pictures
 from tarkit.errors import UserError
 
 # A grid of 4: 16, 4 and 1 codes.
@@ -210,7 +210,7 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 
 def test_every_chat_carries_the_codes_of_its_pictures_at_every_scale(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens")
-    artifact = chats.run(tmp_path / "tokens", out=tmp_path / "chats")
+    artifact = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     rows = artifact.rows("00001")
     similar = next(row for row in rows if row["task"] == "i2i")
     # Rows 0 and 1 are group 0: row 0 is drawn from row 1, whose codes are 10 x 1 + 1 = 11.
@@ -235,7 +235,7 @@ def test_scales_that_are_not_stored_are_null(tmp_path: Path) -> None:
     )
     row = dict.fromkeys(artifact.schema.names) | {"key": "0", "role": "target", "prompt": "a"}
     artifact.write("00000", [row | {"status": "ok", "codes_2": np.arange(4)}])
-    made_chats = chats.run(tmp_path / "tokens", out=tmp_path / "chats").rows("00000")
+    made_chats = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats").rows("00000")
     assert made_chats[0]["images"] == [{"codes_1": None, "codes_2": [0, 1, 2, 3], "codes_3": None}]
 
 
@@ -244,7 +244,7 @@ def test_killed_and_run_again_the_bytes_are_the_same(
 ) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
     (tmp_path / "text.txt").write_text("".join(f"document {n}\n" for n in range(7)))
-    chats.run(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "whole")
+    chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "whole")
     write = Artifact.write
 
     def killed(self: Artifact, name: str, *args: Any, **kwargs: Any) -> None:
@@ -254,27 +254,27 @@ def test_killed_and_run_again_the_bytes_are_the_same(
 
     monkeypatch.setattr(Artifact, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        chats.run(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "again")
+        chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "again")
     monkeypatch.undo()
     assert [path.name for path in sorted((tmp_path / "again").glob("0*"))] == ["00000.parquet"]
-    chats.run(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "again")
+    chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "again")
     assert all_bytes(tmp_path / "again") == all_bytes(tmp_path / "whole")
 
 
 def test_only_the_shard_whose_tokens_changed_is_made_again(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens")
-    chats.run(tmp_path / "tokens", out=tmp_path / "chats")
+    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     before = all_bytes(tmp_path / "chats")
     write_tokens(tokens, "00001", 1, 6, prompt="a heart")
-    chats.run(tmp_path / "tokens", out=tmp_path / "chats")
+    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     after = all_bytes(tmp_path / "chats")
     assert {name for name in after if after[name] != before[name]} == {"00001.parquet"}
 
 
 def test_the_limit_is_a_prefix_of_the_whole(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    whole = chats.run(tmp_path / "tokens", out=tmp_path / "whole")
-    part = chats.run(tmp_path / "tokens", out=tmp_path / "part", limit=8)
+    whole = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "whole")
+    part = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "part", limit=8)
     # 8 rows are the 6 of shard 0 and the first 2 of shard 1; both shards' groups are whole.
     assert part.shards == ("00000", "00001")
     assert part.rows("00000") == whole.rows("00000")
@@ -282,16 +282,16 @@ def test_the_limit_is_a_prefix_of_the_whole(tmp_path: Path) -> None:
     assert rows == whole.rows("00001")[: len(rows)]
     assert len({row["key"][:12] for row in rows}) == 2
     with pytest.raises(UserError, match="limit: 8 there, none now"):
-        chats.run(tmp_path / "tokens", out=tmp_path / "part")
+        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "part")
 
 
 def test_two_workers_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    whole = chats.run(tmp_path / "tokens", out=tmp_path / "whole")
+    whole = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "whole")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in ((1, ["00000", "00002"]), (0, [])):
         monkeypatch.setenv("RANK", str(rank))
-        shared = chats.run(tmp_path / "tokens", out=tmp_path / "shared")
+        shared = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "shared")
         assert shared.missing() == names
     assert all_bytes(shared.path) == all_bytes(whole.path)
 
@@ -299,7 +299,9 @@ def test_two_workers_share_the_shards(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_text_is_dealt_over_the_shards_of_the_tokens(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
     (tmp_path / "text.txt").write_text("".join(f"document {n}\n" for n in range(7)))
-    artifact = chats.run(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "chats")
+    artifact = chats.run(
+        Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "chats"
+    )
     dealt = [
         [row["messages"] for row in artifact.rows(name) if row["task"] == "text"]
         for name in artifact.shards
@@ -315,8 +317,7 @@ def test_text_alone_makes_chats_without_pictures(tmp_path: Path) -> None:
     rows = [{"text": "one"}, {"text": "a stranger's <image> mark"}, {"body": "three"}]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     artifact = chats.run(
-        None,
-        text=tmp_path / "text.jsonl",
+        Sources(text=tmp_path / "text.jsonl"),
         out=tmp_path / "chats",
         overrides=["documents_per_shard=2"],
     )
@@ -330,20 +331,142 @@ def test_text_alone_makes_chats_without_pictures(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    plan = chats.preview(tmp_path / "tokens", out=tmp_path / "chats")
+    plan = chats.preview(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     assert plan == {"shards": 3, "shards_to_make": 3}
     assert not (tmp_path / "chats").exists()
-    chats.run(tmp_path / "tokens", out=tmp_path / "chats")
+    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     (tmp_path / "chats/00002.parquet").unlink()
-    assert chats.preview(tmp_path / "tokens", out=tmp_path / "chats")["shards_to_make"] == 1
+    assert (
+        chats.preview(Sources(tmp_path / "tokens"), out=tmp_path / "chats")["shards_to_make"] == 1
+    )
 
 
 def test_mistakes_are_told_with_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a tokens artifact nor a text source"):
-        chats.run(None, out=tmp_path / "chats")
+        chats.run(Sources(None), out=tmp_path / "chats")
     tokens = tokens_artifact(tmp_path / "tokens")
     tokens.shard_path("00001").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)"):
-        chats.run(tmp_path / "tokens", out=tmp_path / "chats")
+        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
     with pytest.raises(UserError, match=r"unknown key qa_turn .did you mean qa_turns"):
-        chats.run(tmp_path / "tokens", out=tmp_path / "chats", overrides=["qa_turn=3"])
+        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats", overrides=["qa_turn=3"])
+
+
+# ---- what stands beside the tokens --------------------------------------------------------------
+
+
+def beside(folder: Path, kind: str, values: Sequence[Any], **settings: Any) -> Path:
+    """An artifact of `kind` with a row for each key of the one-shard tokens; None: a failed row."""
+    artifact = artifacts.begin(folder, kind, settings=settings, shards=["00000"])
+    rows = []
+    for number, value in enumerate(values):
+        key = f"00000-{number:06d}"
+        row = artifact.failed_row(key, "nothing")
+        if value is not None:
+            row |= {"status": "ok", "error": None} | value
+        rows.append(row)
+    artifact.write("00000", rows)
+    return folder
+
+
+def texts_of(artifact: Artifact, task: str) -> list[str]:
+    rows = [row for row in artifact.rows("00000") if row["task"] == task]
+    return [row["messages"][task == "i2t"]["content"] for row in rows]
+
+
+def test_written_captions_join_the_pictures_own_texts(tmp_path: Path) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=3)
+    written = [{"prompt": "one thin ring"}, None, {"prompt": "a ring 2"}]
+    captions = beside(tmp_path / "captions", "prompts", written)
+    made_of = Sources(tmp_path / "tokens", captions=[captions])
+    found = chats.run(made_of, out=tmp_path / "chats", overrides=["captions_per_picture=1"])
+    # A failed caption leaves the picture its own, and one that says the same adds nothing.
+    assert texts_of(found, "t2i") == ["a ring 0", "one thin ring", "a ring 1", "a ring 2"]
+    assert texts_of(found, "i2t") == ["one thin ring", "a ring 1", "a ring 2"]
+
+
+def test_pictures_below_the_score_take_no_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=4)
+    values = [{"cosine": 0.3}, {"cosine": 0.2}, None, {"cosine": 0.25}]
+    scores = beside(tmp_path / "scores", "scores", values, columns=["cosine"])
+    made_of = Sources(tmp_path / "tokens", keep=Keep(scores, 0.25))
+    found = chats.run(made_of, out=tmp_path / "chats")
+    assert texts_of(found, "t2i") == ["a ring 0", "a ring 3"]
+    assert not texts_of(found, "i2i"), "a partner that is left out is no partner"
+    assert found.status_counts()["failed"] == 0
+    said = capsys.readouterr().err
+    assert "1 pictures left out: cosine below 0.25" in said
+    assert "1 pictures left out: no score" in said
+
+
+def test_a_template_whose_reference_is_left_out_is_no_failure(tmp_path: Path) -> None:
+    rows = [
+        word_row(0, prompt="a ring", template="<image> on grey", group="g"),
+        word_row(1, role="reference", group="g", status="ok"),
+    ]
+    left_out = [rows[0], rows[1] | {"status": chats.LEFT_OUT}]
+    assert [chat.task for chat in made(rows)] == ["t2i", "i2t", "ti2i"]
+    assert [chat.task for chat in made(left_out)] == ["t2i", "i2t"]
+
+
+def test_splits_give_the_templates(tmp_path: Path) -> None:
+    tokens = artifacts.begin(
+        tmp_path / "tokens",
+        "tokens",
+        settings={
+            "tokenizer_sha256": "f",
+            "codebook_size": 64,
+            "sides": {"2": 2},
+            "resize": "",
+            "dtype": "",
+        },
+        shards=["00000"],
+    )
+    blank = dict.fromkeys(tokens.schema.names) | {"status": "ok", "codes_2": np.arange(4)}
+    rows = [
+        blank | {"key": "00000-000000", "group": "g", "role": "target", "prompt": "a fox in snow"},
+        blank | {"key": "00000-000001", "group": "g", "role": "reference", "prompt": "a fox"},
+    ]
+    tokens.write("00000", rows)
+    splits = beside(
+        tmp_path / "splits", "prompts", [{"template": "<image> in snow", "phrase": "a fox"}, None]
+    )
+    made_of = Sources(tmp_path / "tokens", splits=splits)
+    assert texts_of(chats.run(made_of, out=tmp_path / "chats"), "ti2i") == ["<image> in snow"]
+
+
+def test_what_changed_beside_the_tokens_is_made_again(tmp_path: Path) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=2)
+    captions = beside(tmp_path / "captions", "prompts", [{"prompt": "one"}, {"prompt": "two"}])
+    made_of = Sources(tmp_path / "tokens", captions=[captions])
+    chats.run(made_of, out=tmp_path / "chats")
+    beside(captions, "prompts", [{"prompt": "one"}, {"prompt": "three"}])
+    found = chats.run(made_of, out=tmp_path / "chats")
+    assert "three" in texts_of(found, "t2i") and "two" not in texts_of(found, "t2i")
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "said"),
+    [
+        ([{"a": 1.0, "b": 1.0}], "a", "has no row 00000-000001"),
+        ([{"a": 1.0, "b": 1.0}] * 2, None, "has the columns a, b"),
+        ([{"a": 1.0, "b": 1.0}] * 2, "c", "has the columns a, b"),
+    ],
+)
+def test_scores_that_do_not_fit_are_an_error(
+    tmp_path: Path, values: list[Any], column: str | None, said: str
+) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=2)
+    scores = beside(tmp_path / "scores", "scores", values, columns=["a", "b"])
+    made_of = Sources(tmp_path / "tokens", keep=Keep(scores, 0.5, column))
+    with pytest.raises(UserError, match=said):
+        chats.run(made_of, out=tmp_path / "chats")
+
+
+def test_captions_of_fewer_shards_are_an_error(tmp_path: Path) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=2)
+    captions = beside(tmp_path / "captions", "prompts", [None] * 6)
+    with pytest.raises(UserError, match="has no shard 00001"):
+        chats.run(Sources(tmp_path / "tokens", captions=[captions]), out=tmp_path / "chats")

@@ -209,3 +209,28 @@ def test_hostile_sources_end_in_failed_rows(tmp_path: Path) -> None:
         "pipe.png": "pipe.png is not a regular file",
     }
     assert open_artifact(artifact.path, "images") == artifact
+
+
+def test_pairs_and_triples_of_ones_own_say_group_role_and_template(
+    photographs: Path, tmp_path: Path
+) -> None:
+    lines = [
+        "image,caption,group,role,template",
+        "a.jpg,snow at night,winter,,<image> at night",
+        "b.png,snow,winter,reference,",
+        "c.webp,snow,winter,brother,",
+    ]
+    (tmp_path / "words.csv").write_text("\n".join(lines))
+    artifact = ingest.run(
+        photographs,
+        out=tmp_path / "out",
+        captions=tmp_path / "words.csv",
+        overrides=["num_workers=1"],
+    )
+    rows = {row["source"]: row for row in rows_of(artifact)}
+    named = ("group", "role", "template")
+    assert [rows["a.jpg"][name] for name in named] == ["winter", "target", "<image> at night"]
+    assert [rows["b.png"][name] for name in named] == ["winter", "reference", None]
+    assert rows["i.bmp"]["group"] == rows["i.bmp"]["key"], "the others are groups of their own"
+    assert rows["c.webp"]["status"] == "failed"
+    assert "role 'brother': expected one of target, similar, reference" in rows["c.webp"]["error"]

@@ -119,7 +119,7 @@ def test_chats_of_the_group_are_of_every_task(flux: Path, tmp_path: Path) -> Non
     images = run(prompts(tmp_path / "p"), flux, tmp_path / "o", "seeds=2")
     tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
     tokens = encode.run(images.path, tokenizer=tokenizer, out=tmp_path / "tokens")
-    made = chats.run(tokens.path, out=tmp_path / "chats").rows("00000")
+    made = chats.run(chats.Sources(tokens.path), out=tmp_path / "chats").rows("00000")
     ok = [(row["task"], row["key"]) for row in made if row["status"] == "ok"]
     # Each of the five pictures is drawn from its prompt; two pairs both ways; one split prompt.
     assert [sum(task == name for task, _ in ok) for name in ("t2i", "i2i", "ti2i")] == [5, 4, 1]

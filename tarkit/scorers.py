@@ -1,0 +1,254 @@
+"""What gives pictures scores, one at a time or with their prompts.
+
+A scorer names its columns before it is loaded, and gives for every picture its numbers or the
+reason why it has none. Only safetensors are read and no code of a repository is run; one's own
+scorer is named by its Python module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tarkit.errors import UserError
+
+Scores = Mapping[str, float] | str
+"""The numbers by column, or the reason why there are none."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture, and the prompt that it is said to show (None: nobody said)."""
+
+    picture: Image.Image
+    prompt: str | None
+
+
+class Scorer(Protocol):
+    """Numbers for pictures, in order."""
+
+    def score(self, shown: Sequence[Shown]) -> list[Scores]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scorer will give and how it is made, known before it is loaded."""
+
+    columns: tuple[str, ...]
+    identity: Mapping[str, Any]
+    load: Callable[[str], Scorer]
+    """Of a device."""
+
+
+def plan_scorer(name: str, model: str | None) -> Plan:
+    """The scorer of a name: pixels, clip, classifier, tar, or `module:function`.
+
+    `model` is a folder, hub id or name, for those that need one. `function()` gives an object with
+    `columns` and `score`. Raises UserError.
+    """
+    if ":" in name:
+        return _own(name, model)
+    if name not in PLANS:
+        known = ", ".join(PLANS)
+        raise UserError(f"no scorer {name!r}: it is one of {known}, or module:function")
+    if (model is None) == (name != "pixels"):
+        needs = "takes no model" if name == "pixels" else "needs a model"
+        raise UserError(f"the scorer {name} {needs}", hint=f"tarkit curate score --help ({name})")
+    return PLANS[name](model or "")
+
+
+# ---- from the pixels ----------------------------------------------------------------------------
+
+
+class Pixels:
+    """`spread`: standard deviation over all levels, 0 to 0.5; a blank picture has 0."""
+
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        levels = [np.asarray(one.picture.convert("RGB"), np.float64) / 255 for one in shown]
+        return [{"spread": float(level.std(axis=(0, 1)).max())} for level in levels]
+
+
+def _pixels(model: str) -> Plan:
+    return Plan(("spread",), {"scorer": "pixels"}, lambda device: Pixels())
+
+
+# ---- dual encoders ------------------------------------------------------------------------------
+
+
+class DualEncoder:
+    """CLIP's or SigLIP's raw cosine of a picture and its prompt, -1 to 1.
+
+    A prompt longer than the text encoder reads is cut at its limit; `cut_tokens` says how many
+    tokens the score knows nothing of.
+    """
+
+    def __init__(self, model: str, device: str) -> None:
+        import transformers
+
+        self._device = device
+        self._network = _loaded(transformers.AutoModel, model).to(device).eval()
+        self._tokenizer = _loaded(transformers.AutoTokenizer, model)
+        self._processor = _loaded(transformers.AutoImageProcessor, model, backend="pil")
+        config = self._network.config
+        if not hasattr(config, "text_config") or not hasattr(self._network, "get_text_features"):
+            raise UserError(
+                f"{model} is no dual encoder of pictures and texts: {config.model_type}"
+            )
+        self._length = int(config.text_config.max_position_embeddings)
+        # SigLIP was trained on texts filled up to the full length, CLIP reads a mask.
+        self._padding = "max_length" if "siglip" in config.model_type else True
+
+    @torch.inference_mode()
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        found: list[Scores] = ["it has no prompt to compare with"] * len(shown)
+        told = [(place, one, one.prompt) for place, one in enumerate(shown) if one.prompt]
+        if not told:
+            return found
+        texts = [text for _, _, text in told]
+        full = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
+        words = self._tokenizer(
+            texts,
+            padding=self._padding,
+            truncation=True,
+            max_length=self._length,
+            return_tensors="pt",
+        ).to(self._device)
+        pixels = self._processor([one.picture for _, one, _ in told], return_tensors="pt")
+        cosines = torch.cosine_similarity(
+            _features(self._network.get_image_features(pixels["pixel_values"].to(self._device))),
+            _features(self._network.get_text_features(**words)),
+        )
+        for (place, _, _), cosine, length in zip(told, cosines.tolist(), full, strict=True):
+            found[place] = {"cosine": cosine, "cut_tokens": float(max(0, length - self._length))}
+        return found
+
+
+def _features(found: Any) -> Tensor:
+    features: Tensor = getattr(found, "pooler_output", found)
+    return features.float()
+
+
+def _clip(model: str) -> Plan:
+    identity = {"scorer": "clip", "model": model, "truncation": "cut at the model's limit"}
+    return Plan(("cosine", "cut_tokens"), identity, lambda device: DualEncoder(model, device))
+
+
+# ---- classifiers --------------------------------------------------------------------------------
+
+
+class Classifier:
+    """A picture classifier's probabilities, by label: of what is not safe to see, for example."""
+
+    def __init__(self, model: str, columns: Sequence[str], device: str) -> None:
+        import transformers
+
+        self._device, self._columns = device, columns
+        family = transformers.AutoModelForImageClassification
+        self._network = _loaded(family, model).to(device).eval()
+        self._processor = _loaded(transformers.AutoImageProcessor, model, backend="pil")
+
+    @torch.inference_mode()
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        pixels = self._processor([one.picture for one in shown], return_tensors="pt")
+        logits = self._network(pixels["pixel_values"].to(self._device)).logits.float()
+        if logits.shape[1] == 1:  # one number, an aesthetic score for example, as it is
+            return [{self._columns[0]: float(row[0])} for row in logits]
+        return [dict(zip(self._columns, row, strict=True)) for row in logits.softmax(1).tolist()]
+
+
+MAX_LABELS = 32
+
+
+def _classifier(model: str) -> Plan:
+    import transformers
+
+    labels = _loaded(transformers.AutoConfig, model).id2label
+    names = [str(labels[number]) for number in sorted(labels)]
+    if len(names) > MAX_LABELS:
+        raise UserError(f"{model} has {len(names)} labels, and a score for at most {MAX_LABELS}")
+    columns = tuple(re.sub(r"\W+", "_", name.strip().casefold()) or "label" for name in names)
+    if len(set(columns)) != len(columns):
+        raise UserError(f"labels of {model} are the same as columns: {', '.join(columns)}")
+    identity = {"scorer": "classifier", "model": model}
+    return Plan(columns, identity, lambda device: Classifier(model, columns, device))
+
+
+# ---- Tar itself ---------------------------------------------------------------------------------
+
+
+class Likelihood:
+    """`gain`: how much likelier a Tar model finds a picture's codes after its prompt; nats a code.
+
+    Needs no third model, and knows what the model's pictures are of: the miniature's, the shapes.
+    """
+
+    def __init__(self, model: str, device: str) -> None:
+        from tarkit.tar import Tar
+
+        self._tar = Tar.load(model, device=device, dtok=None)
+
+    @torch.inference_mode()
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        found: list[Scores] = ["it has no prompt to compare with"] * len(shown)
+        told = [(place, one.picture, one.prompt) for place, one in enumerate(shown) if one.prompt]
+        if told:
+            gains = self._tar.prompt_gain([p for _, p, _ in told], [text for _, _, text in told])
+            for (place, _, _), gain in zip(told, gains, strict=True):
+                found[place] = {"gain": gain}
+        return found
+
+
+def _tar(model: str) -> Plan:
+    identity = {"scorer": "tar", "model": model}
+    return Plan(("gain",), identity, lambda device: Likelihood(model, device))
+
+
+PLANS = {"pixels": _pixels, "clip": _clip, "classifier": _classifier, "tar": _tar}
+
+
+# ---- one's own ----------------------------------------------------------------------------------
+
+
+def _own(name: str, model: str | None) -> Plan:
+    if model is not None:
+        raise UserError(f"the scorer {name} chooses its own model", hint="leave --model out")
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"the scorer {name} cannot be made: {error}") from None
+    columns = tuple(getattr(made, "columns", ()))
+    if not columns or not hasattr(made, "score"):
+        raise UserError(f"what {name} makes is no scorer: it needs columns and score(shown)")
+    return Plan(columns, {"scorer": name}, lambda device: made)
+
+
+def checked(scores: Scores, columns: Sequence[str]) -> Scores:
+    """The scores where they are finite and complete, else the reason why they are not taken."""
+    if isinstance(scores, str):
+        return scores
+    if set(scores) != set(columns):
+        return f"the scorer gave the columns {', '.join(sorted(scores))}"
+    wrong = [name for name in columns if not math.isfinite(scores[name])]
+    return f"the score {wrong[0]} is {scores[wrong[0]]}" if wrong else scores
+
+
+def _loaded(family: Any, model: str, **options: Any) -> Any:
+    if hasattr(family, "_model_mapping"):
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+    try:
+        return family.from_pretrained(model, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"the model {model} cannot be loaded: {' '.join(str(error).split())[:300]}",
+            hint="--model names a folder or hub id in transformers' layout",
+        ) from None
