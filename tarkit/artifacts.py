@@ -344,15 +344,13 @@ def begin(
     return _artifact(out, manifest)
 
 
-def open_artifact(path: Path, kind: str | Sequence[str] | None = None) -> Artifact:
-    """The artifact in a directory; raises UserError when it is none, or of no wanted kind."""
+def open_artifact(path: Path, kind: str | None = None) -> Artifact:
+    """The artifact in a directory; raises UserError when it is none, or of another kind."""
     manifest = read_manifest(path)
     found = manifest.get("kind")
-    wanted = (kind,) if isinstance(kind, str) else kind
-    if wanted is not None and found not in wanted:
+    if kind is not None and found != kind:
         raise UserError(
-            f"{path} holds {found}, where {' or '.join(wanted)} are wanted",
-            hint=f"tarkit inspect {path}",
+            f"{path} holds {found}, where {kind} are wanted", hint=f"tarkit inspect {path}"
         )
     if found not in KINDS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Artifacts that stand beside another, shard by shard and key by key: captions, splits, scores."""
+"""Artifacts that stand beside another, shard by shard and key by key: captions, scores."""
 
 from __future__ import annotations
 

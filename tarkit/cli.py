@@ -367,9 +367,7 @@ def curate_caption(
 
 @command(curate, "split")
 def curate_split(
-    prompts: Annotated[
-        Path, typer.Argument(help="A prompts artifact, or an images artifact with prompts.")
-    ],
+    prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
     llm: Llm,
     out: Out,
     server: Server = None,
@@ -523,12 +521,6 @@ def curate_chats(
             help="What `curate caption` wrote for these pictures; may be repeated.",
         ),
     ] = None,
-    splits: Annotated[
-        Path | None,
-        typer.Option(
-            "--splits", metavar="DIR", help="What `curate split` made of these pictures' prompts."
-        ),
-    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -557,7 +549,6 @@ def curate_chats(
         tokens=tokens,
         text=text,
         captions=captions or (),
-        splits=splits,
         keep=chats.Keep(keep, least, by) if keep and least is not None else None,
     )
     if dry_run:

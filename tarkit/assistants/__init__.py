@@ -109,7 +109,10 @@ def ask(
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
-    """Results by place: what `read` makes of the first usable answer to `question(todo, try)`."""
+    """Results by place: what `read` makes of the first usable answer to `question(todo, try)`.
+
+    A row about which `question` raises Refused is not asked about.
+    """
     waiting = iter(todo)
     while window := list(itertools.islice(waiting, WINDOW * config.batch_size)):
         yield from _ask_window(window, assistant, config, question, read, log)
@@ -127,9 +130,16 @@ def _ask_window(
     reasons: dict[int, str] = {}
     costs: dict[int, collections.Counter[str]] = {t.place: collections.Counter() for t in window}
     for number in range(config.tries):
-        answers = assistant.answer([question(item, number) for item in left])
+        asked: list[tuple[Todo, Question]] = []
+        for item in left:
+            try:
+                asked.append((item, question(item, number)))
+            except Refused as why:  # nothing to ask, now as later
+                _note(log, item, costs[item.place], str(why))
+                yield item.place, str(why)
+        answers = assistant.answer([said for _, said in asked])
         again = []
-        for item, answer in zip(left, answers, strict=True):
+        for (item, _), answer in zip(asked, answers, strict=True):
             cost = costs[item.place]
             cost.update(tries=1, prompt_tokens=answer.num_prompt_tokens, tokens=answer.num_tokens)
             try:

@@ -169,9 +169,11 @@ def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
 def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int) -> Question:
     seed = seed_of(config.seed, todo.row["key"], number)
     if config.style == "rewrite":
+        if not todo.row["prompt"]:
+            raise Refused("it has no prompt")
         told = functools.partial(REWRITE.format, config.max_words)
         shown_turns = tuple((told(asked), said) for asked, said in REWRITTEN)
-        return Question(told(todo.row["prompt"] or ""), seed=seed, shown=shown_turns)
+        return Question(told(todo.row["prompt"]), seed=seed, shown=shown_turns)
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
@@ -200,10 +202,8 @@ def _read(
     return {"prompt": said}
 
 
-def _check_rewritten(prompt: str | None, said: str, min_kept: float) -> None:
+def _check_rewritten(prompt: str, said: str, min_kept: float) -> None:
     """Raises Refused where words of the prompt are lost, or nothing was changed."""
-    if not prompt:
-        raise Refused("it has no prompt")
     before, after = (re.findall(r"\w+", text.casefold()) for text in (prompt, said))
     if before == after:
         raise Refused("the answer is the prompt itself")

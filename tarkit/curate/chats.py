@@ -12,8 +12,8 @@ What is said about a picture, where `[prompt, *captions]` are its texts:
   ti2i  its template, the group's references at its marks -> <image>
   text  a document of the text source: one assistant turn, or the turns it came with
 
-Joined by key: captions written for the pictures come after the picture's own texts, splits give
-templates, and scores say which pictures take part.
+Joined by key: captions written for the pictures come after the picture's own texts, and scores say
+which pictures take part.
 """
 
 from __future__ import annotations
@@ -120,8 +120,6 @@ class Sources:
     text: Path | None = None
     captions: Sequence[Path] = ()
     """Prompts artifacts of `curate caption`."""
-    splits: Path | None = None
-    """The prompts artifact of `curate split` for these pictures."""
     keep: Keep | None = None
 
 
@@ -130,7 +128,6 @@ class _Opened:
     tokens: Artifact | None
     documents: TextSource | None
     captions: tuple[Artifact, ...] = ()
-    splits: Artifact | None = None
     scores: Artifact | None = None
     column: str = ""
     least: float = 0.0
@@ -138,12 +135,12 @@ class _Opened:
 
     @property
     def joined(self) -> Joined | None:
-        beside = [*self.captions, *(a for a in (self.splits, self.scores) if a)]
+        beside = [*self.captions, *([self.scores] if self.scores else [])]
         return Joined(self.tokens, beside) if self.tokens else None
 
     @property
     def parents(self) -> dict[str, Artifact]:
-        named = {"tokens": self.tokens, "splits": self.splits, "scores": self.scores}
+        named = {"tokens": self.tokens, "scores": self.scores}
         named |= {f"captions_{number}": a for number, a in enumerate(self.captions)}
         return {name: artifact for name, artifact in named.items() if artifact}
 
@@ -361,8 +358,8 @@ def _open(
             "nothing to make chats from: neither a tokens artifact nor a text source was given",
             hint="tarkit curate chats TOKENS_DIR --text FILE --out DIR (one of the two will do)",
         )
-    if sources.tokens is None and (sources.captions or sources.splits or sources.keep):
-        raise UserError("captions, splits and scores are of pictures, and no tokens are given")
+    if sources.tokens is None and (sources.captions or sources.keep):
+        raise UserError("captions and scores are of pictures, and no tokens are given")
     settings = load_config(ChatsConfig, config, overrides)
     keep = sources.keep
     scores = artifacts.open_artifact(keep.scores, "scores") if keep else None
@@ -372,7 +369,6 @@ def _open(
             TextSource(sources.text, limit=settings.max_documents) if sources.text else None
         ),
         captions=tuple(artifacts.open_artifact(path, "prompts") for path in sources.captions),
-        splits=artifacts.open_artifact(sources.splits, "prompts") if sources.splits else None,
         scores=scores,
         column=_column(scores, keep.column) if scores and keep else "",
         least=keep.least if keep else 0.0,
@@ -440,17 +436,13 @@ def _shard(part: _Part, opened: _Opened, config: ChatsConfig) -> pa.Table:
 def _with_joined(
     rows: Sequence[dict[str, Any]], name: str, opened: _Opened
 ) -> Sequence[dict[str, Any]]:
-    """The rows with the captions and templates of their keys; those below the score left out."""
+    """The rows with the captions of their keys; those below the score left out."""
     for artifact in opened.captions:
         found = by_key(artifact, name, ["prompt"])
         for row in rows:
             written = row_of(found, row["key"], artifact)
             if written["status"] == "ok":
                 row["captions"] = [*(row["captions"] or ()), written["prompt"]]
-    if opened.splits:
-        found = by_key(opened.splits, name, ["template"])
-        for row in rows:
-            row["template"] = row_of(found, row["key"], opened.splits)["template"]
     if opened.scores:
         found = by_key(opened.scores, name, [opened.column])
         for row in rows:

@@ -114,13 +114,11 @@ def run(
 ) -> Artifact:
     """Write the prompts artifact `out`: the rows of `prompts` with a template and a phrase.
 
-    `prompts` is a prompts artifact, or an images artifact whose pictures have prompts.
-
     `llm` is a folder or hub id, with `server` (the URL of an OpenAI-compatible one) the name that
     it serves. A row without a proved answer after the last try fails with the last reason.
     """
     settings = load_config(SplitConfig, config, overrides)
-    source = artifacts.open_artifact(prompts, ("prompts", "images"))
+    source = artifacts.open_artifact(prompts, "prompts")
     rows_of = plan.first_rows(source, limit)
     artifact = artifacts.begin(
         out,
@@ -132,7 +130,7 @@ def run(
             "llm": llm,
         },
         shards=list(rows_of),
-        parents={source.kind: source},
+        parents={"prompts": source},
     )
     counts: collections.Counter[str] = collections.Counter()
     assistant = Lazy(
@@ -164,13 +162,13 @@ def run(
 
 def preview(prompts: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
     """What `run` would do with the same arguments; writes nothing and loads no model."""
-    source = artifacts.open_artifact(prompts, ("prompts", "images"))
+    source = artifacts.open_artifact(prompts, "prompts")
     rows_of = plan.first_rows(source, limit)
     return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
 
 
 def _question(config: SplitConfig, todo: Todo, number: int) -> Question:
-    prompt = todo.row["prompt"] or ""
+    prompt = todo.row["prompt"]
     seed = seed_of(config.seed, todo.row["key"], number)
     if config.style == "paper":
         return Question(INSTRUCTION + prompt, seed=seed)
@@ -182,8 +180,6 @@ def _read(
     config: SplitConfig, counts: collections.Counter[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
     prompt, least = todo.row["prompt"], config.min_words_left
-    if not prompt:
-        raise Refused("it has no prompt")
     if config.style == "phrase":
         split = split_at(prompt, text, min_words_left=least)
     else:

@@ -136,7 +136,7 @@ def test_a_prompt_is_worded_anew_without_the_picture(
     ]
     blob = ("png", png_bytes(np.zeros((8, 8, 3), np.uint8)))
     artifact.write_images("00000", rows, [blob] * len(rows))
-    seer = Seer("A fox that is red.", "A blue fox.", "the " * 30 + "red fox", "red fox", "A fox.")
+    seer = Seer("A fox that is red.", "A blue fox.", "the " * 30 + "red fox", "red fox")
     options = {"examples": None, "overrides": ["style=rewrite", "assistant.tries=1"]}
     made = run(artifact, seer, monkeypatch, **options)
     assert [row["prompt"] for row in made] == ["A fox that is red.", None, None, None, None]
@@ -146,5 +146,6 @@ def test_a_prompt_is_worded_anew_without_the_picture(
         "the answer is the prompt itself",
         "it has no prompt",
     ]
+    assert len(seer.questions) == 4, "nothing is asked about no prompt"
     assert all(question.blob is None for question in seer.questions)
     assert seer.questions[0].text.endswith("red fox")

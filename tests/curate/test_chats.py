@@ -411,32 +411,6 @@ def test_a_template_whose_reference_is_left_out_is_no_failure(tmp_path: Path) ->
     assert [chat.task for chat in made(left_out)] == ["t2i", "i2t"]
 
 
-def test_splits_give_the_templates(tmp_path: Path) -> None:
-    tokens = artifacts.begin(
-        tmp_path / "tokens",
-        "tokens",
-        settings={
-            "tokenizer_sha256": "f",
-            "codebook_size": 64,
-            "sides": {"2": 2},
-            "resize": "",
-            "dtype": "",
-        },
-        shards=["00000"],
-    )
-    blank = dict.fromkeys(tokens.schema.names) | {"status": "ok", "codes_2": np.arange(4)}
-    rows = [
-        blank | {"key": "00000-000000", "group": "g", "role": "target", "prompt": "a fox in snow"},
-        blank | {"key": "00000-000001", "group": "g", "role": "reference", "prompt": "a fox"},
-    ]
-    tokens.write("00000", rows)
-    splits = beside(
-        tmp_path / "splits", "prompts", [{"template": "<image> in snow", "phrase": "a fox"}, None]
-    )
-    made_of = Sources(tmp_path / "tokens", splits=splits)
-    assert texts_of(chats.run(made_of, out=tmp_path / "chats"), "ti2i") == ["<image> in snow"]
-
-
 def test_what_changed_beside_the_tokens_is_made_again(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=2)
     captions = beside(tmp_path / "captions", "prompts", [{"prompt": "one"}, {"prompt": "two"}])

@@ -1,0 +1,52 @@
+"""The report of the emoji pipeline, as markdown: what the language model wrote, what was drawn.
+
+python report.py WORK > WORK/report.md
+"""
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+from tarkit.artifacts import open_artifact
+from tarkit.mapping import kind_of
+
+SHOWN = 8
+
+
+def outcomes(folder: Path, columns: tuple[str, ...]) -> list[str]:
+    """Counts by reason, the cost in tokens, and the first rows that were taken."""
+    artifact = open_artifact(folder)
+    rows = [row for name in artifact.shards for row in artifact.rows(name)]
+    taken = [row for row in rows if row["status"] == "ok"]
+    reasons = collections.Counter(kind_of(row["error"]) for row in rows if row["status"] != "ok")
+    log = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    tries, tokens = (sum(line[name] for line in log) for name in ("tries", "tokens"))
+    lines = [f"{len(taken)} of {len(rows)} taken; {tries} answers, {tokens} tokens written.", ""]
+    lines += [f"- refused {count}: {reason}" for reason, count in reasons.most_common()]
+    lines += ["", " | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(str(row[column]) for column in columns) for row in taken[:SHOWN]]
+    return [*lines, ""]
+
+
+def main() -> None:
+    work = Path(sys.argv[1])
+    lines = ["# Emoji: the whole chain on real pictures", "", "## Captions worded anew", ""]
+    lines += outcomes(work / "few_captions", ("key", "prompt"))
+    lines += ["## Prompts split", ""]
+    lines += outcomes(work / "splits", ("prompt", "template", "phrase"))
+    lines += ["## Drawn from words", "", "![from pipelines/emoji/prompts.txt](drawn/sheet.png)", ""]
+    lines += ["## Drawn from a picture and words", "", "![<image> on a blue background]"]
+    lines[-1] += "(edited/sheet.png)"
+    lines += ["", "Said of the picture: " + (work / "described.txt").read_text().strip(), ""]
+    lines += ["## Parts", ""]
+    for part in ("vqvae", "ar_dtok"):
+        samples = sorted((work / part / "samples").glob("*.png"))
+        lines += [f"![{part}: originals, then decoded]({part}/samples/{samples[-1].name})", ""]
+    for part in ("many", "triples", "many_chats"):
+        lines += ["```", (work / f"{part}.txt").read_text().strip(), "```", ""]
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
