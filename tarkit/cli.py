@@ -205,7 +205,11 @@ def curate_ingest(
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option("--questions", metavar="FILE", help="csv or jsonl: image, question, answer."),
+        typer.Option(
+            "--questions",
+            metavar="FILE",
+            help="csv, jsonl, json: image, question, answer; or LLaVA's conversations.",
+        ),
     ] = None,
     config: ConfigOption = None,
     overrides: Set = None,
@@ -510,7 +514,7 @@ def curate_chats(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="Text-only rows: .txt (a document a line), .jsonl or .parquet.",
+            help="Text-only rows: .txt (a document a line), .jsonl, .json, .parquet.",
         ),
     ] = None,
     captions: Annotated[

@@ -1,8 +1,9 @@
-"""Text sources: a `.txt` (a document a line), `.jsonl` or `.parquet` file (a document a row).
+"""Text sources: a `.txt` (a document a line), `.jsonl`, `.json` or `.parquet` (a document a row).
 
-A row of `.jsonl` or Parquet has `text`, or `messages` with roles user, assistant and system. A row
-that cannot be read is a document with an error, so that counts add up; a blank line of a `.txt` is
-no document.
+A row has `text`, or `messages` with roles user, assistant and system, or ShareGPT's
+`conversations` of human, gpt and system. A row that cannot be read is a document with an error, so
+that counts add up; a blank line of a `.txt` is no document, nor is a row that names a picture,
+which `curate ingest --questions` takes: those are counted in `num_shown`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from typing import Any
 from tarkit.errors import UserError
 
 ROLES = ("system", "user", "assistant")
+CONVERSATIONS = "conversations"
+PICTURES = ("image", "images")
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system"}
+ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,20 @@ class TextSource:
     """A text file read front to back, with its fingerprint and its number of documents."""
 
     def __init__(self, path: Path, *, limit: int | None = None) -> None:
-        if path.suffix not in (".txt", ".jsonl", ".parquet"):
+        if path.suffix not in ENDINGS:
             raise UserError(
                 f"{path} is no text source: its ending is {path.suffix or 'missing'}",
-                hint="give a .txt (a document a line), .jsonl or .parquet file (a document a row)",
+                hint="give a .txt (a document a line), or .jsonl, .json or .parquet (one a row)",
             )
         if not path.is_file():
             raise UserError(f"the text source {path} does not exist")
         self.path = path
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found = sum(1 for _ in self._documents())
+        rows = [document is not None for document in self._rows()]
+        found = sum(rows)
+        self.num_shown = len(rows) - found
+        """Rows that name a picture, and are no documents."""
         self.num_documents = found if limit is None else min(limit, found)
         if not self.num_documents:
             raise UserError(f"the text source {path} holds no document")
@@ -58,7 +67,15 @@ class TextSource:
         return list(itertools.islice(self._rest, skip, skip + stop - start))
 
     def _documents(self) -> Iterator[Document]:
-        readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+        return (document for document in self._rows() if document is not None)
+
+    def _rows(self) -> Iterator[Document | None]:
+        readers: dict[str, Callable[[Path], Iterator[Document | None]]] = {
+            ".txt": _read_txt,
+            ".jsonl": _read_jsonl,
+            ".json": _read_json,
+            ".parquet": _read_parquet,
+        }
         return readers[self.path.suffix](self.path)
 
 
@@ -67,7 +84,7 @@ def _read_txt(path: Path) -> Iterator[Document]:
         yield _text(line, where=f"line {number}")
 
 
-def _read_jsonl(path: Path) -> Iterator[Document]:
+def _read_jsonl(path: Path) -> Iterator[Document | None]:
     for number, line in _lines(path):
         try:
             row = json.loads(line)
@@ -80,18 +97,36 @@ def _read_jsonl(path: Path) -> Iterator[Document]:
             yield Document(error=f"line {number} is not a JSON object")
 
 
-def _read_parquet(path: Path) -> Iterator[Document]:
+def _read_json(path: Path) -> Iterator[Document | None]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not a list of rows")
+    for number, row in enumerate(rows):
+        if isinstance(row, dict):
+            yield _document(row, where=f"row {number}")
+        else:
+            yield Document(error=f"row {number} is not a JSON object")
+
+
+def _read_parquet(path: Path) -> Iterator[Document | None]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            columns = [name for name in ("text", "messages") if name in file.schema_arrow.names]
+            wanted = ("text", "messages", CONVERSATIONS)
+            columns = [name for name in wanted if name in file.schema_arrow.names]
+            shown = [name for name in PICTURES if name in file.schema_arrow.names]
             if not columns:
                 found = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has neither a column text nor messages; it has {found}")
+                raise UserError(
+                    f"{path} has no column text, messages or conversations; it has {found}"
+                )
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for batch in file.iter_batches(batch_size=1024, columns=[*columns, *shown]):
                 for row in batch.to_pylist():
                     yield _document(row, where=f"row {number}")
                     number += 1
@@ -113,12 +148,20 @@ def _text(line: bytes, *, where: str) -> Document:
         return Document(error=f"{where} is not UTF-8: {error.reason} at byte {error.start}")
 
 
-def _document(row: Mapping[str, Any], *, where: str) -> Document:
+def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
+    """None for a row that shows a picture."""
+    if any(row.get(name) for name in PICTURES):
+        return None
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str) and text.strip():
         turns: tuple[tuple[str, str], ...] = (("assistant", text.strip()),)
     elif isinstance(messages, list) and messages:
         turns = tuple(_turn(message) for message in messages)
+    elif row.get(CONVERSATIONS):
+        try:
+            turns = conversation(row[CONVERSATIONS])
+        except ValueError as error:
+            return Document(error=f"{where}: {error}")
     else:
         return Document(error=f"{where} has neither text nor messages")
     if not all(role in ROLES and content for role, content in turns):
@@ -126,6 +169,22 @@ def _document(row: Mapping[str, Any], *, where: str) -> Document:
     if any("\ud800" <= letter <= "\udfff" for _, content in turns for letter in content):
         return Document(error=f"{where} holds half a surrogate pair, which is no character")
     return Document(turns=turns)
+
+
+def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
+    """(role, content) of ShareGPT's turns; ValueError where one cannot be read."""
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("its conversations are no list of turns")
+    found = []
+    for number, turn in enumerate(turns):
+        said = turn if isinstance(turn, Mapping) else {}
+        speaker, value = said.get("from"), said.get("value")
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise ValueError(f"turn {number} is said by {speaker!r}, not by human or gpt")
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"turn {number} has no words")
+        found.append((SPEAKERS[speaker], value.strip()))
+    return tuple(found)
 
 
 def _turn(message: Any) -> tuple[str, str]:

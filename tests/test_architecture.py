@@ -32,7 +32,7 @@ NOUNS: dict[str, set[str]] = {
     "prompts": {"artifacts", "errors"},
     "processes": {"progress"},
     "samples": {"errors", "files", "images", "progress"},
-    "sources": {"sources", "errors"},
+    "sources": {"sources", "documents", "errors", "vocab"},
     "models": {"models", "vocab", "config", "errors"},
     "places": {"errors"},
     "published": {"models"} | LEAVES - {"worlds"},

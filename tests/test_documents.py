@@ -101,8 +101,44 @@ def test_what_is_no_text_source_is_told_by_its_value(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no document"):
         TextSource(tmp_path / "empty.txt")
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(UserError, match="neither a column text nor messages; it has body"):
+    with pytest.raises(UserError, match="no column text, messages or conversations; it has body"):
         TextSource(tmp_path / "text.parquet")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         TextSource(tmp_path / "torn.parquet")
+
+
+def test_conversations_of_sharegpt_are_turns_and_rows_with_pictures_are_counted(
+    tmp_path: Path,
+) -> None:
+    said = [{"from": "system", "value": "be kind"}, {"from": "human", "value": " hi "}]
+    said += [{"from": "gpt", "value": "hello"}]
+    rows: list[object] = [
+        {"id": "a", "conversations": said},
+        {"id": "b", "image": "b.jpg", "conversations": said},
+        {"id": "c", "conversations": [{"from": "cat", "value": "miaow"}]},
+        {"id": "d", "conversations": [{"from": "gpt", "value": ""}]},
+        "no row",
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    write_lines(tmp_path / "chats.jsonl", *rows)
+    pq.write_table(pa.Table.from_pylist(rows[1::-1]), tmp_path / "chats.parquet")
+    turns = (("system", "be kind"), ("user", "hi"), ("assistant", "hello"))
+    for name in ("chats.json", "chats.jsonl"):
+        source = TextSource(tmp_path / name)
+        assert (source.num_documents, source.num_shown) == (4, 1)
+        found = source.read(0, 4)
+        assert found[0] == Document(turns=turns)
+        reasons = [document.error or "" for document in found[1:]]
+        assert "turn 0 is said by 'cat', not by human or gpt" in reasons[0]
+        assert "turn 0 has no words" in reasons[1]
+        assert "is not a JSON object" in reasons[2]
+    parquet = TextSource(tmp_path / "chats.parquet")
+    assert (parquet.num_shown, parquet.read(0, 9)) == (1, [Document(turns=turns)])
+
+
+def test_what_is_no_list_of_rows_is_said(tmp_path: Path) -> None:
+    for text in ("{", "{}", "[" * 100_000):
+        (tmp_path / "chats.json").write_text(text)
+        with pytest.raises(UserError, match="is not JSON|is not a list of rows"):
+            TextSource(tmp_path / "chats.json")

@@ -149,6 +149,24 @@ def test_questions_gather_on_their_picture_and_half_a_pair_fails_it(
     assert found[1].error == "q.csv line 4: a question needs a question and an answer"
 
 
+def test_conversations_of_llava_are_questions_of_their_picture(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*values: str) -> list[dict[str, str]]:
+        speakers = ("human", "gpt", "human", "gpt")
+        return [{"from": who, "value": value} for who, value in zip(speakers, values, strict=False)]
+
+    rows = [
+        {"id": "1", "image": "a.png", "conversations": said("<image>\nWhat is it?", "A cat.")},
+        {"id": "2", "image": "b/b.png", "conversations": said("Where?\n<image>", "Here.", "Why?")},
+        {"id": "3", "conversations": said("Hello", "Hi")},
+    ]
+    found = add_questions(list_source(two).items, text(tmp_path / "q.json", json.dumps(rows)))
+    assert found[0].qa == (("What is it?", "A cat."),)
+    assert found[1].error == "q.json row 1: its turns are not question and answer in turn"
+    assert "1 conversations show no picture" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -160,7 +178,7 @@ def test_questions_gather_on_their_picture_and_half_a_pair_fails_it(
         ("c.jsonl", "[" * 100_000, "c.jsonl line 1 is not JSON: nested too deeply"),
         ("c.jsonl", "3\n", "c.jsonl line 1 is not a JSON object"),
         ("c.parquet", "PAR1", "c.parquet cannot be read"),
-        ("c.xlsx", "", "neither .csv, .jsonl nor .parquet"),
+        ("c.xlsx", "", "none of .csv, .jsonl, .json and .parquet"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_its_line(

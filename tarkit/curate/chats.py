@@ -19,6 +19,7 @@ which pictures take part.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ class ChatsConfig(Config):
     qa_per_picture: int = Field(default=4, ge=0)
     qa_turns: int = Field(default=1, ge=1)
     """Question-answer rows in one chat: more of them share one picture's codes."""
+    qa_order: Literal["drawn", "given"] = "drawn"
+    """"given" keeps the rows' order, as a conversation needs it."""
     i2i_per_picture: int = Field(default=1, ge=0)
     ti2i_per_picture: int = Field(default=1, ge=0)
     plain_question_share: float = Field(default=0.5, ge=0, le=1)
@@ -168,6 +171,11 @@ def run(
     same call again writes what is missing and what was made from shards that have changed since.
     """
     opened, settings = _open(sources, config, overrides)
+    if opened.documents and opened.documents.num_shown:
+        told = (
+            f"{opened.documents.num_shown} rows show pictures; curate ingest --questions has them"
+        )
+        print(f"{opened.documents.path}: {told}", file=sys.stderr)
     parts = _parts(opened, settings, limit)
     artifact = artifacts.begin(
         out,
@@ -264,6 +272,8 @@ def _answer(
 ) -> Iterator[Chat]:
     pairs = [(pair["question"], pair["answer"]) for pair in row["qa"] or ()]
     order = rng.permutation(len(pairs))[: config.qa_per_picture]
+    if config.qa_order == "given":
+        order = np.sort(order)
     for start in range(0, len(order), config.qa_turns):
         yield _seen(number, [pairs[index] for index in order[start : start + config.qa_turns]])
 

@@ -1,8 +1,13 @@
-"""Captions and questions in a csv, jsonl or Parquet file that names the pictures of a source."""
+"""Captions and questions in a csv, jsonl, json or Parquet file that names a source's pictures.
+
+A question is a row of image, question and answer, or a whole conversation in the layout of
+ShareGPT and LLaVA: image and conversations, a list of {from: human | gpt, value}.
+"""
 
 import csv
 import functools
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.documents import CONVERSATIONS, conversation
 from tarkit.errors import UserError
 from tarkit.sources.items import (
     ABOUT_COLUMNS,
@@ -22,6 +28,7 @@ from tarkit.sources.items import (
     shown,
     with_captions,
 )
+from tarkit.vocab import IMAGE_MARK
 
 
 def add_captions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
@@ -30,8 +37,8 @@ def add_captions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
 
 
 def add_questions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
-    """`items` with the pairs of a csv, jsonl or Parquet file of image, question and answer."""
-    return _add(items, path, ("question", "answer"), _with_question)
+    """`items` with the pairs of a file of image, question and answer, or of conversations."""
+    return _add(items, path, ("question", "answer", CONVERSATIONS), _with_questions)
 
 
 def _add(
@@ -46,8 +53,12 @@ def _add(
     for place, item in enumerate(found):
         for name in {item.name, *item.aliases}:
             places.setdefault(name, []).append(place)
-    known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS, "question", "answer")
-    for where, row in table_rows(path, known):
+    known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS)
+    num_without = 0
+    for where, row in table_rows(path, (*known, "question", "answer", CONVERSATIONS)):
+        if CONVERSATIONS in row and not any(row.get(c) for c in IMAGE_COLUMNS if c != "id"):
+            num_without += 1
+            continue
         name = _image_name(row, where)
         if not any(column in row for column in (*columns, *ABOUT_COLUMNS)):
             wanted = ", ".join(columns)
@@ -66,7 +77,28 @@ def _add(
             places[name] = at
             found.append(Item(shown(name), error=f"named in {where}, but it {why}"))
         found[at[0]] = change(found[at[0]], row, where)
+    if num_without:
+        told = f"{path}: {num_without} conversations show no picture; curate chats --text has them"
+        print(told, file=sys.stderr)
     return tuple(sorted(found, key=lambda item: item.name) if len(found) > len(items) else found)
+
+
+def _with_questions(item: Item, row: Mapping[str, Any], where: str) -> Item:
+    if row.get(CONVERSATIONS) is None:
+        return _with_question(item, row, where)
+    try:
+        turns = conversation(row[CONVERSATIONS])
+    except ValueError as error:
+        return replace(item, error=f"{where}: {error}")
+    turns = turns[1:] if turns[0][0] == "system" else turns
+    roles = [role for role, _ in turns]
+    if len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
+        return replace(item, error=f"{where}: its turns are not question and answer in turn")
+    for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
+        # Where the picture stands in the question is not the file's to say: it stands first.
+        bare = question.replace(IMAGE_MARK, "").strip()
+        item = _with_question(item, {"question": bare, "answer": answer}, where)
+    return item
 
 
 def _with_question(item: Item, row: Mapping[str, Any], where: str) -> Item:
@@ -96,10 +128,11 @@ def table_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict
     ways: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
         ".csv": _csv_rows,
         ".jsonl": _jsonl_rows,
+        ".json": _json_rows,
         ".parquet": functools.partial(_parquet_rows, wanted=columns),
     }
     if path.suffix not in ways:
-        raise UserError(f"{path} is neither .csv, .jsonl nor .parquet")
+        raise UserError(f"{path} is none of .csv, .jsonl, .json and .parquet")
     try:
         yield from ways[path.suffix](path)
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -129,6 +162,19 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise UserError(f"{where} is not a JSON object")
             yield where, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json_of(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path.name} is not a list of rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{path.name} row {number} is not a JSON object")
+        yield f"{path.name} row {number}", row
 
 
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
