@@ -237,6 +237,14 @@ def curate_prompts(
         Path, typer.Argument(help="Prompts as .txt, .jsonl, .csv or .parquet, or a folder of them.")
     ],
     out: Out,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--exclude",
+            metavar="FILE",
+            help="Prompts that are left out, of a benchmark for example; may be repeated.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     overrides: Set = None,
     limit: Limit = None,
@@ -248,10 +256,22 @@ def curate_prompts(
 
     if dry_run:
         counts = prompts.preview(
-            source, out=out, config=config, overrides=overrides or (), limit=limit
+            source,
+            out=out,
+            exclude=exclude or (),
+            config=config,
+            overrides=overrides or (),
+            limit=limit,
         )
         return _previewed(counts, as_json)
-    artifact = prompts.run(source, out=out, config=config, overrides=overrides or (), limit=limit)
+    artifact = prompts.run(
+        source,
+        out=out,
+        exclude=exclude or (),
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+    )
     return _made(artifact, as_json)
 
 
@@ -503,6 +523,52 @@ def curate_score(
     return _made(artifact, as_json)
 
 
+@command(curate, "judge")
+def curate_judge(
+    images: Annotated[Path, typer.Argument(help="An images artifact whose pictures have prompts.")],
+    out: Out,
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            "--llm",
+            metavar="DIR|HUB-ID",
+            help="The vision-language model that judges; with --server its name there.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Pictures of the shapes world, judged exactly.")
+    ] = False,
+    server: Server = None,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> int:
+    """Have each picture judged: does it show its prompt, yes or no, and why."""
+    from tarkit.curate import judge
+
+    if dry_run:
+        return _previewed(judge.preview(images, out=out, limit=limit), as_json)
+    artifact = judge.run(
+        images,
+        out=out,
+        llm=llm,
+        exact=exact,
+        server=server,
+        config=config,
+        overrides=overrides or (),
+        limit=limit,
+        retry_failed=retry_failed,
+        device=_device(device),
+        precision=precision,
+    )
+    return _made(artifact, as_json)
+
+
 @command(curate, "chats")
 def curate_chats(
     out: Out,
@@ -523,6 +589,12 @@ def curate_chats(
             "--captions",
             metavar="DIR",
             help="What `curate caption` wrote for these pictures; may be repeated.",
+        ),
+    ] = None,
+    judgements: Annotated[
+        Path | None,
+        typer.Option(
+            "--judgements", metavar="DIR", help="What `curate judge` said of these pictures."
         ),
     ] = None,
     keep: Annotated[
@@ -553,6 +625,7 @@ def curate_chats(
         tokens=tokens,
         text=text,
         captions=captions or (),
+        judgements=judgements,
         keep=chats.Keep(keep, least, by) if keep and least is not None else None,
     )
     if dry_run:

@@ -53,6 +53,9 @@ PROMPTS = pa.schema(
     ]
     + OUTCOME
 )
+JUDGEMENTS = pa.schema(
+    [(name, pa.string()) for name in ("key", "prompt", "verdict", "reason", "licence")] + OUTCOME
+)
 CHATS = pa.schema(
     [
         ("key", pa.string()),
@@ -67,9 +70,10 @@ CHOICES = {
     "status": ("ok", "failed"),
     "role": ("target", "similar", "reference"),
     "split": ("train", "test", "heldout", None),
+    "verdict": ("yes", "no"),
     "task": ("t2i", "i2t", "text", "i2i", "ti2i"),
 }
-KINDS = ("images", "prompts", "tokens", "chats", "scores")
+KINDS = ("images", "prompts", "tokens", "chats", "scores", "judgements")
 
 # Settings that an artifact of the kind cannot be read without; they also go into every shard.
 NEEDED_SETTINGS = {
@@ -89,7 +93,8 @@ def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
     if kind == "scores":
         scores = [(name, pa.float64()) for name in settings["columns"]]
         return pa.schema([("key", pa.string()), *scores, *OUTCOME])
-    return {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS}[kind]
+    fixed = {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS, "judgements": JUDGEMENTS}
+    return fixed[kind]
 
 
 def checked_table(

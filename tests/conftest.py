@@ -45,6 +45,7 @@ CLASSES = {
     "caption": "tarkit.curate.caption.CaptionConfig",
     "split": "tarkit.curate.split.SplitConfig",
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",
+    "judge": "tarkit.curate.judge.JudgeConfig",
     "score": "tarkit.curate.score.ScoreConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",

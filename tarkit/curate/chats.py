@@ -12,8 +12,8 @@ What is said about a picture, where `[prompt, *captions]` are its texts:
   ti2i  its template, the group's references at its marks -> <image>
   text  a document of the text source: one assistant turn, or the turns it came with
 
-Joined by key: captions written for the pictures come after the picture's own texts, and scores say
-which pictures take part.
+Joined by key: captions written for the pictures come after the picture's own texts, judgements are
+asked for, and scores say which pictures take part.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
 from tarkit.vocab import IMAGE_MARK
+from tarkit.worlds.questions import judgement_question
 
 Task = Literal["t2i", "i2t", "i2i", "ti2i", "text"]
 Turn = tuple[str, str]
@@ -123,6 +124,8 @@ class Sources:
     text: Path | None = None
     captions: Sequence[Path] = ()
     """Prompts artifacts of `curate caption`."""
+    judgements: Path | None = None
+    """The artifact of `curate judge`."""
     keep: Keep | None = None
 
 
@@ -132,18 +135,20 @@ class _Opened:
     documents: TextSource | None
     captions: tuple[Artifact, ...] = ()
     scores: Artifact | None = None
+    judgements: Artifact | None = None
     column: str = ""
     least: float = 0.0
     num_left_out: Counter[str] = field(default_factory=Counter)
+    num_unbalanced: Counter[str] = field(default_factory=Counter)
 
     @property
     def joined(self) -> Joined | None:
-        beside = [*self.captions, *([self.scores] if self.scores else [])]
+        beside = [*self.captions, *(a for a in (self.scores, self.judgements) if a)]
         return Joined(self.tokens, beside) if self.tokens else None
 
     @property
     def parents(self) -> dict[str, Artifact]:
-        named = {"tokens": self.tokens, "scores": self.scores}
+        named = {"tokens": self.tokens, "scores": self.scores, "judgements": self.judgements}
         named |= {f"captions_{number}": a for number, a in enumerate(self.captions)}
         return {name: artifact for name, artifact in named.items() if artifact}
 
@@ -196,6 +201,9 @@ def run(
                 progress.advance(1, failed=_num_failed(table))
         for reason, count in opened.num_left_out.most_common():
             progress.message(f"{count} pictures left out: {reason}")
+        for verdict, count in opened.num_unbalanced.items():
+            if count:
+                progress.message(f"{count} judgements left out: more {verdict} than its opposite")
     return artifact
 
 
@@ -236,6 +244,7 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
             *_draw(row, number, config),
             *_describe(row, number, config, rng),
             *_answer(row, number, config, rng),
+            *_judge(row, number),
             *_imitate(row, number, mates, rows, config, rng),
             *_compose(row, number, mates, rows, config, rng, thinned=row["group"] in thinned),
         ]
@@ -276,6 +285,13 @@ def _answer(
         order = np.sort(order)
     for start in range(0, len(order), config.qa_turns):
         yield _seen(number, [pairs[index] for index in order[start : start + config.qa_turns]])
+
+
+def _judge(row: Mapping[str, Any], number: int) -> Iterator[Chat]:
+    """Whether the picture shows a prompt: yes or no, the reason after it."""
+    if row.get("verdict"):
+        said = f"{row['verdict']}. {row['reason']}" if row["reason"] else row["verdict"]
+        yield _seen(number, [(judgement_question(row["judged"]), said)])
 
 
 def _imitate(
@@ -368,8 +384,8 @@ def _open(
             "nothing to make chats from: neither a tokens artifact nor a text source was given",
             hint="tarkit curate chats TOKENS_DIR --text FILE --out DIR (one of the two will do)",
         )
-    if sources.tokens is None and (sources.captions or sources.keep):
-        raise UserError("captions and scores are of pictures, and no tokens are given")
+    if sources.tokens is None and (sources.captions or sources.keep or sources.judgements):
+        raise UserError("captions, scores and judgements need the tokens of their pictures")
     settings = load_config(ChatsConfig, config, overrides)
     keep = sources.keep
     scores = artifacts.open_artifact(keep.scores, "scores") if keep else None
@@ -380,6 +396,11 @@ def _open(
         ),
         captions=tuple(artifacts.open_artifact(path, "prompts") for path in sources.captions),
         scores=scores,
+        judgements=(
+            artifacts.open_artifact(sources.judgements, "judgements")
+            if sources.judgements
+            else None
+        ),
         column=_column(scores, keep.column) if scores and keep else "",
         least=keep.least if keep else 0.0,
     )
@@ -453,6 +474,8 @@ def _with_joined(
             written = row_of(found, row["key"], artifact)
             if written["status"] == "ok":
                 row["captions"] = [*(row["captions"] or ()), written["prompt"]]
+    if opened.judgements:
+        _join_judgements(rows, name, opened)
     if opened.scores:
         found = by_key(opened.scores, name, [opened.column])
         for row in rows:
@@ -468,6 +491,24 @@ def _with_joined(
             row["status"] = LEFT_OUT
             opened.num_left_out[reason] += 1
     return rows
+
+
+def _join_judgements(rows: Sequence[dict[str, Any]], name: str, opened: _Opened) -> None:
+    """As many no as yes in every shard; which of the others go depends on their keys alone."""
+    assert opened.judgements is not None
+    found = by_key(opened.judgements, name, ["prompt", "verdict", "reason"])
+    sides: dict[str, list[dict[str, Any]]] = {"yes": [], "no": []}
+    for row in rows:
+        judged = row_of(found, row["key"], opened.judgements)
+        if row["status"] == "ok" and judged["status"] == "ok":
+            sides[judged["verdict"]].append(row)
+            row |= {"judged": judged["prompt"], "reason": judged["reason"]}
+    least = min(map(len, sides.values()))
+    for verdict, side in sides.items():
+        drawn = sorted(side, key=lambda row: hashlib.sha256(row["key"].encode()).digest())
+        for row in drawn[:least]:
+            row["verdict"] = verdict
+        opened.num_unbalanced[verdict] += len(side) - least
 
 
 def _pictures(table: pa.Table) -> pa.StructArray:

@@ -3,7 +3,8 @@
 Source: paper App. D.1 (user prompts of JourneyDB and Midjourney beside the captions). What must
 see everything is done first: one pass reads, cleans and hashes every row and plans the shards, a
 second writes them. A row that cannot be used is a failed row; a prompt that is another's but for
-case, spaces and punctuation is left out and counted in the manifest.
+case, spaces and punctuation is left out and counted in the manifest, and so is one of a benchmark
+that is to stay unseen.
 """
 
 from __future__ import annotations
@@ -65,18 +66,21 @@ def run(
     source: Path,
     *,
     out: Path,
+    exclude: Sequence[Path] = (),
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
 ) -> Artifact:
     """Write the prompts artifact `out` from a file of prompts, or a folder of such files.
 
+    A prompt that stands in a file of `exclude`, whose layouts are the same, is left out.
+
     `.txt` has a prompt a line, `.jsonl`, `.csv` and `.parquet` a column of `COLUMNS`. `limit` takes
     the first rows of the source.
     """
     settings = load_config(PromptsConfig, config, overrides)
     files = _files(source)
-    kept, counts = _plan(files, settings, limit)
+    kept, counts = _plan(files, settings, limit, exclude)
     num_rows = int(kept.sum())
     names = shard_names(-(-num_rows // settings.shard_size))
     planned = {
@@ -90,6 +94,7 @@ def run(
             **settings.model_dump(mode="json"),
             "limit": limit,
             "files": {path.name: file_sha256(path) for path in files},
+            "exclude": {path.name: file_sha256(path) for path in exclude},
             "counts": counts,
         },
         shards=planned,
@@ -107,13 +112,14 @@ def preview(
     source: Path,
     *,
     out: Path,
+    exclude: Sequence[Path] = (),
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
 ) -> dict[str, int]:
     """What `run` would take with the same arguments; reads everything and writes nothing."""
     settings = load_config(PromptsConfig, config, overrides)
-    kept, counts = _plan(_files(source), settings, limit)
+    kept, counts = _plan(_files(source), settings, limit, exclude)
     shards = -(-int(kept.sum()) // settings.shard_size)
     left = shards
     if (out / MANIFEST).exists():
@@ -145,9 +151,10 @@ def same(text: str) -> bytes:
 
 
 def _plan(
-    files: Sequence[Path], config: PromptsConfig, limit: int | None
+    files: Sequence[Path], config: PromptsConfig, limit: int | None, exclude: Sequence[Path]
 ) -> tuple[np.ndarray, dict[str, int]]:
     """(whether each row is kept, counts); 8 bytes a row are held."""
+    unseen = _unseen(exclude)
     hashes = array.array("Q")
     cleaned = failed = 0
     for number, row in enumerate(_rows(files, config)):
@@ -163,12 +170,25 @@ def _plan(
     _, first = np.unique(np.frombuffer(hashes, np.uint64), return_index=True)
     kept = np.zeros(len(hashes), bool)
     kept[first] = True
-    return kept, {
+    excluded = kept & np.isin(np.frombuffer(hashes, np.uint64), unseen)
+    return kept & ~excluded, {
         "read": len(hashes),
         "duplicates left out": len(hashes) - len(first),
+        "excluded": int(excluded.sum()),
         "cleaned": cleaned,
         "failed": failed,
     }
+
+
+def _unseen(files: Sequence[Path]) -> np.ndarray:
+    """Hashes of the prompts in files; a row without a prompt is an error here."""
+    hashes = array.array("Q")
+    for file in files:
+        for row in _rows(_files(file), PromptsConfig(min_chars=1, max_chars=MAX_LINE_BYTES)):
+            if row.error is not None:
+                raise UserError(f"{file} cannot be excluded: {row.place}: {row.error}")
+            hashes.append(int.from_bytes(same(row.text), "little"))
+    return np.frombuffer(hashes, np.uint64)
 
 
 def _kept_rows(files: Sequence[Path], config: PromptsConfig, kept: np.ndarray) -> Iterator[_Read]:

@@ -444,3 +444,25 @@ def test_captions_of_fewer_shards_are_an_error(tmp_path: Path) -> None:
     captions = beside(tmp_path / "captions", "prompts", [None] * 6)
     with pytest.raises(UserError, match="has no shard 00001"):
         chats.run(Sources(tmp_path / "tokens", captions=[captions]), out=tmp_path / "chats")
+
+
+def test_judgements_become_questions_as_many_no_as_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=6)
+    yes = {"prompt": "a ring", "verdict": "yes"}
+    no = {"prompt": "a fox", "verdict": "no", "reason": "There is no fox."}
+    # The picture of row 4 failed, so three yes stand against one no.
+    judged = beside(tmp_path / "judged", "judgements", [yes, no, yes, None, no, yes])
+    made_of = Sources(tmp_path / "tokens", judgements=judged)
+    found = chats.run(made_of, out=tmp_path / "chats").rows("00000")
+    asked = [
+        tuple(message["content"] for message in row["messages"])
+        for row in found
+        if row["task"] == "i2t" and "match" in row["messages"][0]["content"]
+    ]
+    assert sorted(asked) == [
+        ('<image>\ndoes this image match "a fox"?', "no. There is no fox."),
+        ('<image>\ndoes this image match "a ring"?', "yes"),
+    ]
+    assert "2 judgements left out: more yes than its opposite" in capsys.readouterr().err

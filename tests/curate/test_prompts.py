@@ -160,3 +160,15 @@ def test_what_is_no_source_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="cannot be read"):
         prompts.run(tmp_path / "p.parquet", out=tmp_path / "out")
+
+
+def test_prompts_of_a_benchmark_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "prompts.txt", ["a red fox", "A photo of a bench!", "two cups"])
+    unseen = write(tmp_path / "bench.jsonl", [{"prompt": "a photo of a bench", "tag": "x"}])
+    artifact = prompts.run(source, out=tmp_path / "out", exclude=[unseen])
+    assert [row["prompt"] for row in artifact.rows("00000")] == ["a red fox", "two cups"]
+    assert artifact.settings["counts"]["excluded"] == 1
+    assert list(artifact.settings["exclude"]) == ["bench.jsonl"]
+    empty = write(tmp_path / "none.jsonl", [{"prompt": 3}])
+    with pytest.raises(UserError, match="none.jsonl cannot be excluded"):
+        prompts.run(source, out=tmp_path / "again", exclude=[empty])

@@ -1,0 +1,252 @@
+"""`tarkit curate judge`: does a picture show its prompt? Data for self-reflect.
+
+Source: paper Sec. 4.3 (Self-Reflect-340K: prompts in the style of GenEval and DPG-Bench, judged by
+Qwen2.5-VL-7B). The question to the judge and the form of its answer are not published; here it
+says yes or no and then why. Of pictures that a model drew, those it drew badly are the hard cases
+of no; `mismatched` pictures are judged against the prompt of another, the easy ones. In the shapes
+world the verdict is exact. A row in, a row out; `curate chats --judgements` balances them.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from tarkit import artifacts, plan
+from tarkit.artifacts import Artifact
+from tarkit.assistants import LOG, AssistantConfig, Lazy, Question, Refused, ask, load
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.images import ImageError, decode
+from tarkit.mapping import Make, Result, Todo, map_rows, seed_of
+from tarkit.scoring.geneval import check
+from tarkit.scoring.shapes_detector import ShapesDetector
+from tarkit.worlds.facts import parse
+from tarkit.worlds.scenes import satisfies, scene_from_json
+
+INSTRUCTION = """\
+This picture was made from the prompt: {}
+
+Does the picture show what the prompt says: every object, the number of each, their colours and \
+where they are? Begin with the word yes or no, and then give the reason in one sentence."""
+MAX_REASON_CHARS = 400
+
+
+class JudgeConfig(Config):
+    """How pictures are judged."""
+
+    seed: int = 0
+    mismatched: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures that are judged against the prompt of another of their shard."""
+    assistant: AssistantConfig = AssistantConfig(temperature=0.0, tries=1, max_tokens=128)
+
+
+def run(
+    images: Path,
+    *,
+    out: Path,
+    llm: str | None = None,
+    exact: bool = False,
+    server: str | None = None,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    retry_failed: bool = False,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> Artifact:
+    """Write the judgements artifact `out`, a verdict for every picture of `images`, by its key.
+
+    Either a vision-language model `llm` (a folder or hub id, with `server` its name there) judges,
+    or with `exact` the scorer of the shapes world.
+    """
+    if exact == (llm is not None):
+        raise UserError("who judges? either --llm or, for the shapes world, --exact")
+    settings = load_config(JudgeConfig, config, overrides)
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    artifact = artifacts.begin(
+        out,
+        "judgements",
+        settings={
+            **settings.model_dump(mode="json"),
+            "assistant": settings.assistant.identity(served=server is not None) if llm else None,
+            "limit": limit,
+            "judge": llm or "exact",
+        },
+        shards=list(rows_of),
+        parents={"images": source},
+    )
+    make: Make = _exactly
+    if llm is not None:
+        judge = functools.partial(
+            load,
+            llm,
+            config=settings.assistant,
+            server=server,
+            sees=True,
+            device=device,
+            precision=precision,
+        )
+        make = functools.partial(
+            ask,
+            assistant=Lazy(judge),
+            config=settings.assistant,
+            question=functools.partial(_question, settings),
+            read=_read,
+            log=out / LOG,
+        )
+    map_rows(
+        artifact,
+        source,
+        rows_of,
+        functools.partial(_judged, make, _Prompts(source, list(rows_of), settings)),
+        carry=lambda row: {name: row[name] for name in ("key", "licence")},
+        name="judge",
+        retry_failed=retry_failed,
+    )
+    return artifact
+
+
+def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
+    """What `run` would do with the same arguments; writes nothing and loads no model."""
+    source = artifacts.open_artifact(images, "images")
+    rows_of = plan.first_rows(source, limit)
+    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
+
+
+# ---- what a picture is judged against -----------------------------------------------------------
+
+
+class _Prompts:
+    """The prompt each picture is judged against; shards are asked about in their order."""
+
+    def __init__(self, source: Artifact, shards: Sequence[str], config: JudgeConfig) -> None:
+        self._source, self._config = source, config
+        self._shards = iter(shards)
+        self._of_key: dict[str, str] = {}
+
+    def of(self, row: Mapping[str, Any]) -> str | None:
+        own: str | None = row["prompt"]
+        rng = random.Random(seed_of(self._config.seed, row["key"], 0))
+        if not own or rng.random() >= self._config.mismatched:
+            return own
+        while row["key"] not in self._of_key:
+            rows = self._source.rows(next(self._shards), ["key", "prompt"])
+            self._of_key = {found["key"]: found["prompt"] for found in rows}
+        others = sorted({text for text in self._of_key.values() if text and text != own})
+        return rng.choice(others) if others else own
+
+
+def _judged(make: Make, prompts: _Prompts, todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
+    """`make`, asked about the prompts that rows are judged against, which the results name."""
+    against: dict[int, str] = {}
+    silent: list[int] = []
+
+    def told() -> Iterator[Todo]:
+        for one in todo:
+            prompt = prompts.of(one.row)
+            if prompt:
+                against[one.place] = prompt
+                yield replace(one, row={**one.row, "prompt": prompt})
+            else:
+                silent.append(one.place)
+
+    for place, result in make(told()):
+        yield place, result if isinstance(result, str) else {**result, "prompt": against[place]}
+    for place in silent:
+        yield place, "it has no prompt to be judged against"
+
+
+# ---- by a vision-language model -----------------------------------------------------------------
+
+
+def _question(config: JudgeConfig, todo: Todo, number: int) -> Question:
+    seed = seed_of(config.seed, todo.row["key"], number)
+    return Question(INSTRUCTION.format(todo.row["prompt"]), seed=seed, blob=todo.blob)
+
+
+def _read(todo: Todo, text: str) -> Mapping[str, Any]:
+    """The verdict, the answer's first word, and what follows it; raises Refused."""
+    found = re.match(r"\W*(yes|no)\b\W*", text, re.IGNORECASE)
+    if not found:
+        raise Refused("the answer does not begin with yes or no")
+    reason = " ".join(text[found.end() :].split())
+    if len(reason) > MAX_REASON_CHARS:
+        raise Refused(f"the reason is too long: {len(reason)} characters")
+    return {"verdict": found[1].lower(), "reason": reason or None}
+
+
+# ---- exactly, in the shapes world ---------------------------------------------------------------
+
+
+def _exactly(todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
+    detector = ShapesDetector()
+    for one in todo:
+        try:
+            verdict, reason = _verdict(one, detector)
+        except (Refused, UserError) as why:
+            yield one.place, str(why)
+            continue
+        yield one.place, {"verdict": "yes" if verdict else "no", "reason": reason}
+
+
+def _verdict(todo: Todo, detector: ShapesDetector) -> tuple[bool, str | None]:
+    """Of the scene where the row has one, else of what the detector finds in the picture."""
+    asked = clauses_of(todo.row["prompt"])
+    if todo.row["scene"]:
+        return satisfies(scene_from_json(todo.row["scene"]), asked), None
+    try:
+        picture = np.asarray(decode(todo.blob or b""))
+    except ImageError as error:
+        raise Refused(f"the picture cannot be read: {error}") from None
+    verdict = check(asked, detector.detect(picture))
+    return verdict.correct, None if verdict.correct else verdict.reason
+
+
+def clauses_of(prompt: str) -> dict[str, Any]:
+    """GenEval's record of what a prompt of the shapes world asks; raises Refused.
+
+    A number above one is asked exactly, as GenEval's counting does; a prompt that names a shape
+    twice ("a red circle and a blue circle") has no record.
+    """
+    said = parse(prompt)
+    if not said.groups:
+        raise Refused("the prompt names no shape of the drawn world")
+    if max(Counter(shape for _, _, shape in said.groups).values()) > 1:
+        raise Refused("the prompt names a shape twice")
+    place = {(colour, shape): number for number, (_, colour, shape) in enumerate(said.groups)}
+    include: list[dict[str, Any]] = [
+        {"class": shape, "count": count} | ({"color": colour} if colour else {})
+        for count, colour, shape in said.groups
+    ]
+    # A clause's place is compared with that of one before it, so the later one is put first.
+    opposite = {"left of": "right of", "above": "below"}
+    for one, relation, other in said.relations:
+        if one not in place or other not in place:
+            raise Refused("the prompt relates what it does not name")
+        first, second = place[one], place[other]
+        clause, target = (include[first], second) if second < first else (include[second], first)
+        if "position" in clause:
+            raise Refused("the prompt states two relations of one object")
+        clause["position"] = [relation if second < first else opposite[relation], target]
+    asked: dict[str, Any] = {"include": include, "tag": "judged", "prompt": prompt}
+    if any(clause["count"] > 1 for clause in include):
+        asked["exclude"] = [
+            {"class": clause["class"], "count": clause["count"] + 1}
+            for clause in include
+            if clause["count"] > 1
+        ]
+        asked["tag"] = "counting"
+    if said.background:
+        asked["background"] = said.background
+    return asked

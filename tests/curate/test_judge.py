@@ -1,0 +1,125 @@
+"""Judgements: what is asked, what counts as an answer, and the exact verdicts of the drawn world."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tarkit import artifacts
+from tarkit.artifacts import Artifact
+from tarkit.assistants import Answer, Question, Refused
+from tarkit.curate import judge, render
+from tarkit.curate.judge import clauses_of
+from tarkit.errors import UserError
+from tarkit.images import png_bytes
+from tarkit.scoring.geneval import check
+from tarkit.scoring.shapes_detector import ShapesDetector
+from tarkit.worlds.prompts import g0_captions
+from tarkit.worlds.scenes import sample_scene, satisfies
+
+
+class Judge:
+    """Says the given texts in turn."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts, self.questions = list(texts), list[Question]()
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        self.questions += questions
+        return [Answer(self.texts.pop(0)) for _ in questions]
+
+
+def pictures_of(folder: Path, prompts: Sequence[str | None], **known: Any) -> Artifact:
+    artifact = artifacts.begin(folder, "images", settings={}, shards=["00000"])
+    rows = [
+        artifact.failed_row(f"0-{n}", "", prompt=prompt, role="target", licence="MIT", **known)
+        | {"status": "ok", "error": None}
+        for n, prompt in enumerate(prompts)
+    ]
+    blob = ("png", png_bytes(np.full((64, 64, 3), 235, np.uint8)))
+    artifact.write_images("00000", rows, [blob] * len(rows))
+    return artifact
+
+
+def test_a_judge_says_yes_or_no_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = pictures_of(tmp_path / "pictures", ["a fox", "a cup", "a car", "a dog", None])
+    seer = Judge("Yes, there is a fox.", '"No": it is\n a plate.', "Maybe.", "no. " + "x" * 401)
+    monkeypatch.setattr(judge, "load", lambda llm, **_: seer)
+    rows = judge.run(pictures.path, out=tmp_path / "out", llm="m").rows("00000")
+    assert [(row["verdict"], row["reason"]) for row in rows[:2]] == [
+        ("yes", "there is a fox."),
+        ("no", "it is a plate."),
+    ]
+    assert [row["error"] for row in rows[2:]] == [
+        "the answer does not begin with yes or no",
+        "the reason is too long: 401 characters",
+        "it has no prompt to be judged against",
+    ]
+    assert rows[0]["prompt"] == "a fox" and rows[0]["licence"] == "MIT"
+    assert "made from the prompt: a fox\n" in seer.questions[0].text
+    assert all(question.blob for question in seer.questions) and len(seer.questions) == 4
+
+
+def test_mismatched_pictures_are_judged_against_another_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"a fox and {n} cups" for n in range(400)]
+    pictures = pictures_of(tmp_path / "pictures", prompts)
+    monkeypatch.setattr(judge, "load", lambda llm, **_: Judge(*["yes"] * 400))
+    rows = judge.run(
+        pictures.path, out=tmp_path / "out", llm="m", overrides=["mismatched=0.25"]
+    ).rows("00000")
+    moved = sum(row["prompt"] != prompt for row, prompt in zip(rows, prompts, strict=True))
+    # 400 x .25 = 100 with a standard deviation of sqrt(400 x .25 x .75) = 8.7; five of them.
+    assert abs(moved - 100) < 44
+    assert {row["prompt"] for row in rows} <= set(prompts)
+
+
+def test_exact_verdicts_of_drawn_scenes(tmp_path: Path) -> None:
+    pictures = render.run(out=tmp_path / "pictures", overrides=["count=150", "shard_size=400"])
+    own = judge.run(pictures.path, out=tmp_path / "own", exact=True).rows("00000")
+    judged = [row for row in own if row["status"] == "ok"]
+    assert len(judged) > 100 and {row["verdict"] for row in judged} == {"yes"}
+    moved = judge.run(
+        pictures.path, out=tmp_path / "moved", exact=True, overrides=["mismatched=1"]
+    ).rows("00000")
+    verdicts = Counter(row["verdict"] for row in moved if row["status"] == "ok")
+    assert verdicts["no"] > 5 * verdicts["yes"], "a prompt seldom fits another's picture"
+
+
+def test_a_prompt_asks_what_its_own_record_does() -> None:
+    rng = np.random.default_rng(5)
+    compared = 0
+    for _ in range(300):
+        scene, other = sample_scene(rng, split="train"), sample_scene(rng, split="train")
+        for metadata in g0_captions(scene, split="train"):
+            try:
+                asked = clauses_of(metadata["prompt"])
+            except Refused as why:
+                assert str(why) == "the prompt names a shape twice"
+                continue
+            assert satisfies(scene, asked)
+            if metadata["tag"] != "single_object":
+                assert satisfies(other, asked) == satisfies(other, metadata), metadata
+                compared += 1
+    assert compared > 300
+
+
+def test_pictures_without_a_scene_are_looked_at(tmp_path: Path) -> None:
+    pictures = pictures_of(
+        tmp_path / "pictures", ["a photo of a red ring", "a fox", "a ring and a ring"]
+    )
+    rows = judge.run(pictures.path, out=tmp_path / "out", exact=True).rows("00000")
+    blank = np.full((64, 64, 3), 235, np.uint8)
+    found = check(clauses_of("a photo of a red ring"), ShapesDetector().detect(blank))
+    assert (rows[0]["verdict"], rows[0]["reason"]) == ("no", found.reason)
+    assert rows[1]["error"] == "the prompt names no shape of the drawn world"
+
+
+@pytest.mark.parametrize("known", [{}, {"llm": "m", "exact": True}])
+def test_one_judge_is_named(tmp_path: Path, known: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="who judges"):
+        judge.run(tmp_path, out=tmp_path / "out", **known)
