@@ -71,6 +71,7 @@ def test_duplicates_are_left_out_and_counted_and_failures_stay(
     assert artifact.settings["counts"] == {
         "read": 6,
         "duplicates left out": 2,
+        "excluded": 0,
         "cleaned": 1,
         "failed": 1,
     }
