@@ -56,24 +56,57 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[P, int]], Calla
 
     def register(function: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
-            try:
-                code = function(*args, **kwargs)
-            except UserError as error:
-                typer.echo(f"error: {error.message}", err=True)
-                if error.hint:
-                    typer.echo(f"next: {error.hint}", err=True)
-                code = FAILED
-            except KeyboardInterrupt:
-                again = shlex.join(["tarkit", *sys.argv[1:]])
-                typer.echo(f"\nstopped; the same command goes on from here:\n{again}", err=True)
-                code = INTERRUPTED
-            raise typer.Exit(code)
+        def exiting(*args: P.args, **kwargs: P.kwargs) -> int:
+            raise typer.Exit(guarded(lambda: function(*args, **kwargs)))
 
-        group.command(name)(guarded)
+        group.command(name)(exiting)
         return function
 
     return register
+
+
+def guarded(function: Callable[[], int]) -> int:
+    """The exit code of a function; a UserError is told with the next command."""
+    try:
+        return function()
+    except UserError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        if error.hint:
+            typer.echo(f"next: {error.hint}", err=True)
+        return FAILED
+    except KeyboardInterrupt:
+        again = shlex.join(["tarkit", *sys.argv[1:]])
+        typer.echo(f"\nstopped; the same command goes on from here:\n{again}", err=True)
+        return INTERRUPTED
+
+
+@app.callback(invoke_without_command=True)
+def _engine(
+    context: typer.Context,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine",
+            metavar="TOML",
+            exists=True,
+            dir_okay=False,
+            help="Run the command as tasks of datatrove's local, Slurm or Ray executor: "
+            "tarkit --engine FILE curate caption ...",
+        ),
+    ] = None,
+) -> None:
+    if engine is None or context.invoked_subcommand is None:
+        return
+    words = sys.argv[1:]
+    at = next(n for n, word in enumerate(words) if word.split("=")[0] == "--engine")
+    del words[at : at + (1 if "=" in words[at] else 2)]
+
+    def spread() -> int:
+        from tarkit.engines import spread as run
+
+        return run(engine, words)
+
+    raise typer.Exit(guarded(spread))
 
 
 ConfigFile = Annotated[

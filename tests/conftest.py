@@ -47,6 +47,7 @@ CLASSES = {
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",
     "judge": "tarkit.curate.judge.JudgeConfig",
     "score": "tarkit.curate.score.ScoreConfig",
+    "engine": "tarkit.engines.EngineConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
     "assemble": "tarkit.assemble.AssembleConfig",

@@ -1,0 +1,136 @@
+"""One command as many tasks, on an engine that exists: datatrove's executors.
+
+Every stage takes its share of the shards from RANK and WORLD_SIZE and skips what is made, so an
+engine needs to know nothing of stages: each of its tasks is the same command with its own rank.
+What datatrove notes about finished tasks is not used (`skip_completed`): artifacts know better what
+is missing, also after `--retry-failed`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+
+FAILED_ROWS = 3
+
+
+class EngineConfig(Config):
+    """Where tasks run. `cpus`, `memory_gb` and `gpus` are of one task."""
+
+    engine: Literal["local", "slurm", "ray"] = "local"
+    tasks: int = Field(default=2, ge=1)
+    """Into how many parts the shards are dealt; more than there are shards do nothing."""
+    workers: int = Field(default=-1)
+    """Tasks at a time; -1: all."""
+    logs: Path = Path("logs/engine")
+    """Where datatrove keeps its logs; for Slurm and Ray on a disk that all machines see."""
+    cpus: int = Field(default=1, ge=1)
+    memory_gb: int = Field(default=4, ge=1)
+    gpus: int = Field(default=0, ge=0)
+    time: str | None = None
+    """Slurm's limit of a task, 24:00:00."""
+    partition: str | None = None
+    setup: str | None = None
+    """Of Slurm: a shell command before each task, `source venv/bin/activate`."""
+    sbatch: dict[str, str] = {}
+    """Further arguments of sbatch."""
+
+
+def spread(config: Path, words: Sequence[str]) -> int:
+    """Run `tarkit WORDS` as the tasks of an engine; the exit code of the whole.
+
+    0 or 3 as the tasks say (for Slurm: that they were handed over). UserError where a task fails.
+    """
+    settings = load_config(EngineConfig, config)
+    try:
+        executor = executor_of(settings, words)
+    except ImportError as error:
+        raise UserError(
+            f"the engine {settings.engine} is not installed: {error}",
+            hint="pip install 'tarkit[scale]'"
+            + (" 'datatrove[ray]'" if settings.engine == "ray" else ""),
+        ) from None
+    try:
+        executor.run()
+    except TaskFailed as error:
+        raise UserError(str(error), hint=f"logs are in {settings.logs}") from None
+    if settings.engine == "slurm":
+        return 0
+    return FAILED_ROWS if any(Path(settings.logs).glob(f"*{FAILED_MARK}")) else 0
+
+
+FAILED_MARK = ".failed_rows"
+
+
+class TaskFailed(Exception):
+    """A task's command ended with an error."""
+
+
+def executor_of(settings: EngineConfig, words: Sequence[str]) -> Any:
+    """datatrove's executor of these settings, not yet run."""
+    from datatrove import executor as executors
+
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    for mark in settings.logs.glob(f"*{FAILED_MARK}"):
+        mark.unlink()
+    shared: dict[str, Any] = {
+        "pipeline": [Task(tuple(words), str(settings.logs.resolve()))],
+        "tasks": settings.tasks,
+        "workers": settings.workers,
+        "logging_dir": str(settings.logs.resolve()),
+        "skip_completed": False,
+    }
+    size = {"cpus_per_task": settings.cpus, "gpus_per_task": settings.gpus}
+    size["mem_per_cpu_gb"] = -(-settings.memory_gb // settings.cpus)
+    if settings.engine == "local":
+        return executors.LocalPipelineExecutor(**shared, start_method="spawn")
+    if settings.engine == "ray":
+        return executors.RayPipelineExecutor(**shared, **size)
+    if settings.time is None or settings.partition is None:
+        raise UserError(
+            "the engine slurm needs time and partition",
+            hint='time = "24:00:00" and partition = "NAME" in the engine\'s TOML',
+        )
+    return executors.SlurmPipelineExecutor(
+        **shared,
+        **size,
+        time=settings.time,
+        partition=settings.partition,
+        env_command=settings.setup,
+        sbatch_args=dict(settings.sbatch),
+        job_name="tarkit",
+    )
+
+
+class Task:
+    """datatrove's step: the command, with the rank that the engine gives it."""
+
+    def __init__(self, words: tuple[str, ...], logs: str) -> None:
+        self._words, self._logs = words, logs
+
+    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        said = Path(self._logs) / f"{rank:05d}.log"
+        with said.open("w", encoding="utf-8") as file:
+            code = subprocess.call(
+                [sys.executable, "-m", "tarkit.cli", *self._words],
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        if code == FAILED_ROWS:
+            said.with_suffix(FAILED_MARK).touch()
+        elif code:
+            lines = said.read_text(encoding="utf-8").strip().splitlines()
+            last = "; ".join(lines[-2:])
+            raise TaskFailed(f"task {rank} of {world_size} ended with {code}: {last}")
+        return data
