@@ -88,8 +88,6 @@ def _engine(
         typer.Option(
             "--engine",
             metavar="TOML",
-            exists=True,
-            dir_okay=False,
             help="Run the command as tasks of datatrove's local, Slurm or Ray executor: "
             "tarkit --engine FILE curate caption ...",
         ),

@@ -35,7 +35,9 @@ tarkit curate render --config "$here/render_placed.toml" --out "$work/pictures_p
 tarkit encode "$work/pictures_placed" --tokenizer "$work/ta_tok" --out "$work/tokens_placed"
 tarkit curate chats "$work/tokens_placed" --config "$here/chats.toml" --out "$work/chats_placed"
 tarkit train mllm "$here/mllm_third.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm2" --out "$work/mllm3"
-tarkit assemble --mllm "$work/mllm3" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit train mllm "$here/mllm_fourth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm3" --out "$work/mllm4"
+tarkit train mllm "$here/mllm_fifth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm4" --out "$work/mllm5"
+tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -56,7 +58,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 mllm4 mllm5 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'
