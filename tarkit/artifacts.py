@@ -453,6 +453,10 @@ def _sweep(path: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether a process can still write; one that ended and was not waited for cannot."""
+    with contextlib.suppress(OSError):  # no /proc: ask the system
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return state[:1] not in ([b"Z"], [b"X"])
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

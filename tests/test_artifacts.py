@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -596,3 +597,14 @@ def test_half_a_rank_or_an_array_with_gaps_is_refused(monkeypatch: pytest.Monkey
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)  # --array=1,3,5
     with pytest.raises(UserError, match="array 1-5 has 3 tasks: a gap"):
         rank_and_world()
+
+
+def test_what_an_ended_process_left_goes_though_nobody_waited_for_it(tmp_path: Path) -> None:
+    artifact = prompts(tmp_path / "x")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie: still in the table
+    left = artifact.path / f".00000.parquet.{socket.gethostname()}.{ended.pid}.tmp"
+    left.write_bytes(b"half")
+    artifact.write("00000", [prompt_row("00000-000000")])
+    assert not left.exists()
+    ended.wait()

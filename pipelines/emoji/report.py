@@ -37,7 +37,7 @@ def main() -> None:
     lines += outcomes(work / "splits", ("prompt", "template", "phrase"))
     lines += ["## Drawn from words", "", "![from pipelines/emoji/prompts.txt](drawn/sheet.png)", ""]
     lines += ["## Drawn from a picture and words", "", "![<image> on a blue background]"]
-    lines[-1] += "(edited/sheet.png)"
+    lines[-1] += "(edited.png)"
     lines += ["", "Said of the picture: " + (work / "described.txt").read_text().strip(), ""]
     lines += ["## Parts", ""]
     for part in ("vqvae", "ar_dtok"):

@@ -63,7 +63,7 @@ tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/
 # Pictures of prompts, of a picture with words, and of a picture alone; what is said of one.
 tarkit generate --prompts "$here/prompts.txt" --n 4 --seed 0 --model "$work/tar" --out "$work/drawn"
 target=$(ls "$work/raw/triples" | grep reference | head -n 1)
-tarkit generate "<image> on a blue background" --image "$work/raw/triples/$target" --n 4 --model "$work/tar" --out "$work/edited"
+tarkit generate "<image> on a blue background" --image "$work/raw/triples/$target" --n 4 --model "$work/tar" --out "$work/edited.png"
 tarkit describe "$work/raw/triples/$target" "Describe the image." --model "$work/tar" > "$work/described.txt"
 for part in few_captions splits triples many many_chats; do
     tarkit inspect "$work/$part" > "$work/$part.txt"
