@@ -36,8 +36,9 @@ def main() -> None:
     lines += ["## Prompts split", ""]
     lines += outcomes(work / "splits", ("prompt", "template", "phrase"))
     lines += ["## Drawn from words", "", "![from pipelines/emoji/prompts.txt](drawn/sheet.png)", ""]
-    lines += ["## Drawn from a picture and words", "", "![<image> on a blue background]"]
-    lines[-1] += "(edited.png)"
+    lines += ["## Drawn from a picture and `<image> on a blue background`", ""]
+    edited = sorted(work.glob("edited-*.png"))
+    lines += [" ".join(f"![{number}]({file.name})" for number, file in enumerate(edited))]
     lines += ["", "Said of the picture: " + (work / "described.txt").read_text().strip(), ""]
     lines += ["## Parts", ""]
     for part in ("vqvae", "ar_dtok"):
