@@ -365,6 +365,12 @@ def shard_names(count: int) -> list[str]:
     return [f"{number:05d}" for number in range(count)]
 
 
+def shard_plan(num_rows: int, shard_size: int) -> dict[str, int]:
+    """The shards that hold `num_rows`, with the rows of each: all full but the last."""
+    names = shard_names(-(-num_rows // shard_size))
+    return {name: min(shard_size, num_rows - n * shard_size) for n, name in enumerate(names)}
+
+
 def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
     return Artifact(
         path=path,

@@ -26,13 +26,6 @@ class Joined:
                     f"{other.path} was made of other pictures than {main.path}: {named}",
                     hint=f"tarkit inspect {other.path}",
                 )
-            lacking = [name for name in main.shards if name not in other.shards]
-            if lacking:
-                raise UserError(
-                    f"{other.path} has no shard {lacking[0]}, and {main.path} has: it was made of "
-                    "other pictures, or of fewer",
-                    hint=f"tarkit inspect {other.path}",
-                )
 
     def shard_sha256(self, name: str) -> str:
         """Of the shard and of those beside it; of the shard's own file where there are none."""

@@ -80,7 +80,7 @@ def guarded(function: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-@app.callback(invoke_without_command=True)
+@app.callback()
 def _engine(
     context: typer.Context,
     engine: Annotated[
@@ -401,9 +401,10 @@ def curate_caption(
     sees no picture.
     """
     from tarkit.curate import caption
+    from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(caption.preview(images, out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
     artifact = caption.run(
         images,
         out=out,
@@ -437,9 +438,10 @@ def curate_split(
 ) -> int:
     """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
     from tarkit.curate import split
+    from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(split.preview(prompts, out=out, limit=limit), as_json)
+        return _previewed(preview_rows(prompts, "prompts", out=out, limit=limit), as_json)
     artifact = split.run(
         prompts,
         out=out,
@@ -537,9 +539,10 @@ def curate_score(
     module:function makes an object with `columns` and `score(shown)`.
     """
     from tarkit.curate import score
+    from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(score.preview(images, out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
     artifact = score.run(
         images,
         out=out,
@@ -581,9 +584,10 @@ def curate_judge(
 ) -> int:
     """Have each picture judged: does it show its prompt, yes or no, and why."""
     from tarkit.curate import judge
+    from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(judge.preview(images, out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
     artifact = judge.run(
         images,
         out=out,
@@ -916,9 +920,10 @@ def encode(
 ) -> int:
     """Turn pictures into the codes of every scale, in one encoder pass."""
     from tarkit import encode as verb
+    from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(verb.preview(images, out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
     artifact = verb.run(
         images,
         tokenizer=_part(tokenizer, "ta_tok"),

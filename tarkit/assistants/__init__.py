@@ -137,6 +137,8 @@ def _ask_window(
             except Refused as why:  # nothing to ask, now as later
                 _note(log, item, costs[item.place], str(why))
                 yield item.place, str(why)
+        if not asked:
+            return
         answers = assistant.answer([said for _, said in asked])
         again = []
         for (item, _), answer in zip(asked, answers, strict=True):

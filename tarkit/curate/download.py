@@ -32,16 +32,15 @@ from tarkit.artifacts import (
     begin,
     open_artifact,
     rank_and_world,
-    shard_names,
+    shard_plan,
 )
 from tarkit.config import Config, load_config
 from tarkit.downloader import Answer, Downloader, fetch, find_program
-from tarkit.images import MAX_PIXELS, ImageError, decode, image_format, png_bytes
+from tarkit.images import KEPT_AS_THEY_ARE, MAX_PIXELS, ImageError, decode, image_format, kept_bytes
 from tarkit.mapping import REASONS_SHOWN, Row, kind_of
 from tarkit.progress import Progress
 from tarkit.sources import Link, list_urls
 
-KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 WORK = ".download"
 NUM_RESOLVERS = 32
 
@@ -97,7 +96,7 @@ def run(
         "images",
         settings=settings.model_dump(include=PLANNED)
         | {"num_urls": len(links), "listing_sha256": _fingerprint(links)},
-        shards=_plan(len(links), settings.shard_size),
+        shards=shard_plan(len(links), settings.shard_size),
         parents={"urls": urls},
     )
     rank, world = rank_and_world()
@@ -121,7 +120,7 @@ def preview(
     """How many rows and shards a run would make; reads the list, looks no host up."""
     settings = load_config(DownloadConfig, config, overrides)
     links = list_urls(urls)[:limit]
-    shards = len(_plan(len(links), settings.shard_size))
+    shards = len(shard_plan(len(links), settings.shard_size))
     pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
     return {
         "urls": len(links),
@@ -129,13 +128,6 @@ def preview(
         "known_unusable": sum(link.error is not None for link in links),
         "shards": shards,
         "shards_to_make": pending,
-    }
-
-
-def _plan(num_urls: int, shard_size: int) -> dict[str, int]:
-    names = shard_names(-(-num_urls // shard_size))
-    return {
-        name: min(shard_size, num_urls - index * shard_size) for index, name in enumerate(names)
     }
 
 
@@ -303,8 +295,7 @@ def _picture(
     except ImageError as error:
         return row | {"status": "failed", "error": error.message}, None
     row |= {"width": picture.width, "height": picture.height}
-    extension = KEPT_AS_THEY_ARE.get(image_format(blob))
-    return row, (extension, blob) if extension else ("png", png_bytes(picture))
+    return row, kept_bytes(blob, picture)
 
 
 def _sound(answer: Answer, config: DownloadConfig) -> tuple[bytes, Image.Image]:
@@ -314,8 +305,4 @@ def _sound(answer: Answer, config: DownloadConfig) -> tuple[bytes, Image.Image]:
     if answer.size > config.max_bytes:
         raise ImageError(f"{answer.size} bytes, more than {config.max_bytes}")
     blob = answer.read()
-    picture = decode(blob, max_pixels=config.max_pixels)
-    if min(picture.size) < config.min_side_px:
-        width, height = picture.size
-        raise ImageError(f"a side is below {config.min_side_px} px: {width} x {height}")
-    return blob, picture
+    return blob, decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)

@@ -22,16 +22,14 @@ from tarkit.artifacts import (
     begin,
     open_artifact,
     rank_and_world,
-    shard_names,
+    shard_plan,
 )
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.images import MAX_PIXELS, ImageError, decode, image_format, png_bytes
+from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
 from tarkit.sources import Item, Listing, add_captions, add_questions, list_source
-
-KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
 class IngestConfig(Config):
@@ -74,7 +72,7 @@ def run(
             "num_pictures": len(listing.items),
             "listing_sha256": _fingerprint(listing.items),
         },
-        shards=_plan(len(listing.items), settings.shard_size),
+        shards=shard_plan(len(listing.items), settings.shard_size),
         parents={"source": source},
     )
     names = artifact.pending(None, *rank_and_world())
@@ -98,7 +96,7 @@ def preview(
     """How many pictures and shards a run would make; lists the source and writes nothing."""
     settings = load_config(IngestConfig, config, overrides)
     items = _listing(source, captions, questions, limit).items
-    shards = len(_plan(len(items), settings.shard_size))
+    shards = len(shard_plan(len(items), settings.shard_size))
     pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
     return {
         "pictures": len(items),
@@ -120,13 +118,6 @@ def _listing(
     if questions:
         items = add_questions(items, questions)
     return Listing(listing.form, items[:limit], listing.notes)
-
-
-def _plan(num_items: int, shard_size: int) -> dict[str, int]:
-    names = shard_names(-(-num_items // shard_size))
-    return {
-        name: min(shard_size, num_items - index * shard_size) for index, name in enumerate(names)
-    }
 
 
 def _fingerprint(items: Sequence[Item]) -> str:
@@ -178,13 +169,9 @@ def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any]
         if item.error is not None:
             raise ImageError(item.error)
         blob = item.read()
-        picture = decode(blob, max_pixels=config.max_pixels)
-        width, height = picture.size
-        if min(width, height) < config.min_side_px:
-            raise ImageError(f"{width} x {height}: a side is below {config.min_side_px} px")
+        picture = decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
     except (UserError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return row | {"status": "failed", "error": reason}, None
-    row |= {"width": width, "height": height}
-    extension = KEPT_AS_THEY_ARE.get(image_format(blob))
-    return row, (extension, blob) if extension else ("png", png_bytes(picture))
+    row |= {"width": picture.width, "height": picture.height}
+    return row, kept_bytes(blob, picture)

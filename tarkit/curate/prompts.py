@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from tarkit import artifacts
-from tarkit.artifacts import Artifact, shard_names
+from tarkit.artifacts import Artifact, shard_plan
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.manifests import MANIFEST, file_sha256
@@ -81,12 +81,7 @@ def run(
     settings = load_config(PromptsConfig, config, overrides)
     files = _files(source)
     kept, counts = _plan(files, settings, limit, exclude)
-    num_rows = int(kept.sum())
-    names = shard_names(-(-num_rows // settings.shard_size))
-    planned = {
-        name: min(settings.shard_size, num_rows - place * settings.shard_size)
-        for place, name in enumerate(names)
-    }
+    planned = shard_plan(int(kept.sum()), settings.shard_size)
     artifact = artifacts.begin(
         out,
         "prompts",

@@ -17,6 +17,7 @@ from pydantic import Field
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
 from tarkit.config import Config, load_config
+from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
 from tarkit.mapping import Result, Todo, map_rows
 from tarkit.scorers import Plan, Scorer, Shown, checked, plan_scorer
@@ -68,13 +69,6 @@ def run(
     return artifact
 
 
-def preview(images: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
-    """What `run` would do with the same arguments; writes nothing and loads no model."""
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
-    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
-
-
 class _Maker:
     """The scorer, loaded when the first picture comes."""
 
@@ -96,6 +90,8 @@ class _Maker:
                 continue
             self._scorer = self._scorer or self._plan.load(self._device)
             numbers = self._scorer.score([one for _, one in shown])
+            if len(numbers) != len(shown):
+                raise UserError(f"the scorer gave {len(numbers)} scores of {len(shown)} pictures")
             for (place, _), scores in zip(shown, numbers, strict=True):
                 yield place, checked(scores, self._plan.columns)
 

@@ -160,13 +160,6 @@ def run(
     return artifact
 
 
-def preview(prompts: Path, *, out: Path, limit: int | None = None) -> dict[str, int]:
-    """What `run` would do with the same arguments; writes nothing and loads no model."""
-    source = artifacts.open_artifact(prompts, "prompts")
-    rows_of = plan.first_rows(source, limit)
-    return {"rows": sum(rows_of.values())} | plan.preview(source, out, list(rows_of))
-
-
 def _question(config: SplitConfig, todo: Todo, number: int) -> Question:
     prompt = todo.row["prompt"]
     seed = seed_of(config.seed, todo.row["key"], number)

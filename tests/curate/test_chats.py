@@ -442,7 +442,7 @@ def test_scores_that_do_not_fit_are_an_error(
 def test_captions_of_fewer_shards_are_an_error(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=2)
     captions = beside(tmp_path / "captions", "prompts", [None] * 6)
-    with pytest.raises(UserError, match="has no shard 00001"):
+    with pytest.raises(UserError, match="no shard '00001'"):
         chats.run(Sources(tmp_path / "tokens", captions=[captions]), out=tmp_path / "chats")
 
 

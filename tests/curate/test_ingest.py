@@ -90,7 +90,7 @@ def test_ordinary_photographs_go_in_and_bad_ones_stay_as_rows_with_reasons(
     assert failed.keys() == {"g_truncated.jpg", "h_text.png", "j_small.png", "l_large.png"}
     assert failed["g_truncated.jpg"].startswith("truncated picture")
     assert failed["h_text.png"].startswith("not a picture")
-    assert failed["j_small.png"] == "15 x 40: a side is below 16 px"
+    assert failed["j_small.png"] == "a side is below 16 px: 15 x 40"
     assert failed["l_large.png"] == "60 x 60 = 3600 pixels, more than 3599"
     assert artifact.status_counts() == {"ok": 8, "failed": 4}
     assert (rows["a.jpg"]["width"], rows["a.jpg"]["height"]) == (40, 30)

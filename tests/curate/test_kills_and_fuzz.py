@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -171,26 +170,25 @@ def measured(*words: object) -> int:
     return peak_mib(done.stdout)
 
 
-@pytest.mark.parametrize("num_files", [NUM_FUZZED // 10, NUM_FUZZED])
-def test_broken_pictures_are_rows_with_reasons_and_memory_is_flat(
-    tmp_path: Path, num_files: int
-) -> None:
+def peaks_of(folder: Path, num_files: int) -> dict[str, int]:
+    """Peak MiB of each stage over `num_files` broken pictures, every one of which is a row."""
     rng = np.random.default_rng(7)
-    raw = tmp_path / "raw"
-    raw.mkdir()
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
     names = []
     for number in range(num_files):
         kind = FORMATS[int(rng.integers(len(FORMATS)))]
         size = (int(rng.integers(1, 80)), int(rng.integers(1, 80)))
         names.append(f"{number:05d}.{kind.lower()}")
         (raw / names[-1]).write_bytes(broken(rng, kind, size))
-    fuzzed_captions(tmp_path / "captions.csv", names, rng)
-    (tmp_path / "examples.txt").write_text("one ship\ntwo ships\nthree ships\n")
-    out = tmp_path / "out"
-    peaks: dict[str, int] = {}
+    fuzzed_captions(folder / "captions.csv", names, rng)
+    (folder / "examples.txt").write_text("one ship\ntwo ships\nthree ships\n")
+    out = folder / "out"
+    peaks = {}
+    # Damaged headers claim huge pictures: the limit keeps one of them from being the whole peak.
     peaks["ingest"] = measured(
-        *("curate", "ingest", raw, "--captions", tmp_path / "captions.csv"),
-        *("--set", "shard_size=500", "--out", out / "pictures"),
+        *("curate", "ingest", raw, "--captions", folder / "captions.csv"),
+        *("--set", "shard_size=500", "--set", "max_pixels=1000000", "--out", out / "pictures"),
     )
     pictures = open_artifact(out / "pictures", "images")
     counts = pictures.status_counts()
@@ -198,7 +196,7 @@ def test_broken_pictures_are_rows_with_reasons_and_memory_is_flat(
     with serving(answer) as server:
         peaks["caption"] = measured(
             *("curate", "caption", out / "pictures", "--llm", "m", "--server", server.url),
-            *("--examples", tmp_path / "examples.txt", "--set", "assistant.batch_size=16"),
+            *("--examples", folder / "examples.txt", "--set", "assistant.batch_size=16"),
             *("--out", out / "captions"),
         )
     peaks["encode"] = measured(
@@ -206,7 +204,12 @@ def test_broken_pictures_are_rows_with_reasons_and_memory_is_flat(
     )
     for name in ("captions", "tokens"):
         assert open_artifact(out / name).status_counts() == counts
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"{num_files} files: {counts}; peak MiB {peaks}; this test {own}")
-    # Flat: what ten times as many files take is what a tenth took, within the noise of one run.
-    assert peaks["ingest"] < 400 and peaks["caption"] < 400 and peaks["encode"] < 1500
+    print(f"{num_files} files: {counts}; peak MiB {peaks}")
+    return peaks
+
+
+def test_broken_pictures_are_rows_with_reasons_and_memory_is_flat(tmp_path: Path) -> None:
+    few = peaks_of(tmp_path / "few", NUM_FUZZED // 10)
+    many = peaks_of(tmp_path / "many", NUM_FUZZED)
+    # Of 1,000 and 10,000 files: ingest 133 and 136 MiB, caption 332 and 331, encode 538 and 562.
+    assert all(many[stage] < few[stage] + 60 for stage in few), f"{few} grew to {many}"

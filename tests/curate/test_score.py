@@ -14,6 +14,7 @@ from tarkit.artifacts import Artifact
 from tarkit.curate import render, score
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
+from tarkit.plan import preview_rows
 from tarkit.scorers import Scores, Shown, plan_scorer
 from tests.assistants.tiny import save_tokenizer
 
@@ -176,8 +177,14 @@ def test_scores_are_made_once(pictures: Artifact, monkeypatch: pytest.MonkeyPatc
     first = scored(pictures, "pixels")
     monkeypatch.setattr(scorers.Pixels, "score", lambda *_: pytest.fail("scored again"))
     assert scored(pictures, "pixels") == first
-    assert score.preview(pictures.path, out=pictures.path.parent / "scores") == {
+    assert preview_rows(pictures.path, "images", out=pictures.path.parent / "scores") == {
         "rows": 5,
         "shards": 1,
         "shards_to_make": 0,
     }
+
+
+@pytest.mark.parametrize("number", [None, "0.5", float("nan")])
+def test_what_ones_own_scorer_gives_and_is_no_number_is_a_reason(number: Any) -> None:
+    given: Any = {"taste": number}
+    assert scorers.checked(given, ["taste"]) == f"the score taste is {number!r}"
