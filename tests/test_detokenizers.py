@@ -85,10 +85,12 @@ def features(*shape: int) -> torch.Tensor:
 def test_pictures_have_their_size_and_depend_on_their_own_codes_and_seed(folder: Path) -> None:
     dtok = DifDetokenizer.load(folder)
     assert dtok.size_px == SIDE and dtok.condition_width == WIDTH
-    condition = features(3, 16)
+    # In float64: through random weights a batch's float32 rounding grows to .004 on some machines.
+    dtok.pipeline.to(torch.float64)
+    condition = features(3, 16).double()
     drawn = draw(dtok, condition, 1, 2, 3)
     assert drawn.shape == (3, 3, SIDE, SIDE) and 0 <= drawn.min() < drawn.max() <= 1
-    assert_close(draw(dtok, condition[1:2], 2)[0], drawn[1], atol=1e-5, rtol=0)
+    assert_close(draw(dtok, condition[1:2], 2)[0], drawn[1], atol=1e-6, rtol=0)
     for changed in (
         draw(dtok, condition[1:2], 7),
         draw(dtok, condition[:1], 2),
