@@ -1161,6 +1161,27 @@ def eval_shapes(
     return FAILED_ROWS if done.num_failed else 0
 
 
+@command(evaluate, "selftest")
+def eval_selftest(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Benchmark files, in their owners' folders."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the drawn world's scenes; default: a new one.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check the scorers against published figures; what --data lacks is told and not run."""
+    from tarkit.eval import selftest
+
+    done = selftest.run(data=data, seed=seed)
+    _print({"checks": done.facts()}, done.text(), as_json)
+    if done.count("failed"):
+        return FAILED
+    return FAILED_ROWS if done.count("not run") else 0
+
+
 @command(app, "inspect")
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Anything that tarkit made.")],
