@@ -28,6 +28,23 @@ class Estimate(NamedTuple):
     num_prompts: int
 
 
+class Paired(NamedTuple):
+    """A mean difference with its 95 % bootstrap interval, and a sign test over clusters.
+
+    `better` and `worse` count clusters that rose and fell, `p` is the exact two-sided
+    probability of a split at least as uneven if rising and falling were equally likely.
+    """
+
+    delta: float
+    low: float
+    high: float
+    p: float
+    better: int
+    worse: int
+    num_items: int
+    num_clusters: int
+
+
 def per_prompt(correct: NDArray[Any]) -> Floats:
     """(P, n) verdicts -> (P,) share of each prompt's pictures that are correct."""
     return np.asarray(correct.mean(axis=1), dtype=np.float64)
@@ -94,6 +111,70 @@ def bootstrap(
     )
     value = statistic(sums.sum(axis=0, keepdims=True))[0]
     return _estimate(value, statistic(times_drawn @ sums), num_clusters)
+
+
+def paired(
+    before: Sequence[float] | Floats,
+    after: Sequence[float] | Floats,
+    *,
+    clusters: Sequence[Any],
+    groups: Sequence[str] | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Paired:
+    """By how much `after` is higher than `before` on the same items.
+
+    With `groups` the delta is the unweighted mean of the groups' mean differences, as GenEval's
+    overall is of its tasks', and clusters are redrawn within each group; without, it is the plain
+    mean over items. A cluster, such as a prompt that several items share, rises if its summed
+    difference is above zero; clusters without a difference take no part in the sign test.
+    Raises ValueError where the lengths differ or there is no item.
+    """
+    first, second = _values(before), _values(after)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} values before, {len(second)} after")
+    differences = second - first
+    names = np.asarray(list(groups) if groups is not None else ["all"] * len(first))
+    cluster_names = np.asarray([str(cluster) for cluster in clusters])
+    if not len(differences) == len(names) == len(cluster_names):
+        raise ValueError(
+            f"{len(differences)} items, {len(cluster_names)} clusters, {len(names)} groups"
+        )
+    rng = np.random.default_rng(seed)
+    means, draws, signs = [], [], []
+    for name in np.unique(names):
+        chosen = differences[names == name]
+        _, inverse = np.unique(cluster_names[names == name], return_inverse=True)
+        sums, sizes = np.bincount(inverse, weights=chosen), np.bincount(inverse)
+        count = len(sums)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
+        means.append(chosen.mean())
+        draws.append((drawn @ sums) / (drawn @ sizes))
+        # Shares of pictures such as thirds are inexact: what rounding leaves is no sign.
+        signs.append(np.sign(np.round(sums, 9)))
+    rose = np.concatenate(signs)
+    better, worse = int((rose > 0).sum()), int((rose < 0).sum())
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return Paired(
+        delta=float(np.mean(means)),
+        low=float(low),
+        high=float(high),
+        p=sign_test(better, worse),
+        better=better,
+        worse=worse,
+        num_items=len(differences),
+        num_clusters=len(rose),
+    )
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Exact two-sided p of `better` heads and `worse` tails of a fair coin; 1.0 without a toss."""
+    tosses = better + worse
+    ways, tail = 1, 0
+    for heads in range(min(better, worse) + 1):
+        tail += ways
+        ways = ways * (tosses - heads) // (heads + 1)
+    return min(1.0, 2 * tail / 2**tosses)
 
 
 def chance_floor(

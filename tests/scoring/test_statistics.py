@@ -10,7 +10,9 @@ from tarkit.scoring.statistics import (
     chance_floor,
     macro,
     micro,
+    paired,
     per_prompt,
+    sign_test,
 )
 
 
@@ -97,3 +99,73 @@ def test_the_chance_floor_never_shows_a_prompt_its_own_picture() -> None:
     # every other picture fulfils prompt 0 and nothing fulfils the rest
     floor = chance_floor(lambda prompt, picture: prompt == 0, 10)
     assert floor.tolist() == [1.0] + [0.0] * 9
+
+
+def test_a_paired_delta_is_the_mean_of_differences() -> None:
+    # differences 1, 1, 1, 0, -1: mean 2 / 5 = .4; three clusters rose, one fell
+    found = paired([0, 0, 0, 1, 1], [1, 1, 1, 1, 0], clusters="abcde")
+    assert found.delta == pytest.approx(0.4)
+    assert (found.better, found.worse) == (3, 1)
+    assert (found.num_items, found.num_clusters) == (5, 5)
+    # 3 of 4 or more uneven, both sides: 2 (1 + 4) / 16 = .625
+    assert found.p == pytest.approx(0.625)
+    assert found.low < found.delta < found.high
+
+
+def test_items_of_one_cluster_are_redrawn_and_counted_together() -> None:
+    # Cluster a: +1 and -1, no difference; b: +1 and +1. Mean (0 + 2) / 4 = .5, one cluster rose.
+    # A redraw is aa, ab, ba or bb: means 0, .5, .5, 1, each end with probability 1/4, so that
+    # the 2.5th and 97.5th percentiles are 0 and 1.
+    found = paired([0, 1, 0, 0], [1, 0, 1, 1], clusters=["a", "a", "b", "b"])
+    assert (found.delta, found.low, found.high) == (0.5, 0.0, 1.0)
+    assert (found.better, found.worse, found.p) == (1, 0, 1.0)
+
+
+def test_clusters_weigh_by_their_items() -> None:
+    # a: one item of +1; b: three items of 0. Mean 1 / 4; redraws aa 1, ab 1 / 4, bb 0
+    found = paired([0, 0, 0, 0], [1, 0, 0, 0], clusters="abbb")
+    assert (found.delta, found.low, found.high) == (0.25, 0.0, 1.0)
+
+
+def test_the_delta_of_groups_weighs_groups_alike() -> None:
+    # x: 4 items, mean (1 + 1 + 0 + 0) / 4 = .5; y: 1 item, -1. (.5 - 1) / 2 = -.25
+    before, after = [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]
+    found = paired(before, after, clusters="abcde", groups="xxxxy")
+    assert found.delta == pytest.approx(-0.25)
+    assert paired(before, after, clusters="abcde").delta == pytest.approx(1 / 5)
+
+
+def test_a_paired_interval_is_that_of_theory() -> None:
+    # 400 differences, 300 of +1 and 100 of -1: mean .5, sd sqrt(1 - .25) = .866, so the interval
+    # is .5 +- 1.96 * .866 / 20 = .5 +- .0849
+    before, after = [0] * 300 + [1] * 100, [1] * 300 + [0] * 100
+    found = paired(before, after, clusters=range(400), replicates=4000)
+    assert found.low == pytest.approx(0.5 - 0.0849, abs=0.01)
+    assert found.high == pytest.approx(0.5 + 0.0849, abs=0.01)
+
+
+def test_a_cluster_that_rounding_alone_has_moved_is_a_tie() -> None:
+    # .3 + .3 + .4 - 1 = 0 by hand, and not in binary when .3 is made as .1 + .2
+    found = paired([0, 0, 0, 1], [0.1 + 0.2, 0.3, 0.4, 0.0], clusters="aaaa")
+    assert (found.better, found.worse) == (0, 0)
+
+
+def test_sign_tests_by_hand() -> None:
+    # 5 : 0 is 2 / 32; 6 : 1 is 2 (1 + 7) / 128 = .125; 2 : 2 is certain; 0 : 0 has no toss
+    assert sign_test(5, 0) == pytest.approx(0.0625)
+    assert sign_test(6, 1) == sign_test(1, 6) == pytest.approx(0.125)
+    assert sign_test(2, 2) == 1.0
+    assert sign_test(0, 0) == 1.0
+    # 60 : 40, the exact binomial of every table: .05689
+    assert sign_test(60, 40) == pytest.approx(0.05689, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_interval_and_lengths_must_agree() -> None:
+    one = paired([0, 1, 0], [1, 1, 0], clusters="abc", seed=3)
+    assert one == paired([0, 1, 0], [1, 1, 0], clusters="abc", seed=3)
+    with pytest.raises(ValueError, match="3 items, 2 clusters"):
+        paired([0, 1, 0], [1, 1, 0], clusters="ab")
+    with pytest.raises(ValueError, match="values before"):
+        paired([0, 1], [1, 1, 0], clusters="abc")
+    with pytest.raises(ValueError, match="one value"):
+        paired([], [], clusters=[])
