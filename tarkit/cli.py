@@ -966,6 +966,18 @@ def generate(
     top_p: TopP = None,
     prompt_guidance: PromptGuidance = None,
     guidance: Guidance = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            "--best-of", min=2, metavar="N", help="Draw N, keep what the model judges best."
+        ),
+    ] = None,
+    reflect: Annotated[
+        int | None,
+        typer.Option(
+            "--reflect", min=2, metavar="N", help="Draw until the model says yes, N at most."
+        ),
+    ] = None,
     limit: Limit = None,
     dtok: Dtok = "ar",
     size: SizePx = None,
@@ -983,6 +995,8 @@ def generate(
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
     if prompts is None and limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    if best_of is not None and reflect is not None:
+        raise typer.BadParameter("give either --best-of or --reflect")
     _check_steps(dtok, steps)
     sampling = _given(
         temperature=temperature,
@@ -992,6 +1006,11 @@ def generate(
         guidance=guidance,
         dif_steps=steps,
     )
+    reflection = None
+    if best_of or reflect:
+        from tarkit.reflect import Reflection
+
+        reflection = Reflection(n=best_of or reflect or 1, until_yes=reflect is not None)
     if prompts is not None:
         done = verb.run_file(
             prompts,
@@ -1002,6 +1021,7 @@ def generate(
             scale=scale,
             sampling=sampling,
             limit=limit,
+            reflection=reflection,
             device=_device(device),
             size_px=size,
             dtok=dtok,
@@ -1018,6 +1038,7 @@ def generate(
         seed=seed,
         scale=scale,
         sampling=sampling,
+        reflection=reflection,
         device=_device(device),
         size_px=size,
         dtok=dtok,
@@ -1159,6 +1180,54 @@ def eval_shapes(
     facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
     _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
     return FAILED_ROWS if done.num_failed else 0
+
+
+@command(evaluate, "reflect")
+def eval_reflect(
+    out: Out,
+    model: Model = "mini",
+    slots: Annotated[
+        int, typer.Option("--slots", min=1, help="Reported pictures of a prompt, a pool for each.")
+    ] = 1,
+    seed: Seed = 0,
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
+    guidance: Guidance = None,
+    limit: Limit = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Have a model choose among its own pictures: every arm at N = 1, 2, 4, 8, and its judges."""
+    from tarkit.eval import reflect
+
+    done = reflect.run(
+        out=out,
+        model=model,
+        slots=slots,
+        seed=seed,
+        scale=scale,
+        limit=limit,
+        split="validation" if validation else "test",
+        batch_size=batch_size,
+        sampling=_given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prompt_guidance=prompt_guidance,
+            guidance=guidance,
+        ),
+        device=_device(device),
+    )
+    facts = {"path": str(done.path), "report": done.report}
+    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
+    return 0
 
 
 @command(evaluate, "selftest")

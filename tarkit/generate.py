@@ -2,8 +2,9 @@
 
 A picture's seed is `seed + 1000 * prompt row + sample`; with the prompt, the model and the whole of
 the sampling it is written into the PNG and into a jsonl beside the pictures: what was drawn can be
-drawn again. A file's pictures are `DIR/00000/0000.png` (prompt row, sample); the same command again
-draws the missing ones.
+drawn again. With a `Reflection` the model draws several candidates of each picture, judges them and
+keeps one; the record names the judge, its score and the candidate. A file's pictures are
+`DIR/00000/0000.png` (prompt row, sample); the same command again draws the missing ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from tarkit.manifests import begin_directory
 from tarkit.places import DtokName
 from tarkit.progress import Progress
 from tarkit.prompts import read_prompts
+from tarkit.reflect import Choice, Reflection, best_of, draw
 from tarkit.tar import Sampling, Tar
 from tarkit.vocab import IMAGE_MARK, Scale
 
@@ -64,6 +66,7 @@ def run(
     seed: int = 0,
     scale: int | None = None,
     sampling: Mapping[str, float | int] | None = None,
+    reflection: Reflection | None = None,
     device: str = "cpu",
     size_px: int | None = None,
     dtok: DtokName = "ar",
@@ -78,15 +81,14 @@ def run(
     require_png(out)
     given = [read_picture(path) for path in images]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    how = _How.of(tar, model, scale, sampling, precision)
+    how = _How.of(tar, model, scale, sampling, precision, reflection)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for start in range(0, n, BATCH_SIZE):
         batch = samples[start : start + BATCH_SIZE]
-        drawn = _draw(tar, batch, how, given)
-        for sample, picture in zip(batch, drawn, strict=True):
-            write_whole(files[sample.number], png_bytes(picture, how.text(sample)))
-    records = [how.record(sample, files[sample.number].name) for sample in samples]
+        for sample, (picture, choice) in zip(batch, _draw(tar, batch, how, given), strict=True):
+            write_whole(files[sample.number], png_bytes(picture, how.text(sample, choice)))
+    records = [_record(how, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
 
@@ -101,6 +103,7 @@ def run_file(
     scale: int | None = None,
     sampling: Mapping[str, float | int] | None = None,
     limit: int | None = None,
+    reflection: Reflection | None = None,
     device: str = "cpu",
     size_px: int | None = None,
     dtok: DtokName = "ar",
@@ -114,7 +117,7 @@ def run_file(
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    how = _How.of(tar, model, scale, sampling, precision)
+    how = _How.of(tar, model, scale, sampling, precision, reflection)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(
@@ -126,11 +129,12 @@ def run_file(
             batch = samples[start : start + BATCH_SIZE]
             missing = [sample for sample in batch if not (out / sample.file).exists()]
             drawn = _draw(tar, batch, how, ()) if missing else []
-            for sample, picture in zip(batch, drawn, strict=bool(missing)):
+            for sample, (picture, choice) in zip(batch, drawn, strict=bool(missing)):
                 if sample in missing:
-                    write_whole(out / sample.file, png_bytes(picture, how.text(sample)))
+                    write_whole(out / sample.file, png_bytes(picture, how.text(sample, choice)))
             progress.advance(len(batch))
-    _write_jsonl(out / "samples.jsonl", [how.record(sample, sample.file) for sample in samples])
+    records = [_record(how, sample, out / sample.file, sample.file) for sample in samples]
+    _write_jsonl(out / "samples.jsonl", records)
     write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
     return Generated(out, len(samples))
 
@@ -144,6 +148,7 @@ class _How:
     precision: str
     scale: Scale
     sampling: Sampling
+    reflection: Reflection | None
 
     @classmethod
     def of(
@@ -153,9 +158,11 @@ class _How:
         scale: int | None,
         changes: Mapping[str, float | int] | None,
         precision: str,
+        reflection: Reflection | None,
     ) -> _How:
         chosen = Scale(scale) if scale is not None else tar.default_scale
-        return cls(model, _fingerprint(tar), precision, chosen, tar.sampling.changed(changes))
+        complete = tar.sampling.changed(changes)
+        return cls(model, _fingerprint(tar), precision, chosen, complete, reflection)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -163,16 +170,18 @@ class _How:
             "precision": self.precision,
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
+            **({"reflection": asdict(self.reflection)} if self.reflection else {}),
         }
 
-    def record(self, sample: Sample, file: str) -> dict[str, Any]:
-        """One line of the jsonl beside the pictures."""
-        about = {"file": file, "prompt_row": sample.row, "sample": sample.number}
-        return {**about, "prompt": sample.prompt, "seed": sample.seed, **self.settings()}
-
-    def text(self, sample: Sample) -> dict[str, str]:
-        """The text chunks of a PNG."""
+    def text(self, sample: Sample, choice: Choice | None) -> dict[str, str]:
+        """The text chunks of a PNG; that of `reflection` says what was chosen and why."""
+        chosen = choice and {
+            "score": choice.score,
+            "candidate": choice.number,
+            "tried": choice.tried,
+        }
         return {
+            **({"reflection": json.dumps(chosen)} if chosen else {}),
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,
@@ -182,6 +191,16 @@ class _How:
             "sampling": json.dumps(self.sampling.model_dump(mode="json")),
             "Software": f"tarkit {provenance()['tarkit']}",
         }
+
+
+def _record(how: _How, sample: Sample, file: Path, name: str | None = None) -> dict[str, Any]:
+    """One line of the jsonl beside the pictures; what was chosen is read from the picture."""
+    about = {"file": name or file.name, "prompt_row": sample.row, "sample": sample.number}
+    record = {**about, "prompt": sample.prompt, "seed": sample.seed, **how.settings()}
+    if how.reflection:
+        with Image.open(file) as picture:
+            record["chosen"] = json.loads(picture.info["reflection"])
+    return record
 
 
 def _fingerprint(tar: Tar) -> str:
@@ -201,14 +220,25 @@ def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
 
 def _draw(
     tar: Tar, batch: Sequence[Sample], how: _How, images: Sequence[Image.Image]
-) -> list[Image.Image]:
-    return tar.imagine_many(
-        [sample.prompt for sample in batch],
-        seeds=[sample.seed for sample in batch],
+) -> list[tuple[Image.Image, Choice | None]]:
+    """A picture of each sample, and with a reflection why it is this one."""
+    prompts, seeds = [sample.prompt for sample in batch], [sample.seed for sample in batch]
+    given = [list(images) for _ in batch] if images else None
+    if how.reflection is None:
+        pictures = tar.imagine_many(
+            prompts, seeds=seeds, scale=how.scale, images=given, sampling=how.sampling
+        )
+        return [(picture, None) for picture in pictures]
+    choices = best_of(
+        tar,
+        prompts,
+        seeds=seeds,
+        how=how.reflection,
         scale=how.scale,
-        images=[list(images) for _ in batch] if images else None,
         sampling=how.sampling,
+        images=given,
     )
+    return list(zip(draw(tar, choices, sampling=how.sampling), choices, strict=True))
 
 
 def _checked(prompt: str, num_images: int, place: str) -> str:

@@ -202,7 +202,9 @@ class Likelihood:
         found: list[Scores] = ["it has no prompt to compare with"] * len(shown)
         told = [(place, one.picture, one.prompt) for place, one in enumerate(shown) if one.prompt]
         if told:
-            gains = self._tar.prompt_gain([p for _, p, _ in told], [text for _, _, text in told])
+            scale = self._tar.default_scale
+            codes = self._tar.encode([picture for _, picture, _ in told], [scale])[scale]
+            gains = self._tar.prompt_gain(codes, [text for _, _, text in told])
             for (place, _, _), gain in zip(told, gains, strict=True):
                 found[place] = {"gain": gain}
         return found

@@ -10,7 +10,7 @@ Source: paper Fig. 2 and Sec. 3.3 (inference).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -311,47 +311,38 @@ class Tar:
         max_tokens: int = 128,
     ) -> list[str]:
         """One answer for each picture and question, greedily."""
+        scale = scale or self.default_scale
         vocabulary = self.mllm.vocabulary
         answers = generate_text(
             self.mllm.model,
-            list(self._questions(images, questions, scale)),
+            self._questions(self.encode(images, [scale])[scale], questions),
             stop=[vocabulary.chat_end, vocabulary.text.special[END_OF_TEXT]],
             text_size=vocabulary.text.size,
             max_tokens=max_tokens,
         )
         return [vocabulary.text.decode(ids).strip() for ids in answers]
 
-    def yes_probability(
-        self,
-        images: Sequence[Image.Image],
-        questions: Sequence[str],
-        *,
-        scale: Scale | None = None,
-    ) -> list[float]:
-        """P(yes) / (P(yes) + P(no)) of the first answer token, over their surface forms."""
-        logits = next_logits(self.mllm.model, list(self._questions(images, questions, scale)))
+    def yes_probability(self, codes: Tensor, questions: Sequence[str]) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of the first answer token, over their surface forms.
+
+        `codes` (B, N), of any one scale, may be of pictures or drawn by the model itself.
+        """
+        logits = next_logits(self.mllm.model, self._questions(codes, questions))
         p = logits.double().softmax(-1)
         encode = self.mllm.vocabulary.text.encode
         yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
         return [float(value) for value in yes / (yes + no)]
 
-    def prompt_gain(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        *,
-        scale: Scale | None = None,
-    ) -> list[float]:
-        """How much likelier each picture's codes are after its prompt than after none.
+    def prompt_gain(self, codes: Tensor, prompts: Sequence[str]) -> list[float]:
+        """How much likelier each picture's codes (B, N) are after its prompt than after none.
 
         Nats a code: mean log p(codes | prompt) - mean log p(codes), the pointwise mutual
         information of the two by this model's own account; 0 where the prompt says nothing.
         """
-        scale = scale or self.default_scale
         visual = self.mllm.vocabulary.visual
         if visual is None:
             raise UserError(f"{self.places.mllm} has no visual tokens and knows no pictures")
-        codes = self.encode(images, [scale])[scale]
+        scale = Scale.of(codes.shape[1], self.grid)
         read = self.mllm.vocabulary.prompt
         after, alone = (
             code_log_likelihood(self.mllm.model, ids, codes, visual=visual)
@@ -362,15 +353,14 @@ class Tar:
         )
         return [float(value) for value in after - alone]
 
-    def _questions(
-        self, images: Sequence[Image.Image], questions: Sequence[str], scale: Scale | None
-    ) -> Iterator[list[int]]:
+    def _questions(self, codes: Tensor, questions: Sequence[str]) -> list[list[int]]:
         """Ids of `picture, newline, question` up to where the answer begins (spec: App. C.1)."""
-        scale = scale or self.default_scale
-        codes = self.encode(images, [scale])[scale].tolist()
-        for row, question in zip(codes, questions, strict=True):
-            # The picture's mark stands first; what the question says about marks is just words.
-            yield self.mllm.vocabulary.question(question, (scale, row))
+        scale = Scale.of(codes.shape[1], self.grid)
+        # The picture's mark stands first; what the question says about marks is just words.
+        return [
+            self.mllm.vocabulary.question(question, (scale, row))
+            for row, question in zip(codes.tolist(), questions, strict=True)
+        ]
 
 
 def _generator(seed: int, use: str) -> torch.Generator:

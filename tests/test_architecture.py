@@ -22,6 +22,7 @@ NOUNS: dict[str, set[str]] = {
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
     "scorers": {"errors", "tar"},
+    "reflect": {"errors", "scoring", "tar", "vocab", "worlds"},
     "engines": {"config", "errors"},
     "beside": {"artifacts", "errors"},
     "documents": {"errors"},

@@ -139,6 +139,7 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
         seed=0,
         scale=None,
         sampling={"top_k": 9, "guidance": 1.5},
+        reflection=None,
         device="cpu",
         size_px=None,
         dtok="ar",

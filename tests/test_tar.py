@@ -223,8 +223,8 @@ def test_an_answer_ends_at_either_end(tar: Tar, monkeypatch: pytest.MonkeyPatch,
 def test_the_probability_of_yes_is_over_the_first_tokens_of_its_forms(tar: Tar) -> None:
     image, question = noise(0), "Is there a ring?"
     vocabulary = tar.mllm.vocabulary
-    codes = tar.encode([image], [Scale.HALF])[Scale.HALF][0].tolist()
-    ids = vocabulary.question(question, (Scale.HALF, codes))
+    codes = tar.encode([image, noise(1)], [Scale.HALF])[Scale.HALF]
+    ids = vocabulary.question(question, (Scale.HALF, codes[0].tolist()))
     with torch.no_grad():
         p = tar.mllm.model(input_ids=torch.tensor([ids])).logits[0, -1].double().softmax(-1)
     # In this vocabulary of near bytes a form begins with its first letter: y and Y, n and N.
@@ -233,7 +233,7 @@ def test_the_probability_of_yes_is_over_the_first_tokens_of_its_forms(tar: Tar) 
     assert first["Yes"] == first["YES"] and first["No"] == first["NO"]
     yes = float(p[first["yes"]] + p[first["Yes"]])
     no = float(p[first["no"]] + p[first["No"]])
-    found, of_another = tar.yes_probability([image, noise(1)], [question] * 2)
+    found, of_another = tar.yes_probability(codes, [question] * 2)
     assert found == pytest.approx(yes / (yes + no), rel=1e-4)
     assert of_another != pytest.approx(found, rel=1e-3)
 
@@ -296,7 +296,8 @@ def test_half_precision_is_kept_in_memory_where_codes_do_not_come_from(
     assert picture.size == tar.imagine("a red ring", seed=4).size
     assert pixels([halved.imagine("a red ring", seed=4)]) == pixels([picture])
     assert isinstance(halved.describe(picture, max_tokens=3), str)
-    assert 0 <= halved.yes_probability([picture], ["is it red?"])[0] <= 1
+    codes = halved.encode([picture], [Scale.FULL])[Scale.FULL]
+    assert 0 <= halved.yes_probability(codes, ["is it red?"])[0] <= 1
     with pytest.raises(UserError, match="precision 'int4' is unknown"):
         Tar.load(folder, precision="int4")
 

@@ -19,6 +19,8 @@ from tarkit.worlds.prompts import EXTRA_TASK, TASKS, Metadata, g0_captions
 from tarkit.worlds.scenes import sample_scene
 from tarkit.worlds.shapes import render
 
+TRUE = "true"
+
 
 @dataclass
 class Proof:
@@ -42,17 +44,26 @@ def drawn_prompts(rng: np.random.Generator, *, a_task: int) -> Iterator[Metadata
             yield metadata
 
 
+def corrupted(metadata: Metadata, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    """A true picture (64, 64, 3) of a prompt, named `true`, and one with each corruption of it."""
+    scene = scene_for(metadata, rng)
+    yield TRUE, render(scene, rng)
+    for kind in corruptions_for(metadata):
+        yield kind, render(corrupt(scene, metadata, kind, rng), rng)
+
+
 def prove(*, a_task: int, seed: int) -> Proof:
     """Judge `a_task` prompts of each task on their true picture and on every corruption of it."""
     rng = np.random.default_rng(seed)
     detector = ShapesDetector()
     proof = Proof()
     for metadata in drawn_prompts(rng, a_task=a_task):
-        scene = scene_for(metadata, rng)
-        proof.num_truths += 1
-        proof.refused_truths += not check(metadata, detector.detect(render(scene, rng))).correct
-        for kind in corruptions_for(metadata):
-            spoilt = corrupt(scene, metadata, kind, rng)
-            proof.tried[kind] += 1
-            proof.accepted[kind] += check(metadata, detector.detect(render(spoilt, rng))).correct
+        for kind, picture in corrupted(metadata, rng):
+            correct = check(metadata, detector.detect(picture)).correct
+            if kind == TRUE:
+                proof.num_truths += 1
+                proof.refused_truths += not correct
+            else:
+                proof.tried[kind] += 1
+                proof.accepted[kind] += correct
     return proof

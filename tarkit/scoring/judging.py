@@ -1,0 +1,132 @@
+"""How good a judge is, and what choosing by it can gain.
+
+All of one judge's scores and of true labels (True: the picture is right). Letters: B pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+BINS = 10
+ACCEPTED = {"yes": 0.5, "gain": 0.0}
+"""Above it a judge says yes: a probability, and nats a code (see `tarkit.reflect`)."""
+
+
+def auroc(scores: Floats, labels: Bools) -> float | None:
+    """The chance that a right picture has a higher score than a wrong one, ties half.
+
+    None where all are right or all wrong.
+    """
+    right, wrong = scores[labels], np.sort(scores[~labels])
+    if not len(right) or not len(wrong):
+        return None
+    below = np.searchsorted(wrong, right, side="left")
+    not_above = np.searchsorted(wrong, right, side="right")
+    return float((below + not_above).mean() / (2 * len(wrong)))
+
+
+def judge_results(
+    scores: Sequence[float],
+    labels: Sequence[bool],
+    clusters: Sequence[Any],
+    *,
+    threshold: float,
+    probability: bool,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """AUROC with its interval (prompts redrawn), and the figures of a yes above `threshold`.
+
+    `predicted` is the share of right pictures among those accepted, p t / (p t + (1-p)(1-s)) with
+    base accuracy p, true positive rate t and true negative rate s; no gain where t + s <= 1.
+    `ece`, the expected calibration error over ten equal bins, is of probabilities only.
+    """
+    values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    said = values > threshold
+    tpr = float(said[truth].mean()) if truth.any() else None
+    tnr = float((~said[~truth]).mean()) if (~truth).any() else None
+    base = float(truth.mean())
+    figures: dict[str, Any] = {
+        "auroc": _interval(values, truth, clusters, replicates, seed),
+        "tpr": tpr,
+        "tnr": tnr,
+        "balanced_accuracy": None if tpr is None or tnr is None else (tpr + tnr) / 2,
+        "f1_no": _f1(~said, ~truth),
+        "yes_share": float(said.mean()),
+        "base_accuracy": base,
+        "accepted_accuracy": float(truth[said].mean()) if said.any() else None,
+        "predicted": None if tpr is None or tnr is None else predicted(base, tpr, tnr),
+        "num_pictures": len(values),
+    }
+    if probability:
+        figures["ece"] = calibration_error(values, truth)
+    return figures
+
+
+def predicted(base: float, tpr: float, tnr: float) -> float | None:
+    """P(right | accepted); None where nothing is accepted."""
+    accepted = base * tpr + (1 - base) * (1 - tnr)
+    return base * tpr / accepted if accepted else None
+
+
+def calibration_error(probabilities: Floats, labels: Bools) -> float:
+    """Mean over pictures of |share right - mean probability| of their bin of ten, in [0, 1]."""
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    gaps = [
+        abs(labels[bins == b].mean() - probabilities[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    ]
+    return float(sum(gaps))
+
+
+def _f1(said: Bools, truth: Bools) -> float:
+    return float(2 * (said & truth).sum() / max(said.sum() + truth.sum(), 1))
+
+
+def _interval(
+    scores: Floats, labels: Bools, clusters: Sequence[Any], replicates: int, seed: int
+) -> dict[str, Any] | None:
+    value = auroc(scores, labels)
+    if value is None:
+        return None
+    names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    rows = [np.flatnonzero(inverse == number) for number in range(len(names))]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(replicates):
+        chosen = np.concatenate([rows[n] for n in rng.integers(len(rows), size=len(rows))])
+        draw = auroc(scores[chosen], labels[chosen])
+        if draw is not None:
+            draws.append(draw)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"value": value, "low": float(low), "high": float(high), "num_prompts": len(names)}
+
+
+# ---- choosing -----------------------------------------------------------------------------------
+
+
+def best_of_n(scores: Floats, n: int) -> NDArray[np.int64]:
+    """(P, N) scores -> (P,) the candidate of the highest among the first n; of ties the first."""
+    return np.asarray(scores[:, :n].argmax(axis=1), dtype=np.int64)
+
+
+def first_accepted(scores: Floats, n: int, threshold: float) -> tuple[NDArray[np.int64], Floats]:
+    """(P, N) scores -> (P,) the first of n above the threshold, or the best where none is; and how
+    many were tried."""
+    accepted = scores[:, :n] > threshold
+    found = accepted.any(axis=1)
+    first = accepted.argmax(axis=1)
+    chosen = np.where(found, first, best_of_n(scores, n))
+    return chosen.astype(np.int64), np.where(found, first + 1, n).astype(np.float64)
+
+
+def random_of_n(num_prompts: int, n: int, *, seed: int) -> NDArray[np.int64]:
+    """(P,) a candidate of the first n, drawn: what choosing without a judge gives."""
+    return np.random.default_rng(seed).integers(n, size=num_prompts)

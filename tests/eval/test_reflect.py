@@ -1,0 +1,62 @@
+"""Self-reflect on the drawn world, end to end with the embedded model on few prompts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tarkit.errors import UserError
+from tarkit.eval import reflect
+from tarkit.scoring.arms import ORACLE
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reflect") / "out"
+    return reflect.run(out=out, limit=12, batch_size=6).path
+
+
+def results(out: Path) -> object:
+    return json.loads((out / "results.json").read_text())
+
+
+def test_every_arm_has_every_budget_and_none_beats_the_oracle(done: Path) -> None:
+    arms = json.loads((done / "results.json").read_text())["metrics"]["reflect@shapes"]["arms"]
+    for name, budgets in arms.items():
+        assert list(budgets) == ["1", "2", "4", "8"]
+        assert budgets["1"]["value"] == arms["single"]["1"]["value"], name
+        if name != "edit-yes-codes":  # its pictures are none of the pool's
+            assert all(budgets[n]["value"] <= arms[ORACLE][n]["value"] for n in budgets)
+    assert arms["best-yes-codes"]["8"]["tokens"] < arms["best-yes-pixels"]["8"]["tokens"]
+
+
+def test_a_run_that_was_killed_ends_in_the_same_results(done: Path, tmp_path: Path) -> None:
+    report, found = (done / "report.md").read_text(), results(done)
+    (done / "pools" / "00001.parquet").unlink()
+    (done / "edits" / "00000.parquet").unlink()
+    (done / "results.json").unlink()
+    reflect.run(out=done, limit=12, batch_size=6)
+    assert results(done) == found
+
+    def but_seconds(text: str) -> str:
+        return text.split("## Seconds")[0]
+
+    assert but_seconds((done / "report.md").read_text()) == but_seconds(report)
+
+
+def test_two_processes_share_the_work(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out = tmp_path / "two"
+    monkeypatch.setenv("RANK", "1")
+    assert "are left to the other processes" in reflect.run(out=out, limit=12, batch_size=6).report
+    assert not (out / "results.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    reflect.run(out=out, limit=12, batch_size=6)
+    assert results(out) == results(done)
+
+
+def test_other_settings_are_refused(done: Path) -> None:
+    with pytest.raises(UserError, match="other settings"):
+        reflect.run(out=done, limit=13, batch_size=6)
