@@ -1230,6 +1230,75 @@ def eval_reflect(
     return 0
 
 
+Compared = Annotated[Path, typer.Argument(help="A folder of pictures, or an images artifact.")]
+Features = Annotated[
+    str,
+    typer.Option("--features", help="tatok (a tokenizer's own) or inception (the metrics extra)."),
+]
+
+
+@command(evaluate, "rfid")
+def eval_rfid(
+    samples: Compared,
+    originals: Compared,
+    out: Out,
+    features: Features = "tatok",
+    model: Model = "mini",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Compare pictures with their originals: rFID, PSNR, SSIM, cosine of features."""
+    from tarkit.eval import pictures
+
+    path = pictures.run(
+        samples=samples,
+        reference=originals,
+        out=out,
+        features=features,
+        model=model,
+        device=_device(device),
+        batch_size=batch_size,
+        metric="rfid",
+    )
+    return _compared(path, as_json)
+
+
+@command(evaluate, "gfid")
+def eval_gfid(
+    samples: Compared,
+    reference: Annotated[
+        Path, typer.Argument(help="Real pictures, or an .npz of their mu and sigma.")
+    ],
+    out: Out,
+    features: Features = "tatok",
+    model: Model = "mini",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Compare drawn pictures with real ones: gFID, Inception Score, precision, recall."""
+    from tarkit.eval import pictures
+
+    path = pictures.run(
+        samples=samples,
+        reference=reference,
+        out=out,
+        features=features,
+        model=model,
+        device=_device(device),
+        batch_size=batch_size,
+        metric="gfid",
+    )
+    return _compared(path, as_json)
+
+
+def _compared(path: Path, as_json: bool) -> int:
+    report = (path / "report.md").read_text(encoding="utf-8")
+    _print({"path": str(path), "report": report}, f"{report.rstrip()}\n\n{path}", as_json)
+    return 0
+
+
 @command(evaluate, "selftest")
 def eval_selftest(
     data: Annotated[

@@ -19,6 +19,7 @@ import numpy as np
 
 from tarkit.errors import UserError
 from tarkit.scoring.dsg import Answers, Graph, Question, graph_results, question_of
+from tarkit.scoring.frechet import frechet_distance, gaussian_of
 from tarkit.scoring.geneval_prompts import geneval_jsonl
 from tarkit.scoring.letters import open_correct
 from tarkit.scoring.proofs import prove
@@ -82,7 +83,7 @@ def run(*, data: Path | None = None, seed: int | None = None) -> Selftest:
     if data is not None and not data.is_dir():
         raise UserError(f"{data} is no folder", hint="tarkit eval selftest --data DIR")
     drawn = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-    checks = [*_dpg_cases(), _pope_cases(), _world(drawn)]
+    checks = [*_dpg_cases(), _pope_cases(), *_frechet(drawn), _world(drawn)]
     checks.append(_with(data, "geneval/evaluation_metadata.jsonl", "GenEval's prompts", _geneval))
     for judge, published in DSG.items():
         name = f"DSG, answers of {judge}"
@@ -143,6 +144,34 @@ def _dpg_cases() -> list[Check]:
 def _pope_cases() -> Check:
     wrong = [answer for answer, yes in POPE_CASES.items() if parse_yes_no(answer) is not yes]
     return _equal(f"POPE, {len(POPE_CASES)} answers read", f"wrong: {wrong}", "wrong: []")
+
+
+def _frechet(seed: int) -> list[Check]:
+    """Against the closed form of Gaussians with diagonal covariance, and against scipy's root."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(4096, 6)) * np.arange(1, 7)
+    one, other = gaussian_of(rows), gaussian_of(rows * 2 + 1)
+    spread, grown = (np.diag(np.diag(each.covariance)) for each in (one, other))
+    plain, wide = one._replace(covariance=spread), other._replace(covariance=grown)
+    offset = float(((one.mean - other.mean) ** 2).sum())
+    closed = offset + float(((np.sqrt(np.diag(spread)) - np.sqrt(np.diag(grown))) ** 2).sum())
+    checks = [_near("Frechet distance, closed form", frechet_distance(plain, wide).value, closed)]
+    name = "Frechet distance, scipy's matrix root"
+    try:
+        from scipy.linalg import sqrtm
+    except ImportError:
+        missing = "scipy is not installed: pip install 'tarkit[eval]'"
+        return [*checks, Check(name, "not run", missing)]
+    mixed = gaussian_of(rows @ rng.normal(size=(6, 6)))
+    root = sqrtm(one.covariance @ mixed.covariance).real
+    wanted = float(((one.mean - mixed.mean) ** 2).sum())
+    wanted += float(np.trace(one.covariance + mixed.covariance - 2 * root))
+    return [*checks, _near(name, frechet_distance(one, mixed).value, wanted)]
+
+
+def _near(name: str, found: float, wanted: float) -> Check:
+    near = abs(found - wanted) <= 1e-9 * max(abs(wanted), 1.0)
+    return Check(name, "passed" if near else "failed", f"{found:.9g}", f"{wanted:.9g}")
 
 
 def _world(seed: int) -> Check:
