@@ -22,6 +22,7 @@ NOUNS: dict[str, set[str]] = {
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
     "scorers": {"errors", "tar"},
+    "integrations": {"errors", "images", "progress", "tar", "vocab"},
     "engines": {"config", "errors"},
     "beside": {"artifacts", "errors"},
     "documents": {"errors"},
