@@ -1320,6 +1320,49 @@ def eval_selftest(
     return FAILED_ROWS if done.count("not run") else 0
 
 
+@command(evaluate, "lmms")
+def eval_lmms(
+    out: Out,
+    tasks: Annotated[
+        list[str],
+        typer.Option("--tasks", metavar="NAME,...", help="Of lmms-eval; may be repeated."),
+    ],
+    model: Model = "mini",
+    include: Annotated[
+        Path | None,
+        typer.Option("--include", metavar="DIR", help="A folder of tasks of your own."),
+    ] = None,
+    scale: ScaleOption = None,
+    limit: Limit = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    simple: Annotated[
+        bool, typer.Option("--simple", help="Ask as lmms-eval asks its simple models, not by chat.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Open no connection; data sets must be here.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Score a model on the tasks of lmms-eval, run by lmms-eval: pip install 'tarkit[lmms]'."""
+    from tarkit.eval import lmms
+
+    path = lmms.run(
+        tasks=tasks,
+        out=out,
+        model=model,
+        include=include,
+        scale=scale,
+        limit=limit,
+        batch_size=batch_size,
+        device=_device(device),
+        offline=offline,
+        simple=simple,
+    )
+    _print({"path": str(path)}, str(path), as_json)
+    return 0
+
+
 @command(app, "inspect")
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Anything that tarkit made.")],

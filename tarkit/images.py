@@ -54,7 +54,7 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
                 )
             orientation = _orientation(picture)
             picture.load()
-            rgb = _to_rgb(picture)
+            rgb = to_rgb(picture)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -178,7 +178,11 @@ def _orientation(picture: Image.Image) -> int:
     return value if value in TRANSPOSE else 1
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB copy of an opened picture: transparency on white, 16-bit grey scaled to 8 bits.
+
+    Raises ImageError for pixels without a known range.
+    """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
         # 65535 / 257 = 255: the whole range is scaled, where convert("L") would clip at 255.
         deep = np.asarray(picture).astype(np.float64) / 257

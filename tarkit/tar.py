@@ -146,11 +146,7 @@ class Tar:
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of every weights file, by part."""
-        return {
-            name: digest
-            for part, path in self.places.parts.items()
-            for name, digest in _digests(part, path).items()
-        }
+        return fingerprints(self.places)
 
     @property
     def grid(self) -> int:
@@ -413,6 +409,15 @@ def _check_sizes(
 def _identity(part: str, path: Path) -> str:
     known_by = read_config(path).get("sha256") if (path / CONFIG).exists() else None
     return str(known_by or "+".join(_digests(part, path).values()))
+
+
+def fingerprints(places: Places) -> dict[str, str]:
+    """sha256 of every weights file of a model that need not be loaded, by part."""
+    return {
+        name: digest
+        for part, path in places.parts.items()
+        for name, digest in _digests(part, path).items()
+    }
 
 
 def _digests(part: str, path: Path) -> dict[str, str]:

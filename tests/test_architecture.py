@@ -23,6 +23,7 @@ NOUNS: dict[str, set[str]] = {
     "painters": {"checkpoints", "errors"},
     "scorers": {"errors", "tar"},
     "reflect": {"errors", "scoring", "tar", "vocab", "worlds"},
+    "integrations": {"errors", "images", "progress", "tar", "vocab"},
     "engines": {"config", "errors"},
     "beside": {"artifacts", "errors"},
     "documents": {"errors"},

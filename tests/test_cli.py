@@ -169,6 +169,28 @@ def test_eval_gets_its_arguments_and_prints_the_report(monkeypatch: pytest.Monke
     )
 
 
+def test_eval_lmms_gets_its_arguments_and_prints_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = pretend(monkeypatch, "tarkit.eval.lmms", Path("o"))
+    words = ["--tasks", "mme,pope", "--tasks", "gqa", "--include", str(tmp_path), "--scale", "2"]
+    words += ["--limit", "9", "--simple", "--offline", "--device", "cpu"]
+    done = tarkit("eval", "lmms", "--out", "o", *words)
+    assert (done.exit_code, done.stdout) == (0, "o\n")
+    run.assert_called_once_with(
+        tasks=["mme,pope", "gqa"],
+        out=Path("o"),
+        model="mini",
+        include=tmp_path,
+        scale=2,
+        limit=9,
+        batch_size=16,
+        device="cpu",
+        offline=True,
+        simple=True,
+    )
+
+
 def test_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
     pretend(monkeypatch, "tarkit.curate.chats", chats)
     done = tarkit("curate", "chats", "tokens", "--out", "chats", "--json")

@@ -1,0 +1,300 @@
+"""`tarkit eval lmms`: the tasks of lmms-eval, run by lmms-eval itself with Tar as its model.
+
+This builds the command, runs it, and brings its samples back. In `out` lie `lmms/` (what lmms-eval
+wrote, and the command in `command.json`), `answers.parquet` (one row a question), `results.json`
+and `report.md` with the figures as lmms-eval gives them: those of a task are named
+TASK@lmms-eval-VERSION, each metric with its filter after a comma.
+
+The same command again reads finished samples anew; a run that was broken off begins again, because
+lmms-eval keeps nothing before its end.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.config import provenance
+from tarkit.errors import UserError
+from tarkit.files import write_whole
+from tarkit.manifests import begin_directory, file_sha256
+from tarkit.places import EMBEDDED, find
+from tarkit.scoring.tables import Table, show
+
+INSTALL = "pip install 'tarkit[lmms]'"
+COMMAND = "command.json"
+STDERR_FD = 2
+LAST_LINES = 6
+
+ANSWERS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("doc_id", pa.int64()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("target", pa.string()),
+        ("metrics", pa.string()),
+    ]
+)
+# Of a sample; whatever else is there is a metric.
+NO_METRICS = {"doc_id", "doc_hash", "target", "input", "input_media", "token_counts"}
+NO_METRICS |= {"resps", "filtered_resps", "doc", "arguments"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of lmms-eval: its results, and the samples of each task."""
+
+    results: Mapping[str, Any]
+    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def run(
+    *,
+    tasks: Sequence[str],
+    out: Path,
+    model: str = "mini",
+    include: Path | None = None,
+    scale: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    offline: bool = False,
+    simple: bool = False,
+) -> Path:
+    """Evaluate a model on tasks of lmms-eval; the directory with answers and figures.
+
+    `include` is a folder of further tasks, `limit` the first documents of each; `offline` opens no
+    connection, `simple` takes each task as lmms-eval's simple models do. Raises UserError.
+    """
+    names = [name for given in tasks for name in given.replace(",", " ").split()]
+    if not names:
+        raise UserError("no task is named", hint="python -m lmms_eval tasks list")
+    if include is not None and not include.is_dir():
+        raise UserError(f"--include {include} is no folder of tasks")
+    version = _version()
+    # torch is imported here, so that importing the verb needs none of it.
+    from tarkit.tar import fingerprints
+
+    settings = {
+        "lmms_eval": version,
+        "tasks": names,
+        "include": _files_of(include) if include else None,
+        "scale": scale,
+        "limit": limit,
+        "batch_size": batch_size,
+        "simple": simple,
+        "model": fingerprints(find(model, dtok=None)),
+    }
+    begin_directory(out, "results", settings=settings)
+    folder = out / "lmms"
+    finished = read_finished(folder)
+    if finished is None:
+        command = command_of(
+            names,
+            folder,
+            model=model,
+            include=include,
+            scale=scale,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            simple=simple,
+        )
+        write_whole(folder / COMMAND, (json.dumps(command, indent=1) + "\n").encode())
+        said = _call(command, offline)
+        finished = read_finished(folder)
+        if finished is None:
+            raise UserError(f"lmms-eval finished no results in {folder}; its last words:\n{said}")
+    settings["command"] = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+    _write(out, finished, settings, version)
+    return out
+
+
+def command_of(
+    tasks: Sequence[str],
+    folder: Path,
+    *,
+    model: str = "mini",
+    include: Path | None = None,
+    scale: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    simple: bool = False,
+) -> list[str]:
+    """lmms-eval's command line; its results and samples go into `folder`."""
+    # Absolute, because lmms-eval reads a name that looks like a number as one.
+    named = model if model in EMBEDDED or not Path(model).exists() else str(Path(model).resolve())
+    place = str(folder.resolve())
+    for value in (named, place):
+        if re.search(r"""[,"'{}\[\]]""", value):
+            raise UserError(f"{value}: lmms-eval takes no name with commas, quotes or brackets")
+    arguments = f"model={named}" + (f",scale={scale}" if scale is not None else "")
+    command = [sys.executable, "-m", "lmms_eval", "--model", "tar", "--model_args", arguments]
+    command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--device", device]
+    command += ["--include_path", str(include.resolve())] if include else []
+    command += ["--limit", str(limit)] if limit is not None else []
+    command += ["--force_simple"] if simple else []
+    return [*command, "--log_samples", "--output_path", place]
+
+
+def read_finished(folder: Path) -> Finished | None:
+    """The newest run of lmms-eval in `folder`, if every sample of every task is there."""
+    found = max(folder.glob("*/*_results.json"), key=lambda path: path.name, default=None)
+    if found is None:
+        return None
+    results = json.loads(found.read_text(encoding="utf-8"))
+    samples = {}
+    for task, count in results["n-samples"].items():
+        file = found.with_name(found.name.replace("_results.json", f"_samples_{task}.jsonl"))
+        # Not splitlines, which also splits at U+2028, and JSON may hold that as it is.
+        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
+        # lmms-eval writes line by line, and goes on where it could not.
+        if len(lines) != count["effective"] + 1 or lines[-1]:
+            return None
+        samples[task] = [json.loads(line) for line in lines[:-1]]
+    return Finished(results, samples)
+
+
+def answer_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of answers.parquet; pictures that lmms-eval wrote into the sample are left out."""
+    answer = sample["filtered_resps"]
+    while isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    metrics = {key: value for key, value in sample.items() if key not in NO_METRICS}
+    question = sample.get("input")
+    return {
+        "task": task,
+        "doc_id": int(sample["doc_id"]),
+        "question": question if isinstance(question, str) else _json(_without_media(question)),
+        "answer": answer if isinstance(answer, str) else _json(answer),
+        "target": sample["target"],
+        "metrics": _json(_without_media(metrics)),
+    }
+
+
+def _version() -> str:
+    """Of lmms-eval; it is not imported here, which takes many seconds."""
+    try:
+        if importlib.util.find_spec("lmms_eval"):
+            return importlib.metadata.version("lmms-eval")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    raise UserError("lmms-eval is not installed", hint=INSTALL)
+
+
+def _files_of(include: Path) -> dict[str, str]:
+    """sha256 of what makes up the tasks of a folder."""
+    files = (path for path in sorted(include.rglob("*")) if path.suffix in (".py", ".yaml", ".yml"))
+    return {path.relative_to(include).as_posix(): file_sha256(path) for path in files}
+
+
+def _call(command: Sequence[str], offline: bool) -> str:
+    """Run lmms-eval, all it says on stderr; its last lines there. Raises UserError where it fails.
+
+    It tells of most failures with exit status 0, so that only its results say that it went well.
+    """
+    environment = dict(os.environ)
+    if offline:
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        # With a token lmms-eval asks the hub whose it is.
+        environment.pop("HF_TOKEN", None)
+    tail = b""
+    with subprocess.Popen(
+        command, env=environment, stdout=STDERR_FD, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        while chunk := os.read(process.stderr.fileno(), 1 << 16):
+            os.write(STDERR_FD, chunk)
+            tail = (tail + chunk)[-(1 << 14) :]
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", tail.decode(errors="replace")))
+    said = "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no word"
+    if process.returncode:
+        raise UserError(f"lmms-eval ended with {process.returncode}:\n{said}")
+    return said
+
+
+def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: str) -> None:
+    rows = [answer_row(task, one) for task, found in finished.samples.items() for one in found]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), sink, compression="zstd")
+    write_whole(out / "answers.parquet", sink.getvalue())
+    metrics = metrics_of(finished, version)
+    versions = provenance() | {"lmms-eval": version}
+    document = {"metrics": metrics, "settings": settings, "versions": versions}
+    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
+    table = _table(metrics)
+    show([table])
+    write_whole(out / "report.md", f"# tarkit eval lmms\n\n{table.markdown()}".encode())
+
+
+def metrics_of(finished: Finished, version: str) -> dict[str, dict[str, Any]]:
+    """lmms-eval's figures of each task and group, by TASK@lmms-eval-VERSION."""
+    versions = finished.results.get("versions", {})
+    found = {}
+    for task, figures in finished.results["results"].items():
+        found[f"{task}@lmms-eval-{version}"] = {
+            **{name: _finite(value) for name, value in figures.items() if name != "alias"},
+            "task_version": versions.get(task),
+            "num_questions": len(finished.samples[task]) if task in finished.samples else None,
+        }
+    return found
+
+
+def _table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = [
+        [task, name, _figure(value), _figure(error), _figure(figures["num_questions"])]
+        for task, figures in metrics.items()
+        for name, value, error in _with_errors(figures)
+    ]
+    note = "Figures, their names and their standard errors are lmms-eval's own."
+    return Table(
+        "lmms-eval", ["task", "metric", "value", "standard error", "questions"], rows, note
+    )
+
+
+def _with_errors(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, value, standard error) of `acc,none` and `acc_stderr,none`."""
+    for name, value in figures.items():
+        metric, comma, variant = name.partition(",")
+        if comma and "_stderr" not in metric:
+            yield name, value, figures.get(f"{metric}_stderr,{variant}")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "-" if value is None or value in ("N/A", []) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_media(value: Any) -> Any:
+    """`value` with embedded files taken out of it."""
+    if isinstance(value, Mapping):
+        return {key: _without_media(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_media(each) for each in value]
+    embedded = isinstance(value, str) and re.match(r"data:[\w.+-]+/[\w.+-]+;base64,", value)
+    return None if embedded else _finite(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,1 @@
+"""Tar as a part of other programs, which find it by an entry point."""

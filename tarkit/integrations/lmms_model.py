@@ -1,0 +1,207 @@
+"""Tar as a model of lmms-eval: a picture and a question a request, answered greedily.
+
+`TarChat` reads a task's messages, `TarSimple` its pictures and its text; everything else is shared.
+The picture stands before the question wherever the task puts it, as Tar was trained. What Tar
+cannot do is refused with the task and the document: no picture or several, video, audio, several
+turns, sampling, likelihoods. Written against lmms-eval 0.7.3.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from PIL import Image
+
+from tarkit.errors import UserError
+from tarkit.images import to_rgb
+from tarkit.progress import Progress
+from tarkit.tar import Tar
+from tarkit.vocab import Scale
+
+MAX_NEW_TOKENS = 1024
+"""Of a task that says nothing; what lmms-eval's LLaVA models take."""
+
+GREEDILY = "lmms-eval's --gen_kwargs temperature=0,do_sample=False,num_beams=1 asks for greedy"
+# Greedy decoding has no use for the last two, so that leaving them out changes nothing.
+KNOWN = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams", "top_p", "top_k"}
+
+log = logging.getLogger("tarkit")
+
+
+class Decoding(NamedTuple):
+    """How an answer ends, of what a task asks for."""
+
+    max_tokens: int
+    until: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; `read` gives a document's media and the question."""
+
+    task: str
+    split: str
+    doc_id: int
+    context: Any
+    generation: Mapping[str, Any]
+    read: Callable[[Any], tuple[Sequence[Any], str]]
+
+    def __str__(self) -> str:
+        return f"task {self.task}, document {self.doc_id}"
+
+
+class _Tar(lmms):
+    """What both models share: requests in, answers out in the same order."""
+
+    def __init__(
+        self,
+        model: str = "mini",
+        *,
+        scale: int | None = None,
+        device: str = "cpu",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        """`model=NAME|DIR` and `scale` are model_args; the others lmms-eval's own options."""
+        super().__init__()
+        if max_batch_size is not None or not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise UserError(f"batch_size {batch_size}: give a number", hint="--batch_size 16")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("tar answers in one process; leave torchrun or accelerate launch out")
+        self.batch_size = int(batch_size)
+        self.scale = None if scale is None else Scale(scale)
+        # lmms-eval reads an argument that looks like a number as one.
+        self.tar = Tar.load(str(model), device=device, dtok=None)
+
+    @property
+    def device(self) -> Any:
+        return self.tar.device
+
+    def request(self, arguments: tuple[Any, ...]) -> Request:
+        raise NotImplementedError
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The answer to each request, cut off before the first of its stop strings."""
+        asked = [self.request(each.args) for each in requests]
+        ignored: Counter[str] = Counter()
+        decodings = [_decoding(each, ignored) for each in asked]
+        for what, count in ignored.items():
+            log.warning("%d of %d requests: %s is ignored", count, len(asked), what)
+        answers = [""] * len(asked)
+        with Progress("answer", total=len(asked), unit="questions") as progress:
+            for max_tokens in dict.fromkeys(decoding.max_tokens for decoding in decodings):
+                alike = [n for n, each in enumerate(decodings) if each.max_tokens == max_tokens]
+                for first in range(0, len(alike), self.batch_size):
+                    batch = alike[first : first + self.batch_size]
+                    said = self._describe([asked[n] for n in batch], max_tokens)
+                    for n, answer in zip(batch, said, strict=True):
+                        answers[n] = cut(answer, decodings[n].until)
+                        key = (asked[n].context, asked[n].generation)
+                        self.cache_hook.add_partial("generate_until", key, answers[n])
+                    progress.advance(len(batch))
+        return answers
+
+    def _describe(self, asked: Sequence[Request], max_tokens: int) -> list[str]:
+        opened = [self._open(each) for each in asked]
+        pictures, questions = zip(*opened, strict=True)
+        return self.tar.describe_many(pictures, questions, scale=self.scale, max_tokens=max_tokens)
+
+    def _open(self, asked: Request) -> tuple[Image.Image, str]:
+        try:
+            media, question = asked.read(self.task_dict[asked.task][asked.split][asked.doc_id])
+            return to_rgb(_only_picture(media)), question
+        except UserError as error:
+            raise UserError(f"{asked}: {error.message}", hint=error.hint) from None
+
+    def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
+        _refuse(requests, "likelihoods of given answers")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
+        _refuse(requests, "answers in several rounds")
+
+
+class TarChat(_Tar):
+    """Reads a task's messages, which must be one turn of the user's."""
+
+    is_simple = False
+
+    def request(self, arguments: tuple[Any, ...]) -> Request:
+        context, doc_to_messages, generation, doc_id, task, split = arguments
+
+        def read(doc: Any) -> tuple[Sequence[Any], str]:
+            return _read_messages(ChatMessages(messages=doc_to_messages(doc)))
+
+        return Request(task, split, doc_id, context, generation, read)
+
+
+class TarSimple(_Tar):
+    """Reads a task's pictures and its text."""
+
+    is_simple = True
+
+    def request(self, arguments: tuple[Any, ...]) -> Request:
+        context, generation, doc_to_visual, doc_id, task, split = arguments
+
+        def read(doc: Any) -> tuple[Sequence[Any], str]:
+            return doc_to_visual(doc) or [], context
+
+        return Request(task, split, doc_id, context, generation, read)
+
+
+def cut(answer: str, until: Sequence[str]) -> str:
+    """What stands before the first stop string, without blanks at its ends."""
+    ends = [answer.index(stop) for stop in until if stop in answer]
+    return answer[: min(ends, default=len(answer))].strip()
+
+
+def _read_messages(chat: ChatMessages) -> tuple[Sequence[Any], str]:
+    roles = [message.role for message in chat.messages]
+    if roles != ["user"]:
+        raise UserError(f"Tar reads one turn of a user, not {', '.join(roles) or 'none'}")
+    (message,) = chat.messages
+    text = "".join(content.text for content in message.content if content.type == "text")
+    return [content.url for content in message.content if content.type != "text"], text
+
+
+def _only_picture(media: Sequence[Any]) -> Image.Image:
+    if len(media) == 1 and isinstance(media[0], Image.Image):
+        return media[0]
+    found = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, media)).items())
+    raise UserError(f"Tar reads one picture with a question, and this has {found or 'none'}")
+
+
+def _kind(medium: Any) -> str:
+    """A picture, a file's name (a video's, that is), or a type (audio is a dict)."""
+    if isinstance(medium, Image.Image):
+        return "picture(s)"
+    return repr(medium) if isinstance(medium, str) else type(medium).__name__
+
+
+def _decoding(asked: Request, ignored: Counter[str]) -> Decoding:
+    """What of `generation` holds here; what cannot be followed is counted in `ignored`."""
+    given = {name: value for name, value in asked.generation.items() if value is not None}
+    temperature = float(given.get("temperature", 1.0 if given.get("do_sample") else 0.0))
+    beams = given.get("num_beams", 1)
+    if temperature > 0 or beams != 1:
+        found = f"temperature {temperature}, num_beams {beams}"
+        raise UserError(f"{asked}: Tar answers greedily, and this asks for {found}", hint=GREEDILY)
+    if given.get("do_sample"):
+        ignored["do_sample at temperature 0"] += 1
+    ignored.update(sorted(given.keys() - KNOWN))
+    until = given.get("until", [])
+    return Decoding(
+        max_tokens=int(given.get("max_new_tokens", MAX_NEW_TOKENS)),
+        until=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
+    )
+
+
+def _refuse(requests: Sequence[Any], what: str) -> NoReturn:
+    tasks = ", ".join(sorted({str(each.task_name) for each in requests}))
+    raise UserError(f"task {tasks} asks for {what}, and Tar's plug-in answers questions only")
