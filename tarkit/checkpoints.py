@@ -568,3 +568,16 @@ def half(path: Path) -> None:
         raise UserError(f"{path} has weights beyond float16's range")
     save_file(halved, draft, metadata={"format": "pt"})
     os.replace(draft, path / WEIGHTS)
+
+
+def from_transformers(family: Any, model: str, **options: Any) -> Any:
+    """What `family.from_pretrained` makes of a folder or hub id: float32, safetensors alone."""
+    if hasattr(family, "_model_mapping") or hasattr(family, "base_model_prefix"):
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+    try:
+        return family.from_pretrained(model, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"the model {model} cannot be loaded: {' '.join(str(error).split())[:300]}",
+            hint="--model names a folder or hub id in transformers' layout",
+        ) from None

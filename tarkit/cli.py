@@ -1182,6 +1182,192 @@ def eval_shapes(
     return FAILED_ROWS if done.num_failed else 0
 
 
+Bench = Annotated[
+    str,
+    typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="What `tarkit eval prepare` wrote.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="PATH", help="The benchmark's own file of questions."),
+]
+Pictured = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="The pictures that the questions name."),
+]
+NumPictures = Annotated[
+    int | None, typer.Option("--n", min=1, help="Pictures of each prompt; default: 4.")
+]
+RetrySamples = Annotated[
+    bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+]
+Scorer = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; others need none.",
+    ),
+]
+ScorerModel = Annotated[
+    str | None,
+    typer.Option("--scorer-model", metavar="DIR|HUB-ID", help="The detector's, or the judge's."),
+]
+Clip = Annotated[
+    str | None, typer.Option("--clip", metavar="DIR|HUB-ID", help="That names colours.")
+]
+ScorerFile = Annotated[
+    Path | None,
+    typer.Option("--file", metavar="JSONL", help="Detections or answers made elsewhere."),
+]
+AsPublished = Annotated[
+    bool,
+    typer.Option("--as-published", help="dpg: also with the published scorer's faults, #60, #61."),
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Write results though samples failed: they score 0.")
+]
+
+
+@command(evaluate, "prepare")
+def eval_prepare(
+    bench: Bench,
+    out: Out,
+    data: Data = None,
+    images: Pictured = None,
+    n: NumPictures = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> int:
+    """Begin a run of a benchmark: write down what is asked, before anything is answered."""
+    from tarkit.eval import prepare
+
+    run = prepare.run(bench, out=out, data=data, images=images, n=n, seed=seed, limit=limit)
+    _print({"path": str(run.path), "items": len(run.items)}, str(run.path), as_json)
+    return 0
+
+
+@command(evaluate, "generate")
+def eval_generate(
+    run: RunDir,
+    model: Model = "mini",
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
+    guidance: Guidance = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    retry_failed: RetrySamples = False,
+    device: Device = "auto",
+) -> int:
+    """Draw the pictures that a run lacks."""
+    from tarkit.eval import generate as verb
+
+    verb.run(
+        run,
+        model=model,
+        scale=scale,
+        sampling=_given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prompt_guidance=prompt_guidance,
+            guidance=guidance,
+        ),
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        device=_device(device),
+    )
+    typer.echo(str(run))
+    return 0
+
+
+@command(evaluate, "answer")
+def eval_answer(
+    run: RunDir,
+    model: Model = "mini",
+    scale: ScaleOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    retry_failed: RetrySamples = False,
+    device: Device = "auto",
+) -> int:
+    """Answer the questions that a run lacks answers to."""
+    from tarkit.eval import answer
+
+    answer.run(
+        run,
+        model=model,
+        scale=scale,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        device=_device(device),
+    )
+    typer.echo(str(run))
+    return 0
+
+
+@command(evaluate, "score")
+def eval_score(
+    run: RunDir,
+    scorer: Scorer = None,
+    scorer_model: ScorerModel = None,
+    clip: Clip = None,
+    file: ScorerFile = None,
+    server: Server = None,
+    as_published: AsPublished = False,
+    allow_missing: AllowMissing = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Score what a run drew or answered; every scorer has results of its own."""
+    from tarkit.eval import score
+
+    done = score.run(
+        run,
+        scorer=scorer,
+        model=scorer_model,
+        clip=clip,
+        file=file,
+        server=server,
+        as_published=as_published,
+        allow_missing=allow_missing,
+        device=_device(device),
+    )
+    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
+    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
+    return FAILED_ROWS if done.num_failed else 0
+
+
+@command(evaluate, "export")
+def eval_export(
+    run: RunDir,
+    out: Out,
+    layout: Annotated[str, typer.Option("--format", help="geneval-dir or dpg-grid.")],
+) -> int:
+    """Write a run's pictures as an official scorer reads them."""
+    from tarkit.eval import export as verb
+
+    typer.echo(str(verb.run(run, out=out, layout=layout)))
+    return 0
+
+
+@command(evaluate, "collect")
+def eval_collect(
+    run: RunDir,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What a scorer wrote.")],
+    layout: Annotated[str, typer.Option("--format", help="geneval-jsonl.")] = "geneval-jsonl",
+    scorer: Annotated[
+        str, typer.Option("--scorer", help="The name its figures get: geneval@NAME.")
+    ] = "official",
+) -> int:
+    """Bring verdicts back that an official scorer made elsewhere."""
+    from tarkit.eval import collect
+
+    typer.echo(str(collect.run(run, file, layout=layout, scorer=scorer)))
+    return 0
+
+
 @command(evaluate, "reflect")
 def eval_reflect(
     out: Out,

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tarkit.checkpoints import from_transformers
 from tarkit.errors import UserError
 
 Scores = Mapping[str, float] | str
@@ -96,9 +97,9 @@ class DualEncoder:
         import transformers
 
         self._device = device
-        self._network = _loaded(transformers.AutoModel, model).to(device).eval()
-        self._tokenizer = _loaded(transformers.AutoTokenizer, model)
-        self._processor = _loaded(transformers.AutoImageProcessor, model, backend="pil")
+        self._network = from_transformers(transformers.AutoModel, model).to(device).eval()
+        self._tokenizer = from_transformers(transformers.AutoTokenizer, model)
+        self._processor = from_transformers(transformers.AutoImageProcessor, model, backend="pil")
         config = self._network.config
         if not hasattr(config, "text_config") or not hasattr(self._network, "get_text_features"):
             raise UserError(
@@ -154,8 +155,8 @@ class Classifier:
 
         self._device, self._columns = device, columns
         family = transformers.AutoModelForImageClassification
-        self._network = _loaded(family, model).to(device).eval()
-        self._processor = _loaded(transformers.AutoImageProcessor, model, backend="pil")
+        self._network = from_transformers(family, model).to(device).eval()
+        self._processor = from_transformers(transformers.AutoImageProcessor, model, backend="pil")
 
     @torch.inference_mode()
     def score(self, shown: Sequence[Shown]) -> list[Scores]:
@@ -172,7 +173,7 @@ MAX_LABELS = 32
 def _classifier(model: str) -> Plan:
     import transformers
 
-    labels = _loaded(transformers.AutoConfig, model).id2label
+    labels = from_transformers(transformers.AutoConfig, model).id2label
     names = [str(labels[number]) for number in sorted(labels)]
     if len(names) > MAX_LABELS:
         raise UserError(f"{model} has {len(names)} labels, and a score for at most {MAX_LABELS}")
@@ -246,15 +247,3 @@ def checked(scores: Scores, columns: Sequence[str]) -> Scores:
         if not isinstance(number, (int, float, np.floating)) or not math.isfinite(number):
             return f"the score {name} is {number!r}"
     return {name: float(scores[name]) for name in columns}
-
-
-def _loaded(family: Any, model: str, **options: Any) -> Any:
-    if hasattr(family, "_model_mapping"):
-        options |= {"use_safetensors": True, "dtype": torch.float32}
-    try:
-        return family.from_pretrained(model, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(
-            f"the model {model} cannot be loaded: {' '.join(str(error).split())[:300]}",
-            hint="--model names a folder or hub id in transformers' layout",
-        ) from None

@@ -32,10 +32,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tarkit.artifacts import begin_directory, rank_and_world, read_manifest
-from tarkit.config import provenance
 from tarkit.detokenizers import ArDetokenizer
 from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
+from tarkit.outcomes import write_outcome
 from tarkit.progress import Progress
 from tarkit.reflect import JUDGES, candidate_seed, judge
 from tarkit.scoring.arms import SCORES, Cost, Pool, Slots, arms, reflect_tables
@@ -292,18 +292,14 @@ def _score(out: Path, plan: Plan, tar: Tar, files: Sequence[Path]) -> Reflected:
         "num_prompts": len(items),
         "num_pictures": int(pool.right.size),
     }
-    document = {
-        "metrics": {"reflect@shapes": results},
-        "settings": read_manifest(out)["settings"],
-        "versions": provenance(),
-    }
-    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
     seconds = _seconds(out)
     write_whole(out / "costs.json", (json.dumps(seconds, indent=1) + "\n").encode())
     found = reflect_tables(results, seconds)
     show(found)
     report = "\n".join(["# tarkit eval reflect\n", *(table.markdown() for table in found)])
-    write_whole(out / "report.md", report.encode())
+    write_outcome(
+        out, {"reflect@shapes": results}, settings=read_manifest(out)["settings"], report=report
+    )
     return Reflected(out, report)
 
 

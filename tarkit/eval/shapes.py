@@ -13,7 +13,6 @@ always taken anew from the samples; `score` does only that and needs no model.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,15 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from tarkit.artifacts import begin_directory, read_manifest
-from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.images import resize, to_uint8
+from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
 from tarkit.scoring.captions import compare_caption
@@ -71,25 +68,6 @@ MAX_ANSWER_TOKENS = 128
 CAPTION_SHUFFLES = 5
 CODES = "codes.json"
 
-SCORES = pa.schema(
-    [
-        ("suite", pa.string()),
-        ("task", pa.string()),
-        ("column", pa.string()),
-        ("item", pa.string()),
-        ("sample", pa.int32()),
-        ("seed", pa.int64()),
-        ("prompt", pa.string()),
-        ("file", pa.string()),
-        ("answer", pa.string()),
-        ("label", pa.string()),
-        ("correct", pa.bool_()),
-        ("clauses", pa.list_(pa.bool_())),
-        ("reason", pa.string()),
-        ("detections", pa.string()),
-        ("error", pa.string()),
-    ]
-)
 Row = dict[str, Any]
 
 _Asked = tuple[Scene, int, str]  # a picture's scene and seed, and the question
@@ -360,7 +338,7 @@ def _judge(
             correct.append(verdict.correct and error is None)
             failed.append(error is not None)
             rows.append(
-                _row(
+                score_row(
                     suite,
                     job.item.task,
                     job.item.column,
@@ -409,7 +387,7 @@ def _score_questions(out: Path, plan: Plan, batch_size: int, rows: list[Row]) ->
     labels = [item.answer == "yes" for item in items]
     for item, text, answer in zip(items, said, answers, strict=True):
         rows.append(
-            _row(
+            score_row(
                 "pope",
                 item.kind,
                 item.column,
@@ -446,7 +424,7 @@ def _score_captions(out: Path, plan: Plan, batch_size: int, rows: list[Row]) -> 
     counts = [compare_caption(t, item.scene) for t, item in zip(said, items, strict=True)]
     for item, text, answer, count in zip(items, said, answers, counts, strict=True):
         rows.append(
-            _row(
+            score_row(
                 "caption",
                 "",
                 item.column,
@@ -471,27 +449,13 @@ def _score_captions(out: Path, plan: Plan, batch_size: int, rows: list[Row]) -> 
     )
 
 
-def _row(suite: str, task: str, column: str, item: str, **more: Any) -> Row:
-    return {
-        **dict.fromkeys(SCORES.names),
-        "sample": 0,
-        **{"suite": suite, "task": task, "column": column, "item": item},
-        **more,
-    }
-
-
 def _write(
     out: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], rows: Sequence[Row]
 ) -> Evaluated:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), sink, compression="zstd")
-    write_whole(out / "scores.parquet", sink.getvalue())
-    document = {"metrics": metrics, "settings": settings, "versions": provenance()}
-    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
     found = tables(metrics)
     report = _report(settings, found)
     show(found)
-    write_whole(out / "report.md", report.encode())
+    write_outcome(out, metrics, settings=settings, report=report, rows=rows)
     return Evaluated(out, report, sum(row["error"] is not None for row in rows))
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,15 @@ def read_graphs(path: Path) -> list[Graph]:
             found[item].append(one)
             prompts.setdefault(item, row["text"])
     return [Graph(item, prompts[item], tuple(rows)) for item, rows in found.items()]
+
+
+def graph_to_json(graph: Graph) -> dict[str, Any]:
+    return {"questions": [asdict(question) for question in graph.questions]}
+
+
+def graph_from_json(item: str, prompt: str, found: Mapping[str, Any]) -> Graph:
+    rows = [{**row, "parents": tuple(row["parents"])} for row in found["questions"]]
+    return Graph(item, prompt, tuple(Question(**row) for row in rows))
 
 
 def valid(graph: Graph, answers: Answers) -> dict[int, bool]:

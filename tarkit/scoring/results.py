@@ -8,7 +8,7 @@ Letters: P prompts, n pictures a prompt, Q questions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +65,23 @@ def picture_results(scores: PictureScores) -> dict[str, Any]:
         "num_prompts": len(values),
         "num_pictures": int(scores.correct.size),
     }
+
+
+def run_figures(
+    tags: Sequence[str], rows: Sequence[Mapping[str, Any]], *, n: int
+) -> dict[str, Any]:
+    """GenEval's figures of verdicts (`correct`, `error`) in the order of prompts, n each."""
+    shape = (len(tags), n)
+    figures = picture_results(
+        PictureScores(
+            tasks=tags,
+            columns=[""] * len(tags),
+            correct=np.array([bool(row["correct"]) for row in rows]).reshape(shape),
+            failed=np.array([row["error"] is not None for row in rows]).reshape(shape),
+            chance=np.zeros(len(tags)),
+        )
+    )
+    return {name: value for name, value in figures.items() if name not in ("chance", "columns")}
 
 
 def _task_means(values: Floats, tasks: NDArray[Any]) -> dict[str, Any]:

@@ -199,3 +199,39 @@ def _estimate(estimate: Estimates | None) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def run_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Tables of a benchmark's run: figures with an interval, one a row, and its coverage."""
+    return [_run_table(name, figures) for name, figures in metrics.items()]
+
+
+def _run_table(name: str, figures: Mapping[str, Any]) -> Table:
+    rows = []
+    for key, value in figures.items():
+        if key in ("columns", "chance"):
+            continue
+        if isinstance(value, Mapping) and "value" in value:
+            rows.append([f"**{key}**", _estimate(value)])
+        elif isinstance(value, Mapping):
+            rows += [
+                [f"{key}: {part}", _estimate(each)]
+                for part, each in value.items()
+                if isinstance(each, Mapping) and "value" in each
+            ]
+            rows += [
+                [
+                    f"{key}: {part}",
+                    f"accuracy {_estimate(each['accuracy'])}, F1 {_estimate(each['f1'])}",
+                ]
+                for part, each in value.items()
+                if isinstance(each, Mapping) and "f1" in each
+            ]
+            if "f1" in value:
+                both = f"accuracy {_estimate(value['accuracy'])}, F1 {_estimate(value['f1'])}"
+                rows.append([f"**{key}**", both])
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            rows.append([key, f"{value:.3f}" if isinstance(value, float) else str(value)])
+        elif isinstance(value, list) and value and key in ("skipped", "malformed"):
+            rows.append([key, f"{len(value)}: {', '.join(map(str, value[:3]))}"])
+    return Table(name, ["", "figure"], rows)

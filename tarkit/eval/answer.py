@@ -1,0 +1,65 @@
+"""`tarkit eval answer`: a model's answers to the questions of a run, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tarkit.errors import UserError
+from tarkit.files import read_picture
+from tarkit.manifests import begin_directory
+from tarkit.runs import Item, Run, open_run
+from tarkit.samples import make_answers
+from tarkit.tar import Tar
+from tarkit.vocab import Scale
+
+MAX_TOKENS = 64
+
+
+def run(
+    path: Path,
+    *,
+    model: str | Path = "mini",
+    scale: int | None = None,
+    batch_size: int = 16,
+    retry_failed: bool = False,
+    device: str = "cpu",
+) -> Run:
+    """Answer the questions of the run at `path`. Raises UserError."""
+    asked = open_run(path)
+    if any(item.truth is None for item in asked.items):
+        raise UserError(
+            f"{path} asks for pictures of {asked.bench}", hint=f"tarkit eval generate {path}"
+        )
+    tar = Tar.load(model, device=device, dtok=None)
+    read_at = Scale(scale) if scale is not None else tar.default_scale
+    begin_directory(
+        path / "answers",
+        "answers",
+        settings={
+            "scale": int(read_at),
+            "decoding": "greedy",
+            "max_tokens": MAX_TOKENS,
+            "batch_size": batch_size,
+            "model": tar.fingerprints(),
+        },
+    )
+
+    def answer(items: Sequence[Item]) -> list[str]:
+        for item in items:
+            if item.picture is None:
+                raise UserError(str((item.meta or {}).get("unasked", "it has no picture")))
+        pictures = [read_picture(Path(str(item.picture))) for item in items]
+        return tar.describe_many(
+            pictures, [item.prompt for item in items], scale=read_at, max_tokens=MAX_TOKENS
+        )
+
+    make_answers(
+        asked.bench,
+        path / "answers",
+        asked.items,
+        answer,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+    )
+    return asked

@@ -1,0 +1,63 @@
+"""What every evaluation leaves behind: results.json, report.md, and a row for every verdict."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.config import provenance
+from tarkit.files import write_whole
+
+SCORES = pa.schema(
+    [
+        ("suite", pa.string()),
+        ("task", pa.string()),
+        ("column", pa.string()),
+        ("item", pa.string()),
+        ("sample", pa.int32()),
+        ("seed", pa.int64()),
+        ("prompt", pa.string()),
+        ("file", pa.string()),
+        ("answer", pa.string()),
+        ("label", pa.string()),
+        ("correct", pa.bool_()),
+        ("clauses", pa.list_(pa.bool_())),
+        ("reason", pa.string()),
+        ("detections", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def score_row(suite: str, task: str, column: str, item: str, **more: Any) -> dict[str, Any]:
+    """One row of `scores.parquet`; a column that is not named is null."""
+    return {
+        **dict.fromkeys(SCORES.names),
+        "sample": 0,
+        **{"suite": suite, "task": task, "column": column, "item": item},
+        **more,
+    }
+
+
+def write_outcome(
+    out: Path,
+    metrics: Mapping[str, Any],
+    *,
+    settings: Mapping[str, Any],
+    report: str,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Results with the settings and versions they depend on, the readable report, the verdicts."""
+    if rows is not None:
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCORES), sink, compression="zstd")
+        write_whole(out / "scores.parquet", sink.getvalue())
+    document = {"metrics": metrics, "settings": settings, "versions": provenance()}
+    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_whole(out / "report.md", report.encode())

@@ -1,0 +1,249 @@
+"""Questions about pictures from the files that benchmarks publish, one row each.
+
+A row has `id`, `tag` (the split, subtask or category), `prompt`, `truth`, `meta`, and its picture
+as a path (`picture`) or as encoded bytes (`blob`). What cannot be asked, such as a question about
+two pictures, stays a row: `meta["unasked"]` says why, and it counts as wrong.
+
+Suffixes are those of lmms-eval, which the paper's figures were made with (spec: Table 1).
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tarkit.errors import UserError
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJ"
+MME_TAIL = " Please answer yes or no."
+PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
+
+Row = dict[str, Any]
+
+
+def read_pope(path: Path, images: Path | None) -> list[Row]:
+    """POPE: jsonl rows of question_id, image, text, label; of a folder each file is a split."""
+    folder = _images(path, images, "POPE")
+    rows = []
+    for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
+        split = file.stem.removeprefix("coco_pope_")
+        for number, found in _jsonl(file):
+            _need(found, ("image", "text", "label"), f"{file}:{number}")
+            rows.append(
+                {
+                    "id": f"{split}-{found.get('question_id', number)}",
+                    "tag": split,
+                    "prompt": found["text"] + SHORT,
+                    "picture": str(_inside(folder, found["image"], f"{file}:{number}")),
+                    "truth": found["label"].lower(),
+                    "meta": {"group": found["image"]},
+                }
+            )
+    return rows
+
+
+def read_mme(path: Path, images: Path | None) -> list[Row]:
+    """MME: a folder a subtask, in it (or in `questions_answers_YN`) a .txt beside every picture."""
+    rows = []
+    for folder in sorted(each for each in path.iterdir() if each.is_dir()):
+        texts = sorted([*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt")])
+        for text in texts:
+            for number, line in enumerate(text.read_text(encoding="utf-8").splitlines()):
+                question, tab, answer = line.rpartition("\t")
+                if not tab:
+                    raise UserError(f"{text}:{number + 1} is not a question, a tab and an answer")
+                rows.append(
+                    {
+                        "id": f"{folder.name}-{text.stem}-{number}",
+                        "tag": folder.name,
+                        "prompt": question.replace(MME_TAIL, "").strip() + SHORT,
+                        "picture": str(_beside(folder, text)),
+                        "truth": answer.strip().lower(),
+                        "meta": {"group": text.stem},
+                    }
+                )
+    if not rows:
+        raise UserError(f"{path} has no subtask folders with .txt files")
+    return rows
+
+
+def read_choices(path: Path, images: Path | None) -> list[Row]:
+    """Lettered options: MMBench's .tsv, SEED-Bench's and MMMU's rows, by their columns' names."""
+    rows = []
+    for place, found in _rows(path):
+        options = _options(found, place)
+        _need(found, ("question", "answer"), place)
+        question = str(found["question"]).replace("<image 1>", "").strip()
+        hint = found.get("hint")
+        stem = f"{hint}\n{question}" if hint and str(hint) != "nan" else question
+        listed = "".join(f"\n{letter}. {text}" for letter, text in options.items())
+        row = {
+            "id": str(_first(found, ("id", "index", "question_id"), place)),
+            "tag": str(_first(found, ("category", "subfield", "question_type_id"), "", "all")),
+            "prompt": stem + listed + (LETTER if options else SHORT),
+            "truth": json.dumps(found["answer"]),
+            "meta": {"options": options},
+        }
+        rows.append(row | _picture(found, images, place))
+    return rows
+
+
+def read_short(path: Path, images: Path | None) -> list[Row]:
+    """GQA: {id: {question, answer, imageId, types}} as .json, or rows of the same names."""
+    rows = []
+    for place, found in _rows(path):
+        _need(found, ("question", "answer"), place)
+        types = found.get("types")
+        row = {
+            "id": str(_first(found, ("id", "question_id"), place)),
+            "tag": str(types.get("structural")) if isinstance(types, Mapping) else "all",
+            "prompt": str(found["question"]) + SHORT,
+            "truth": str(found["answer"]),
+            "meta": {},
+        }
+        rows.append(row | _picture(found, images, place))
+    return rows
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def _options(found: Mapping[str, Any], place: str) -> dict[str, str]:
+    given = found.get("options")
+    if isinstance(given, str):
+        try:
+            given = ast.literal_eval(given)  # MMMU writes a list as Python would
+        except (ValueError, SyntaxError):
+            raise UserError(f"{place}: options {given!r} are no list") from None
+    if given is None:
+        given = [
+            text
+            for letter in "ABCD"
+            if (text := found.get(letter) or found.get(f"choice_{letter.lower()}")) is not None
+            and str(text) != "nan"
+        ]
+    return {letter: str(text) for letter, text in zip(LETTERS, given, strict=False)}
+
+
+def _picture(found: Mapping[str, Any], images: Path | None, place: str) -> Row:
+    """`picture`, `blob`, or in `meta` why the question cannot be asked."""
+    more = [name for name in found if re.fullmatch(r"image_[2-9]", name) and found[name]]
+    if more:
+        return {"meta": {"unasked": f"it is about {len(more) + 1} pictures"}}
+    given = next(
+        (found[n] for n in ("image", "image_1", "imageId", "data_id") if found.get(n)), None
+    )
+    if isinstance(given, Mapping):  # as datasets keep pictures: bytes, or a path
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, bytes):
+        return {"blob": given}
+    if given is None:
+        return {"meta": {"unasked": "it names no picture"}}
+    name = str(given)
+    if len(name) > 500:
+        try:
+            return {"blob": base64.b64decode(name, validate=True)}
+        except binascii.Error as error:
+            raise UserError(f"{place}: its picture is no base64: {error}") from None
+    folder = _images(Path(place.split(":")[0]), images, "the benchmark")
+    endings = ("", *PICTURE_ENDINGS)
+    files = [_inside(folder, name + ending, place) for ending in endings]
+    return {"picture": str(next((file for file in files if file.is_file()), files[0]))}
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a file, or of every file of a folder, each with the place it was read from."""
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    for file in files:
+        ending = file.suffix.lower()
+        if ending == ".parquet":
+            for number, row in enumerate(pq.read_table(file).to_pylist()):
+                yield f"{file}:{number}", row
+        elif ending in (".tsv", ".csv"):
+            csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture
+            with file.open(encoding="utf-8", newline="") as lines:
+                reader = csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
+                for row in reader:
+                    yield f"{file}:{reader.line_num}", row
+        elif ending == ".jsonl":
+            for number, row in _jsonl(file):
+                yield f"{file}:{number}", row
+        elif ending == ".json":
+            yield from _json(file)
+        else:
+            raise UserError(f"{file}: questions are .jsonl, .json, .tsv, .csv or .parquet")
+
+
+def _json(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(found, dict) and isinstance(found.get("questions"), list):
+        found = found["questions"]  # SEED-Bench's file
+    pairs = found.items() if isinstance(found, dict) else enumerate(found)
+    for name, row in pairs:
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: {name} is no question but {type(row).__name__}")
+        yield f"{file}:{name}", {"id": name, **row}
+
+
+def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}:{number} is not JSON: {error}") from None
+            if not isinstance(found, dict):
+                raise UserError(f"{file}:{number} is no object")
+            yield number, found
+
+
+def _images(path: Path, images: Path | None, name: str) -> Path:
+    if images is None:
+        raise UserError(f"{path}: {name} names pictures by file", hint="--images DIR")
+    if not images.is_dir():
+        raise UserError(f"{images} is no folder of pictures", hint="--images DIR")
+    return images
+
+
+def _inside(folder: Path, name: str, place: str) -> Path:
+    """`folder / name`, which must not leave the folder."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{place}: the picture {name!r} is outside {folder}")
+    return file
+
+
+def _beside(folder: Path, text: Path) -> Path:
+    places = [
+        where / f"{text.stem}{ending}"
+        for where in (folder, folder / "images")
+        for ending in PICTURE_ENDINGS
+    ]
+    return next((file for file in places if file.is_file()), places[0])
+
+
+def _need(found: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    lacking = [name for name in names if found.get(name) is None]
+    if lacking:
+        raise UserError(f"{place} has no {lacking[0]}; it has {', '.join(map(str, found))}")
+
+
+def _first(
+    found: Mapping[str, Any], names: Sequence[str], place: str, default: str | None = None
+) -> Any:
+    for name in names:
+        if found.get(name) is not None:
+            return found[name]
+    return default if default is not None else place

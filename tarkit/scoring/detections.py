@@ -1,0 +1,44 @@
+"""Detections of pictures in a file, that a detector elsewhere made: one picture a line.
+
+    {"filename": "00000/samples/0000.png", "detections":
+        [{"class": "bench", "box": [x0, y0, x1, y1], "score": 0.97, "color": "red"}]}
+
+Boxes are in pixels, scores in [0, 1]; `color` may be left out. GenEval's own results file holds
+verdicts and no detections: `tarkit eval collect` takes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tarkit.errors import UserError
+from tarkit.scoring.geneval import Detection
+
+
+def read_detections(file: Path) -> dict[str, list[Detection]]:
+    """File name -> detections. Raises UserError with the line of whatever is not as above."""
+    found: dict[str, list[Detection]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, objects = str(row["filename"]), [_detection(each) for each in row["detections"]]
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}:{number} is no line of detections: {error}") from None
+        if name in found:
+            raise UserError(f"{file}:{number} has {name} for the second time")
+        found[name] = objects
+    return found
+
+
+def _detection(row: dict[str, Any]) -> Detection:
+    x0, y0, x1, y1 = (float(side) for side in row["box"])
+    score = float(row["score"])
+    if not (0 <= score <= 1 and x0 <= x1 and y0 <= y1 and math.isfinite(x0 + y0 + x1 + y1)):
+        raise ValueError(f"box {row['box']} and score {score}")
+    colour = row.get("color")
+    return Detection(str(row["class"]), (x0, y0, x1, y1), score, colour and str(colour))
