@@ -20,6 +20,7 @@ from tarkit.places import DtokName
 
 if TYPE_CHECKING:
     from tarkit.artifacts import Artifact
+    from tarkit.outcomes import Scored
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 
@@ -1177,9 +1178,7 @@ def eval_shapes(
             retry_failed=retry_failed,
             device=_device(device),
         )
-    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
-    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
-    return FAILED_ROWS if done.num_failed else 0
+    return _scored(done, as_json)
 
 
 Bench = Annotated[
@@ -1334,9 +1333,7 @@ def eval_score(
         allow_missing=allow_missing,
         device=_device(device),
     )
-    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
-    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
-    return FAILED_ROWS if done.num_failed else 0
+    return _scored(done, as_json)
 
 
 @command(evaluate, "export")
@@ -1366,6 +1363,121 @@ def eval_collect(
 
     typer.echo(str(collect.run(run, file, layout=layout, scorer=scorer)))
     return 0
+
+
+@command(evaluate, "geneval")
+def eval_geneval(
+    out: Out,
+    model: Model = "mini",
+    data: Data = None,
+    n: NumPictures = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
+    guidance: Guidance = None,
+    scorer: Scorer = "hf-m2f",
+    scorer_model: ScorerModel = "facebook/mask2former-swin-small-coco-instance",
+    clip: Clip = "openai/clip-vit-large-patch14",
+    file: ScorerFile = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """GenEval from its prompts to its figures: prepare, generate and score in one."""
+    from tarkit.eval import generate as drawing
+    from tarkit.eval import prepare, score
+
+    sampling = _given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        prompt_guidance=prompt_guidance,
+        guidance=guidance,
+    )
+    on = _device(device)
+    prepare.run("geneval", out=out, data=data, n=n, seed=seed, limit=limit)
+    drawing.run(out, model=model, scale=scale, sampling=sampling, device=on)
+    done = score.run(out, scorer=scorer, model=scorer_model, clip=clip, file=file, device=on)
+    return _scored(done, as_json)
+
+
+@command(evaluate, "dpg")
+def eval_dpg(
+    out: Out,
+    data: Data = None,
+    model: Model = "mini",
+    n: NumPictures = None,
+    seed: Seed = 0,
+    limit: Limit = None,
+    scale: ScaleOption = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    prompt_guidance: PromptGuidance = None,
+    guidance: Guidance = None,
+    scorer: Scorer = "tar",
+    scorer_model: ScorerModel = None,
+    file: ScorerFile = None,
+    server: Server = None,
+    as_published: AsPublished = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """DPG-Bench from its csv to its figures; the judge, --scorer, is part of their name."""
+    from tarkit.eval import generate as drawing
+    from tarkit.eval import prepare, score
+
+    sampling = _given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        prompt_guidance=prompt_guidance,
+        guidance=guidance,
+    )
+    on = _device(device)
+    prepare.run("dpg", out=out, data=data, n=n, seed=seed, limit=limit)
+    drawing.run(out, model=model, scale=scale, sampling=sampling, device=on)
+    done = score.run(
+        out,
+        scorer=scorer,
+        model=scorer_model or (model if scorer == "tar" else None),
+        file=file,
+        server=server,
+        as_published=as_published,
+        device=on,
+    )
+    return _scored(done, as_json)
+
+
+def _asking(bench: str) -> Callable[..., int]:
+    def ask(
+        out: Out,
+        data: Data = None,
+        images: Pictured = None,
+        model: Model = "mini",
+        limit: Limit = None,
+        scale: ScaleOption = None,
+        batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+        allow_missing: AllowMissing = False,
+        device: Device = "auto",
+        as_json: Json = False,
+    ) -> int:
+        from tarkit.eval import answer, prepare, score
+
+        on = _device(device)
+        prepare.run(bench, out=out, data=data, images=images, limit=limit)
+        answer.run(out, model=model, scale=scale, batch_size=batch_size, device=on)
+        return _scored(score.run(out, allow_missing=allow_missing, device=on), as_json)
+
+    ask.__doc__ = f"Score a model on {bench.upper()}: prepare, answer and score in one."
+    return ask
+
+
+for _bench in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu"):
+    command(evaluate, _bench)(_asking(_bench))
 
 
 @command(evaluate, "reflect")
@@ -1579,6 +1691,12 @@ def version(as_json: Json = False) -> int:
 
 def _print(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
+
+
+def _scored(done: "Scored", as_json: bool) -> int:
+    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
+    _print(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
+    return FAILED_ROWS if done.num_failed else 0
 
 
 def _made(artifact: "Artifact", as_json: bool) -> int:

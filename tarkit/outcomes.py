@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ SCORES = pa.schema(
         ("error", pa.string()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The folder of an evaluation's results, its report as text, and how many samples failed."""
+
+    path: Path
+    report: str
+    num_failed: int
 
 
 def score_row(suite: str, task: str, column: str, item: str, **more: Any) -> dict[str, Any]:

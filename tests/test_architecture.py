@@ -35,6 +35,7 @@ NOUNS: dict[str, set[str]] = {
     "prompts": {"artifacts", "errors"},
     "processes": {"progress"},
     "outcomes": {"config", "errors", "files"},
+    "questions": {"errors"},
     "runs": {"errors", "files", "samples"} | ON_DISK,
     "samples": {"errors", "files", "images", "progress"},
     "sources": {"sources", "documents", "errors", "vocab"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tarkit.errors import UserError
 from tarkit.files import read_picture
 from tarkit.images import png_bytes, to_uint8
 from tarkit.manifests import MANIFEST, begin_directory, read_manifest
-from tarkit.outcomes import score_row, write_outcome
+from tarkit.outcomes import Scored, score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.runs import Item, Run, open_run, scorer_folder
 from tarkit.samples import Failure, make_answers, open_pictures, read_answers
@@ -46,15 +46,6 @@ BATCH_SIZE = 16
 
 Row = dict[str, Any]
 Detect = Callable[[Image.Image, Item, str], list[Detection]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The folder of a scorer's results, its report, and how many samples failed."""
-
-    path: Path
-    report: str
-    num_failed: int
 
 
 def run(

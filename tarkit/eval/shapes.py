@@ -27,7 +27,7 @@ from tarkit.artifacts import begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.images import resize, to_uint8
-from tarkit.outcomes import score_row, write_outcome
+from tarkit.outcomes import Scored, score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
 from tarkit.scoring.captions import compare_caption
@@ -74,15 +74,6 @@ _Asked = tuple[Scene, int, str]  # a picture's scene and seed, and the question
 _SHOWN = ("split", "n", "seed", "limit", "scale", "sampling", "answers", "batch_size")
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The directory, its report as text, and how many samples failed."""
-
-    path: Path
-    report: str
-    num_failed: int
-
-
 def run(
     *,
     out: Path,
@@ -97,7 +88,7 @@ def run(
     sampling: Mapping[str, float | int] | None = None,
     retry_failed: bool = False,
     device: str = "cpu",
-) -> Evaluated:
+) -> Scored:
     """Evaluate a model; `limit` takes the first items of each suite, spread over its tasks.
 
     `sampling` changes single numbers of the model's own. `n` pictures are drawn of each geneval
@@ -288,7 +279,7 @@ def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
 # - scores -
 
 
-def score(out: Path) -> Evaluated:
+def score(out: Path) -> Scored:
     """Score what lies in `out` anew, without a model: scores.parquet, results.json, report.md."""
     manifest = read_manifest(out)
     if manifest["kind"] != "results" or "suites" not in manifest["settings"]:
@@ -451,12 +442,12 @@ def _score_captions(out: Path, plan: Plan, batch_size: int, rows: list[Row]) -> 
 
 def _write(
     out: Path, settings: Mapping[str, Any], metrics: Mapping[str, Any], rows: Sequence[Row]
-) -> Evaluated:
+) -> Scored:
     found = tables(metrics)
     report = _report(settings, found)
     show(found)
     write_outcome(out, metrics, settings=settings, report=report, rows=rows)
-    return Evaluated(out, report, sum(row["error"] is not None for row in rows))
+    return Scored(out, report, sum(row["error"] is not None for row in rows))
 
 
 def _report(settings: Mapping[str, Any], found: Sequence[Table]) -> str:
