@@ -45,7 +45,8 @@ def number(value: Any) -> str:
         return str(value) if abs(value) < 10**15 else f"{value:.4g}"
     if value and (abs(value) < 5e-4 or abs(value) >= 1e5):
         return f"{value:.3g}"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:.{digits}f}"
 
 
 def interval(estimate: Metric) -> str:
@@ -283,6 +284,8 @@ def nested(value: Any, *, title: str = "", depth: int = 0) -> list[Block]:
         return [_figures(title, {"value": value})]
     if depth == MAX_DEPTH:
         return [Table(["figure", "value"], [[title, cell(value)]])]
+    if value and all(map(_is_curve, value.values())):
+        return [_curve_table(title, value)]
     flat = {key: inner for key, inner in value.items() if _is_flat(inner)}
     deep = {key: inner for key, inner in value.items() if key not in flat}
     blocks: list[Block] = [_figures(title, flat)] if flat else []
@@ -333,6 +336,24 @@ def _figures(title: str, flat: Metric) -> Table:
         else:
             rows.append([key, cell(value), *[""] * (2 + len(more))])
     return _cut(Table(["figure", "value", "95 % interval", "n", *more], rows, title))
+
+
+def _curve_table(title: str, arms: Mapping[str, Metric]) -> Table:
+    """The curves of `_best_of` as rows, with what each point cost."""
+    points = [(arm, n, curve[n]) for arm, curve in arms.items() for n in sorted(curve, key=int)]
+    more = list(dict.fromkeys(key for *_, point in points for key in point if key not in USUAL))
+    rows: list[list[Cell | str]] = [
+        [
+            arm,
+            n,
+            number(point["value"]),
+            Cell(interval(point), tone="dim"),
+            *(cell(point.get(name)) for name in ("num_prompts", *more[:MAX_COLUMNS])),
+        ]
+        for arm, n, point in points
+    ]
+    header = ["", "N", "value", "95 % interval", "n", *more[:MAX_COLUMNS]]
+    return _cut(Table(header, rows, title))
 
 
 def _matrix(title: str, columns: Sequence[str], alike: Mapping[str, Metric]) -> Table:

@@ -407,7 +407,7 @@ td.right { white-space: nowrap; }
 td.good, .verdict.good { color: var(--good); }
 td.bad, .verdict.bad { color: var(--bad); }
 td.good, td.bad { white-space: nowrap; }
-td.dim { color: var(--soft); }
+td.dim { color: var(--soft); white-space: nowrap; }
 pre {
   background: var(--tint); border-radius: 6px; padding: 12px 14px; overflow-x: auto;
   white-space: pre-wrap; overflow-wrap: anywhere;
@@ -469,6 +469,8 @@ svg .s5 { stroke: var(--s5); } svg .f5 { fill: var(--s5); }
   header, main { padding-left: 14px; padding-right: 14px; }
   header { padding-top: 22px; }
   th, td { padding-right: 14px; }
+  tbody th { min-width: 116px; }
+  figure { padding: 12px 10px 6px; }
 }
 @media print {
   :root { --paper: #ffffff; --card: #ffffff; }

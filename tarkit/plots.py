@@ -368,7 +368,7 @@ def _number(value: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 def _points(at: Sequence[tuple[float, float]]) -> str:

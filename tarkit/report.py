@@ -9,49 +9,39 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tarkit.comparisons import comparison
+from tarkit.curves import training
 from tarkit.errors import UserError
-from tarkit.figures import NOTHING, flattened, known_tables, nested, number, plots, summary
+from tarkit.figures import NOTHING, flattened, known_tables, nested, plots, summary
 from tarkit.files import write_whole
 from tarkit.pages import (
     Block,
     Card,
     Cell,
     Code,
-    Figure,
     Folded,
     Page,
     Paragraph,
-    Picture,
     Section,
     Sheet,
-    Side,
     Table,
-    Tone,
     data_uri,
     shorten,
 )
-from tarkit.plots import Bar, Series, deltas, lines, signed, thinned
-from tarkit.runs import Row, Run, is_finite, picture_of, read_runs, uncovered
-from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
+from tarkit.runs import Row, Run, picture_of, read_runs, uncovered
 from tarkit.worlds.scenes import scene_from_json
 
 INDEX, MARKDOWN = "index.html", "report.md"
-CARD_PX, SHEET_PX = 224, 1100
+CARD_PX = 224
 NUM_ANSWERS = 8
 MAX_TEXT, MAX_SETTING = 240, 2000
-# How a training's figures are grouped; what fits no pattern stands with the rest.
-CODEBOOK = re.compile(r"codebook|perplexity|usage|used|dead|cosine|commit")
-SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "rows_per_s"}
-NOT_DRAWN = {"step", "scale"}
 
 
 def run(
@@ -92,7 +82,7 @@ def run(
                 _run(each, f"run{place}", pictures=pictures, seed=seed)
                 for place, each in enumerate(found, 1)
             ),
-            *_comparison(found),
+            *comparison(found),
             *_differences(found),
             _repeat(found, _own_command(runs, out, title, pictures, seed, allow_missing)),
         ],
@@ -146,7 +136,7 @@ def _are_unlike(runs: Sequence[Run], metric: str) -> bool:
 
 
 def _run(run: Run, anchor: str, *, pictures: int, seed: int) -> Section:
-    blocks: list[Block] = [*_metrics(run), *_training(run)]
+    blocks: list[Block] = [*_metrics(run), *training(run)]
     blocks += _sheet(run, pictures=pictures, seed=seed)
     blocks += _answers(run, seed=seed)
     return Section(run.name, blocks, anchor, lead=_settings_line(run))
@@ -256,296 +246,6 @@ def _truth(label: str) -> str:
         return ", ".join(f"{o.colour} {o.shape} ({o.x:.0f}, {o.y:.0f})" for o in scene.objects)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return label
-
-
-# ---- trainings ----------------------------------------------------------------------------------
-
-
-def _training(run: Run) -> list[Block]:
-    if not run.log:
-        return []
-    curves = Curves(run.log)
-    last = {name: value for name, value in run.log[-1].items() if name not in NOT_DRAWN}
-    blocks: list[Block] = []
-    if run.torn_lines:
-        text = f"{run.torn_lines} lines of metrics.jsonl are no rows of figures and are left out."
-        blocks.append(Paragraph(text, "warning"))
-    if curves.num_left_out:
-        text = f"{curves.num_left_out} values are no finite numbers and are not drawn."
-        blocks.append(Paragraph(text, "warning"))
-    losses = [name for name in curves.names if "loss" in name]
-    codebook = [name for name in curves.names if name not in losses and CODEBOOK.search(name)]
-    rest = [name for name in curves.names if name not in (*losses, *codebook)]
-    drawn = [_curve("loss", curves, losses)] if losses else []
-    drawn += [_curve(f"codebook: {name}", curves, [name]) for name in codebook]
-    drawn += [_curve(name, curves, [name]) for name in rest]
-    blocks.append(Side(drawn))
-    scale = f", scale {number(run.log[-1]['scale'])}" if curves.scales else ""
-    blocks.append(
-        Table(
-            ["figure", "value"],
-            [[name, number(value)] for name, value in last.items()],
-            f"At step {number(run.log[-1]['step'])}{scale}",
-        )
-    )
-    if run.figures:
-        blocks += nested(run.figures, title="the finished model")
-    blocks += _last_samples(run)
-    return [Section("Training", blocks, level=3)]
-
-
-def _curve(title: str, curves: Curves, names: Sequence[str]) -> Figure:
-    series = [line for name in names for line in curves.of(name, alone=len(names) == 1)]
-    drawn = [thinned(each) for each in series]
-    is_thinned = any(len(each.x) < len(whole.x) for each, whole in zip(drawn, series, strict=True))
-    note = "means of neighbouring rows, their range behind" if is_thinned else ""
-    return Figure(lines(drawn, x_name="step", y_name=title), title, note)
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A training's figures as lines over its steps.
-
-    A tokenizer's row is of one scale, and its figures differ between scales: a line each.
-    """
-
-    log: Sequence[Mapping[str, Any]]
-    names: Sequence[str] = field(init=False)
-    scales: Sequence[Any] = field(init=False)
-    num_left_out: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        counts = Counter(
-            name
-            for row in self.log
-            for name, value in row.items()
-            if is_finite(value) and name not in NOT_DRAWN
-        )
-        scales = {row.get("scale") for row in self.log}
-        by_scale = 1 < len(scales) <= 6 and all(is_finite(scale) for scale in scales)
-        object.__setattr__(self, "names", list(counts))
-        object.__setattr__(self, "scales", sorted(scales) if by_scale else [])
-        whole = sum(name not in NOT_DRAWN for row in self.log for name in row)
-        object.__setattr__(self, "num_left_out", whole - counts.total())
-
-    def of(self, name: str, *, alone: bool) -> list[Series]:
-        """The lines of a figure, named by it unless it stands `alone` in its plot."""
-        if not self.scales or name in SAME_AT_EVERY_SCALE:
-            return [self._line(name, name, self.log)]
-        called = "" if alone else f"{name}, "
-        found = [
-            self._line(name, f"{called}scale {scale}", [r for r in self.log if r["scale"] == scale])
-            for scale in self.scales
-        ]
-        return [each for each in found if each.x]
-
-    def _line(self, name: str, called: str, rows: Sequence[Mapping[str, Any]]) -> Series:
-        # By step: a log that two processes wrote into would else run back and forth.
-        points = sorted((row["step"], row[name]) for row in rows if is_finite(row.get(name)))
-        return Series(called, [float(step) for step, _ in points], [float(y) for _, y in points])
-
-
-def _last_samples(run: Run) -> list[Block]:
-    folder = run.path / "samples"
-    sheets = sorted(folder.glob("[0-9]*.png")) if folder.is_dir() else []
-    if not sheets:
-        return []
-    try:
-        picture = picture_of(run, f"samples/{sheets[-1].name}")
-    except UserError as error:
-        return [Paragraph(f"The last sample sheet is not shown: {error.message}", "note")]
-    uri = data_uri(picture, side_px=SHEET_PX)
-    return [Picture(uri, f"Samples of the training: {sheets[-1].name}")]
-
-
-# ---- runs against each other --------------------------------------------------------------------
-
-PAIRED_NOTE = (
-    "Delta is the later run less the first, over the items of both; its 95 % interval from "
-    "redrawing prompts (pictures, where questions share one), paired. Better and worse count "
-    "prompts that rose and fell, p is the exact two-sided sign test of the two counts. No "
-    "correction is made for the number of rows: of twenty, one falls below p = 0.05 by chance. "
-    "Overall is the mean over tasks. A delta has a colour where its interval leaves zero out and "
-    "p is below 0.05."
-)
-
-
-def _comparison(runs: Sequence[Run]) -> list[Section]:
-    blocks: list[Block] = []
-    scored = [each for each in runs if each.scores]
-    for other in scored[1:]:
-        blocks += _pair(scored[0], other)
-    if not blocks:
-        return []
-    return [Section("Comparison", [*blocks, Paragraph(PAIRED_NOTE, "note")], "comparison")]
-
-
-def _pair(first: Run, other: Run) -> list[Block]:
-    blocks: list[Block] = []
-    ceilings: list[tuple[str, Compared]] = []
-    for suite in first.suites():
-        shared = _Shared.of(first, other, suite)
-        if shared is None:
-            continue
-        found = list(shared.compared())
-        if suite.startswith("ceiling_"):
-            ceilings += [(suite.removeprefix("ceiling_"), found[-1][1])]
-            continue
-        title = f"{suite}: {other.name} against {first.name}"
-        blocks.append(_delta_table(title, first.name, other.name, found, note=shared.told))
-        blocks.append(Side([_delta_figure(f"{suite}: delta", found)]))
-    if ceilings:
-        title = f"ceilings: {other.name} against {first.name}"
-        blocks.append(_delta_table(title, first.name, other.name, ceilings, note=""))
-    if not blocks:
-        text = f"{other.name} shares no judged item with {first.name}: nothing is compared."
-        return [Paragraph(text, "note")]
-    return blocks
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Both means and what lies between them."""
-
-    before: float
-    after: float
-    paired: Paired
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What two runs say of the items of one suite that both have, an item a place."""
-
-    tasks: Sequence[str]
-    clusters: Sequence[str]
-    before: Sequence[float]
-    after: Sequence[float]
-    told: str
-
-    @classmethod
-    def of(cls, first: Run, other: Run, suite: str) -> _Shared | None:
-        mine, theirs = _items(first, suite), _items(other, suite)
-        both = [item for item in mine if item in theirs]
-        # An item of one name and another prompt is another item.
-        alike = [item for item in both if mine[item].asked == theirs[item].asked]
-        if not alike:
-            return None
-        told = f"{len(alike)} shared items"
-        single = len(mine) + len(theirs) - 2 * len(both)
-        told += f"; {single} that only one run has are left out" if single else ""
-        differ = len(both) - len(alike)
-        told += f"; {differ} of one name but other prompts are left out" if differ else ""
-        return cls(
-            [mine[item].task for item in alike],
-            [mine[item].cluster for item in alike],
-            [mine[item].value for item in alike],
-            [theirs[item].value for item in alike],
-            told + ".",
-        )
-
-    def compared(self) -> Iterator[tuple[str, Compared]]:
-        """A row a task, and last one over all: GenEval's overall of its tasks, else the mean."""
-        names = [task for task in dict.fromkeys(self.tasks) if task]
-        names.sort(key=lambda name: TASKS.index(name) if name in TASKS else len(TASKS))
-        for name in names if len(names) > 1 else ():
-            yield name, self._over([task == name for task in self.tasks])
-        six = [task in TASKS for task in self.tasks]
-        known = {task for task in names if task != COLOR_POSITION}
-        if known and known <= set(TASKS):
-            over = f"overall over {len(known)} tasks" if len(known) < len(TASKS) else "overall"
-            yield over, self._over(six, by_task=True)
-        else:
-            yield "all", self._over([True] * len(self.tasks))
-
-    def _over(self, chosen: Sequence[bool], *, by_task: bool = False) -> Compared:
-        places = [place for place, is_in in enumerate(chosen) if is_in]
-        before, after = ([values[p] for p in places] for values in (self.before, self.after))
-        groups = [self.tasks[place] if by_task else "" for place in places]
-        clusters = [self.clusters[place] for place in places]
-        found = paired(before, after, clusters=clusters, groups=groups)
-        return Compared(_mean(before, groups), _mean(after, groups), found)
-
-
-def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
-    """The unweighted mean of the groups' means."""
-    array, names = np.asarray(values), np.asarray(groups)
-    return float(np.mean([array[names == name].mean() for name in dict.fromkeys(groups)]))
-
-
-@dataclass(frozen=True)
-class _Item:
-    task: str
-    asked: tuple[str, str]
-    cluster: str
-    value: float
-
-
-def _items(run: Run, suite: str) -> dict[str, _Item]:
-    """Each judged item of a suite with the share of its samples that are correct."""
-    rows: dict[str, list[Row]] = {}
-    for row in run.scores:
-        if row["suite"] == suite and row["correct"] is not None:
-            rows.setdefault(row["item"], []).append(row)
-    return {
-        item: _Item(
-            samples[0]["task"],
-            (samples[0]["task"], samples[0]["prompt"]),
-            _cluster(samples[0]),
-            sum(row["correct"] for row in samples) / len(samples),
-        )
-        for item, samples in rows.items()
-    }
-
-
-def _cluster(row: Row) -> str:
-    """What samples share: their prompt, or the picture, by its seed, that questions are about."""
-    if row["file"] or row["seed"] is None:
-        return f"prompt {row['prompt']}"
-    return f"picture {row['seed']}"
-
-
-def _delta_table(
-    title: str, first: str, other: str, found: Sequence[tuple[str, Compared]], *, note: str
-) -> Table:
-    rows: list[list[Cell | str]] = [
-        [
-            Cell(name, strong=name.startswith(("overall", "all"))),
-            number(each.before),
-            number(each.after),
-            Cell(
-                signed(each.paired.delta),
-                f"[{signed(each.paired.low)}, {signed(each.paired.high)}]",
-                _direction(each.paired),
-            ),
-            str(each.paired.better),
-            str(each.paired.worse),
-            _p(each.paired.p),
-            f"{each.paired.num_items}",
-            f"{each.paired.num_clusters}",
-        ]
-        for name, each in found
-    ]
-    header = ["", first, other, "delta", "better", "worse", "p", "items", "clusters"]
-    return Table(header, rows, title, note)
-
-
-def _direction(found: Paired) -> Tone:
-    """A colour only where the interval leaves zero out and the sign test agrees.
-
-    Of one prompt, or few, the bootstrap's interval is too narrow to be believed alone.
-    """
-    if found.p >= 0.05:
-        return ""
-    return "good" if found.low > 0 else "bad" if found.high < 0 else ""
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
-
-
-def _delta_figure(title: str, found: Sequence[tuple[str, Compared]]) -> Figure:
-    shown = [Bar(name, c.paired.delta, c.paired.low, c.paired.high) for name, c in found]
-    return Figure(deltas(shown), title, "95 % intervals")
 
 
 # ---- settings and repeating ---------------------------------------------------------------------
