@@ -83,10 +83,10 @@ class Curves:
             for name, value in row.items()
             if is_finite(value) and name not in NOT_DRAWN
         )
-        scales = {row.get("scale") for row in self.log}
-        by_scale = 1 < len(scales) <= 6 and all(is_finite(scale) for scale in scales)
+        told: list[Any] = [row.get("scale") for row in self.log]
+        scales = sorted(set(told)) if all(map(is_finite, told)) else []
         object.__setattr__(self, "names", list(counts))
-        object.__setattr__(self, "scales", sorted(scales) if by_scale else [])
+        object.__setattr__(self, "scales", scales if 1 < len(scales) <= 6 else [])
         whole = sum(name not in NOT_DRAWN for row in self.log for name in row)
         object.__setattr__(self, "num_left_out", whole - counts.total())
 

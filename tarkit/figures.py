@@ -160,7 +160,7 @@ def known_tables(metrics: Metric) -> tuple[list[Block], list[str]]:
     of_shapes = {name: value for name, value in metrics.items() if name.endswith("@shapes")}
     try:
         found = tables(of_shapes)
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError):
         return [], []
     shown = [table.title for table in found]
     covered = [

@@ -96,8 +96,8 @@ def _subtitle(runs: Sequence[Run]) -> str:
     trained = sum(bool(each.log) for each in runs)
     kinds = [(len(runs) - trained, "result"), (trained, "training")]
     told = [f"{count} {kind}{'s' if count > 1 else ''}" for count, kind in kinds if count]
-    versions = {each.versions.get("tarkit") for each in runs} - {None}
-    made = f", tarkit {', '.join(sorted(map(str, versions)))}" if versions else ""
+    versions = {str(each.versions["tarkit"]) for each in runs if "tarkit" in each.versions}
+    made = f", tarkit {', '.join(sorted(versions))}" if versions else ""
     return f"{' and '.join(told)}{made}"
 
 
@@ -360,7 +360,8 @@ def _command(run: Run) -> str:
         words = ["tarkit", "train", settings["stage"], str(run.path / "run.toml")]
         for name, parent in run.parents.items():
             path = parent.get("path") if isinstance(parent, Mapping) else None
-            words += _option(re.sub(r"_\d+$", "", name), str(run.path / path) if path else None)
+            place = str(run.path / path) if isinstance(path, str) else None
+            words += _option(re.sub(r"_\d+$", "", name), place)
         return shlex.join([*words, "--out", "DIR"])
     return ""
 

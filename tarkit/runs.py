@@ -26,6 +26,7 @@ MAX_TEXT_BYTES = 256 << 20
 MAX_SCORE_BYTES = 1 << 30
 """Of the columns read, unpacked: a few million judged samples."""
 MAX_PICTURE_BYTES = 64 << 20
+MAX_DEPTH = 64
 
 # The columns of the evaluations' scores.parquet that are read; one that is absent is null.
 COLUMNS = pa.schema(
@@ -133,7 +134,7 @@ def uncovered(run: Run) -> Iterator[tuple[str, float]]:
     def walk(name: str, value: Any) -> Iterator[tuple[str, float]]:
         for key, inner in value.items() if isinstance(value, Mapping) else ():
             if key == "coverage" and is_number(inner) and not inner >= 1:
-                yield name, float(inner)
+                yield name, float(inner) if is_finite(inner) else math.nan
             yield from walk(name, inner)
 
     for name, value in run.metrics.items():
@@ -177,9 +178,25 @@ def _json(path: Path) -> Mapping[str, Any]:
         found = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if _is_deep(found):
+        raise UserError(f"{path} holds tables in tables to a depth of {MAX_DEPTH} and more")
     if not isinstance(found, dict):
         raise UserError(f"{path} holds a {type(found).__name__}, not a table")
     return found
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether tables and lists lie too deep in each other for what walks through them."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = inner
+    return bool(level)
 
 
 def _log(path: Path) -> tuple[list[Mapping[str, Any]], int]:
@@ -191,7 +208,7 @@ def _log(path: Path) -> tuple[list[Mapping[str, Any]], int]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and is_finite(row.get("step")):
+        if isinstance(row, dict) and is_finite(row.get("step")) and not _is_deep(row):
             rows.append(row)
         else:
             torn += 1

@@ -293,6 +293,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         "holds no metrics": ("results.json", b'{"metrics": 3}'),
         "cannot be read": ("results.json", b"\xff\xfe"),
         "is not JSON: maximum": ("results.json", b"[" * 100_000),
+        "to a depth of 64": ("results.json", b'{"a":' * 99 + b"1" + b"}" * 99),
         "as judged samples": ("scores.parquet", b"PAR1 and no more"),
     }
     for message, (name, content) in cases.items():
@@ -320,6 +321,23 @@ def test_scores_of_other_columns_are_read_and_of_other_types_refused(tmp_path: P
     pq.write_table(odd, run / "scores.parquet")
     with pytest.raises(UserError, match="as judged samples"):
         report.run([run], out=tmp_path / "out")
+
+
+def test_odd_values_everywhere_are_shown_and_break_nothing(tmp_path: Path) -> None:
+    odd: list[Any] = [10**400, -(10**400), float("nan"), 1e308, [], {}, [[]], [{}], "", None, True]
+    for place, value in enumerate(odd):
+        point = {"value": value, "low": value, "high": value}
+        names = ("geneval", "pope", "caption", "ceiling_truth", "codes")
+        metrics = {f"{name}@shapes": {"tasks": {"a": value, "b": point}} for name in names}
+        metrics |= {"x@y": value, "curves@y": {"arms": {"a": {"1": point, "2": point}}}}
+        settings = {"suites": [value], "sampling": {"top_k": value}, "stage": value, "n": value}
+        run = make_run(tmp_path / f"run{place}", metrics=metrics, settings=settings)
+        document = json.loads((run / "results.json").read_text()) | {"versions": {"tarkit": value}}
+        (run / "results.json").write_text(json.dumps(document))
+        row = {"step": 1, "loss": value, "scale": value}
+        log = make_training(tmp_path / f"log{place}", [json.dumps(row), json.dumps({"step": 2})])
+        (log / "config.json").write_text(json.dumps({"figures": {"a": value}}))
+        page_of(run, log, out=tmp_path / "out")
 
 
 # ---- trainings ----------------------------------------------------------------------------------
