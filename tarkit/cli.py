@@ -1686,6 +1686,33 @@ def version(as_json: Json = False) -> int:
     return 0
 
 
+@command(app, "report")
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Results of evaluations, or folders of trainings."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page goes.")],
+    title: Annotated[str | None, typer.Option("--title", help="Above the page.")] = None,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=0, help="Judged pictures shown of each run.")
+    ] = 24,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws those pictures.")] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Also show figures that lack samples.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Write one page of runs, for any browser: tables, plots, pictures, paired comparisons."""
+    from tarkit import report as verb
+
+    page = verb.run(
+        runs, out=out, title=title, pictures=pictures, seed=seed, allow_missing=allow_missing
+    )
+    _print({"path": str(page)}, str(page), as_json)
+    return 0
+
+
 # ---- what the commands share -------------------------------------------------------------------
 
 

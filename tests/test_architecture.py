@@ -45,10 +45,16 @@ NOUNS: dict[str, set[str]] = {
     "checkpoints": {"models", "places", "published"} | LEAVES - {"worlds"},
     "detokenizers": {"checkpoints", "models", "places", "published", "errors"},
     "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"worlds"},
+    "pages": {"errors", "images"},
+    "plots": {"pages"},
+    "reported": {"errors", "files", "manifests"},
+    "figures": {"pages", "plots", "reported", "scoring"},
+    "curves": {"errors", "figures", "pages", "plots", "reported"},
+    "comparisons": {"figures", "pages", "plots", "reported", "scoring"},
     "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
-VERBS |= {"inspect", "assemble", "convert", "export"}
+VERBS |= {"inspect", "assemble", "convert", "export", "report"}
 # The loop and the streams stand in train/ because only trainings share them.
 SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data"}
 

@@ -49,7 +49,7 @@ def run(path: Path, file: Path, *, layout: str = "geneval-jsonl", scorer: str = 
                     sample=sample,
                     seed=asked.seed_of(item, sample),
                     prompt=item.prompt,
-                    file=f"../../samples/{place}",
+                    file=f"samples/{place}",
                     correct=bool(found["correct"]),
                     reason=found.get("reason") or None,
                 )

@@ -1,0 +1,73 @@
+"""Which figure speaks for a metric, and how anything at all becomes tables."""
+
+from typing import Any
+
+import pytest
+
+from tarkit.figures import at, flattened, headline, nested, number, plots, summary
+from tarkit.pages import Side, Table
+
+HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
+
+
+@pytest.mark.parametrize(
+    ("metric", "path"),
+    [
+        (0.5, ()),
+        (HALF, ()),
+        ({"micro": HALF, "overall": HALF}, ("overall",)),
+        ({"kinds": {"a": {"accuracy": HALF}}, "all": {"accuracy": HALF}}, ("all", "accuracy")),
+        ({"overall": None, "deep": {"er": {"x": HALF}}, "y": {"z": HALF}}, ("y", "z")),
+        ({"arms": {"a": {"2": HALF, "10": HALF}}}, ("arms", "a", "10")),
+        ({"coverage": 1.0, "n": 3, "part": {"share": 0.5}}, ("part", "share")),
+        ({"coverage": 1.0, "said": "so"}, None),
+        (None, None),
+    ],
+)
+def test_one_figure_speaks_for_a_metric(metric: Any, path: tuple[str, ...] | None) -> None:
+    assert headline(metric) == path
+    assert path is None or at(metric, path) in (0.5, HALF)
+
+
+def test_the_summary_has_a_row_a_metric_and_a_column_a_run() -> None:
+    table = summary(["one", "two"], [{"a@x": HALF, "b@x": {"said": "so"}}, {"a@y": {"f1": 0.25}}])
+    rows = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
+    assert rows == [["a@x", "0.500", "–"], ["b@x", "below", "–"], ["a@y", "–", "0.250"]]
+
+
+def test_alike_tables_become_rows_and_others_their_own() -> None:
+    value = {"a": {"x": 1, "y": HALF}, "b": {"x": 2}, "c": {"deep": {"er": 3}}, "d": 4}
+    flat, rows, deeper = nested(value, title="t")
+    assert isinstance(flat, Table) and isinstance(rows, Table) and isinstance(deeper, Table)
+    assert (flat.title, rows.title, deeper.title) == ("t", "t", "t · c · deep")
+    assert (list(rows.header), len(rows.rows)) == (["", "x", "y"], 2)
+    assert list(deeper.rows[0])[0] == "er"
+
+
+def test_what_an_estimate_carries_beside_its_interval_is_shown() -> None:
+    (table,) = nested({"a": HALF | {"tokens": 12}, "b": {}})
+    assert isinstance(table, Table)
+    assert list(table.header) == ["figure", "value", "95 % interval", "n", "tokens"]
+
+
+def test_many_rows_are_cut_and_counted() -> None:
+    (table,) = nested({str(n): n for n in range(450)})
+    assert isinstance(table, Table)
+    assert (len(table.rows), table.note) == (400, "50 more rows stand in the file.")
+
+
+def test_bars_are_drawn_of_estimates_that_stand_together() -> None:
+    (side,) = plots({"m@x": {"tasks": {"a": HALF, "b": HALF, "n": 7}, "one": {"a": HALF}}})
+    assert isinstance(side, Side)
+    assert [figure.title for figure in side.figures] == ["m@x: tasks"]
+    assert plots({"m@x": {"tasks": {"a": HALF, "b": {**HALF, "low": -1.0}}}}) == []
+
+
+def test_numbers_have_the_digits_that_count() -> None:
+    shown = [number(value) for value in (0.1234, 12.346, 123.46, 0.00012345, 1234567.0, 7, True)]
+    assert shown == ["0.123", "12.35", "123.5", "0.000123", "1.23e+06", "7", "True"]
+
+
+def test_settings_are_flattened_to_their_names() -> None:
+    found = dict(flattened({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": "text"}))
+    assert found == {"a.b": "1", "a.c": "{}", "d": "[1, 2]", "e": "text"}
