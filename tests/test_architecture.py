@@ -47,10 +47,10 @@ NOUNS: dict[str, set[str]] = {
     "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"worlds"},
     "pages": {"errors", "images"},
     "plots": {"pages"},
-    "reported": {"errors", "files", "manifests"},
-    "figures": {"pages", "plots", "reported", "scoring"},
-    "curves": {"errors", "figures", "pages", "plots", "reported"},
-    "comparisons": {"figures", "pages", "plots", "reported", "scoring"},
+    "records": {"errors", "files", "manifests"},
+    "figures": {"pages", "plots", "records", "scoring"},
+    "curves": {"errors", "figures", "pages", "plots", "records"},
+    "comparisons": {"figures", "pages", "plots", "records", "scoring"},
     "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
