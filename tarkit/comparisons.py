@@ -10,7 +10,7 @@ import numpy as np
 from tarkit.figures import number
 from tarkit.pages import Block, Cell, Figure, Paragraph, Section, Side, Table, Tone
 from tarkit.plots import Bar, deltas, signed
-from tarkit.runs import Row, Run
+from tarkit.records import Row, Run
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
 
 PAIRED_NOTE = (

@@ -12,7 +12,7 @@ from tarkit.errors import UserError
 from tarkit.figures import nested, number
 from tarkit.pages import Block, Figure, Paragraph, Picture, Section, Side, Table, data_uri
 from tarkit.plots import Series, lines, thinned
-from tarkit.runs import Run, is_finite, picture_of
+from tarkit.records import Run, is_finite, picture_of
 
 SHEET_PX = 1100
 # What tells of a codebook; the loss comes before it, everything else behind.

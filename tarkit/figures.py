@@ -14,7 +14,7 @@ from typing import Any
 
 from tarkit.pages import Block, Cell, Figure, Side, Table, shorten
 from tarkit.plots import Bar, Series, bars, lines
-from tarkit.runs import is_finite, is_number
+from tarkit.records import is_finite, is_number
 from tarkit.scoring.statistics import TASKS
 from tarkit.scoring.tables import tables
 

@@ -35,7 +35,7 @@ from tarkit.pages import (
     data_uri,
     shorten,
 )
-from tarkit.runs import Row, Run, picture_of, read_runs, uncovered
+from tarkit.records import Row, Run, picture_of, read_runs, uncovered
 from tarkit.worlds.scenes import scene_from_json
 
 INDEX, MARKDOWN = "index.html", "report.md"

@@ -42,10 +42,10 @@ NOUNS: dict[str, set[str]] = {
     "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"worlds"},
     "pages": {"errors", "images"},
     "plots": {"pages"},
-    "runs": {"errors", "files", "manifests"},
-    "figures": {"pages", "plots", "runs", "scoring"},
-    "curves": {"errors", "figures", "pages", "plots", "runs"},
-    "comparisons": {"figures", "pages", "plots", "runs", "scoring"},
+    "records": {"errors", "files", "manifests"},
+    "figures": {"pages", "plots", "records", "scoring"},
+    "curves": {"errors", "figures", "pages", "plots", "records"},
+    "comparisons": {"figures", "pages", "plots", "records", "scoring"},
     "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
