@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tarkit.pages import Block, Cell, Figure, Side, Table, shorten
-from tarkit.plots import Bar, Series, bars, lines
+from tarkit.plots import NUM_COLOURS, Bar, Series, bars, lines, signed
 from tarkit.records import is_finite, is_number
 from tarkit.scoring.statistics import TASKS
 from tarkit.scoring.tables import tables
@@ -25,6 +25,7 @@ MAX_CELL = 400
 NOTHING = "–"
 ENDS = ("value", "low", "high")
 USUAL = (*ENDS, "num_prompts")
+DELTA = ("delta", "low", "high", "p")
 # What stands for a whole metric, the first that it has; otherwise its first estimate.
 HEADLINES = (("overall",), ("all", "accuracy"), ("all", "f1"), ("score",), ("accuracy",), ("f1",))
 LEADING = ("overall", "accuracy", "f1", "score")
@@ -35,6 +36,10 @@ Named = tuple[str, ...]
 
 def is_estimate(value: Any) -> bool:
     return isinstance(value, Mapping) and all(is_number(value.get(name)) for name in ENDS)
+
+
+def is_delta(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(is_number(value.get(name)) for name in DELTA)
 
 
 def number(value: Any) -> str:
@@ -59,6 +64,8 @@ def cell(value: Any) -> Cell:
         rests_on = value.get("num_prompts")
         count = f" ({rests_on})" if is_number(rests_on) else ""
         return Cell(number(value["value"]), f"{interval(value)}{count}")
+    if is_delta(value):
+        return Cell(signed(value["delta"]), f"{interval(value)}, p {number(value['p'])}")
     if value is None:
         return Cell(NOTHING, tone="dim")
     if is_number(value):
@@ -205,7 +212,7 @@ def _plots_of(name: str, metric: Any) -> Iterator[Figure]:
         return
     curves = _curves(metric)
     if curves is not None:
-        yield _best_of(name, *curves)
+        yield from _best_of(name, *curves)
     for key, group in metric.items():
         if not isinstance(group, Mapping) or is_estimate(group) or curves and key == curves[0]:
             continue
@@ -260,7 +267,17 @@ def _is_curve(arm: Any) -> bool:
     )
 
 
-def _best_of(name: str, key: str, arms: Mapping[str, Metric]) -> Figure:
+def _best_of(name: str, key: str, arms: Mapping[str, Metric]) -> Iterator[Figure]:
+    """A few arms a plot, so that no colour stands for two; the first and the last arm, what there
+    is without a choice and at best, are in every one."""
+    first, *middle, last = arms if len(arms) > 1 else (*arms, *arms)
+    each = NUM_COLOURS - 2
+    for start in range(0, max(len(middle), 1), each):
+        names = dict.fromkeys((first, *middle[start : start + each], last))
+        yield _arms_figure(f"{name}: score over N by {key}", {arm: arms[arm] for arm in names})
+
+
+def _arms_figure(title: str, arms: Mapping[str, Metric]) -> Figure:
     series = []
     for arm, curve in arms.items():
         points = sorted((int(n), value) for n, value in curve.items() if _drawable(value))
@@ -268,7 +285,7 @@ def _best_of(name: str, key: str, arms: Mapping[str, Metric]) -> Figure:
         series.append(Series(arm, [float(n) for n, _ in points], *columns))
     places = sorted({x for each in series for x in each.x})
     svg = lines(series, x_name="N", x_ticks=places, whiskers=True, y_name="score")
-    return Figure(svg, f"{name}: score over N by {key}", "95 % intervals")
+    return Figure(svg, title, "95 % intervals")
 
 
 def _drawable(estimate: Metric) -> bool:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tarkit.figures import at, flattened, headline, nested, number, plots, summary
-from tarkit.pages import Side, Table
+from tarkit.figures import at, cell, flattened, headline, nested, number, plots, summary
+from tarkit.pages import Cell, Side, Table
 
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 
@@ -71,3 +71,21 @@ def test_numbers_have_the_digits_that_count() -> None:
 def test_settings_are_flattened_to_their_names() -> None:
     found = dict(flattened({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": "text"}))
     assert found == {"a.b": "1", "a.c": "{}", "d": "[1, 2]", "e": "text"}
+
+
+def test_a_paired_difference_takes_one_cell_with_its_sign() -> None:
+    gain = {"delta": 0.04, "low": -0.01, "high": 0.09, "p": 0.375, "better": 4, "worse": 1}
+    assert cell(gain) == Cell("+0.040", "[-0.010, 0.090], p 0.375")
+
+
+def test_many_arms_are_several_plots_and_no_colour_stands_for_two() -> None:
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    arms = {f"arm-{n}": {"1": estimate, "2": estimate} for n in range(10)}
+    (side,) = plots({"reflect@x": {"arms": arms}})
+    assert isinstance(side, Side)
+    drawn = side.figures
+    # Eight between the first and the last, four a plot.
+    assert len(drawn) == 2
+    for figure in drawn:
+        assert "arm-0" in figure.svg and "arm-9" in figure.svg
+    assert "arm-4" in drawn[0].svg and "arm-5" in drawn[1].svg
