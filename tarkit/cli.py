@@ -1352,7 +1352,7 @@ def eval_export(
 @command(evaluate, "collect")
 def eval_collect(
     run: RunDir,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What a scorer wrote.")],
+    file: Annotated[Path, typer.Argument(help="What the scorer wrote.")],
     layout: Annotated[str, typer.Option("--format", help="geneval-jsonl.")] = "geneval-jsonl",
     scorer: Annotated[
         str, typer.Option("--scorer", help="The name its figures get: geneval@NAME.")

@@ -22,6 +22,16 @@ def read_picture(path: Path) -> Image.Image:
     raise UserError(f"the picture {path} cannot be read: {why}", hint=INGEST)
 
 
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(number from 1, line) of the lines of a text file that are not blank; raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{path} cannot be read: {why}") from None
+    return [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """`data` under its name, whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
+from tarkit.files import read_lines
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -198,15 +199,14 @@ def _json(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                found = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number} is not JSON: {error}") from None
-            if not isinstance(found, dict):
-                raise UserError(f"{file}:{number} is no object")
-            yield number, found
+    for number, line in read_lines(file):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}:{number} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{file}:{number} is no object")
+        yield number, found
 
 
 def _images(path: Path, images: Path | None, name: str) -> Path:

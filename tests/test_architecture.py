@@ -35,7 +35,7 @@ NOUNS: dict[str, set[str]] = {
     "prompts": {"artifacts", "errors"},
     "processes": {"progress"},
     "outcomes": {"config", "errors", "files"},
-    "questions": {"errors"},
+    "questions": {"errors", "files"},
     "runs": {"errors", "files", "samples"} | ON_DISK,
     "samples": {"errors", "files", "images", "progress"},
     "sources": {"sources", "documents", "errors", "vocab"},
@@ -51,7 +51,7 @@ NOUNS: dict[str, set[str]] = {
     "figures": {"pages", "plots", "records", "scoring"},
     "curves": {"errors", "figures", "pages", "plots", "records"},
     "comparisons": {"figures", "pages", "plots", "records", "scoring"},
-    "scoring": {"scoring", "tar", "places", "checkpoints", "models"} | LEAVES,
+    "scoring": {"scoring", "files", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
 VERBS |= {"inspect", "assemble", "convert", "export", "report"}

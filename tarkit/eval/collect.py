@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tarkit.errors import UserError
+from tarkit.files import read_lines
 from tarkit.outcomes import score_row, write_outcome
 from tarkit.runs import open_run, scorer_folder
 from tarkit.scoring.results import run_figures
@@ -71,9 +72,7 @@ def run(path: Path, file: Path, *, layout: str = "geneval-jsonl", scorer: str = 
 def _verdicts(file: Path) -> dict[str, dict[str, Any]]:
     """`00000/samples/0000.png` -> the line about it."""
     found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         try:
             row = json.loads(line)
             name, _ = "/".join(PurePosixPath(row["filename"]).parts[-3:]), bool(row["correct"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.files import read_picture, write_whole
+from tarkit.files import read_lines, read_picture, write_whole
 from tarkit.images import decode, kept_bytes
 from tarkit.questions import read_choices, read_mme, read_pope, read_short
 from tarkit.runs import Item, Run, begin_run
@@ -101,13 +101,23 @@ def _geneval(data: Path | None, images: Path | None) -> list[dict[str, Any]]:
     if data is None:
         records = geneval_prompts()
     else:
-        records = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+        records = [_record(data, number, line) for number, line in read_lines(data)]
     for record in records:
         check(record, [])  # raises UserError where it is not GenEval's schema
     return [
         {"id": f"{row:05d}", "tag": record["tag"], "prompt": record["prompt"], "meta": record}
         for row, record in enumerate(records)
     ]
+
+
+def _record(data: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if not (isinstance(found["tag"], str) and isinstance(found["prompt"], str)):
+            raise TypeError("tag and prompt are texts")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{data}:{number} is no line of GenEval's metadata: {error}") from None
+    return dict(found)
 
 
 def _dpg(data: Path | None, images: Path | None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.files import read_picture
+from tarkit.files import read_lines, read_picture
 from tarkit.images import png_bytes, to_uint8
 from tarkit.manifests import MANIFEST, begin_directory, read_manifest
 from tarkit.outcomes import Scored, score_row, write_outcome
@@ -343,7 +343,7 @@ def _given(file: Path | None, wanted: Sequence[tuple[str, int, int]]) -> list[st
     if file is None:
         raise UserError("the scorer answers reads them from a file", hint="--file JSONL")
     known: dict[tuple[str, int, int], str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(file):
         try:
             row = json.loads(line)
             known[str(row["item"]), int(row["sample"]), int(row["question"])] = str(row["answer"])

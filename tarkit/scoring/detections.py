@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.errors import UserError
+from tarkit.files import read_lines
 from tarkit.scoring.geneval import Detection
 
 
 def read_detections(file: Path) -> dict[str, list[Detection]]:
     """File name -> detections. Raises UserError with the line of whatever is not as above."""
     found: dict[str, list[Detection]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         try:
             row = json.loads(line)
             name, objects = str(row["filename"]), [_detection(each) for each in row["detections"]]

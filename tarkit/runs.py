@@ -1,0 +1,143 @@
+"""One run of a benchmark on disk: items, samples or answers, scores.
+
+    RUN/manifest.json  items.parquet              what is asked; written first, and once
+    RUN/samples/00000/{metadata.jsonl, samples/0000.png}   GenEval's own layout: prompt row, sample
+    RUN/answers/00000.jsonl                       one file a batch of questions
+    RUN/scores/SCORER/{scores.parquet, results.json, report.md}
+
+A seed is a hash of the run's seed, the benchmark, the item and the sample, whatever the order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.errors import UserError
+from tarkit.files import write_whole
+from tarkit.manifests import begin_directory, read_manifest
+
+ITEMS = "items.parquet"
+SCHEMA = pa.schema(
+    [
+        ("item", pa.string()),
+        ("tag", pa.string()),
+        ("prompt", pa.string()),
+        ("picture", pa.string()),
+        ("truth", pa.string()),
+        ("meta", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt to draw, or one question about `picture` with its true answer.
+
+    `meta` is what a scorer needs beyond it; GenEval's record of a prompt, for example.
+    """
+
+    id: str
+    tag: str
+    prompt: str
+    picture: str | None = None
+    truth: str | None = None
+    meta: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was begun; `n` pictures of every item are drawn."""
+
+    path: Path
+    bench: str
+    items: tuple[Item, ...]
+    n: int
+    seed: int
+
+    def seed_of(self, item: Item, sample: int) -> int:
+        """48 bits that depend on nothing but the run's seed and what the sample is."""
+        text = f"{self.seed}|{self.bench}|{item.id}|{sample}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+    def picture(self, row: int, sample: int) -> Path:
+        return self.path / "samples" / f"{row:05d}" / "samples" / f"{sample:04d}.png"
+
+    def metadata(self, row: int) -> Path:
+        return self.path / "samples" / f"{row:05d}" / "metadata.jsonl"
+
+
+def begin_run(
+    out: Path, bench: str, items: Sequence[Item], *, n: int, seed: int, settings: Mapping[str, Any]
+) -> Run:
+    """Writes what is asked. Raises UserError where `out` was begun with other settings or items."""
+    repeated = len(items) - len({item.id for item in items})
+    if repeated or not items:
+        raise UserError(f"{len(items)} items of {bench}, {repeated} of them with an id twice")
+    rows = [_row(item) for item in items]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    begin_directory(
+        out,
+        "run",
+        settings={
+            **settings,
+            "bench": bench,
+            "n": n,
+            "seed": seed,
+            "num_items": len(items),
+            "items_sha256": digest,
+        },
+    )
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
+    write_whole(out / ITEMS, sink.getvalue())
+    return Run(out, bench, tuple(items), n, seed)
+
+
+def open_run(path: Path) -> Run:
+    """The run at `path`; raises UserError where there is none or it holds other items."""
+    manifest = read_manifest(path)
+    if manifest["kind"] != "run" or not (path / ITEMS).exists():
+        raise UserError(
+            f"{path} holds {manifest['kind']}, not a run of a benchmark",
+            hint="tarkit eval prepare geneval --out DIR",
+        )
+    rows = pq.read_table(path / ITEMS).to_pylist()
+    settings = manifest["settings"]
+    if hashlib.sha256(json.dumps(rows).encode()).hexdigest() != settings["items_sha256"]:
+        raise UserError(f"{path / ITEMS} is not what the run was begun with")
+    items = tuple(
+        Item(
+            row["item"],
+            row["tag"],
+            row["prompt"],
+            row["picture"],
+            row["truth"],
+            json.loads(row["meta"]) if row["meta"] else None,
+        )
+        for row in rows
+    )
+    return Run(path, settings["bench"], items, settings["n"], settings["seed"])
+
+
+def _row(item: Item) -> dict[str, Any]:
+    found = asdict(item)
+    found["item"] = found.pop("id")
+    found["meta"] = json.dumps(item.meta) if item.meta is not None else None
+    return {name: found[name] for name in SCHEMA.names}
+
+
+def scorer_folder(run: Run, scorer: str) -> Path:
+    """Where the scores of one scorer lie, `scores/geneval@hf-m2f`."""
+    if not re.fullmatch(r"[\w.+-]+", scorer):
+        raise UserError(f"a scorer's name is letters, digits, '.', '+', '-', not {scorer!r}")
+    return run.path / "scores" / f"{run.bench}@{scorer}"
