@@ -265,10 +265,15 @@ def curate_ingest(
 
 @command(curate, "prompts")
 def curate_prompts(
-    source: Annotated[
-        Path, typer.Argument(help="Prompts as .txt, .jsonl, .csv or .parquet, or a folder of them.")
-    ],
     out: Out,
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Prompts as .txt, .jsonl, .csv or .parquet, or a folder of them."),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option("--style", help="Make prompts by rule, as those of geneval or dpg."),
+    ] = None,
     exclude: Annotated[
         list[Path] | None,
         typer.Option(
@@ -283,13 +288,14 @@ def curate_prompts(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Take prompts that people wrote: cleaned, and each but once."""
+    """Take prompts that people wrote, or make them by rule: cleaned, and each but once."""
     from tarkit.curate import prompts
 
     if dry_run:
         counts = prompts.preview(
             source,
             out=out,
+            style=style,
             exclude=exclude or (),
             config=config,
             overrides=overrides or (),
@@ -299,6 +305,7 @@ def curate_prompts(
     artifact = prompts.run(
         source,
         out=out,
+        style=style,
         exclude=exclude or (),
         config=config,
         overrides=overrides or (),

@@ -32,6 +32,7 @@ NOUNS: dict[str, set[str]] = {
     "files": {"errors", "images"},
     "plan": ON_DISK,
     "mapping": {"progress"} | ON_DISK,
+    "prompt_styles": {"errors", "scoring"},
     "prompts": {"artifacts", "errors"},
     "processes": {"progress"},
     "outcomes": {"config", "errors", "files"},

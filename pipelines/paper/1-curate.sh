@@ -10,7 +10,6 @@
 #   examples.txt                      long prompts whose style the captions follow, a line each
 #   geneval.jsonl, dpg.jsonl          prompts of GenEval and DPG-Bench, which stay unseen
 #   text.jsonl, llava.json, llava/    text-only rows; LLaVA's conversations and their pictures
-#   judge_prompts.txt                 prompts in the style of GenEval and DPG-Bench
 # Where SEER and WRITER are served, give caption, split and judge --server http://HOST:8000/v1 as well.
 set -euo pipefail
 sources=$1
@@ -44,12 +43,15 @@ for part in megalith_prompts imagenet_prompts user_prompts; do
     done
 done
 
-# Self-Reflect: pictures of benchmark-like prompts, judged (Sec. 4.3).
-rows tarkit curate prompts "$sources/judge_prompts.txt" --exclude "$sources/geneval.jsonl" --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$work/judge_prompts"
-rows tarkit curate synthesize "$work/judge_prompts" --generator "$painter" --set seeds=2 --limit "$limit" --out "$work/judge_pictures"
-rows tarkit curate judge "$work/judge_pictures" --llm "$seer" --set mismatched=0.3 --out "$work/judgements"
-rows tarkit encode "$work/judge_pictures" --tokenizer "$tokenizer" --out "$work/judge_tokens"
-rows tarkit curate chats "$work/judge_tokens" --judgements "$work/judgements" --set t2i_per_picture=0 --set captions_per_picture=0 --set i2i_per_picture=0 --out "$work/judge_chats"
+# Self-Reflect: pictures of prompts in the style of GenEval and DPG-Bench, judged (Sec. 4.3).
+for style in geneval dpg; do
+    judged="$work/judge_$style"
+    rows tarkit curate prompts --style "$style" --set count=85000 --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$judged/prompts"
+    rows tarkit curate synthesize "$judged/prompts" --generator "$painter" --set seeds=2 --limit "$limit" --out "$judged/pictures"
+    rows tarkit curate judge "$judged/pictures" --llm "$seer" --set mismatched=0.3 --out "$judged/judgements"
+    rows tarkit encode "$judged/pictures" --tokenizer "$tokenizer" --out "$judged/tokens"
+    rows tarkit curate chats "$judged/tokens" --judgements "$judged/judgements" --set t2i_per_picture=0 --set captions_per_picture=0 --set i2i_per_picture=0 --out "$judged/chats"
+done
 
 # Instructions: text alone, and conversations about pictures.
 rows tarkit curate chats --text "$sources/text.jsonl" --out "$work/text_chats"

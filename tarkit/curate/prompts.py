@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -31,7 +32,9 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.manifests import MANIFEST, file_sha256
 from tarkit.progress import Progress
+from tarkit.prompt_styles import STYLES
 from tarkit.ranks import rank_and_world
+from tarkit.scoring.geneval_prompts import geneval_prompts
 
 COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption")
 MAX_LINE_BYTES = 1 << 20
@@ -50,6 +53,9 @@ class PromptsConfig(Config):
     min_chars: int = Field(default=3, ge=1)
     max_chars: int = Field(default=2_000, ge=1)
     licence: str | None = None
+    count: int = Field(default=10_000, ge=1)
+    """Of prompts that are made in a style."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,10 @@ class _Read:
 
 
 def run(
-    source: Path,
+    source: Path | None,
     *,
     out: Path,
+    style: str | None = None,
     exclude: Sequence[Path] = (),
     config: Path | None = None,
     overrides: Sequence[str] = (),
@@ -73,14 +80,16 @@ def run(
 ) -> Artifact:
     """Write the prompts artifact `out` from a file of prompts, or a folder of such files.
 
-    A prompt that stands in a file of `exclude`, whose layouts are the same, is left out.
+    Instead of a source, `style` (`geneval`, `dpg`) names a rule that makes them. A prompt that
+    stands in a file of `exclude`, whose layouts are the same, is left out, and of those that are
+    made also whatever is GenEval's own.
 
     `.txt` has a prompt a line, `.jsonl`, `.csv` and `.parquet` a column of `COLUMNS`. `limit` takes
     the first rows of the source.
     """
     settings = load_config(PromptsConfig, config, overrides)
-    files = _files(source)
-    kept, counts = _plan(files, settings, limit, exclude)
+    found = _source(source, style, settings)
+    kept, counts = _plan(found, limit, exclude)
     planned = shard_plan(int(kept.sum()), settings.shard_size)
     artifact = artifacts.begin(
         out,
@@ -88,25 +97,27 @@ def run(
         settings={
             **settings.model_dump(mode="json"),
             "limit": limit,
-            "files": {path.name: file_sha256(path) for path in files},
+            "files": {path.name: file_sha256(path) for path in found.files},
+            "style": style,
             "exclude": {path.name: file_sha256(path) for path in exclude},
             "counts": counts,
         },
         shards=planned,
-        parents={"source": source},
+        parents={"source": source} if source else {},
     )
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     print(f"prompts: {said}", file=sys.stderr)
     pending = set(artifact.pending(None, *rank_and_world()))
     with Progress("prompts", total=sum(planned[n] for n in pending), unit="rows") as progress:
-        _write(artifact, _kept_rows(files, settings, kept), pending, planned, settings, progress)
+        _write(artifact, _kept_rows(found, kept), pending, planned, settings, progress)
     return artifact
 
 
 def preview(
-    source: Path,
+    source: Path | None,
     *,
     out: Path,
+    style: str | None = None,
     exclude: Sequence[Path] = (),
     config: Path | None = None,
     overrides: Sequence[str] = (),
@@ -114,7 +125,7 @@ def preview(
 ) -> dict[str, int]:
     """What `run` would take with the same arguments; reads everything and writes nothing."""
     settings = load_config(PromptsConfig, config, overrides)
-    kept, counts = _plan(_files(source), settings, limit, exclude)
+    kept, counts = _plan(_source(source, style, settings), limit, exclude)
     shards = -(-int(kept.sum()) // settings.shard_size)
     left = shards
     if (out / MANIFEST).exists():
@@ -145,14 +156,43 @@ def same(text: str) -> bytes:
     return hashlib.blake2b(words.encode(), digest_size=8).digest()
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where prompts come from: rows that can be read again, the files they are in, its name."""
+
+    name: str
+    read: Callable[[], Iterator[_Read]]
+    files: Sequence[Path] = ()
+    benchmark: Sequence[str] = ()
+    """Prompts that are never taken from it."""
+
+
+def _source(source: Path | None, style: str | None, config: PromptsConfig) -> _Source:
+    if (source is None) == (style is None):
+        raise UserError("give either a SOURCE of prompts or --style", hint="--style geneval | dpg")
+    if source is not None:
+        files = _files(source)
+        return _Source(str(source), functools.partial(_rows, files, config), files)
+    if style is None or style not in STYLES:
+        raise UserError(f"no style {style!r}: there are {', '.join(STYLES)}")
+    make = STYLES[style]
+
+    def made() -> Iterator[_Read]:
+        for number, text in enumerate(make(config.count, config.seed)):
+            yield _checked(f"{style} style:{number}", text, config)
+
+    own = [str(each["prompt"]) for each in geneval_prompts()]
+    return _Source(f"the style {style}", made, benchmark=own)
+
+
 def _plan(
-    files: Sequence[Path], config: PromptsConfig, limit: int | None, exclude: Sequence[Path]
+    source: _Source, limit: int | None, exclude: Sequence[Path]
 ) -> tuple[np.ndarray, dict[str, int]]:
     """(whether each row is kept, counts); 8 bytes a row are held."""
-    unseen = _unseen(exclude)
+    unseen = _unseen(exclude, source.benchmark)
     hashes = array.array("Q")
     cleaned = failed = 0
-    for number, row in enumerate(_rows(files, config)):
+    for number, row in enumerate(source.read()):
         if number == limit:
             break
         # A failed row is nobody's duplicate.
@@ -161,7 +201,7 @@ def _plan(
         cleaned += row.cleaned
         failed += row.error is not None
     if not hashes:
-        raise UserError(f"{files[0].parent if len(files) > 1 else files[0]} holds no prompt")
+        raise UserError(f"{source.name} holds no prompt")
     _, first = np.unique(np.frombuffer(hashes, np.uint64), return_index=True)
     kept = np.zeros(len(hashes), bool)
     kept[first] = True
@@ -175,9 +215,9 @@ def _plan(
     }
 
 
-def _unseen(files: Sequence[Path]) -> np.ndarray:
-    """Hashes of the prompts in files; a row without a prompt is an error here."""
-    hashes = array.array("Q")
+def _unseen(files: Sequence[Path], texts: Sequence[str]) -> np.ndarray:
+    """Hashes of texts and of the prompts in files; a row without one is an error here."""
+    hashes = array.array("Q", (int.from_bytes(same(text), "little") for text in texts))
     for file in files:
         for row in _rows(_files(file), PromptsConfig(min_chars=1, max_chars=MAX_LINE_BYTES)):
             if row.error is not None:
@@ -186,8 +226,8 @@ def _unseen(files: Sequence[Path]) -> np.ndarray:
     return np.frombuffer(hashes, np.uint64)
 
 
-def _kept_rows(files: Sequence[Path], config: PromptsConfig, kept: np.ndarray) -> Iterator[_Read]:
-    for row, keep in zip(_rows(files, config), kept, strict=False):
+def _kept_rows(source: _Source, kept: np.ndarray) -> Iterator[_Read]:
+    for row, keep in zip(source.read(), kept, strict=False):
         if keep:
             yield row
 

@@ -14,6 +14,7 @@ from tarkit.artifacts import Artifact
 from tarkit.curate import prompts
 from tarkit.curate.prompts import clean, same
 from tarkit.errors import UserError
+from tarkit.scoring.geneval_prompts import geneval_prompts
 
 
 @pytest.mark.parametrize(
@@ -173,3 +174,37 @@ def test_prompts_of_a_benchmark_are_left_out_and_counted(tmp_path: Path) -> None
     empty = write(tmp_path / "none.jsonl", [{"prompt": 3}])
     with pytest.raises(UserError, match="none.jsonl cannot be excluded"):
         prompts.run(source, out=tmp_path / "again", exclude=[empty])
+
+
+def test_prompts_are_made_in_a_benchmarks_style_and_none_is_its_own(tmp_path: Path) -> None:
+    made = prompts.run(None, out=tmp_path / "made", style="geneval", overrides=["count=3000"])
+    texts = [row["prompt"] for name in made.shards for row in made.rows(name)]
+    own = {one["prompt"] for one in geneval_prompts()}
+    # 80 lone classes are all GenEval's own, and so is a third of its 240 that count.
+    assert 2700 < len(texts) == len(set(texts)) and not own & set(texts)
+    assert made.settings["counts"]["excluded"] == 3000 - len(texts) > 80
+    again = prompts.run(None, out=tmp_path / "again", style="geneval", overrides=["count=3000"])
+    assert again.rows("00000") == made.rows("00000")
+    other = ["count=3000", "seed=1"]
+    more = prompts.run(None, out=tmp_path / "more", style="geneval", overrides=other)
+    assert more.rows("00000") != made.rows("00000")
+
+
+def test_dense_prompts_have_the_length_of_dpgs(tmp_path: Path) -> None:
+    made = prompts.run(None, out=tmp_path / "made", style="dpg", overrides=["count=400"])
+    lengths = [len(row["prompt"].split()) for row in made.rows("00000")]
+    # DPG-Bench: 37 to 130 words, 67 in the mean.
+    assert min(lengths) >= 25 and max(lengths) <= 130 and 50 < sum(lengths) / len(lengths) < 85
+    first = tmp_path / "seen.txt"
+    first.write_text(made.rows("00000")[0]["prompt"].upper())
+    left = prompts.run(
+        None, out=tmp_path / "left", style="dpg", overrides=["count=400"], exclude=[first]
+    )
+    assert left.settings["counts"]["excluded"] == 1
+
+
+def test_a_source_or_a_style_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="either a SOURCE of prompts or --style"):
+        prompts.run(None, out=tmp_path / "made")
+    with pytest.raises(UserError, match="no style 'haiku'"):
+        prompts.run(None, out=tmp_path / "made", style="haiku")
