@@ -60,32 +60,57 @@ def answer(body: dict[str, Any]) -> Any:
     return said(json.dumps({"prompt": prompt.replace(phrase, "<image>"), "<image>": phrase}))
 
 
-def test_kills_at_random_instants_leave_the_same_bytes(tmp_path: Path) -> None:
-    rng = random.Random(0)
-    raw = tmp_path / "raw"
+def stages_of(folder: Path, url: str) -> dict[str, tuple[object, ...]]:
+    """The commands of a small curation into `folder/whole`, each without its --out."""
+    raw, whole = folder / "raw", folder / "whole"
     raw.mkdir()
     for number in range(60):
         pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(raw / f"{number:03d}.png")
         (raw / f"{number:03d}.txt").write_text(f"a photo of {number} red rings")
     lines = [f"a painting of {number} old boats" for number in range(60)]
-    (tmp_path / "prompts.txt").write_text("\n".join(lines))
-    (tmp_path / "examples.txt").write_text("\n".join(lines[:5]))
+    (folder / "prompts.txt").write_text("\n".join(lines))
+    (folder / "examples.txt").write_text("\n".join(lines[:5]))
+    asked = ("--llm", "m", "--server", url)
+    examples = ("--examples", folder / "examples.txt")
+    pictures = whole / "pictures"
+    return {
+        "pictures": ("curate", "ingest", raw, *SMALL),
+        "prompts": ("curate", "prompts", folder / "prompts.txt", *SMALL),
+        "captions": ("curate", "caption", pictures, *asked, *examples),
+        "splits": ("curate", "split", whole / "prompts", *asked),
+        "scores": ("curate", "score", pictures, "--scorer", "pixels"),
+        "judged": ("curate", "judge", pictures, *asked),
+        "tokens": ("encode", pictures, "--tokenizer", "mini"),
+        "chats": ("curate", "chats", whole / "tokens", "--captions", whole / "captions"),
+    }
+
+
+def test_two_workers_make_the_bytes_of_one(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     with serving(answer) as server:
-        asked = ("--llm", "m", "--server", server.url)
-        examples = ("--examples", tmp_path / "examples.txt")
-        pictures = whole / "pictures"
-        stages: dict[str, tuple[object, ...]] = {
-            "pictures": ("curate", "ingest", raw, *SMALL),
-            "prompts": ("curate", "prompts", tmp_path / "prompts.txt", *SMALL),
-            "captions": ("curate", "caption", pictures, *asked, *examples),
-            "splits": ("curate", "split", whole / "prompts", *asked),
-            "scores": ("curate", "score", pictures, "--scorer", "pixels"),
-            "judged": ("curate", "judge", pictures, *asked),
-            "tokens": ("encode", pictures, "--tokenizer", "mini"),
-            "chats": ("curate", "chats", whole / "tokens", "--captions", whole / "captions"),
-        }
+        for name, words in stages_of(tmp_path, server.url).items():
+            finished(*words, "--out", whole / name)
+            out = whole / f"{name}_by_two"  # beside it: inputs are named by relative paths
+            workers = [
+                subprocess.Popen(
+                    words_of(*words, "--out", out),
+                    cwd=ROOT,
+                    env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for rank in (0, 1)
+            ]
+            assert [worker.wait() in (0, 3) for worker in workers] == [True, True], name
+            assert shards_of(out) == shards_of(whole / name), name
+
+
+def test_kills_at_random_instants_leave_the_same_bytes(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    whole = tmp_path / "whole"
+    with serving(answer) as server:
+        stages = stages_of(tmp_path, server.url)
         seconds = {name: finished(*words, "--out", whole / name) for name, words in stages.items()}
         kills = begun = 0
         while kills < NUM_KILLS:
