@@ -1538,7 +1538,10 @@ def eval_reflect(
 Compared = Annotated[Path, typer.Argument(help="A folder of pictures, or an images artifact.")]
 Features = Annotated[
     str,
-    typer.Option("--features", help="tatok (a tokenizer's own) or inception (the metrics extra)."),
+    typer.Option(
+        "--features",
+        help="tatok (a tokenizer's own), shapes (drawn world), inception (extra metrics).",
+    ),
 ]
 
 

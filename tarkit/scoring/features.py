@@ -2,7 +2,8 @@
 
 `tatok` is at hand offline: the mean over positions of what a tokenizer's encoder sees before
 anything is quantised. A model that draws from this tokenizer's codes is judged by the eye it was
-trained with, so these figures tell two of its versions apart; they are no FID. `inception` is the
+trained with, so these figures tell two of its versions apart; they are no FID. `shapes` is a
+classifier of the drawn world that is trained on renders when it is loaded. `inception` is the
 network of the published FID and Inception Score (the 2015 TensorFlow graph in torch-fidelity's
 port, pool_3 and the logits without bias). Letters: n pictures, D features, C classes.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tarkit.checkpoints import LoadedTaTok
+    from tarkit.scoring.shapes_classifier import Trained
 
 Features = NDArray[np.float32]
 
@@ -168,9 +170,48 @@ class InceptionFeatures:
         return np.asarray(found.float().cpu().numpy())
 
 
+@dataclass(frozen=True)
+class ShapesFeatures:
+    """The means of a classifier of the drawn world, trained when it is loaded (a minute)."""
+
+    trained: Trained
+
+    name = "shapes"
+    dim = 64
+
+    @classmethod
+    def load(cls) -> ShapesFeatures:
+        from tarkit.scoring.shapes_classifier import train_classifier
+
+        return cls(train_classifier())
+
+    def identity(self) -> dict[str, Any]:
+        named = {"features": self.name, "dim": self.dim, "accuracy": self.trained.accuracy}
+        return {**named, "sha256": self.trained.sha256}
+
+    def extract(self, pictures: Sequence[Image.Image]) -> Features:
+        """n RGB pictures, brought to 64 x 64 -> (n, 64) float32."""
+        import torch
+
+        rows = np.stack([to_uint8(resize(picture, 64, "squash")) for picture in pictures])
+        with torch.no_grad():
+            pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
+            found: Features = self.trained.network(pixels).numpy()
+        return found
+
+    def logits(self, features: Features) -> Features:
+        """(n, 64) -> (n, 120), without bias."""
+        import torch
+
+        with torch.no_grad():
+            found: Features = self.trained.network.head(torch.from_numpy(features)).numpy()
+        return found
+
+
 EXTRACTORS: Mapping[str, Callable[[str | Path, str], FeatureExtractor]] = {
     "tatok": TatokFeatures.load,
     "inception": lambda model, device: InceptionFeatures.load(device),
+    "shapes": lambda model, device: ShapesFeatures.load(),
 }
 
 
