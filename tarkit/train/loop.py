@@ -59,6 +59,8 @@ class LoopConfig(Config):
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 50
     sample_every: PositiveInt = 1000
+    keep_every: PositiveInt | None = None
+    """Steps between models that are kept whole in `steps/`, to be evaluated along the training."""
 
 
 class Task(Protocol):
@@ -232,6 +234,9 @@ def train(
                 task.model.to(accelerator.device)
             if main and done % config.checkpoint_every == 0 and done < config.steps:
                 _checkpoint(state_path, done, accelerator.unwrap_model(model), prepared)
+            if main and config.keep_every and done % config.keep_every == 0 < config.steps - done:
+                _keep(task, out / "steps" / f"{done:07d}", config, files or {})
+                task.model.to(accelerator.device)
     if main:
         _sheet(task, out, config.steps)
         task.model.eval()
@@ -254,6 +259,19 @@ def _sheet(task: Task, out: Path, step: int) -> None:
     if sheet is not None:
         (out / "samples").mkdir(exist_ok=True)
         sheet.save(out / "samples" / f"{step:07d}.png")
+
+
+def _keep(task: Task, out: Path, config: LoopConfig, files: Mapping[str, str]) -> None:
+    """A model directory of the training so far; making it must not disturb the run's randomness."""
+    task.model.cpu()
+    out.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        (out / file).write_text(text, encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        task.model.eval()
+        finished, description = task.finish()
+        save_model(out, finished, description, config)
+    task.model.train()
 
 
 def _checkpoint(

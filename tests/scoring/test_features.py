@@ -70,7 +70,7 @@ def test_the_tokenizer_is_named_by_model_or_folder(tatok: TatokFeatures) -> None
 
 
 def test_unknown_features_are_refused() -> None:
-    assert set(EXTRACTORS) == {"tatok", "inception"}
+    assert set(EXTRACTORS) == {"tatok", "inception", "shapes"}
     with pytest.raises(UserError, match="'clip' are unknown"):
         load_extractor("clip")
 

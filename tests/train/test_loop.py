@@ -243,3 +243,12 @@ def test_a_batch_that_does_not_divide_by_the_processes_is_refused(
     with pytest.raises(UserError, match="batch_size = 5 does not divide by 2 processes") as error:
         fit(tmp_path / "out", batch_size=5)
     assert error.value.hint == "--set batch_size=4"
+
+
+def test_models_are_kept_along_the_way_and_disturb_nothing(tmp_path: Path) -> None:
+    plain = fit(tmp_path / "plain")
+    kept = fit(tmp_path / "kept", keep_every=3)
+    assert bytes_of(kept) == bytes_of(plain)
+    # Of 8 steps after the 3rd and the 6th; what the 8th leaves is the model itself.
+    assert sorted(path.name for path in (kept / "steps").iterdir()) == ["0000003", "0000006"]
+    assert bytes_of(kept / "steps" / "0000003") != bytes_of(kept / "steps" / "0000006")
