@@ -408,11 +408,14 @@ def curate_caption(
     With style="rewrite" a language model words the picture's own prompt anew and
     sees no picture.
     """
+    from tarkit.config import load_config
     from tarkit.curate import caption
     from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
+        tries = load_config(caption.CaptionConfig, config, overrides or ()).assistant.tries
+        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
+        return _previewed(counts, as_json)
     artifact = caption.run(
         images,
         out=out,
@@ -445,11 +448,14 @@ def curate_split(
     as_json: Json = False,
 ) -> int:
     """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
+    from tarkit.config import load_config
     from tarkit.curate import split
     from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(preview_rows(prompts, "prompts", out=out, limit=limit), as_json)
+        tries = load_config(split.SplitConfig, config, overrides or ()).assistant.tries
+        counts = preview_rows(prompts, "prompts", out=out, limit=limit, tries=tries)
+        return _previewed(counts, as_json)
     artifact = split.run(
         prompts,
         out=out,
@@ -591,11 +597,16 @@ def curate_judge(
     as_json: Json = False,
 ) -> int:
     """Have each picture judged: does it show its prompt, yes or no, and why."""
+    from tarkit.config import load_config
     from tarkit.curate import judge
     from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
+        tries = (
+            load_config(judge.JudgeConfig, config, overrides or ()).assistant.tries if llm else None
+        )
+        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
+        return _previewed(counts, as_json)
     artifact = judge.run(
         images,
         out=out,

@@ -31,11 +31,18 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
     return taken
 
 
-def preview_rows(path: Path, kind: str, *, out: Path, limit: int | None = None) -> dict[str, int]:
-    """What a verb that maps row to row would do with the artifact at `path`; writes nothing."""
+def preview_rows(
+    path: Path, kind: str, *, out: Path, limit: int | None = None, tries: int | None = None
+) -> dict[str, int]:
+    """What a verb that maps row to row would do with the artifact at `path`; writes nothing.
+
+    `tries` is how often a model is asked about a row at most, where one is asked.
+    """
     source = open_artifact(path, kind)
     rows_of = first_rows(source, limit)
-    return {"rows": sum(rows_of.values())} | preview(source, out, list(rows_of))
+    num_rows = sum(rows_of.values())
+    calls = {} if tries is None else {"calls_at_most": num_rows * tries}
+    return {"rows": num_rows} | calls | preview(source, out, list(rows_of))
 
 
 def preview(source: Source | None, out: Path, shards: Sequence[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from tarkit import artifacts
 from tarkit.artifacts import Artifact
 from tarkit.cli import app
+from tarkit.curate import render
 from tarkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -316,3 +317,17 @@ def test_sample_sheets_need_a_de_tokenizer_and_its_image_vq(config: str) -> None
     done = tarkit("train", "mllm", config, "--chats", "a", "--ar-dtok", "d", "--out", "o")
     assert done.exit_code == 1
     assert "sample sheets need both --ar-dtok and --vqvae" in done.stderr
+
+
+def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> None:
+    render.run(out=tmp_path / "pictures", overrides=["count=6", "shard_size=3"])
+    words = ["curate", "caption", str(tmp_path / "pictures"), "--out", str(tmp_path / "o")]
+    done = tarkit(*words, "--llm", "m", "--dry-run", "--json", "--limit", "4")
+    # Three tries a row at most.
+    assert json.loads(done.stdout) == {
+        "rows": 4,
+        "calls_at_most": 12,
+        "shards": 2,
+        "shards_to_make": 2,
+    }
+    assert not (tmp_path / "o").exists()
