@@ -62,12 +62,18 @@ def write_outcome(
     settings: Mapping[str, Any],
     report: str,
     rows: Sequence[Mapping[str, Any]] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Results with the settings and versions they depend on, the readable report, the verdicts."""
+    """Results with the settings and versions they depend on, the readable report, the verdicts.
+
+    `versions` are those of programs beyond tarkit's own packages. A figure must be finite.
+    """
     if rows is not None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCORES), sink, compression="zstd")
         write_whole(out / "scores.parquet", sink.getvalue())
-    document = {"metrics": metrics, "settings": settings, "versions": provenance()}
-    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
+    known = provenance() | dict(versions or {})
+    document = {"metrics": metrics, "settings": settings, "versions": known}
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    write_whole(out / "results.json", text.encode())
     write_whole(out / "report.md", report.encode())

@@ -28,10 +28,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.manifests import begin_directory, file_sha256
+from tarkit.outcomes import write_outcome
 from tarkit.places import EMBEDDED, find
 from tarkit.scoring.tables import Table, show
 
@@ -235,12 +235,10 @@ def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: 
     pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), sink, compression="zstd")
     write_whole(out / "answers.parquet", sink.getvalue())
     metrics = metrics_of(finished, version)
-    versions = provenance() | {"lmms-eval": version}
-    document = {"metrics": metrics, "settings": settings, "versions": versions}
-    write_whole(out / "results.json", (json.dumps(document, indent=1) + "\n").encode())
     table = _table(metrics)
     show([table])
-    write_whole(out / "report.md", f"# tarkit eval lmms\n\n{table.markdown()}".encode())
+    report = f"# tarkit eval lmms\n\n{table.markdown()}"
+    write_outcome(out, metrics, settings=settings, report=report, versions={"lmms-eval": version})
 
 
 def metrics_of(finished: Finished, version: str) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ the run with its name. Pixels are bytes as they are stored; only the extractor r
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts import MANIFEST, begin_directory, file_sha256, open_artifact
-from tarkit.config import provenance
 from tarkit.errors import UserError
-from tarkit.files import read_picture, write_whole
+from tarkit.files import read_picture
 from tarkit.images import ImageError, decode, to_uint8
+from tarkit.outcomes import write_outcome
 from tarkit.progress import Progress
 from tarkit.scoring.features import FeatureExtractor, Features, load_extractor
 from tarkit.scoring.frechet import (
@@ -359,9 +358,6 @@ def _finite(value: float) -> float | None:
 
 
 def _write(out: Path, name: str, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    document = {"metrics": {name: figures}, "settings": settings, "versions": provenance()}
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    write_whole(out / "results.json", text.encode())
     table = Table(
         name,
         ["figure", "value"],
@@ -371,7 +367,7 @@ def _write(out: Path, name: str, settings: Mapping[str, Any], figures: Mapping[s
     show([table])
     eye = ", ".join(f"{key} {value}" for key, value in settings["features"].items())
     report = f"# tarkit eval pictures\n\nFeatures: {eye}.\n\n{table.markdown()}"
-    write_whole(out / "report.md", report.encode())
+    write_outcome(out, {name: figures}, settings=settings, report=report)
 
 
 def _text(value: float | int | None) -> str:
