@@ -35,12 +35,12 @@ from tarkit.artifacts import begin_directory, rank_and_world, read_manifest
 from tarkit.detokenizers import ArDetokenizer
 from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
-from tarkit.outcomes import write_outcome
+from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.reflect import JUDGES, candidate_seed, judge
 from tarkit.scoring.arms import SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.scoring.geneval import check
-from tarkit.scoring.judging import ACCEPTED, judge_results
+from tarkit.scoring.judging import ACCEPTED, best_of_n, judge_results
 from tarkit.scoring.proofs import corrupted
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.shapes_plan import Plan, Split
@@ -52,6 +52,9 @@ from tarkit.worlds.suites import PromptItem
 
 BUDGETS = (1, 2, 4, 8)
 POOLS, EDITS, RENDERS, SECONDS = "pools", "edits", "renders", "seconds.jsonl"
+# Of all arms the one whose pictures are written as files.
+SHOWN_SCORE, SHOWN_BUDGET = "yes_codes", 4
+SHOWN_ARM = "best-yes-codes of 4"
 EDIT = f"{IMAGE_MARK} {{}}"
 """How a rejected picture is shown to the model beside the prompt; the paper does not say."""
 
@@ -298,9 +301,41 @@ def _score(out: Path, plan: Plan, tar: Tar, files: Sequence[Path]) -> Reflected:
     show(found)
     report = "\n".join(["# tarkit eval reflect\n", *(table.markdown() for table in found)])
     write_outcome(
-        out, {"reflect@shapes": results}, settings=read_manifest(out)["settings"], report=report
+        out,
+        {"reflect@shapes": results},
+        settings=read_manifest(out)["settings"],
+        report=report,
+        rows=list(_chosen(out, pool, rows[POOLS], slots)),
     )
     return Reflected(out, report)
+
+
+def _chosen(
+    out: Path, pool: Pool, rows: Sequence[Mapping[str, Any]], slots: Sequence[_Slot]
+) -> Iterator[dict[str, Any]]:
+    """The pictures of one arm as files, and their verdicts as any evaluation's rows."""
+    made = {(row["prompt_row"], row["slot"], row["number"]): row for row in rows}
+    detector = ShapesDetector()
+    picks = best_of_n(pool.scores[SHOWN_SCORE], SHOWN_BUDGET).tolist()
+    for slot, number in zip(slots, picks, strict=True):
+        row = made[slot.row, slot.number, number]
+        file = f"chosen/{slot.row:05d}/{slot.number:04d}.png"
+        write_whole(out / file, row["picture"])
+        verdict = check(slot.item.metadata, detector.detect(to_uint8(decode(row["picture"]))))
+        yield score_row(
+            SHOWN_ARM,
+            slot.item.task,
+            slot.item.column,
+            slot.item.id,
+            sample=slot.number,
+            seed=row["seed"],
+            prompt=slot.item.prompt,
+            file=file,
+            answer=f"candidate {number}, P(yes) {row[SHOWN_SCORE]:.2f}",
+            correct=verdict.correct,
+            clauses=list(verdict.clauses),
+            reason=verdict.reason,
+        )
 
 
 def _rows(files: Sequence[Path], folder: str) -> list[dict[str, Any]]:

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tarkit.errors import UserError
 from tarkit.eval import reflect
 from tarkit.scoring.arms import ORACLE
+from tarkit.scoring.statistics import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +20,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reflect.run(out=out, limit=12, batch_size=6).path
 
 
-def results(out: Path) -> object:
+def results(out: Path) -> Any:
     return json.loads((out / "results.json").read_text())
 
 
@@ -28,6 +32,16 @@ def test_every_arm_has_every_budget_and_none_beats_the_oracle(done: Path) -> Non
         if name != "edit-yes-codes":  # its pictures are none of the pool's
             assert all(budgets[n]["value"] <= arms[ORACLE][n]["value"] for n in budgets)
     assert arms["best-yes-codes"]["8"]["tokens"] < arms["best-yes-pixels"]["8"]["tokens"]
+
+
+def test_the_pictures_of_one_arm_are_files_with_their_verdicts(done: Path) -> None:
+    rows = pq.read_table(done / "scores.parquet").to_pylist()
+    arms = results(done)["metrics"]["reflect@shapes"]["arms"]
+    six = [row for row in rows if row["task"] in TASKS]
+    tasks = {row["task"] for row in six}
+    means = [np.mean([r["correct"] for r in six if r["task"] == task]) for task in tasks]
+    assert np.mean(means) == pytest.approx(arms["best-yes-codes"]["4"]["value"])
+    assert all((done / row["file"]).read_bytes().startswith(b"\x89PNG") for row in rows)
 
 
 def test_a_run_that_was_killed_ends_in_the_same_results(done: Path, tmp_path: Path) -> None:
