@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tarkit.errors import UserError
 from tarkit.pages import Block, Cell, Figure, Side, Table, shorten
 from tarkit.plots import NUM_COLOURS, Bar, Series, bars, lines, signed
 from tarkit.records import is_finite, is_number
+from tarkit.scoring.mme import und
 from tarkit.scoring.statistics import TASKS
 from tarkit.scoring.tables import tables
 
@@ -25,6 +27,11 @@ MAX_CELL = 400
 NOTHING = "–"
 ENDS = ("value", "low", "high")
 USUAL = (*ENDS, "num_prompts")
+# Where the paper's four understanding benchmarks keep their figure.
+UND = {
+    **{"mme": ("perception",), "gqa": ("accuracy", "value"), "seed": ("accuracy", "value")},
+    "pope": ("all", "f1", "value"),
+}
 DELTA = ("delta", "low", "high", "p")
 # What stands for a whole metric, the first that it has; otherwise its first estimate.
 HEADLINES = (("overall",), ("all", "accuracy"), ("all", "f1"), ("score",), ("accuracy",), ("f1",))
@@ -145,6 +152,28 @@ def summary(
     if unlike:
         note += " † The runs were scored on different items: the figures do not compare."
     return Table(["metric@variant", *names], rows, note=note)
+
+
+def understanding(metrics: Sequence[Metric]) -> list[Block]:
+    """The paper's "Und" where the runs hold MME, GQA, SEED and POPE once each, else nothing."""
+    found: dict[str, float] = {}
+    for name, metric in ((n, m) for each in metrics for n, m in each.items()):
+        bench = name.partition("@")[0]
+        value = at(metric, UND.get(bench, ()))
+        if bench in UND and is_finite(value):
+            if bench in found:
+                return []
+            found[bench] = float(value)
+    if set(found) != set(UND):
+        return []
+    shares = {bench: 100 * value for bench, value in found.items() if bench != "mme"}
+    try:
+        figures = und(found["mme"], shares["gqa"], shares["seed"], shares["pope"])
+    except UserError:
+        return []
+    rows: list[list[Cell | str]] = [[name, cell(value)] for name, value in figures.items()]
+    note = "Harmonic means: und_paper with MME as it is, the paper's own; und_norm with MME / 20. "
+    return [Table(["understanding", ""], rows, note=note + "POPE is F1.")]
 
 
 def _headline_cell(metric: Any, path: Named) -> Cell:

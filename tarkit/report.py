@@ -19,7 +19,7 @@ import numpy as np
 from tarkit.comparisons import comparison
 from tarkit.curves import training
 from tarkit.errors import UserError
-from tarkit.figures import NOTHING, flattened, known_tables, nested, plots, summary
+from tarkit.figures import NOTHING, flattened, known_tables, nested, plots, summary, understanding
 from tarkit.files import write_whole
 from tarkit.pages import (
     Block,
@@ -122,7 +122,8 @@ def _summary(runs: Sequence[Run]) -> list[Block]:
         if _are_unlike([each for each in with_metrics if name in each.metrics], name)
     ]
     names = [each.name for each in with_metrics]
-    return [summary(names, [each.metrics for each in with_metrics], unlike=unlike)]
+    metrics = [each.metrics for each in with_metrics]
+    return [summary(names, metrics, unlike=unlike), *understanding(metrics)]
 
 
 def _are_unlike(runs: Sequence[Run], metric: str) -> bool:

@@ -49,7 +49,7 @@ NOUNS: dict[str, set[str]] = {
     "pages": {"errors", "images"},
     "plots": {"pages"},
     "records": {"errors", "files", "manifests"},
-    "figures": {"pages", "plots", "records", "scoring"},
+    "figures": {"errors", "pages", "plots", "records", "scoring"},
     "curves": {"errors", "figures", "pages", "plots", "records"},
     "comparisons": {"figures", "pages", "plots", "records", "scoring"},
     "scoring": {"scoring", "files", "tar", "places", "checkpoints", "models"} | LEAVES,

@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from tarkit.figures import at, cell, flattened, headline, nested, number, plots, summary
+from tarkit.figures import (
+    at,
+    cell,
+    flattened,
+    headline,
+    nested,
+    number,
+    plots,
+    summary,
+    understanding,
+)
 from tarkit.pages import Cell, Side, Table
 
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
@@ -89,3 +99,19 @@ def test_many_arms_are_several_plots_and_no_colour_stands_for_two() -> None:
     for figure in drawn:
         assert "arm-0" in figure.svg and "arm-9" in figure.svg
     assert "arm-4" in drawn[0].svg and "arm-5" in drawn[1].svg
+
+
+def test_und_is_shown_where_all_four_benchmarks_are_and_not_where_one_is_twice() -> None:
+    share = {"value": 0.61, "low": 0.6, "high": 0.62}
+    runs: list[dict[str, Any]] = [
+        {"mme@official-parse": {"perception": 1428.0}},
+        {"gqa@exact-match": {"accuracy": share}},
+        {"seed@first-letter": {"accuracy": {**share, "value": 0.6886}}},
+        {"pope@official-parse": {"all": {"f1": {**share, "value": 0.874}}}},
+    ]
+    (table,) = understanding(runs)
+    # The paper's Table 9c: und 92.9 of GQA 61.0, MME 1428 and POPE 87.4 (and SEED 68.9).
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == ["und_paper", "und_norm"]
+    assert table.rows[0][1] == Cell("92.90")  # 4 / .0430576 = 92.899
+    assert understanding(runs[:3]) == [] and understanding([*runs, runs[0]]) == []
