@@ -1516,6 +1516,11 @@ def eval_reflect(
     validation: Annotated[
         bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
     ] = False,
+    scorer: Annotated[
+        str | None,
+        typer.Option("--scorer", help="A judge beside the model: clip, tar, or module:function."),
+    ] = None,
+    scorer_model: ScorerModel = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     device: Device = "auto",
     as_json: Json = False,
@@ -1539,6 +1544,7 @@ def eval_reflect(
             prompt_guidance=prompt_guidance,
             guidance=guidance,
         ),
+        external=(scorer, scorer_model) if scorer else None,
         device=_device(device),
     )
     facts = {"path": str(done.path), "report": done.report}

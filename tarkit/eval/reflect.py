@@ -33,12 +33,14 @@ from PIL import Image
 
 from tarkit.artifacts import begin_directory, rank_and_world, read_manifest
 from tarkit.detokenizers import ArDetokenizer
+from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
 from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.reflect import JUDGES, candidate_seed, judge
-from tarkit.scoring.arms import SCORES, Cost, Pool, Slots, arms, reflect_tables
+from tarkit.scorers import Scorer, Shown, checked, plan_scorer
+from tarkit.scoring.arms import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.scoring.geneval import check
 from tarkit.scoring.judging import ACCEPTED, best_of_n, judge_results
 from tarkit.scoring.proofs import corrupted
@@ -67,6 +69,7 @@ POOL = pa.schema(
         ("codes", pa.list_(pa.uint16())),
         ("picture", pa.binary()),
         *((f"{name}_{on}", pa.float64()) for name in JUDGES for on in ("codes", "pixels")),
+        (EXTERNAL, pa.float64()),
         ("judge_tokens", pa.int32()),
     ]
 )
@@ -104,9 +107,14 @@ def run(
     split: Split = "test",
     batch_size: int = 16,
     sampling: Mapping[str, float | int] | None = None,
+    external: tuple[str, str | None] | None = None,
     device: str = "cpu",
 ) -> Reflected:
-    """Make the pools that are missing, then score all; `limit` takes the first prompts."""
+    """Make the pools that are missing, then score all; `limit` takes the first prompts.
+
+    `external` is a scorer and its model (`tarkit.scorers`), which judges pictures beside the model.
+    """
+    planned = plan_scorer(*external) if external else None
     plan = Plan(suites=("geneval",), split=split, n=slots, seed=seed, limit=limit)
     tar = Tar.load(model, device=device)
     complete = tar.sampling.changed(sampling)
@@ -122,12 +130,15 @@ def run(
             "question": judgement_question("..."),
             "edit": EDIT,
             "accepted_above": ACCEPTED,
+            "external": planned and dict(planned.identity),
             "batch_size": batch_size,
             "model": tar.fingerprints(),
             "items": plan.fingerprints(),
         },
     )
-    maker = _Maker(out, tar, drawn_at, complete)
+    judging = planned.load(device) if planned else None
+    column = planned.columns[0] if planned else ""
+    maker = _Maker(out, tar, drawn_at, complete, judging, column)
     batches = list(_batches(list(_slots(plan)), batch_size))
     rank, world = rank_and_world()
     tasks: list[tuple[Path, Callable[[], bytes]]] = []
@@ -168,6 +179,8 @@ class _Maker:
     tar: Tar
     scale: Scale
     sampling: Sampling
+    external: Scorer | None
+    column: str
 
     def pool(self, slots: Sequence[_Slot]) -> bytes:
         """All candidates of a batch of slots, drawn and judged both ways."""
@@ -220,6 +233,7 @@ class _Maker:
         seen = self.tar.encode(pictures, [self.scale])[self.scale]
         scores |= {f"{by}_pixels": judge(self.tar, seen, said, by) for by in JUDGES}
         clock.took("judge_pixels")
+        judged = self._external(pictures, said)
         self._log(clock.seconds, len(slots))
         ask = self.tar.mllm.vocabulary.question
         return [
@@ -231,10 +245,23 @@ class _Maker:
                 "codes": codes[place].tolist(),
                 "picture": png_bytes(pictures[place]),
                 **{name: values[place] for name, values in scores.items()},
+                EXTERNAL: judged[place],
                 "judge_tokens": len(ask(judgement_question(said[place]), (self.scale, []))),
             }
             for place, slot in enumerate(slots)
         ]
+
+    def _external(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> list[float] | list[None]:
+        if self.external is None:
+            return [None] * len(pictures)
+        shown = [Shown(picture, said) for picture, said in zip(pictures, prompts, strict=True)]
+        found = [checked(each, [*each]) for each in self.external.score(shown) if each]
+        wrong = next((each for each in found if isinstance(each, str)), None)
+        if wrong is not None:
+            raise UserError(f"the scorer gave a picture no score: {wrong}")
+        return [float(each[self.column]) for each in found if not isinstance(each, str)]
 
     def renders(self, plan: Plan, prompts: Sequence[tuple[int, PromptItem]]) -> bytes:
         """True pictures of prompts and their corruptions, each judged against the prompt."""
@@ -347,11 +374,12 @@ def _pool(
 ) -> Pool:
     shape = (len(slots), max(BUDGETS))
     place = {(slot.row, slot.number): index for index, slot in enumerate(slots)}
-    pool = Pool({name: np.full(shape, np.nan) for name in SCORES}, np.zeros(shape, dtype=bool))
+    names = [*SCORES, *([EXTERNAL] if rows[0][EXTERNAL] is not None else [])]
+    pool = Pool({name: np.full(shape, np.nan) for name in names}, np.zeros(shape, dtype=bool))
     for row, right in zip(rows, _verdicts(rows, items), strict=True):
         at = place[row["prompt_row"], row["slot"]], row["number"]
         pool.right[at] = right
-        for name in SCORES:
+        for name in names:
             pool.scores[name][at] = row[name]
     return pool
 
@@ -398,7 +426,7 @@ def _judges(pool: Pool, slots: Sequence[_Slot]) -> dict[str, Any]:
     columns = np.array([slot.item.column for slot in slots])
     prompts = np.array([slot.item.id for slot in slots])
     found: dict[str, Any] = {}
-    for name in SCORES:
+    for name in pool.scores:
         by = name.split("_")[0]
         found[name] = {}
         for column in ("all", *dict.fromkeys(columns)):
@@ -407,7 +435,7 @@ def _judges(pool: Pool, slots: Sequence[_Slot]) -> dict[str, Any]:
                 pool.scores[name][chosen].ravel(),
                 pool.right[chosen].ravel(),
                 np.repeat(prompts[chosen], pool.right.shape[1]).tolist(),
-                threshold=ACCEPTED[by],
+                threshold=ACCEPTED.get(by),
                 probability=by == "yes",
             )
     return found

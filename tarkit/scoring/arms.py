@@ -22,6 +22,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 SCORES = ("yes_codes", "yes_pixels", "gain_codes", "gain_pixels")
+EXTERNAL = "external_pixels"  # of a scorer that is no Tar; its tokens are not counted
 ORACLE = "oracle"
 
 
@@ -79,7 +80,7 @@ def _choosers(pool: Pool, edits: Pool, cost: Cost) -> dict[str, Callable[[int], 
         own: Pool, picks: Ints, tried: Floats, judge: str | None, *, on_pixels: bool = False
     ) -> _Choice:
         drawn = tried if on_pixels else np.ones(num_slots)
-        judged = cost.judge[judge] * tried if judge else 0.0
+        judged = cost.judge.get(judge or "", 0.0) * tried
         tokens = cost.words * tried + judged + cost.pixels * drawn
         return _Choice(own.right[everyone, picks], tried, tokens)
 
@@ -117,7 +118,7 @@ def _choosers(pool: Pool, edits: Pool, cost: Cost) -> dict[str, Callable[[int], 
     return {
         "single": single,
         "random": random,
-        **{f"best-{score.replace('_', '-')}": best(score) for score in SCORES},
+        **{f"best-{score.replace('_', '-')}": best(score) for score in pool.scores},
         "until-yes-codes": until(pool, "yes_codes"),
         "until-gain-codes": until(pool, "gain_codes"),
         "edit-yes-codes": until(edits, "yes_codes"),
@@ -219,7 +220,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                     column,
                     _interval(found["auroc"]),
                     *(
-                        _share(found[key])
+                        _share(found.get(key))
                         for key in (
                             *("tpr", "tnr", "balanced_accuracy"),
                             *("base_accuracy", "accepted_accuracy", "predicted"),

@@ -37,7 +37,7 @@ def judge_results(
     labels: Sequence[bool],
     clusters: Sequence[Any],
     *,
-    threshold: float,
+    threshold: float | None,
     probability: bool,
     replicates: int = 1000,
     seed: int = 0,
@@ -46,15 +46,19 @@ def judge_results(
 
     `predicted` is the share of right pictures among those accepted, p t / (p t + (1-p)(1-s)) with
     base accuracy p, true positive rate t and true negative rate s; no gain where t + s <= 1.
-    `ece`, the expected calibration error over ten equal bins, is of probabilities only.
+    A score without a threshold ranks and has an AUROC alone. `ece`, the expected calibration error
+    over ten equal bins, is of probabilities only.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    base = float(truth.mean())
+    auroc_found = _interval(values, truth, clusters, replicates, seed)
+    if threshold is None:  # a score that ranks and says neither yes nor no
+        return {"auroc": auroc_found, "base_accuracy": base, "num_pictures": len(values)}
     said = values > threshold
     tpr = float(said[truth].mean()) if truth.any() else None
     tnr = float((~said[~truth]).mean()) if (~truth).any() else None
-    base = float(truth.mean())
     figures: dict[str, Any] = {
-        "auroc": _interval(values, truth, clusters, replicates, seed),
+        "auroc": auroc_found,
         "tpr": tpr,
         "tnr": tnr,
         "balanced_accuracy": None if tpr is None or tnr is None else (tpr + tnr) / 2,

@@ -1,6 +1,7 @@
 """Self-reflect on the drawn world, end to end with the embedded model on few prompts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,28 @@ import pytest
 
 from tarkit.errors import UserError
 from tarkit.eval import reflect
+from tarkit.scorers import Shown
 from tarkit.scoring.arms import ORACLE
 from tarkit.scoring.statistics import TASKS
+
+EXTERNAL = ("tests.eval.test_reflect:brightness", None)
+
+
+class Brightness:
+    columns = ("level",)
+
+    def score(self, shown: Sequence[Shown]) -> list[dict[str, float]]:
+        return [{"level": float(np.asarray(one.picture).mean())} for one in shown]
+
+
+def brightness() -> Brightness:
+    return Brightness()
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reflect") / "out"
-    return reflect.run(out=out, limit=12, batch_size=6).path
+    return reflect.run(out=out, limit=12, batch_size=6, external=EXTERNAL).path
 
 
 def results(out: Path) -> Any:
@@ -32,6 +47,13 @@ def test_every_arm_has_every_budget_and_none_beats_the_oracle(done: Path) -> Non
         if name != "edit-yes-codes":  # its pictures are none of the pool's
             assert all(budgets[n]["value"] <= arms[ORACLE][n]["value"] for n in budgets)
     assert arms["best-yes-codes"]["8"]["tokens"] < arms["best-yes-pixels"]["8"]["tokens"]
+
+
+def test_a_judge_beside_the_model_has_an_arm_and_a_rank(done: Path) -> None:
+    found = results(done)["metrics"]["reflect@shapes"]
+    assert "best-external-pixels" in found["arms"]
+    judged = found["judge"]["external_pixels"]["all"]
+    assert 0 <= judged["auroc"]["value"] <= 1 and "tpr" not in judged
 
 
 def test_the_pictures_of_one_arm_are_files_with_their_verdicts(done: Path) -> None:
@@ -49,7 +71,7 @@ def test_a_run_that_was_killed_ends_in_the_same_results(done: Path, tmp_path: Pa
     (done / "pools" / "00001.parquet").unlink()
     (done / "edits" / "00000.parquet").unlink()
     (done / "results.json").unlink()
-    reflect.run(out=done, limit=12, batch_size=6)
+    reflect.run(out=done, limit=12, batch_size=6, external=EXTERNAL)
     assert results(done) == found
 
     def but_seconds(text: str) -> str:
@@ -64,13 +86,16 @@ def test_two_processes_share_the_work(
     monkeypatch.setenv("WORLD_SIZE", "2")
     out = tmp_path / "two"
     monkeypatch.setenv("RANK", "1")
-    assert "are left to the other processes" in reflect.run(out=out, limit=12, batch_size=6).report
+    assert (
+        "are left to the other processes"
+        in reflect.run(out=out, limit=12, batch_size=6, external=EXTERNAL).report
+    )
     assert not (out / "results.json").exists()
     monkeypatch.setenv("RANK", "0")
-    reflect.run(out=out, limit=12, batch_size=6)
+    reflect.run(out=out, limit=12, batch_size=6, external=EXTERNAL)
     assert results(out) == results(done)
 
 
 def test_other_settings_are_refused(done: Path) -> None:
     with pytest.raises(UserError, match="other settings"):
-        reflect.run(out=done, limit=13, batch_size=6)
+        reflect.run(out=done, limit=13, batch_size=6, external=EXTERNAL)
