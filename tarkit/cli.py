@@ -997,6 +997,17 @@ def generate(
             "--reflect", min=2, metavar="N", help="Draw until the model says yes, N at most."
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            help="gain: how much likelier the prompt makes the picture; yes: P(yes).",
+        ),
+    ] = None,
+    judge_on: Annotated[
+        str,
+        typer.Option("--judge-on", help="pixels, or codes: then only what is kept is decoded."),
+    ] = "pixels",
     limit: Limit = None,
     dtok: Dtok = "ar",
     size: SizePx = None,
@@ -1027,9 +1038,10 @@ def generate(
     )
     reflection = None
     if best_of or reflect:
-        from tarkit.reflect import Reflection
+        from tarkit.reflect import reflection_of
 
-        reflection = Reflection(n=best_of or reflect or 1, until_yes=reflect is not None)
+        by = judge or ("gain" if best_of else "yes")
+        reflection = reflection_of(best_of or reflect or 1, by, judge_on, reflect is not None)
     if prompts is not None:
         done = verb.run_file(
             prompts,

@@ -1,10 +1,10 @@
 """Self-reflect: a model draws several pictures of a prompt and keeps the one it judges best.
 
 Source: paper Sec. 4.3 and Tables 2 and 10, which give neither the number of pictures, nor the
-question, nor the rule; this is tarkit's own protocol. A judge is asked about TA-Tok codes, which
-are what the model writes and also what it reads, so that judging costs one prefill, and only the
-picture that is kept is ever drawn. `yes` is P(yes) to "does this image match ...?"; `gain` is how
-much likelier the codes are after the prompt than after none, which needs no training to judge.
+question, nor the rule; this is tarkit's own protocol. A judge reads TA-Tok codes: those that the
+model wrote, and then only the picture that is kept is ever drawn, or those of the drawn pictures,
+which tell of the de-tokenizer's errors too. `yes` is P(yes) to "does this image match ...?"; `gain`
+is how much likelier the codes are after the prompt than after none, which needs no training.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tarkit.vocab import Scale
 from tarkit.worlds.questions import judgement_question
 
 JudgeName = Literal["yes", "gain"]
+Medium = Literal["codes", "pixels"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
 
 
@@ -33,8 +34,18 @@ class Reflection:
     """How one picture is chosen among up to `n`; with `until_yes` the first that is accepted."""
 
     n: int
-    by: JudgeName = "yes"
+    by: JudgeName = "gain"
+    on: Medium = "pixels"
     until_yes: bool = False
+
+
+def reflection_of(n: int, by: str, on: str, until_yes: bool) -> Reflection:
+    """A reflection of names that a user gave; raises UserError for those that are none."""
+    judges: dict[str, JudgeName] = {name: name for name in JUDGES}
+    media: dict[str, Medium] = {name: name for name in get_args(Medium)}
+    if by not in judges or on not in media:
+        raise UserError(f"no judge {by} on {on}: yes or gain, on codes or pixels")
+    return Reflection(n, judges[by], media[on], until_yes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,11 @@ def best_of(
             images=[images[i] for i in places] if images else None,
             sampling=sampling,
         )
-        scores = judge(tar, codes, [prompts[i] for i in places], by)
+        seen = codes
+        if how.on == "pixels":
+            pictures = tar.draw(codes, seeds=drawn_by, sampling=sampling)
+            seen = tar.encode(pictures, [scale or tar.default_scale])[scale or tar.default_scale]
+        scores = judge(tar, seen, [prompts[i] for i in places], by)
         for i, row, seed, score in zip(places, codes, drawn_by, scores, strict=True):
             best = found[i]
             if best is None or score > best.score:

@@ -43,7 +43,7 @@ def test_the_best_is_kept_and_drawn_as_it_would_be_alone(
     tar: Tar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = judged(monkeypatch, [[0.2, 0.9], [0.7, 0.1], [0.7, 0.3]])
-    first, second = best_of(tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3))
+    first, second = best_of(tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3, by="yes", on="codes"))
     assert asked == [2, 2, 2]
     assert (first.number, first.score, first.tried) == (1, 0.7, 3)  # of equal ones the first
     assert (second.number, second.score, second.tried) == (0, 0.9, 3)
@@ -55,7 +55,9 @@ def test_the_best_is_kept_and_drawn_as_it_would_be_alone(
 
 def test_until_yes_only_the_rejected_go_on(tar: Tar, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = judged(monkeypatch, [[0.2, 0.9], [0.1], [0.4]])
-    first, second = best_of(tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3, until_yes=True))
+    first, second = best_of(
+        tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3, by="yes", on="codes", until_yes=True)
+    )
     assert asked == [2, 1, 1]
     assert (first.number, first.tried) == (2, 3) and (second.number, second.tried) == (0, 1)
 
@@ -74,3 +76,26 @@ def test_both_judges_know_a_prompt_from_its_opposite(tar: Tar) -> None:
 def test_no_judge_and_no_candidate_are_errors(tar: Tar) -> None:
     with pytest.raises(UserError, match="n is 1 or more"):
         best_of(tar, PROMPTS, seeds=[0, 1], how=Reflection(n=0))
+
+
+def test_on_pixels_the_judge_reads_the_codes_of_what_was_drawn(
+    tar: Tar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Tensor] = []
+
+    def judge(_tar: Tar, codes: Tensor, prompts: Sequence[str], _by: str) -> list[float]:
+        read.append(codes)
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(reflect, "judge", judge)
+    (choice,) = best_of(tar, PROMPTS[:1], seeds=[5], how=Reflection(n=1))
+    (picture,) = draw(tar, [choice])
+    seen = tar.encode([picture], [tar.default_scale])[tar.default_scale]
+    assert torch.equal(read[0], seen) and not torch.equal(read[0][0], choice.codes)
+
+
+def test_names_that_are_no_judge_are_refused() -> None:
+    assert reflect.reflection_of(4, "yes", "codes", True) == Reflection(4, "yes", "codes", True)
+    for by, on in (("taste", "codes"), ("yes", "paper")):
+        with pytest.raises(UserError, match=f"no judge {by} on {on}"):
+            reflect.reflection_of(4, by, on, False)

@@ -37,24 +37,7 @@ tarkit curate chats "$work/tokens_placed" --config "$here/chats.toml" --out "$wo
 tarkit train mllm "$here/mllm_third.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm2" --out "$work/mllm3"
 tarkit train mllm "$here/mllm_fourth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm3" --out "$work/mllm4"
 tarkit train mllm "$here/mllm_fifth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm4" --out "$work/mllm5"
-# From here on the published weights: the sixth stage begins from the fifth in half precision.
-tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar5"
-tarkit curate render --config "$here/render_fresh.toml" --out "$work/pictures_fresh"
-tarkit encode "$work/pictures_fresh" --tokenizer "$work/ta_tok" --out "$work/tokens_fresh"
-tarkit curate chats "$work/tokens_fresh" --config "$here/chats.toml" --out "$work/chats_fresh"
-# Its own pictures, right and wrong, for its judge to learn from.
-if [ ! -e "$work/own_drawn/done" ]; then
-    python "$here/draw_own.py" "$work/tar5" "$work/pictures_fresh" "$work/own_drawn" 6144 0 2 &
-    python "$here/draw_own.py" "$work/tar5" "$work/pictures_fresh" "$work/own_drawn" 6144 1 2
-    wait $!
-    touch "$work/own_drawn/done"
-fi
-tarkit curate ingest "$work/own_drawn" --out "$work/own"
-tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
-tarkit curate judge "$work/own" --exact --out "$work/own_judged"
-tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
-tarkit train mllm "$here/mllm_sixth.toml" --chats "$work/chats_fresh" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/tar5/mllm" --out "$work/mllm6"
-tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -75,7 +58,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 mllm4 mllm5 mllm6 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 mllm4 mllm5 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'

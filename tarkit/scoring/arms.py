@@ -207,6 +207,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                 "judge",
                 "prompts",
                 "AUROC",
+                "within",
                 "TPR",
                 "TNR",
                 "balanced",
@@ -222,7 +223,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                     *(
                         _share(found.get(key))
                         for key in (
-                            *("tpr", "tnr", "balanced_accuracy"),
+                            *("auroc_within", "tpr", "tnr", "balanced_accuracy"),
                             *("base_accuracy", "accepted_accuracy", "predicted"),
                         )
                     ),
@@ -230,7 +231,8 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                 for name, columns in results["judge"].items()
                 for column, found in columns.items()
             ],
-            "right: of all pictures; accepted: of those judged yes; predicted: from TPR and TNR. "
+            "within: AUROC among the pictures of one prompt, all that a choice needs. right: of "
+            "all pictures; accepted: of those judged yes; predicted: from TPR and TNR. "
             "There is no gain where TPR + TNR is 1 or less.",
         ),
         Table(

@@ -32,6 +32,18 @@ def auroc(scores: Floats, labels: Bools) -> float | None:
     return float((below + not_above).mean() / (2 * len(wrong)))
 
 
+def auroc_within(scores: Floats, labels: Bools, clusters: Sequence[Any]) -> float | None:
+    """`auroc` over pairs of the same prompt alone, which is all that choosing among them needs.
+
+    A judge that knows hard prompts from easy ones has a high AUROC and nothing to choose by. The
+    mean over prompts with pictures of both kinds; None where there is none.
+    """
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    found = [auroc(scores[inverse == n], labels[inverse == n]) for n in range(inverse.max() + 1)]
+    ranked = [value for value in found if value is not None]
+    return float(np.mean(ranked)) if ranked else None
+
+
 def judge_results(
     scores: Sequence[float],
     labels: Sequence[bool],
@@ -51,14 +63,17 @@ def judge_results(
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     base = float(truth.mean())
-    auroc_found = _interval(values, truth, clusters, replicates, seed)
+    ranks = {
+        "auroc": _interval(values, truth, clusters, replicates, seed),
+        "auroc_within": auroc_within(values, truth, clusters),
+    }
     if threshold is None:  # a score that ranks and says neither yes nor no
-        return {"auroc": auroc_found, "base_accuracy": base, "num_pictures": len(values)}
+        return {**ranks, "base_accuracy": base, "num_pictures": len(values)}
     said = values > threshold
     tpr = float(said[truth].mean()) if truth.any() else None
     tnr = float((~said[~truth]).mean()) if (~truth).any() else None
     figures: dict[str, Any] = {
-        "auroc": auroc_found,
+        **ranks,
         "tpr": tpr,
         "tnr": tnr,
         "balanced_accuracy": None if tpr is None or tnr is None else (tpr + tnr) / 2,

@@ -77,4 +77,4 @@ def test_tables_name_every_arm() -> None:
     seconds = dict.fromkeys(("words", "judge", "pixels", "judge_pixels"), 0.5)
     text = "\n".join(table.markdown() for table in reflect_tables(results, seconds))
     assert all(f"| {name} |" in text for name in found())
-    assert "| yes on codes | all | - | 1.000 | - | - | 0.500 | 0.250 | - |" in text
+    assert "| yes on codes | all | - | - | 1.000 | - | - | 0.500 | 0.250 | - |" in text

@@ -5,6 +5,7 @@ import pytest
 
 from tarkit.scoring.judging import (
     auroc,
+    auroc_within,
     best_of_n,
     calibration_error,
     first_accepted,
@@ -21,6 +22,15 @@ def test_auroc_is_the_share_of_pairs_in_order_with_ties_half() -> None:
     scores = np.array([0.9, 0.4, 0.4, 0.1])
     assert auroc(scores, np.array([True, True, False, False])) == pytest.approx(3.5 / 4)
     assert auroc(scores, np.array([True] * 4)) is None
+
+
+def test_within_prompts_only_pictures_of_one_prompt_are_compared() -> None:
+    # Prompt a is easy and scored high, b hard and low: over both the judge looks perfect but for
+    # one pair; within a the right one is below the wrong one, within b above it: (0 + 1) / 2.
+    scores = np.array([0.9, 0.8, 0.2, 0.1])
+    labels = np.array([False, True, True, False])
+    assert auroc_within(scores, labels, ["a", "a", "b", "b"]) == pytest.approx(0.5)
+    assert auroc_within(scores, labels, ["a", "b", "c", "d"]) is None
 
 
 def test_figures_of_a_yes_by_hand() -> None:
