@@ -8,6 +8,7 @@ Letters: B pictures, C = 120 classes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Trained(NamedTuple):
     sha256: str
 
 
+@functools.cache  # once a process
 def train_classifier(*, steps: int = STEPS, seed: int = SEED) -> Trained:
     """Train on fresh renders of training scenes, none of them twice."""
     with torch.random.fork_rng(devices=[]):
