@@ -1,9 +1,10 @@
 """`tarkit eval reflect`: what a model gains by judging its own pictures, on the drawn world.
 
 Every prompt has `slots` reported pictures, and each slot a pool of candidates of its own; all arms
-choose from the same pools, so their figures differ by the choice alone. Arms at a budget of N:
+choose from the same pools, so their figures differ by the choice alone; a pool of eight is also two
+of four. Arms at a budget of N:
 
-- `single`, `random`: the first candidate; one drawn among N, which must be no better.
+- `single`: one candidate, which is the mean of them all.
 - `best-JUDGE-codes`, `best-JUDGE-pixels`: the highest score among N, by the drawn codes themselves
   or by those of the picture that the de-tokenizer made of them, which sees its errors too.
 - `until-JUDGE-codes`: one after the other until the judge says yes, N at most.
@@ -55,8 +56,8 @@ from tarkit.worlds.suites import PromptItem
 BUDGETS = (1, 2, 4, 8)
 POOLS, EDITS, RENDERS, SECONDS = "pools", "edits", "renders", "seconds.jsonl"
 # Of all arms the one whose pictures are written as files.
-SHOWN_SCORE, SHOWN_BUDGET = "yes_codes", 4
-SHOWN_ARM = "best-yes-codes of 4"
+SHOWN_SCORE, SHOWN_BUDGET = "gain_pixels", 8
+SHOWN_ARM = "best-gain-pixels of 8"
 EDIT = f"{IMAGE_MARK} {{}}"
 """How a rejected picture is shown to the model beside the prompt; the paper does not say."""
 
@@ -358,7 +359,7 @@ def _chosen(
             seed=row["seed"],
             prompt=slot.item.prompt,
             file=file,
-            answer=f"candidate {number}, P(yes) {row[SHOWN_SCORE]:.2f}",
+            answer=f"candidate {number}, gain {row[SHOWN_SCORE]:.2f} nats a code",
             correct=verdict.correct,
             clauses=list(verdict.clauses),
             reason=verdict.reason,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.scoring.judging import ACCEPTED, best_of_n, first_accepted, random_of_n
+from tarkit.scoring.judging import ACCEPTED, best_of_n, first_accepted
 from tarkit.scoring.statistics import TASKS, macro, micro, paired
 from tarkit.scoring.tables import Table
 
@@ -42,6 +42,26 @@ class Slots:
     tasks: Sequence[str]
     columns: Sequence[str]
 
+    def repeated(self, times: int) -> Slots:
+        """Every slot `times` times, one after the other."""
+        columns = (self.prompts, self.tasks, self.columns)
+        return Slots(*([each for each in column for _ in range(times)] for column in columns))
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Whether pictures are right, and what they belong to."""
+
+    right: Bools
+    slots: Slots
+
+    def of(self, prompts: Sequence[str]) -> Floats:
+        """The share of right pictures of each prompt."""
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        index = np.array([place[prompt] for prompt in self.slots.prompts])
+        totals = np.bincount(index, weights=self.right.astype(np.float64), minlength=len(prompts))
+        return np.asarray(totals / np.bincount(index, minlength=len(prompts)), dtype=np.float64)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -64,106 +84,107 @@ class _Choice:
 def arms(
     pool: Pool, edits: Pool, slots: Slots, cost: Cost, *, budgets: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """Arm -> budget -> overall with its interval, gain over `single`, held-out, tried, tokens."""
-    single = pool.right[:, 0]
-    return {
-        name: {str(n): _figures(choose(n), single, slots) for n in budgets}
-        for name, choose in _choosers(pool, edits, cost).items()
-    }
+    """Arm -> budget -> overall with its interval, gain over `single`, held-out, tried, tokens.
+
+    A pool of N candidates is N / n pools of n, and an arm chooses in each: `single` is the mean of
+    all candidates. A chain of edits begins with the first candidate and is one pool.
+    """
+    each = slots.repeated(pool.right.shape[1])
+    single = _Values(pool.right.ravel(), each)
+    found: dict[str, dict[str, Any]] = {}
+    for n in budgets:
+        apart = _apart(pool, n)
+        of_apart = slots.repeated(len(apart.right) // len(slots.prompts))
+        choices = {"single": (_single(_apart(pool, 1), cost), each)}
+        for name, choose in _choosers(pool, cost).items():
+            choices[name] = (choose(apart, n), of_apart)
+        choices["edit-yes-codes"] = (_until(edits, "yes_codes", n, cost), slots)
+        choices[ORACLE] = (_oracle(apart, n, cost), of_apart)
+        for name, (choice, of) in choices.items():
+            found.setdefault(name, {})[str(n)] = _figures(choice, of, single)
+    return found
 
 
-def _choosers(pool: Pool, edits: Pool, cost: Cost) -> dict[str, Callable[[int], _Choice]]:
-    num_slots = len(pool.right)
-    everyone = np.arange(num_slots)
+def _apart(pool: Pool, n: int) -> Pool:
+    """(S, N) -> (S N / n, n): disjoint pools, those of a slot one after the other."""
+    assert pool.right.shape[1] % n == 0
+    scores = {name: values.reshape(-1, n) for name, values in pool.scores.items()}
+    return Pool(scores, pool.right.reshape(-1, n))
 
-    def chosen(
-        own: Pool, picks: Ints, tried: Floats, judge: str | None, *, on_pixels: bool = False
-    ) -> _Choice:
-        drawn = tried if on_pixels else np.ones(num_slots)
-        judged = cost.judge.get(judge or "", 0.0) * tried
-        tokens = cost.words * tried + judged + cost.pixels * drawn
-        return _Choice(own.right[everyone, picks], tried, tokens)
 
-    def of_n(n: int) -> Floats:
-        return np.full(num_slots, float(n))
-
-    def single(n: int) -> _Choice:
-        return chosen(pool, np.zeros(num_slots, dtype=np.int64), of_n(1), None)
-
-    def random(n: int) -> _Choice:
-        return chosen(pool, random_of_n(num_slots, n, seed=n), of_n(1), None)
-
-    def best(score: str) -> Callable[[int], _Choice]:
+def _choosers(pool: Pool, cost: Cost) -> dict[str, Callable[[Pool, int], _Choice]]:
+    def best(score: str) -> Callable[[Pool, int], _Choice]:
         by, on = score.split("_")
 
-        def choose(n: int) -> _Choice:
-            picks = best_of_n(pool.scores[score], n)
-            return chosen(pool, picks, of_n(n), by, on_pixels=on == "pixels")
+        def choose(own: Pool, n: int) -> _Choice:
+            picks = best_of_n(own.scores[score], n)
+            tried = np.full(len(picks), float(n))
+            return _chosen(own, picks, tried, cost, by, on_pixels=on == "pixels")
 
         return choose
-
-    def until(own: Pool, score: str) -> Callable[[int], _Choice]:
-        by, _ = score.split("_")
-
-        def choose(n: int) -> _Choice:
-            picks, tried = first_accepted(own.scores[score], n, ACCEPTED[by])
-            return chosen(own, picks, tried, by)
-
-        return choose
-
-    def oracle(n: int) -> _Choice:
-        picks = best_of_n(pool.right.astype(np.float64), n)
-        return chosen(pool, picks, of_n(n), None, on_pixels=True)
 
     return {
-        "single": single,
-        "random": random,
         **{f"best-{score.replace('_', '-')}": best(score) for score in pool.scores},
-        "until-yes-codes": until(pool, "yes_codes"),
-        "until-gain-codes": until(pool, "gain_codes"),
-        "edit-yes-codes": until(edits, "yes_codes"),
-        ORACLE: oracle,
+        "until-yes-codes": lambda own, n: _until(own, "yes_codes", n, cost),
+        "until-gain-codes": lambda own, n: _until(own, "gain_codes", n, cost),
     }
 
 
-def _figures(choice: _Choice, single: Bools, slots: Slots) -> dict[str, Any]:
-    """Slots of a prompt are not independent: a value is a prompt's share of right pictures."""
+def _single(own: Pool, cost: Cost) -> _Choice:
+    picks = np.zeros(len(own.right), dtype=np.int64)
+    return _chosen(own, picks, np.ones(len(picks)), cost, None)
+
+
+def _oracle(own: Pool, n: int, cost: Cost) -> _Choice:
+    picks = best_of_n(own.right.astype(np.float64), n)
+    return _chosen(own, picks, np.full(len(picks), float(n)), cost, None, on_pixels=True)
+
+
+def _until(own: Pool, score: str, n: int, cost: Cost) -> _Choice:
+    by, _ = score.split("_")
+    picks, tried = first_accepted(own.scores[score], n, ACCEPTED[by])
+    return _chosen(own, picks, tried, cost, by)
+
+
+def _chosen(
+    own: Pool,
+    picks: Ints,
+    tried: Floats,
+    cost: Cost,
+    judge: str | None,
+    *,
+    on_pixels: bool = False,
+) -> _Choice:
+    drawn = tried if on_pixels else np.ones(len(tried))
+    tokens = cost.words * tried + cost.judge.get(judge or "", 0.0) * tried + cost.pixels * drawn
+    return _Choice(own.right[np.arange(len(picks)), picks], tried, tokens)
+
+
+def _figures(choice: _Choice, slots: Slots, single: _Values) -> dict[str, Any]:
+    """Pictures of a prompt are not independent: a value is a prompt's share of right ones."""
     prompts = list(dict.fromkeys(slots.prompts))
     first = [slots.prompts.index(prompt) for prompt in prompts]
     tasks = [slots.tasks[place] for place in first]
-    heldout = np.array([slots.columns[place] == "heldout" for place in first])
-    after, before = (_per_prompt(right, slots, prompts) for right in (choice.right, single))
-    over = [task for task in TASKS if task in tasks]
+    after, before = _Values(choice.right, slots).of(prompts), single.of(prompts)
     six = np.isin(tasks, TASKS)
-    names = [task for task in tasks if task in TASKS]
-    gain = paired(
-        before[six],
-        after[six],
-        clusters=[p for p, s in zip(prompts, six, strict=True) if s],
-        groups=names,
-    )
+    heldout = six & np.array([slots.columns[place] == "heldout" for place in first])
     figures: dict[str, Any] = {
-        **macro(after, tasks, over=over)._asdict(),
-        "gain": gain._asdict(),
+        **macro(after, tasks, over=[task for task in TASKS if task in tasks])._asdict(),
+        "gain": paired(
+            before[six],
+            after[six],
+            clusters=list(np.array(prompts)[six]),
+            groups=[task for task in tasks if task in TASKS],
+        )._asdict(),
         "tried": float(choice.tried.mean()),
         "tokens": float(choice.tokens.mean()),
     }
     if heldout.any():
-        held = paired(
-            before[heldout],
-            after[heldout],
-            clusters=[p for p, h in zip(prompts, heldout, strict=True) if h],
-        )
+        names = list(np.array(prompts)[heldout])
+        held = paired(before[heldout], after[heldout], clusters=names)
         figures["heldout"] = micro(after[heldout])._asdict()
         figures["heldout_gain"] = held._asdict()
     return figures
-
-
-def _per_prompt(right: Bools, slots: Slots, prompts: Sequence[str]) -> Floats:
-    place = {prompt: index for index, prompt in enumerate(prompts)}
-    index = np.array([place[prompt] for prompt in slots.prompts])
-    totals = np.bincount(index, weights=right.astype(np.float64), minlength=len(prompts))
-    return np.asarray(totals / np.bincount(index, minlength=len(prompts)), dtype=np.float64)
 
 
 # ---- tables -------------------------------------------------------------------------------------

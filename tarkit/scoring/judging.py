@@ -144,8 +144,3 @@ def first_accepted(scores: Floats, n: int, threshold: float) -> tuple[NDArray[np
     first = accepted.argmax(axis=1)
     chosen = np.where(found, first, best_of_n(scores, n))
     return chosen.astype(np.int64), np.where(found, first + 1, n).astype(np.float64)
-
-
-def random_of_n(num_prompts: int, n: int, *, seed: int) -> NDArray[np.int64]:
-    """(P,) a candidate of the first n, drawn: what choosing without a judge gives."""
-    return np.random.default_rng(seed).integers(n, size=num_prompts)

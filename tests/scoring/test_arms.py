@@ -21,23 +21,30 @@ def found() -> dict[str, dict[str, Any]]:
     return arms(Pool(scores, RIGHT), edits, SLOTS, COST, budgets=(1, 2, 4))
 
 
-def test_one_candidate_is_one_candidate_by_every_arm() -> None:
-    assert all(figures["1"]["value"] == pytest.approx(1 / 3) for figures in found().values())
+def test_one_candidate_is_the_mean_of_all_by_every_arm() -> None:
+    # a 2 of 4, b 1 of 4, c none: (1/2 + 1/4 + 0) / 3. Edits have the first candidates alone: 1/3.
+    values = {name: figures["1"]["value"] for name, figures in found().items()}
+    assert values.pop("edit-yes-codes") == pytest.approx(1 / 3)
+    assert all(value == pytest.approx(1 / 4) for value in values.values())
 
 
 def test_the_best_of_each_budget_by_hand() -> None:
     by_yes = found()["best-yes-codes"]
-    # N = 2: a its second (right), b its first (right), c wrong; N = 4: b its third, wrong.
-    assert by_yes["2"]["value"] == pytest.approx(2 / 3)
+    # N = 2, two pools a prompt: a .9 (right) and .3 (right); b .2 (right) and .6 (wrong); c none.
+    assert by_yes["2"]["value"] == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert by_yes["2"]["gain"]["delta"] == pytest.approx(1 / 2 - 1 / 4)
+    # N = 4: a its second, right; b its third, wrong.
     assert by_yes["4"]["value"] == pytest.approx(1 / 3)
-    assert by_yes["2"]["gain"]["delta"] == pytest.approx(1 / 3)
     assert by_yes["4"]["heldout"]["value"] == 0.0
-    assert by_yes["4"]["heldout_gain"]["delta"] == pytest.approx(-1 / 2)
+    # Held out are b and c, of which a single picture is right in 1/4 and 0.
+    assert by_yes["4"]["heldout_gain"]["delta"] == pytest.approx(-1 / 8)
 
 
 def test_the_oracle_is_right_where_any_is() -> None:
     bound = found()["oracle"]
-    assert [bound[n]["value"] for n in ("1", "2", "4")] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    # N = 2: a both pools, b the first of two; N = 4: a and b.
+    assert [bound[n]["value"] for n in ("1", "2", "4")] == pytest.approx([1 / 4, 1 / 2, 2 / 3])
+    assert list(found())[-1] == "oracle"
 
 
 def test_until_yes_stops_at_the_first_yes() -> None:
@@ -49,7 +56,7 @@ def test_until_yes_stops_at_the_first_yes() -> None:
 
 def test_tokens_are_counted_by_what_an_arm_needs() -> None:
     of = {name: figures["4"]["tokens"] for name, figures in found().items()}
-    assert of["single"] == of["random"] == pytest.approx(10 + 100)
+    assert of["single"] == pytest.approx(10 + 100)
     # Judged on codes only the winner is drawn; on pixels all four are.
     assert of["best-yes-codes"] == pytest.approx(4 * (10 + 3) + 100)
     assert of["best-gain-codes"] == pytest.approx(4 * (10 + 5) + 100)
@@ -61,8 +68,8 @@ def test_slots_of_a_prompt_are_one_value() -> None:
     slots = Slots(prompts=["a", "a", "b"], tasks=["colors"] * 3, columns=["seen"] * 3)
     pool = Pool(dict.fromkeys(SCORES, YES), RIGHT)
     single = arms(pool, pool, slots, COST, budgets=(1,))["single"]["1"]
-    # a: one of two slots is right, b: none: (1/2 + 0) / 2.
-    assert single["value"] == pytest.approx(0.25) and single["num_prompts"] == 2
+    # a: 3 of the 8 pictures of its two slots, b none: (3/8 + 0) / 2.
+    assert single["value"] == pytest.approx(3 / 16) and single["num_prompts"] == 2
     assert "heldout" not in single
 
 

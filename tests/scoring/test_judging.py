@@ -11,7 +11,6 @@ from tarkit.scoring.judging import (
     first_accepted,
     judge_results,
     predicted,
-    random_of_n,
 )
 
 SCORES = np.array([[0.2, 0.9, 0.9, 0.1], [0.1, 0.2, 0.4, 0.3]])
@@ -77,10 +76,3 @@ def test_the_first_that_is_accepted_ends_the_search() -> None:
     assert chosen.tolist() == [1, 2] and tried.tolist() == [2.0, 4.0]
     chosen, tried = first_accepted(SCORES, 1, 0.5)
     assert chosen.tolist() == [0, 0] and tried.tolist() == [1.0, 1.0]
-
-
-def test_a_random_choice_is_within_the_budget_and_of_its_seed() -> None:
-    drawn = random_of_n(1000, 4, seed=1)
-    assert set(drawn.tolist()) == {0, 1, 2, 3}
-    assert (drawn == random_of_n(1000, 4, seed=1)).all()
-    assert (drawn != random_of_n(1000, 4, seed=2)).any()
