@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
@@ -168,23 +169,31 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a file, or of every file of a folder, each with the place it was read from."""
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     for file in files:
-        ending = file.suffix.lower()
-        if ending == ".parquet":
-            for number, row in enumerate(pq.read_table(file).to_pylist()):
-                yield f"{file}:{number}", row
-        elif ending in (".tsv", ".csv"):
-            csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture
-            with file.open(encoding="utf-8", newline="") as lines:
-                reader = csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
-                for row in reader:
-                    yield f"{file}:{reader.line_num}", row
-        elif ending == ".jsonl":
-            for number, row in _jsonl(file):
-                yield f"{file}:{number}", row
-        elif ending == ".json":
-            yield from _json(file)
-        else:
-            raise UserError(f"{file}: questions are .jsonl, .json, .tsv, .csv or .parquet")
+        try:
+            yield from _rows_of(file)
+        except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} cannot be read: {why}") from None
+
+
+def _rows_of(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    ending = file.suffix.lower()
+    if ending == ".parquet":
+        for number, row in enumerate(pq.read_table(file).to_pylist()):
+            yield f"{file}:{number}", row
+    elif ending in (".tsv", ".csv"):
+        csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture
+        with file.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
+            for row in reader:
+                yield f"{file}:{reader.line_num}", row
+    elif ending == ".jsonl":
+        for number, row in _jsonl(file):
+            yield f"{file}:{number}", row
+    elif ending == ".json":
+        yield from _json(file)
+    else:
+        raise UserError(f"{file}: questions are .jsonl, .json, .tsv, .csv or .parquet")
 
 
 def _json(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tarkit.errors import UserError
 from tarkit.files import read_lines, read_picture, write_whole
-from tarkit.images import decode, kept_bytes
+from tarkit.images import ImageError, decode, kept_bytes
 from tarkit.questions import read_choices, read_mme, read_pope, read_short
 from tarkit.runs import Item, Run, begin_run
 from tarkit.scoring.dsg import graph_to_json, read_graphs
@@ -77,7 +77,10 @@ def _item(row: Mapping[str, Any], out: Path) -> Item:
     given = dict(row)
     blob = given.pop("blob", None)
     if blob is not None:
-        extension, kept = kept_bytes(blob, decode(blob))
+        try:
+            extension, kept = kept_bytes(blob, decode(blob))
+        except ImageError as error:
+            return Item(**given | {"meta": {"unasked": f"its picture is damaged: {error}"}})
         name = hashlib.sha256(kept).hexdigest()[:16]
         given["picture"] = str(out / "pictures" / f"{name}.{extension}")
         write_whole(Path(given["picture"]), kept)

@@ -30,7 +30,7 @@ from tarkit.scoring.detections import read_detections
 from tarkit.scoring.dsg import graph_from_json, graph_results
 from tarkit.scoring.geneval import OFFICIAL_RULES, SHAPES_RULES, Detection, Rules, check
 from tarkit.scoring.letters import exact, first_letter, open_correct, parse_choice
-from tarkit.scoring.mme import Asked, mme_results
+from tarkit.scoring.mme import Asked, mme_results, parse_mme
 from tarkit.scoring.results import QuestionScores, question_results, run_figures
 from tarkit.scoring.statistics import chance_floor, micro
 from tarkit.scoring.tables import run_tables, show
@@ -393,7 +393,7 @@ def correct(bench: str, item: Item, answer: str) -> bool:
     if bench == "pope":
         return parse_yes_no(answer) == (truth == "yes")
     if bench == "mme":
-        return answer.strip().lower().startswith(truth)
+        return parse_mme(answer) == truth
     if bench == "gqa":
         return exact(answer, truth)
     key = json.loads(truth)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
-from tarkit.runs import open_run
+from tarkit.runs import Item, open_run
 from tests.scoring.test_mask2former import save_clip, save_detector
 
 LIMIT, N = 6, 2
@@ -323,6 +323,24 @@ def test_what_cannot_be_asked_counts_as_wrong(tmp_path: Path, images: Path) -> N
     assert results(done.path)["metrics"]["gqa@exact-match"]["coverage"] == 0.5
     errors = pq.read_table(done.path / "scores.parquet")["error"].to_pylist()
     assert errors == [None, "it names no picture"]
+
+
+def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_path: Path) -> None:
+    for name, text in (("a.json", "{"), ("b.parquet", "no"), ("c.jsonl", '{"id"')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}.*(cannot be read|is not JSON)"):
+            prepare.run("gqa", out=tmp_path / "none", data=tmp_path / name)
+    tsv = tmp_path / "mmbench.tsv"
+    blob = "AAAA" * 200  # base64 of zeros, which are no picture
+    tsv.write_text(f"index\tquestion\tA\tB\tanswer\timage\n1\tWhat?\tx\ty\tA\t{blob}\n")
+    prepare.run("mmbench", out=tmp_path / "run", data=tsv)
+    (item,) = open_run(tmp_path / "run").items
+    assert item.picture is None and "its picture is damaged" in str(item.meta)
+
+
+def test_rows_of_mme_are_read_as_its_figures_are() -> None:
+    item = Item("a", "count", "?", truth="yes")
+    assert score.correct("mme", item, "*yes") and not score.correct("mme", item, "I say yes")
 
 
 def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -> None:
