@@ -522,7 +522,7 @@ def curate_score(
         typer.Option(
             "--scorer",
             metavar="NAME",
-            help="pixels, clip, classifier, tar, or module:function of your own.",
+            help="pixels, shapes, clip, classifier, tar, or module:function of your own.",
         ),
     ],
     out: Out,
@@ -541,6 +541,8 @@ def curate_score(
     """Give every picture numbers, in columns of their own; nothing is deleted.
 
     pixels: spread of the levels, 0 for a blank picture.
+
+    shapes: 1 where a picture of the drawn world shows its prompt, else 0.
 
     clip: raw cosine of picture and prompt by a CLIP or SigLIP; how many tokens
     of the prompt were cut off.
@@ -801,6 +803,57 @@ def train_mllm(
         tokenizer=_part(tokenizer, "ta_tok") if tokenizer else None,
         lm=lm,
         dtok=(_part(ar_dtok, "ar_dtok"), _part(vqvae, "vqvae")) if ar_dtok and vqvae else None,
+        out=out,
+        overrides=overrides or (),
+    )
+    return _trained(path, as_json)
+
+
+@command(train, "grpo")
+def train_grpo(
+    config: ConfigFile,
+    prompts: Annotated[
+        Path,
+        typer.Option("--prompts", metavar="PATH", help="Prompts to draw: a file or an artifact."),
+    ],
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer", metavar="NAME", help="The reward: a scorer of `tarkit curate score`."
+        ),
+    ],
+    out: Out,
+    model: Model = "mini",
+    scorer_model: Annotated[
+        str | None,
+        typer.Option("--scorer-model", metavar="DIR|HUB-ID|NAME", help="What the scorer loads."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", metavar="NAME", help="Its number to reward, where it gives many."),
+    ] = None,
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="DIR", help="Chats learnt beside; may be repeated."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train a model by the scores of what it draws (GRPO): scored higher, drawn more often.
+
+    --scorer shapes rewards pictures of the drawn world that show their prompt.
+    What comes out is a language model for `tarkit assemble`.
+    """
+    from tarkit.train import grpo
+
+    path = grpo.run(
+        config,
+        model=model,
+        prompts=prompts,
+        scorer=scorer,
+        scorer_model=scorer_model,
+        column=column,
+        chats=chats or (),
         out=out,
         overrides=overrides or (),
     )

@@ -57,7 +57,7 @@ class ArDetokenizer(NamedTuple):
         """Side of the pictures drawn."""
         return math.isqrt(self.ar_dtok.arch.num_codes) * self.vqvae.arch.downsampling
 
-    def to(self, device: str) -> None:
+    def to(self, device: str | torch.device) -> None:
         self.ar_dtok.to(device)
         self.vqvae.to(device)
 
@@ -150,7 +150,7 @@ class DifDetokenizer:
         """Side of the pictures it was trained on."""
         return int(self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor)
 
-    def to(self, device: str) -> None:
+    def to(self, device: str | torch.device) -> None:
         self.pipeline.to(device)
 
     @torch.no_grad()

@@ -21,6 +21,9 @@ from torch import Tensor
 
 from tarkit.checkpoints import from_transformers
 from tarkit.errors import UserError
+from tarkit.scoring.geneval import check
+from tarkit.scoring.shapes_detector import ShapesDetector
+from tarkit.worlds.prompts import clauses_of
 
 Scores = Mapping[str, float] | str
 """The numbers by column, or the reason why there are none."""
@@ -51,7 +54,7 @@ class Plan:
 
 
 def plan_scorer(name: str, model: str | None) -> Plan:
-    """The scorer of a name: pixels, clip, classifier, tar, or `module:function`.
+    """The scorer of a name: pixels, shapes, clip, classifier, tar, or `module:function`.
 
     `model` is a folder, hub id or name, for those that need one. `function()` gives an object with
     `columns` and `score`. Raises UserError.
@@ -61,9 +64,9 @@ def plan_scorer(name: str, model: str | None) -> Plan:
     if name not in PLANS:
         known = ", ".join(PLANS)
         raise UserError(f"no scorer {name!r}: it is one of {known}, or module:function")
-    if (model is None) == (name != "pixels"):
-        if name == "pixels":
-            raise UserError("the scorer pixels takes no model", hint="leave --model out")
+    if (model is None) == (name not in WITHOUT_MODEL):
+        if name in WITHOUT_MODEL:
+            raise UserError(f"the scorer {name} takes no model", hint="leave --model out")
         raise UserError(f"the scorer {name} needs a model", hint="--model DIR|HUB-ID")
     return PLANS[name](model or "")
 
@@ -216,7 +219,45 @@ def _tar(model: str) -> Plan:
     return Plan(("gain",), identity, lambda device: Likelihood(model, device))
 
 
-PLANS = {"pixels": _pixels, "clip": _clip, "classifier": _classifier, "tar": _tar}
+# ---- the drawn world ----------------------------------------------------------------------------
+
+
+class Exact:
+    """`correct`: 1 where a picture of the drawn world shows its prompt, by GenEval's verdict, or 0.
+
+    A prompt that does not speak of that world has a reason and no number.
+    """
+
+    def __init__(self) -> None:
+        self._detector = ShapesDetector()
+
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        return [self._one(one) for one in shown]
+
+    def _one(self, shown: Shown) -> Scores:
+        if shown.prompt is None:
+            return "it has no prompt to compare with"
+        try:
+            asked = clauses_of(shown.prompt)
+            found = self._detector.detect(np.asarray(shown.picture.convert("RGB")))
+        except UserError as error:
+            return str(error)
+        return {"correct": float(check(asked, found).correct)}
+
+
+def _shapes(model: str) -> Plan:
+    identity = {"scorer": "shapes"}
+    return Plan(("correct",), identity, lambda device: Exact())
+
+
+WITHOUT_MODEL = ("pixels", "shapes")
+PLANS = {
+    "pixels": _pixels,
+    "shapes": _shapes,
+    "clip": _clip,
+    "classifier": _classifier,
+    "tar": _tar,
+}
 
 
 # ---- one's own ----------------------------------------------------------------------------------

@@ -127,9 +127,6 @@ class Tar:
         elif places.dif_dtok:
             drawing = DifDetokenizer.load(places.dif_dtok, dtype)
         _check_sizes(places, mllm, ta_tok, drawing)
-        for module in (mllm.model, ta_tok.model, drawing):
-            if module is not None:
-                module.to(device)
         return cls(
             mllm=mllm,
             ta_tok=ta_tok,
@@ -138,7 +135,14 @@ class Tar:
             default_scale=defaults.default_scale,
             places=places,
             sha256=ta_tok.sha256,
-        )
+        ).to(device)
+
+    def to(self, device: str | torch.device) -> Tar:
+        """The same, every part of it moved."""
+        for module in (self.mllm.model, self.ta_tok.model, self.dtok):
+            if module is not None:
+                module.to(device)
+        return self
 
     def identities(self) -> list[str]:
         """What each part is known by: its training's sha256, or that of its published files."""

@@ -37,6 +37,7 @@ CLASSES = {
     "tokenizer": "tarkit.train.tokenizer.TokenizerConfig",
     "ar_dtok": "tarkit.train.ar_dtok.ArDtokConfig",
     "mllm": "tarkit.train.mllm.MllmConfig",
+    "grpo": "tarkit.train.grpo.GrpoConfig",
     "lm": "tarkit.train.mllm.MllmConfig",
     "render": "tarkit.curate.render.RenderConfig",
     "ingest": "tarkit.curate.ingest.IngestConfig",

@@ -21,7 +21,7 @@ NOUNS: dict[str, set[str]] = {
     "worlds": {"errors", "worlds"},
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
-    "scorers": {"checkpoints", "errors", "tar"},
+    "scorers": {"checkpoints", "errors", "scoring", "tar", "worlds"},
     "reflect": {"errors", "scoring", "tar", "vocab", "worlds"},
     "integrations": {"errors", "images", "progress", "tar", "vocab"},
     "engines": {"config", "errors"},
@@ -57,7 +57,7 @@ NOUNS: dict[str, set[str]] = {
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
 VERBS |= {"inspect", "assemble", "convert", "export", "report"}
 # The loop and the streams stand in train/ because only trainings share them.
-SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data"}
+SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data", "tarkit.train.chats"}
 
 HEAVY = ("torch", "transformers", "diffusers", "webdataset", "accelerate", "pyarrow", "PIL")
 

@@ -183,6 +183,7 @@ NUMBERS = {
     "train tokenizer": "tokenizer",
     "train ar-dtok": "ar_dtok",
     "train mllm": "mllm",
+    "train grpo": "grpo",
     "assemble": "assemble",
 }
 

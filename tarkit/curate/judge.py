@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from tarkit.images import ImageError, decode
 from tarkit.mapping import Make, Result, Todo, map_rows, seed_of
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.facts import parse
+from tarkit.worlds.prompts import clauses_of
 from tarkit.worlds.scenes import satisfies, scene_from_json
 
 INSTRUCTION = """\
@@ -204,42 +203,3 @@ def _verdict(todo: Todo, detector: ShapesDetector) -> tuple[bool, str | None]:
         raise Refused(f"the picture cannot be read: {error}") from None
     verdict = check(asked, detector.detect(picture))
     return verdict.correct, None if verdict.correct else verdict.reason
-
-
-def clauses_of(prompt: str) -> dict[str, Any]:
-    """GenEval's record of what a prompt of the shapes world asks; raises Refused.
-
-    A number above one is asked exactly, as GenEval's counting does; a prompt that names a shape
-    twice ("a red circle and a blue circle") has no record.
-    """
-    said = parse(prompt)
-    if not said.groups:
-        raise Refused("the prompt names no shape of the drawn world")
-    if max(Counter(shape for _, _, shape in said.groups).values()) > 1:
-        raise Refused("the prompt names a shape twice")
-    place = {(colour, shape): number for number, (_, colour, shape) in enumerate(said.groups)}
-    include: list[dict[str, Any]] = [
-        {"class": shape, "count": count} | ({"color": colour} if colour else {})
-        for count, colour, shape in said.groups
-    ]
-    # A clause's place is compared with that of one before it, so the later one is put first.
-    opposite = {"left of": "right of", "above": "below"}
-    for one, relation, other in said.relations:
-        if one not in place or other not in place:
-            raise Refused("the prompt relates what it does not name")
-        first, second = place[one], place[other]
-        clause, target = (include[first], second) if second < first else (include[second], first)
-        if "position" in clause:
-            raise Refused("the prompt states two relations of one object")
-        clause["position"] = [relation if second < first else opposite[relation], target]
-    asked: dict[str, Any] = {"include": include, "tag": "judged", "prompt": prompt}
-    if any(clause["count"] > 1 for clause in include):
-        asked["exclude"] = [
-            {"class": clause["class"], "count": clause["count"] + 1}
-            for clause in include
-            if clause["count"] > 1
-        ]
-        asked["tag"] = "counting"
-    if said.background:
-        asked["background"] = said.background
-    return asked

@@ -320,17 +320,17 @@ def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Ten
     return logits
 
 
-@torch.no_grad()
-def code_log_likelihood(
+def code_log_probs(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     codes: Tensor,
     *,
     visual: VisualVocabulary,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """(B,) mean natural log-likelihood of a code, for codes (B, N) in [0, K) after their prompts.
+    """(B, N) natural log-probability of each of the codes (B, N) in [0, K) after its prompt.
 
-    Over the codes alone, as `generate_codes` draws them.
+    Over the codes alone and at a temperature, as `generate_codes` draws them.
     """
     first, last = visual.first_code, visual.first_code + visual.num_codes
     num_codes = codes.shape[1]
@@ -347,6 +347,17 @@ def code_log_likelihood(
     places = starts[:, None] + torch.arange(num_codes, device=model.device)
     before = hidden[torch.arange(len(prompts), device=model.device)[:, None], places]
     logits = before @ model.get_output_embeddings().weight[first:last].T
-    of_codes = logits.float().log_softmax(-1).gather(2, codes.to(model.device)[..., None])
-    mean: Tensor = of_codes.squeeze(-1).mean(1)
-    return mean
+    every = (logits.float() / temperature).log_softmax(-1)
+    return every.gather(2, codes.to(model.device)[..., None]).squeeze(-1)
+
+
+@torch.no_grad()
+def code_log_likelihood(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    codes: Tensor,
+    *,
+    visual: VisualVocabulary,
+) -> Tensor:
+    """(B,) mean of `code_log_probs`."""
+    return code_log_probs(model, prompts, codes, visual=visual).mean(1)

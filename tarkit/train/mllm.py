@@ -8,19 +8,17 @@ that already has the tokenizer's codes goes on as it is (the paper's second stag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts import open_artifact
 from tarkit.checkpoints import (
     TOKENIZER,
     LoadedTaTok,
@@ -43,12 +41,18 @@ from tarkit.models.mllm import (
     from_scratch,
     generate_codes,
     grow,
-    pack,
 )
-from tarkit.train.data import Stream, draw_scale, seed_of, to_bytes
+from tarkit.train.chats import (
+    ChatsConfig,
+    ChatStreams,
+    check_codes,
+    described,
+    packed_chats,
+    weighted_loss,
+)
+from tarkit.train.data import to_bytes
 from tarkit.train.loop import LoopConfig, train
 from tarkit.vocab import (
-    END_OF_TEXT,
     Scale,
     TextTokenizer,
     VisualVocabulary,
@@ -56,10 +60,8 @@ from tarkit.vocab import (
     train_text_tokenizer,
 )
 
-TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
 
-
-class MllmConfig(LoopConfig):
+class MllmConfig(LoopConfig, ChatsConfig):
     """Numbers of the language model's training."""
 
     lm: LmArch = LmArch()
@@ -68,136 +70,11 @@ class MllmConfig(LoopConfig):
     """Tokens of a tokenizer made from nothing: 256 bytes and three tags at the least."""
     system: str | None = "You are a helpful assistant."
     """The system turn of every chat; "" leaves it out, as the paper prints it (App. C.1)."""
-    ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
-    """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
-    """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
-    prompt_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
-    text_weight: float = Field(default=1.0, gt=0)
-    """Weight of a supervised token of text; a code weighs 1 (the paper weighs all alike)."""
-    length: int = 2048
-    """Tokens of a packed row; a longer chat is an error, never cut."""
     embedding_start: EmbeddingStart = "codebook"
     codebook_norm: Literal["unit", "text"] = "unit"
     sample_temperature: float = 0.7
     tokenizer_documents: int = 200_000
     """Documents that the text tokenizer is made from."""
-
-
-class _Shards:
-    """Chats of several artifacts as one numbered list of shards, rows decoded when asked for."""
-
-    def __init__(self, artifacts: Sequence[Artifact], columns: Sequence[str]) -> None:
-        self.places = [(a, name) for a in artifacts for name in a.shards]
-        self.columns = columns
-        self._table = lru_cache(maxsize=24)(self._read)
-
-    def _read(self, index: int) -> pa.Table:
-        artifact, name = self.places[index]
-        return artifact.read(name, columns=list(self.columns))
-
-    def row(self, index: int, row: int) -> dict[str, Any]:
-        """One chat."""
-        found: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
-        return found
-
-    def of_task(self, task: TaskName, index: int) -> np.ndarray:
-        """Row numbers of a shard's usable training chats of one task."""
-        artifact, name = self.places[index]
-        table = artifact.read(name, columns=["task", "split", "status"])
-        columns = [table[c].to_pylist() for c in ("task", "split", "status")]
-        keep = [
-            i
-            for i, (t, split, status) in enumerate(zip(*columns, strict=True))
-            if t == task and split in (None, "train") and status == "ok"
-        ]
-        return np.asarray(keep, dtype=np.int64)
-
-
-class ChatStreams:
-    """One endless drawn stream a task, dealt in rounds of the configured ratio.
-
-    Which task stands at a slot, and which row of it, follow from the slot's number alone.
-    """
-
-    def __init__(
-        self, artifacts: Sequence[Artifact], ratio: Mapping[TaskName, int], seed: int
-    ) -> None:
-        for artifact in artifacts:
-            artifact.require_complete()
-        self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
-        self.seed = seed
-        self.ratio = {task: count for task, count in ratio.items() if count > 0}
-        self.round = [task for task, count in sorted(self.ratio.items()) for _ in range(count)]
-        self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
-        for task in self.ratio:
-            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.places))]
-            if not sum(map(len, rows)):
-                raise UserError(
-                    f"the ratio asks for {task} rows, but the chats given hold none",
-                    hint="tarkit inspect the chats, or set the ratio of that task to 0",
-                )
-            self.streams[task] = _places(rows, seed_of(seed, task))
-
-    def __getitem__(self, slot: int) -> dict[str, Any]:
-        """The chat at a slot."""
-        turn, within = divmod(slot, len(self.round))
-        order = np.random.default_rng(seed_of(self.seed, turn, "round")).permutation(
-            len(self.round)
-        )
-        task = self.round[int(order[within])]
-        earlier = sum(self.round[int(i)] == task for i in order[:within])
-        shard, row = self.streams[task][turn * self.ratio[task] + earlier]
-        return self.shards.row(shard, row)
-
-    def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
-        """The chat at a position of one task's own stream."""
-        return self.shards.row(*self.streams[task][position])
-
-    def documents(self, limit: int) -> list[str]:
-        """Text-only rows in order, for making a tokenizer and counting its rows' use."""
-        texts: list[str] = []
-        for index in range(len(self.shards.places)):
-            for row in self.shards.of_task("text", index):
-                texts.append(
-                    "\n".join(m["content"] for m in self.shards.row(index, int(row))["messages"])
-                )
-                if len(texts) >= limit:
-                    return texts
-        return texts
-
-
-def _places(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
-    """The stream of (shard, row) over the given rows of each shard."""
-
-    def load(shard: int) -> list[tuple[int, int]]:
-        return [(shard, int(row)) for row in rows[shard]]
-
-    return Stream([len(r) for r in rows], load, seed=seed, shards_together=4)
-
-
-def encode_chat(
-    vocabulary: Vocabulary, chat: Mapping[str, Any], scale: Scale
-) -> tuple[list[int], list[int]]:
-    """Ids and labels of one chats row; a lone document is raw text, supervised whole."""
-    messages = chat["messages"]
-    if chat["task"] == "text" and len(messages) == 1:
-        end = vocabulary.text.special[END_OF_TEXT]
-        ids = [end, *vocabulary.text.encode(messages[0]["content"]), end]
-        return ids, [-100, *ids[1:]]
-    pictures = [(scale, picture[f"codes_{int(scale)}"]) for picture in chat["images"] or []]
-    if any(codes is None for _, codes in pictures):
-        raise UserError(
-            f"chat {chat['key']} has no codes of scale {int(scale)}",
-            hint="set scale_ratio to the scales that `tarkit encode` stored",
-        )
-    try:
-        return vocabulary.chat(messages, pictures)
-    except ValueError as error:
-        raise UserError(
-            f"chat {chat['key']}: {error}", hint="leave the row out, or make the chats again"
-        ) from None
 
 
 class MllmTask:
@@ -260,41 +137,18 @@ class MllmTask:
         self.model: PackedLoss = PackedLoss(base)
 
     def batch(self, step: int, size: int, rank: int, world: int) -> Packed:
-        first = (step * world + rank) * size
-        chats = []
-        for slot in range(first, first + size):
-            scale = draw_scale(self.config.scale_ratio, self.config.seed, slot)
-            chat = self._prompted(self.streams[slot], slot)
-            ids, labels = encode_chat(self.vocabulary, chat, scale)
-            if len(ids) > self.config.length:
-                raise UserError(
-                    f"chat {chat['key']} has {len(ids)} tokens, length is {self.config.length}",
-                    hint=f"--set length={len(ids)}, or leave such rows out of the chats",
-                )
-            chats.append((ids, labels))
-        return pack(chats, self.config.length)
-
-    def _prompted(self, chat: dict[str, Any], slot: int) -> dict[str, Any]:
-        """The chat of a slot, without its prompt where `prompt_dropout` says so."""
-        dropout = self.config.prompt_dropout
-        if chat["task"] != "t2i" or not dropout:
-            return chat
-        if np.random.default_rng(seed_of(self.config.seed, slot, "prompt")).random() >= dropout:
-            return chat
-        bare = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
-        return chat | {"messages": bare}
+        return packed_chats(
+            self.streams,
+            self.config,
+            self.vocabulary,
+            first=(step * world + rank) * size,
+            size=size,
+        )
 
     def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, float]]:
         losses, targets = model(batch)
-        weights = torch.ones_like(losses)
-        figures: dict[str, float] = {"tokens": int((batch.chats >= 0).sum())}
-        if self.vocabulary.visual is not None:
-            is_code = targets >= self.vocabulary.visual.first_code
-            weights[~is_code] = self.config.text_weight
-            for name, chosen in (("code_loss", is_code), ("text_loss", ~is_code)):
-                if chosen.any():
-                    figures[name] = float(losses.detach()[chosen].mean())
-        return (losses * weights).sum() / weights.sum(), figures
+        loss, figures = weighted_loss(losses, targets, self.vocabulary, self.config.text_weight)
+        return loss, figures | {"tokens": int((batch.chats >= 0).sum())}
 
     def after_step(self, step: int, model: nn.Module) -> None:
         return None
@@ -325,17 +179,10 @@ class MllmTask:
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        arch = self.model.lm.config.to_diff_dict()
-        visual = self.vocabulary.visual
-        return self.model.lm, {
-            "kind": "mllm",
-            "arch": {k: v for k, v in arch.items() if k not in ("dtype", "transformers_version")},
-            "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
-            "system": self.config.system,
-            "tokenizer_sha256": self.tokenizer and self.tokenizer.sha256,
-            "grid": self.tokenizer and self.tokenizer.grid,
-            "token_counts": self.counts,
-        }
+        tokenizer = self.tokenizer.sha256 if self.tokenizer else None
+        grid = self.tokenizer.grid if self.tokenizer else None
+        description = described(self.model.lm, self.vocabulary, tokenizer=tokenizer, grid=grid)
+        return self.model.lm, description | {"token_counts": self.counts}
 
 
 def _given(lm: Path) -> tuple[TextTokenizer, Any, VisualVocabulary | None]:
@@ -382,25 +229,6 @@ def _check_goes_on(
         )
 
 
-def _check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:
-    """Refuse codes that another tokenizer made."""
-    for artifact in chats:
-        made_by = artifact.settings.get("tokenizer_sha256")
-        if made_by is None:
-            continue
-        if tokenizer is None:
-            raise UserError(
-                f"{artifact.path} holds picture codes, but no --tokenizer is given",
-                hint="name the tokenizer directory that made them with --tokenizer",
-            )
-        if made_by != tokenizer.sha256:
-            raise UserError(
-                f"{artifact.path} holds codes of tokenizer {made_by[:12]}, --tokenizer is "
-                f"{tokenizer.sha256[:12]}: codes of another codebook mean nothing to this model",
-                hint="encode the pictures again with this tokenizer, or name the other one",
-            )
-
-
 def run(
     config: Path | None,
     *,
@@ -419,7 +247,7 @@ def run(
     torch.manual_seed(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
-    _check_codes(artifacts, ta_tok)
+    check_codes(artifacts, ta_tok)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
     painter = ArDetokenizer.load(*dtok) if dtok else None
     task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=painter)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
+from tarkit.errors import UserError
+from tarkit.worlds.facts import NUMBER_WORDS, parse, plural, with_article
 from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out
 from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations
 from tarkit.worlds.shapes import COLOURS, SHAPES
@@ -208,3 +209,42 @@ def caption_g0(
             best.setdefault(metadata["tag"], []).append(metadata)
     metadata = one_of(rng, best[one_of(rng, list(best))])
     return metadata["prompt"], metadata
+
+
+def clauses_of(prompt: str) -> Metadata:
+    """GenEval's record of what a prompt of the shapes world asks; raises UserError.
+
+    A number above one is asked exactly, as GenEval's counting does; a prompt that names a shape
+    twice ("a red circle and a blue circle") has no record.
+    """
+    said = parse(prompt)
+    if not said.groups:
+        raise UserError("the prompt names no shape of the drawn world")
+    if max(Counter(shape for _, _, shape in said.groups).values()) > 1:
+        raise UserError("the prompt names a shape twice")
+    place = {(colour, shape): number for number, (_, colour, shape) in enumerate(said.groups)}
+    include: list[dict[str, Any]] = [
+        {"class": shape, "count": count} | ({"color": colour} if colour else {})
+        for count, colour, shape in said.groups
+    ]
+    # A clause's place is compared with that of one before it, so the later one is put first.
+    opposite = {"left of": "right of", "above": "below"}
+    for one, relation, other in said.relations:
+        if one not in place or other not in place:
+            raise UserError("the prompt relates what it does not name")
+        first, second = place[one], place[other]
+        clause, target = (include[first], second) if second < first else (include[second], first)
+        if "position" in clause:
+            raise UserError("the prompt states two relations of one object")
+        clause["position"] = [relation if second < first else opposite[relation], target]
+    asked: Metadata = {"include": include, "tag": "judged", "prompt": prompt}
+    if any(clause["count"] > 1 for clause in include):
+        asked["exclude"] = [
+            {"class": clause["class"], "count": clause["count"] + 1}
+            for clause in include
+            if clause["count"] > 1
+        ]
+        asked["tag"] = "counting"
+    if said.background:
+        asked["background"] = said.background
+    return asked

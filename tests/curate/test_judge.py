@@ -12,12 +12,11 @@ from tarkit import artifacts
 from tarkit.artifacts import Artifact
 from tarkit.assistants import Answer, Question, Refused
 from tarkit.curate import judge, render
-from tarkit.curate.judge import clauses_of
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.prompts import g0_captions
+from tarkit.worlds.prompts import clauses_of, g0_captions
 from tarkit.worlds.scenes import sample_scene, satisfies
 
 

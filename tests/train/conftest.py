@@ -29,6 +29,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:
+    """Two shards with 9 rows of each of t2i, i2t and text, made with the tokenizer of `models`."""
+    rows = parts.mixed_chats(9)
+    out = tmp_path_factory.mktemp("chats") / "mixed"
+    made_by = {"tokenizer_sha256": parts.sha256(models["tokenizer"])}
+    return parts.write_chats(out, [rows[:15], rows[15:]], **made_by).path
+
+
 class Stopped(Exception):
     """What stands for a killed process."""
 

@@ -18,7 +18,8 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.mllm import build, from_scratch
 from tarkit.train import mllm
-from tarkit.train.mllm import ChatStreams, MllmConfig, MllmTask, TaskName, encode_chat
+from tarkit.train.chats import ChatStreams, TaskName, encode_chat
+from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
 from tests.test_published_lm import publish
@@ -41,15 +42,6 @@ def config(tmp_path: Path, **changes: Any) -> Path:
     file = tmp_path / "mllm.toml"
     file.write_text(write_toml(MllmConfig(**SETTINGS | changes)))
     return file
-
-
-@pytest.fixture(scope="session")
-def chats(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:
-    """Two shards with 9 rows of each of t2i, i2t and text, made with the tokenizer of `models`."""
-    rows = parts.mixed_chats(9)
-    out = tmp_path_factory.mktemp("chats") / "mixed"
-    made_by = {"tokenizer_sha256": parts.sha256(models["tokenizer"])}
-    return parts.write_chats(out, [rows[:15], rows[15:]], **made_by).path
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,320 @@
+"""`tarkit train grpo`: a model draws, its pictures are scored, and it draws more of the better.
+
+Source: group relative policy optimization (Shao et al. 2024, DeepSeekMath, Sec. 4.1) on the codes
+of pictures; the paper stops at supervised training. A group of pictures is drawn of each prompt; the
+advantage of one is how far its score lies above its group's mean, in standard deviations.
+Any scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's
+own. Chats trained on beside the pictures keep what the model can do beside drawing.
+
+Letters: B pictures, N codes of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tarkit.artifacts import open_artifact
+from tarkit.checkpoints import TOKENIZER
+from tarkit.config import load_config
+from tarkit.errors import UserError
+from tarkit.images import contact_sheet
+from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
+from tarkit.prompts import read_prompts
+from tarkit.scorers import Plan, Scorer, Shown, checked, plan_scorer
+from tarkit.tar import Sampling, Tar
+from tarkit.train.chats import (
+    ChatsConfig,
+    ChatStreams,
+    check_codes,
+    described,
+    packed_chats,
+    weighted_loss,
+)
+from tarkit.train.data import Stream, seed_of
+from tarkit.train.loop import LoopConfig, train
+from tarkit.vocab import VisualVocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class GrpoConfig(LoopConfig, ChatsConfig):
+    """Numbers of learning from scored pictures; `batch_size` is the pictures a step learns from."""
+
+    group: int = Field(default=8, ge=2)
+    """Pictures of one prompt, compared with each other."""
+    round_steps: PositiveInt = 1
+    """Steps that learn from one round of drawing, each from its own prompts of it."""
+    ratio_clip: float = Field(default=0.2, gt=0)
+    """How far a code's probability may move from what it was drawn with and still be pushed on."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Codes are drawn from, and learnt in, the softmax at this temperature, nothing cut off."""
+    guidance: float = 1.0
+    """Of the de-tokenizer, which draws its likeliest pixels; 1 is off and twice as fast."""
+    draw_size: PositiveInt = 64
+    """Pictures drawn side by side."""
+    chats_size: int = Field(default=0, ge=0)
+    """Rows of `--chats` a step also learns from, over all processes."""
+    chats_weight: float = Field(default=1.0, gt=0)
+    """Weight of their loss; that of the pictures weighs 1."""
+
+    @model_validator(mode="after")
+    def _rounds_are_whole(self) -> GrpoConfig:
+        if self.batch_size % self.group:
+            raise ValueError(f"batch_size must be a multiple of group, {self.group}")
+        for name in ("checkpoint_every", "keep_every"):
+            steps = getattr(self, name)
+            if steps and steps % self.round_steps:
+                raise ValueError(f"{name} must be a multiple of round_steps, {self.round_steps}")
+        return self
+
+
+class Policy(PackedLoss):
+    """The language model as what draws: one forward pass for pictures and chats."""
+
+    def __init__(self, lm: PreTrainedModel, visual: VisualVocabulary, temperature: float) -> None:
+        super().__init__(lm)
+        self.visual = visual
+        self.temperature = temperature
+
+    def of_codes(self, prompts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
+        """Log-probabilities (B, N) of codes (B, N), as they are drawn."""
+        return code_log_probs(
+            self.lm, prompts, codes, visual=self.visual, temperature=self.temperature
+        )
+
+    def forward(  # type: ignore[override]
+        self, prompts: Sequence[Sequence[int]], codes: Tensor, chats: Packed | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`of_codes`, and loss and target (M,) of the chats."""
+        return self.of_codes(prompts, codes), None if chats is None else super().forward(chats)
+
+
+class Step(NamedTuple):
+    """What a step begins with."""
+
+    prompts: list[str]
+    """Of the whole round where the step begins one, else empty."""
+    chats: Packed | None
+
+
+class Round(NamedTuple):
+    """Pictures of one round of drawing, groups one after the other."""
+
+    prompts: list[list[int]]
+    codes: Tensor  # (B, N) int64
+    log_probs: Tensor  # (B, N), at the time of drawing
+    advantages: Tensor  # (B,)
+    figures: dict[str, float]
+
+
+def advantages(scores: np.ndarray) -> np.ndarray:
+    """Scores (G, S) of G groups -> the same less each group's mean, over its standard deviation.
+
+    A group of one score, or with a picture that has none (NaN), teaches nothing: its rows are 0.
+    """
+    spread = scores.std(axis=1, keepdims=True)
+    told = np.isfinite(spread) & (spread > 1e-8)
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    return np.divide(centred, spread, out=np.zeros_like(scores), where=told)
+
+
+def clipped_objective(
+    log_probs: Tensor, drawn_with: Tensor, advantage: Tensor, clip: float
+) -> tuple[Tensor, float]:
+    """The loss of log-probabilities (B, N), and the share of codes whose push the clip stops.
+
+    - mean min(r A, clamp(r, 1 - clip, 1 + clip) A) with r = p / p when drawn (Schulman et al. 2017,
+    Eq. 7); `advantage` (B,) is the same for every code of a picture.
+    """
+    ratio = (log_probs - drawn_with).exp()
+    push = advantage[:, None]
+    free, held = ratio * push, ratio.clamp(1 - clip, 1 + clip) * push
+    return -torch.minimum(free, held).mean(), float((held < free).float().mean())
+
+
+class GrpoTask:
+    """Rounds of drawing, scoring and learning."""
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        tar: Tar,
+        scorer: Scorer,
+        plan: Plan,
+        *,
+        column: str,
+        prompts: Sequence[str],
+        streams: ChatStreams | None,
+    ) -> None:
+        visual = tar.mllm.vocabulary.visual
+        if visual is None:
+            raise UserError(f"{tar.places.mllm} has no visual tokens and cannot draw")
+        self.config = config
+        self.tar = tar
+        self.scorer = scorer
+        self.plan = plan
+        self.column = column
+        self.vocabulary = tar.mllm.vocabulary
+        self.streams = streams
+        self.prompts = Stream([len(prompts)], lambda _: prompts, seed=seed_of(config.seed, "grpo"))
+        self.sampling = Sampling(
+            temperature=config.temperature,
+            top_k=0,
+            top_p=1.0,
+            prompt_guidance=1.0,
+            guidance=config.guidance,
+            dtok_temperature=0.0,
+        )
+        self.model = Policy(tar.mllm.model, visual, config.temperature)
+        self.round: Round | None = None
+
+    def batch(self, step: int, size: int, rank: int, world: int) -> Step:
+        config = self.config
+        number, within = divmod(step, config.round_steps)
+        if size % config.group:
+            raise UserError(
+                f"{size} pictures a step and process are no whole groups of {config.group}",
+                hint=f"--set batch_size={config.group * world}",
+            )
+        groups = 0 if within else config.round_steps * size // config.group
+        prompts = self.prompts.batch(number, groups, rank=rank, world=world) if groups else []
+        chats = None
+        if self.streams is not None:
+            rows = config.chats_size // world
+            first = (step * world + rank) * rows
+            chats = packed_chats(self.streams, config, self.vocabulary, first=first, size=rows)
+        return Step([prompt for prompt in prompts for _ in range(config.group)], chats)
+
+    @torch.no_grad()
+    def _drawn(self, prompts: list[str], seed: int) -> Round:
+        """A round: pictures of prompts, their scores, and what the model gave their codes."""
+        tar, size = self.tar, self.config.draw_size
+        tar.to(tar.mllm.model.device)
+        seeds = [seed_of(seed, place) >> 2 for place in range(len(prompts))]
+        ids = [self.vocabulary.prompt(prompt, draw=tar.default_scale) for prompt in prompts]
+        codes, log_probs, scores = [], [], []
+        for at in range(0, len(prompts), size):
+            now = slice(at, at + size)
+            drawn = tar.imagine_codes(prompts[now], seeds=seeds[now], sampling=self.sampling)
+            pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
+            shown = [Shown(p, said) for p, said in zip(pictures, prompts[now], strict=True)]
+            codes.append(drawn)
+            log_probs.append(self.model.of_codes(ids[now], drawn))
+            scores += self.scorer.score(shown)
+        values, reason = [], ""
+        for found in scores:
+            one = checked(found, self.plan.columns)
+            values.append(math.nan if isinstance(one, str) else one[self.column])
+            reason = one if isinstance(one, str) else reason
+        table = np.array(values).reshape(-1, self.config.group)
+        if np.isnan(table).all():
+            raise UserError(f"no picture of a round has a score: {reason}")
+        gained = advantages(table)
+        figures = {
+            "reward": float(np.nanmean(table)),
+            "reward_spread": float(np.nanmean(table.std(axis=1))),
+            "groups_that_teach": float((gained != 0).any(axis=1).mean()),
+            "unscored": float(np.isnan(table).mean()),
+        }
+        every = torch.from_numpy(gained.reshape(-1)).float().to(codes[0].device)
+        return Round(ids, torch.cat(codes), torch.cat(log_probs), every, figures)
+
+    def loss(self, model: nn.Module, batch: Step, step: int) -> tuple[Tensor, dict[str, float]]:
+        config = self.config
+        if batch.prompts:
+            # Not in the background, as the next round must be drawn with what this one taught.
+            model.eval()
+            rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
+            self.round = self._drawn(batch.prompts, seed_of(config.seed, step, rank, "round"))
+            model.train()
+        assert self.round is not None
+        drawn = self.round
+        size = len(drawn.prompts) // config.round_steps
+        start = step % config.round_steps * size
+        part = slice(start, start + size)
+        log_probs, of_chats = model(drawn.prompts[part], drawn.codes[part], batch.chats)
+        loss, stopped = clipped_objective(
+            log_probs, drawn.log_probs[part], drawn.advantages[part], config.ratio_clip
+        )
+        figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
+        if of_chats is not None:
+            losses, targets = of_chats
+            beside, told = weighted_loss(losses, targets, self.vocabulary, config.text_weight)
+            loss, figures = loss + config.chats_weight * beside, figures | told
+        return loss, figures
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        return None
+
+    def samples(self, step: int) -> Image.Image | None:
+        """What the model draws, as it draws by itself, of eight of the prompts."""
+        self.tar.to("cpu")
+        self.model.eval()
+        prompts = [self.prompts[place] for place in range(8)]
+        pictures = self.tar.imagine_many(prompts, seeds=range(8))
+        return contact_sheet(pictures, prompts, columns=4, cell_px=96)
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        given = self.tar.mllm.config
+        model, tokenizer = self.tar.mllm.model, given.get("tokenizer_sha256", self.tar.sha256)
+        description = described(model, self.vocabulary, tokenizer=tokenizer, grid=self.tar.grid)
+        return model, description | {"token_counts": given.get("token_counts")}
+
+
+def run(
+    config: Path | None,
+    *,
+    model: str,
+    prompts: Path,
+    scorer: str,
+    scorer_model: str | None = None,
+    column: str | None = None,
+    chats: Sequence[Path] = (),
+    out: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train the language model of `model` by the scores of what it draws; returns its directory.
+
+    `column` says which of the scorer's numbers is the reward; needed only where it gives several.
+    """
+    settings = load_config(GrpoConfig, config, overrides)
+    torch.manual_seed(settings.seed)
+    plan = plan_scorer(scorer, scorer_model)
+    column = column or (plan.columns[0] if len(plan.columns) == 1 else "")
+    if column not in plan.columns:
+        raise UserError(
+            f"the scorer {scorer} gives {', '.join(plan.columns)}, not {column or 'one number'}",
+            hint=f"--column {plan.columns[0]}",
+        )
+    if bool(chats) != bool(settings.chats_size):
+        raise UserError(
+            f"chats_size is {settings.chats_size} and --chats names {len(chats)} artifacts",
+            hint="--set chats_size=24 with --chats DIR, or neither",
+        )
+    lines = read_prompts(prompts)
+    tar = Tar.load(model)
+    artifacts = [open_artifact(path, "chats") for path in chats]
+    check_codes(artifacts, tar.ta_tok)
+    task = GrpoTask(
+        settings,
+        tar,
+        plan.load("cpu"),
+        plan,
+        column=column,
+        prompts=lines,
+        streams=ChatStreams(artifacts, settings.ratio, settings.seed) if artifacts else None,
+    )
+    parents = {f"chats_{i}": path for i, path in enumerate(chats)}
+    parents |= {"prompts": prompts, "lm": tar.places.mllm}
+    files = {TOKENIZER: tar.mllm.vocabulary.text.json}
+    return train(task, settings, out=out, name="grpo", parents=parents, files=files)

@@ -1,0 +1,208 @@
+"""Learning from scored pictures: the objective by hand, exact resume, and that it learns at all."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tarkit import assemble
+from tarkit.checkpoints import load_mllm
+from tarkit.config import write_toml
+from tarkit.errors import UserError
+from tarkit.models.mllm import code_log_probs, generate_codes
+from tarkit.scorers import Scores, Shown
+from tarkit.tar import Tar
+from tarkit.train import grpo
+from tarkit.train.grpo import GrpoConfig, GrpoTask, advantages, clipped_objective
+from tests import parts
+
+SETTINGS: dict[str, Any] = {
+    "steps": 8,
+    "batch_size": 8,
+    "group": 4,
+    "round_steps": 2,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "length": 128,
+    "draw_size": 6,
+}
+
+
+class Bright:
+    """How bright a picture is; one whose prompt asks for nothing has no number."""
+
+    columns: tuple[str, ...] = ("bright",)
+
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        return [
+            {"bright": float(np.asarray(one.picture).mean() / 255)}
+            if one.prompt != "nothing"
+            else "it asks for nothing"
+            for one in shown
+        ]
+
+
+class Wide(Bright):
+    """Gives two numbers."""
+
+    columns = ("bright", "wide")
+
+
+SCORER = f"{__name__}:Bright"
+
+
+@pytest.fixture(scope="module")
+def tar(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given: dict[str, Any] = {
+        name: models[name] for name in ("mllm", "tokenizer", "ar_dtok", "vqvae")
+    }
+    out = tmp_path_factory.mktemp("grpo") / "tar"
+    return assemble.run(**given, out=out, overrides=["default_scale=3"])
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(parts.CAPTIONS))
+    return file
+
+
+def config(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "grpo.toml"
+    file.write_text(write_toml(GrpoConfig(**SETTINGS | changes)))
+    return file
+
+
+# ---- the objective, by hand
+
+
+def test_an_advantage_is_the_distance_from_its_groups_mean_in_its_spreads() -> None:
+    scores = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0.2, 0.4, math.nan, 0.6], [5, 5, 7, 7]])
+    third = math.sqrt(3)
+    expected: list[list[float]] = [
+        [third, -1 / third, -1 / third, -1 / third],
+        [0] * 4,
+        [0] * 4,
+        [-1, -1, 1, 1],
+    ]
+    np.testing.assert_allclose(advantages(scores), expected, atol=1e-12)
+
+
+def test_a_push_ends_where_the_probability_has_moved_far_enough() -> None:
+    drawn_with = torch.zeros(4, 1)
+    moved = torch.tensor([[1.5], [1.5], [0.5], [0.5]])
+    log_probs = moved.log().requires_grad_()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    loss, stopped = clipped_objective(log_probs, drawn_with, advantage, 0.2)
+    # Good and likelier: held at 1.2. Bad and likelier: felt whole. Good and rarer: felt whole.
+    # Bad and rarer: held at .8.
+    assert_close(loss, -torch.tensor((1.2 - 1.5 + 0.5 - 0.8) / 4))
+    loss.backward()
+    assert log_probs.grad is not None
+    assert_close(log_probs.grad[:, 0], torch.tensor([0.0, 1.5, -0.5, 0.0]) / 4)
+    assert stopped == 0.5
+
+
+def test_log_probabilities_are_those_that_codes_are_drawn_with(tar: Path) -> None:
+    loaded = Tar.load(tar).mllm
+    visual = loaded.vocabulary.visual
+    assert visual is not None
+    prompt = loaded.vocabulary.prompt("a red circle", draw=Tar.load(tar).default_scale)
+    draws = 4000
+    codes = generate_codes(
+        loaded.model,
+        [prompt] * draws,
+        visual=visual,
+        num_codes=1,
+        temperature=0.5,
+        top_k=0,
+        top_p=1.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    every = torch.arange(visual.num_codes)[:, None]
+    given = code_log_probs(
+        loaded.model, [prompt] * len(every), every, visual=visual, temperature=0.5
+    ).exp()[:, 0]
+    assert_close(given.sum(), torch.tensor(1.0))
+    counted = torch.bincount(codes[:, 0], minlength=visual.num_codes) / draws
+    assert float((given - counted).abs().max()) < 5 * math.sqrt(0.25 / draws)
+
+
+# ---- whole runs
+
+
+def test_a_stopped_training_ends_with_the_same_bytes(
+    tar: Path, prompts: Path, chats: Path, tmp_path: Path, resumes: Any
+) -> None:
+    ratio = {"t2i": 1, "i2t": 1}
+    file = config(tmp_path, chats_size=3, ratio=ratio, prompt_dropout=0.5)
+
+    def run(out: Path) -> Path:
+        return grpo.run(
+            file, model=str(tar), prompts=prompts, scorer=SCORER, chats=[chats], out=out
+        )
+
+    # Stopped within a round: it goes on from the last round's end and draws the same again.
+    resumes(GrpoTask, run, stops=(3, 5))
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "metrics.jsonl").open()]
+    assert {"reward", "groups_that_teach", "stopped", "code_loss", "text_loss"} <= rows[0].keys()
+    loaded = load_mllm(tmp_path / "whole")
+    assert loaded.config["tokenizer_sha256"] == Tar.load(tar).sha256
+    assert loaded.vocabulary.text.json == Tar.load(tar).mllm.vocabulary.text.json
+
+
+def test_what_scores_higher_is_drawn_more_often(tar: Path, prompts: Path, tmp_path: Path) -> None:
+    changes = {"steps": 30, "batch_size": 32, "round_steps": 1, "learning_rate": 3e-3}
+    file = config(tmp_path, **changes, group=8, checkpoint_every=100)
+    out = grpo.run(file, model=str(tar), prompts=prompts, scorer=SCORER, out=tmp_path / "out")
+    rewards = [json.loads(row)["reward"] for row in (out / "metrics.jsonl").open()]
+    spreads = [json.loads(row)["reward_spread"] for row in (out / "metrics.jsonl").open()]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + spreads[0]
+
+
+def test_a_prompt_without_a_score_teaches_nothing_and_is_told(tar: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("nothing\na red circle\n")
+    numbers = config(tmp_path, steps=1, round_steps=1, checkpoint_every=1)
+    given: dict[str, Any] = {"model": str(tar), "scorer": SCORER}
+    out = grpo.run(numbers, prompts=file, out=tmp_path / "out", **given)
+    row = json.loads((out / "metrics.jsonl").read_text())
+    assert row["unscored"] == 0.5
+    assert row["groups_that_teach"] == 0.5
+    file.write_text("nothing\n")
+    with pytest.raises(UserError, match="no picture of a round has a score: it asks for nothing"):
+        grpo.run(numbers, prompts=file, out=tmp_path / "none", **given)
+
+
+# ---- what is refused
+
+
+def test_numbers_that_make_no_rounds_are_refused(tmp_path: Path) -> None:
+    for change, match in [
+        ({"batch_size": 6}, "batch_size must be a multiple of group, 4"),
+        ({"checkpoint_every": 3}, "checkpoint_every must be a multiple of round_steps, 2"),
+        ({"keep_every": 5}, "keep_every must be a multiple"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            GrpoConfig(**SETTINGS | change)
+
+
+def test_a_reward_that_is_not_one_number_is_refused(
+    tar: Path, prompts: Path, chats: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"model": str(tar), "prompts": prompts, "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="gives bright, wide, not one number") as error:
+        grpo.run(config(tmp_path), scorer=f"{__name__}:Wide", **given)
+    assert error.value.hint == "--column bright"
+    with pytest.raises(UserError, match="gives bright, not dark"):
+        grpo.run(config(tmp_path), scorer=SCORER, column="dark", **given)
+    with pytest.raises(UserError, match="chats_size is 0 and --chats names 1"):
+        grpo.run(config(tmp_path), scorer=SCORER, chats=[chats], **given)
+    assert not (tmp_path / "out").exists()
