@@ -327,11 +327,30 @@ def code_log_probs(
     *,
     visual: VisualVocabulary,
     temperature: float = 1.0,
+    guidance: float = 1.0,
+    unguided: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """(B, N) natural log-probability of each of the codes (B, N) in [0, K) after its prompt.
 
-    Over the codes alone and at a temperature, as `generate_codes` draws them.
+    Over the codes alone, at a temperature and with guidance, as `generate_codes` draws them.
     """
+    logits = _code_logits(model, prompts, codes, visual)
+    if guidance != 1:
+        if len(unguided) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
+        unconditional = _code_logits(model, unguided, codes, visual)
+        logits = unconditional + (logits - unconditional) * guidance
+    every = (logits / temperature).log_softmax(-1)
+    return every.gather(2, codes.to(model.device)[..., None]).squeeze(-1)
+
+
+def _code_logits(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    codes: Tensor,
+    visual: VisualVocabulary,
+) -> Tensor:
+    """(B, N, K) float32: what the model gives every code at each place of the codes (B, N)."""
     first, last = visual.first_code, visual.first_code + visual.num_codes
     num_codes = codes.shape[1]
     longest = max(map(len, prompts)) + num_codes
@@ -346,9 +365,8 @@ def code_log_probs(
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
     places = starts[:, None] + torch.arange(num_codes, device=model.device)
     before = hidden[torch.arange(len(prompts), device=model.device)[:, None], places]
-    logits = before @ model.get_output_embeddings().weight[first:last].T
-    every = (logits.float() / temperature).log_softmax(-1)
-    return every.gather(2, codes.to(model.device)[..., None]).squeeze(-1)
+    logits: Tensor = (before @ model.get_output_embeddings().weight[first:last].T).float()
+    return logits
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """`tarkit train grpo`: a model draws, its pictures are scored, and it draws more of the better.
 
 Source: group relative policy optimization (Shao et al. 2024, DeepSeekMath, Sec. 4.1) on the codes
-of pictures; the paper stops at supervised training. A group of pictures is drawn of each prompt; the
-advantage of one is how far its score lies above its group's mean, in standard deviations.
-Any scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's
-own. Chats trained on beside the pictures keep what the model can do beside drawing.
+of pictures; the paper stops at supervised training. Each prompt is drawn as a group of pictures;
+the advantage of one is how far its score lies above its group's mean, in standard deviations. Any
+scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's own.
+Chats trained on beside the pictures keep what the model can do beside drawing.
 
 Letters: B pictures, N codes of each.
 """
@@ -41,7 +41,7 @@ from tarkit.train.chats import (
 )
 from tarkit.train.data import Stream, seed_of
 from tarkit.train.loop import LoopConfig, train
-from tarkit.vocab import VisualVocabulary
+from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +58,9 @@ class GrpoConfig(LoopConfig, ChatsConfig):
     """How far a code's probability may move from what it was drawn with and still be pushed on."""
     temperature: float = Field(default=1.0, gt=0)
     """Codes are drawn from, and learnt in, the softmax at this temperature, nothing cut off."""
+    prompt_guidance: float = 1.0
+    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt: what
+    is trained is then the guided model itself. 1 is off."""
     guidance: float = 1.0
     """Of the de-tokenizer, which draws its likeliest pixels; 1 is off and twice as fast."""
     draw_size: PositiveInt = 64
@@ -81,22 +84,35 @@ class GrpoConfig(LoopConfig, ChatsConfig):
 class Policy(PackedLoss):
     """The language model as what draws: one forward pass for pictures and chats."""
 
-    def __init__(self, lm: PreTrainedModel, visual: VisualVocabulary, temperature: float) -> None:
+    def __init__(self, lm: PreTrainedModel, vocabulary: Vocabulary, config: GrpoConfig) -> None:
         super().__init__(lm)
-        self.visual = visual
-        self.temperature = temperature
+        self.vocabulary = vocabulary
+        self.config = config
 
-    def of_codes(self, prompts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
-        """Log-probabilities (B, N) of codes (B, N), as they are drawn."""
+    def of_codes(self, prompts: Sequence[Sequence[int]], codes: Tensor, scale: Scale) -> Tensor:
+        """Log-probabilities (B, N) of codes (B, N) of a scale, as they are drawn."""
+        visual = self.vocabulary.visual
+        assert visual is not None
         return code_log_probs(
-            self.lm, prompts, codes, visual=self.visual, temperature=self.temperature
+            self.lm,
+            prompts,
+            codes,
+            visual=visual,
+            temperature=self.config.temperature,
+            guidance=self.config.prompt_guidance,
+            unguided=[self.vocabulary.prompt("", draw=scale)] * len(prompts),
         )
 
     def forward(  # type: ignore[override]
-        self, prompts: Sequence[Sequence[int]], codes: Tensor, chats: Packed | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        codes: Tensor,
+        scale: Scale,
+        chats: Packed | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """`of_codes`, and loss and target (M,) of the chats."""
-        return self.of_codes(prompts, codes), None if chats is None else super().forward(chats)
+        of_chats = None if chats is None else super().forward(chats)
+        return self.of_codes(prompts, codes, scale), of_chats
 
 
 class Step(NamedTuple):
@@ -156,8 +172,7 @@ class GrpoTask:
         prompts: Sequence[str],
         streams: ChatStreams | None,
     ) -> None:
-        visual = tar.mllm.vocabulary.visual
-        if visual is None:
+        if tar.mllm.vocabulary.visual is None:
             raise UserError(f"{tar.places.mllm} has no visual tokens and cannot draw")
         self.config = config
         self.tar = tar
@@ -171,11 +186,11 @@ class GrpoTask:
             temperature=config.temperature,
             top_k=0,
             top_p=1.0,
-            prompt_guidance=1.0,
+            prompt_guidance=config.prompt_guidance,
             guidance=config.guidance,
             dtok_temperature=0.0,
         )
-        self.model = Policy(tar.mllm.model, visual, config.temperature)
+        self.model = Policy(tar.mllm.model, self.vocabulary, config)
         self.round: Round | None = None
 
     def batch(self, step: int, size: int, rank: int, world: int) -> Step:
@@ -209,7 +224,7 @@ class GrpoTask:
             pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
             shown = [Shown(p, said) for p, said in zip(pictures, prompts[now], strict=True)]
             codes.append(drawn)
-            log_probs.append(self.model.of_codes(ids[now], drawn))
+            log_probs.append(self.model.of_codes(ids[now], drawn, tar.default_scale))
             scores += self.scorer.score(shown)
         values, reason = [], ""
         for found in scores:
@@ -242,7 +257,9 @@ class GrpoTask:
         size = len(drawn.prompts) // config.round_steps
         start = step % config.round_steps * size
         part = slice(start, start + size)
-        log_probs, of_chats = model(drawn.prompts[part], drawn.codes[part], batch.chats)
+        log_probs, of_chats = model(
+            drawn.prompts[part], drawn.codes[part], self.tar.default_scale, batch.chats
+        )
         loss, stopped = clipped_objective(
             log_probs, drawn.log_probs[part], drawn.advantages[part], config.ratio_clip
         )

@@ -110,29 +110,36 @@ def test_a_push_ends_where_the_probability_has_moved_far_enough() -> None:
     assert stopped == 0.5
 
 
-def test_log_probabilities_are_those_that_codes_are_drawn_with(tar: Path) -> None:
-    loaded = Tar.load(tar).mllm
-    visual = loaded.vocabulary.visual
-    assert visual is not None
-    prompt = loaded.vocabulary.prompt("a red circle", draw=Tar.load(tar).default_scale)
-    draws = 4000
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_log_probabilities_are_those_that_codes_are_drawn_with(tar: Path, guidance: float) -> None:
+    whole = Tar.load(tar)
+    scale, loaded = whole.default_scale, whole.mllm
+    assert loaded.vocabulary.visual is not None
+    prompt, empty = (loaded.vocabulary.prompt(text, draw=scale) for text in ("a red circle", ""))
+    draws, num_codes = 4000, loaded.vocabulary.visual.num_codes
+    how: dict[str, Any] = {"visual": loaded.vocabulary.visual, "temperature": 0.2}
     codes = generate_codes(
         loaded.model,
         [prompt] * draws,
-        visual=visual,
         num_codes=1,
-        temperature=0.5,
         top_k=0,
         top_p=1.0,
         generator=torch.Generator().manual_seed(0),
+        guidance=guidance,
+        unguided=[empty] * draws,
+        **how,
     )
-    every = torch.arange(visual.num_codes)[:, None]
+    every, prompts = torch.arange(num_codes)[:, None], [prompt] * num_codes
     given = code_log_probs(
-        loaded.model, [prompt] * len(every), every, visual=visual, temperature=0.5
-    ).exp()[:, 0]
+        loaded.model, prompts, every, guidance=guidance, unguided=[empty] * num_codes, **how
+    ).detach()
+    given = given.exp()[:, 0]
     assert_close(given.sum(), torch.tensor(1.0))
-    counted = torch.bincount(codes[:, 0], minlength=visual.num_codes) / draws
+    counted = torch.bincount(codes[:, 0], minlength=num_codes) / draws
     assert float((given - counted).abs().max()) < 5 * math.sqrt(0.25 / draws)
+    # Each of the two matters: without them the draw would be another.
+    plain = code_log_probs(loaded.model, prompts, every, visual=how["visual"]).detach().exp()[:, 0]
+    assert float((plain - counted).abs().max()) > 5 * math.sqrt(0.25 / draws)
 
 
 # ---- whole runs
@@ -142,7 +149,7 @@ def test_a_stopped_training_ends_with_the_same_bytes(
     tar: Path, prompts: Path, chats: Path, tmp_path: Path, resumes: Any
 ) -> None:
     ratio = {"t2i": 1, "i2t": 1}
-    file = config(tmp_path, chats_size=3, ratio=ratio, prompt_dropout=0.5)
+    file = config(tmp_path, chats_size=3, ratio=ratio, prompt_dropout=0.5, prompt_guidance=2)
 
     def run(out: Path) -> Path:
         return grpo.run(
