@@ -216,11 +216,15 @@ def curate_render(
     config: ConfigOption = None,
     overrides: Set = None,
     limit: Limit = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Draw the shapes world: pictures with captions, questions, pairs and triples."""
     from tarkit.curate import render
 
+    if dry_run:
+        counts = render.preview(out=out, config=config, overrides=overrides or (), limit=limit)
+        return _previewed(counts, out, as_json)
     artifact = render.run(out=out, config=config, overrides=overrides or (), limit=limit)
     return _made(artifact, as_json)
 
@@ -301,7 +305,7 @@ def curate_prompts(
             overrides=overrides or (),
             limit=limit,
         )
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = prompts.run(
         source,
         out=out,
@@ -366,7 +370,7 @@ def curate_download(
         counts = download.preview(
             urls, out=out, config=config, overrides=overrides or (), limit=limit
         )
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = download.run(
         urls,
         out=out,
@@ -415,7 +419,7 @@ def curate_caption(
     if dry_run:
         tries = load_config(caption.CaptionConfig, config, overrides or ()).assistant.tries
         counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = caption.run(
         images,
         out=out,
@@ -455,7 +459,7 @@ def curate_split(
     if dry_run:
         tries = load_config(split.SplitConfig, config, overrides or ()).assistant.tries
         counts = preview_rows(prompts, "prompts", out=out, limit=limit, tries=tries)
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = split.run(
         prompts,
         out=out,
@@ -499,7 +503,7 @@ def curate_synthesize(
         counts = synthesize.preview(
             prompts, out=out, config=config, overrides=overrides or (), limit=limit
         )
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = synthesize.run(
         prompts,
         out=out,
@@ -558,7 +562,7 @@ def curate_score(
     from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), out, as_json)
     artifact = score.run(
         images,
         out=out,
@@ -608,7 +612,7 @@ def curate_judge(
             load_config(judge.JudgeConfig, config, overrides or ()).assistant.tries if llm else None
         )
         counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = judge.run(
         images,
         out=out,
@@ -688,7 +692,7 @@ def curate_chats(
         counts = chats.preview(
             sources, out=out, config=config, overrides=overrides or (), limit=limit
         )
-        return _previewed(counts, as_json)
+        return _previewed(counts, out, as_json)
     artifact = chats.run(sources, out=out, config=config, overrides=overrides or (), limit=limit)
     return _made(artifact, as_json)
 
@@ -995,7 +999,7 @@ def encode(
     from tarkit.plan import preview_rows
 
     if dry_run:
-        return _previewed(preview_rows(images, "images", out=out, limit=limit), as_json)
+        return _previewed(preview_rows(images, "images", out=out, limit=limit), out, as_json)
     artifact = verb.run(
         images,
         tokenizer=_part(tokenizer, "ta_tok"),
@@ -1830,7 +1834,11 @@ def _made(artifact: "Artifact", as_json: bool) -> int:
     return FAILED_ROWS if failed else 0
 
 
-def _previewed(counts: Mapping[str, int], as_json: bool) -> int:
+def _previewed(counts: Mapping[str, int], out: Path, as_json: bool) -> int:
+    from tarkit.plan import disk
+
+    left = counts["shards_to_make"]
+    counts = {**counts, **disk(out, made=counts["shards"] - left, left=left)}
     _print(counts, "\n".join(f"{name}: {count}" for name, count in counts.items()), as_json)
     return 0
 

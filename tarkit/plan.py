@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def preview(source: Source | None, out: Path, shards: Sequence[str]) -> dict[str
     if (out / MANIFEST).exists():
         pending = len(open_artifact(out).pending(source))
     return {"shards": len(shards), "shards_to_make": pending}
+
+
+def disk(out: Path, *, made: int, left: int) -> dict[str, int]:
+    """Bytes free where `out` stands, and bytes that the shards left will take.
+
+    A shard to come is taken for as large as those made; before the first is, nobody knows, and
+    nothing is said.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = {"disk_bytes_free": shutil.disk_usage(there).free}
+    if not made:
+        return free
+    taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return free | {"disk_bytes_to_come": taken * left // made}
 
 
 def num_failed(artifact: Artifact) -> int:

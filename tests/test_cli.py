@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -285,7 +286,9 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(
     run = pretend(monkeypatch, "tarkit.encode", None)
     words = ["encode", str(tmp_path / "im"), "--tokenizer", "t", "--out", str(tmp_path / "o")]
     done = tarkit(*words, "--dry-run")
-    assert done.stdout == "rows: 0\nshards: 0\nshards_to_make: 0\n"
+    assert re.fullmatch(
+        r"rows: 0\nshards: 0\nshards_to_make: 0\ndisk_bytes_free: \d+\n", done.stdout
+    )
     run.assert_not_called()
     assert not (tmp_path / "o").exists()
 
@@ -319,12 +322,32 @@ def test_sample_sheets_need_a_de_tokenizer_and_its_image_vq(config: str) -> None
     assert "sample sheets need both --ar-dtok and --vqvae" in done.stderr
 
 
+def test_a_dry_run_says_what_disk_it_would_take_by_what_it_has_taken(tmp_path: Path) -> None:
+    out, settings = tmp_path / "pictures", ["--set", "count=6", "--set", "shard_size=2"]
+    words = ["curate", "render", *settings, "--out", str(out)]
+    before = json.loads(tarkit(*words, "--dry-run", "--json").stdout)
+    assert "disk_bytes_to_come" not in before
+    assert tarkit(*words).exit_code == 0
+    made = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    assert json.loads(tarkit(*words, "--dry-run", "--json").stdout)["disk_bytes_to_come"] == 0
+    lost = [*out.glob("00002*"), *out.glob("*/00002*")]
+    assert lost
+    kept = made - sum(path.stat().st_size for path in lost)
+    for path in lost:
+        path.unlink()
+    assert json.loads(tarkit(*words, "--dry-run", "--json").stdout)["disk_bytes_to_come"] == (
+        kept // 2
+    )
+
+
 def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> None:
     render.run(out=tmp_path / "pictures", overrides=["count=6", "shard_size=3"])
     words = ["curate", "caption", str(tmp_path / "pictures"), "--out", str(tmp_path / "o")]
     done = tarkit(*words, "--llm", "m", "--dry-run", "--json", "--limit", "4")
+    plan = json.loads(done.stdout)
+    assert plan.pop("disk_bytes_free") > 0
     # Three tries a row at most.
-    assert json.loads(done.stdout) == {
+    assert plan == {
         "rows": 4,
         "calls_at_most": 12,
         "shards": 2,
