@@ -16,6 +16,9 @@ from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
 from tarkit.plan import preview_rows
 from tarkit.scorers import Scores, Shown, plan_scorer
+from tarkit.worlds import shapes
+from tarkit.worlds.clauses import scene_for
+from tarkit.worlds.prompts import g0_metadata
 from tests.assistants.tiny import save_tokenizer
 
 PROMPTS: tuple[str | None, ...] = ("a ring", "a red ring", None, "x" * 90)
@@ -147,6 +150,25 @@ class Lopsided:
         found: list[Scores] = [{"width": float(one.picture.width)} for one in shown]
         found[1], found[2] = {"width": float("nan")}, {"height": 1.0}
         return found
+
+
+def test_the_drawn_world_knows_which_picture_shows_its_prompt(tmp_path: Path) -> None:
+    artifact = artifacts.begin(tmp_path / "drawn", "images", settings={}, shards=["00000"])
+    asked = g0_metadata("color_attr", ["ring", "heart"], colours=["red", "blue"])
+    wrong = "a photo of a blue ring and a red heart"
+    prompts = [asked["prompt"], wrong, "a photo of a dog", None]
+    scene = scene_for(asked, np.random.default_rng(0))
+    blob = png_bytes(shapes.render(scene, np.random.default_rng(0)))
+    rows = [
+        artifact.failed_row(f"0-{number}", "", prompt=prompt, role="target")
+        | {"status": "ok", "error": None, "source": "", "width": 64, "height": 64}
+        for number, prompt in enumerate(prompts)
+    ]
+    artifact.write_images("00000", rows, [("png", blob)] * 4)
+    right, other, alien, silent = scored(artifact, "shapes")
+    assert (right["correct"], other["correct"]) == (1, 0)
+    assert "names no shape" in alien["error"]
+    assert silent["error"] == "it has no prompt to compare with"
 
 
 def test_ones_own_scorer_by_its_module(pictures: Artifact) -> None:
