@@ -750,6 +750,10 @@ def train_ar_dtok(
     tokenizer: Tokenizer,
     vqvae: Vqvae,
     out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to go on from."),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
@@ -762,6 +766,7 @@ def train_ar_dtok(
         tokenizer=_part(tokenizer, "ta_tok"),
         vqvae=_part(vqvae, "vqvae"),
         out=out,
+        start=_part(start, "ar_dtok") if start else None,
         overrides=overrides or (),
     )
     return _trained(path, as_json)

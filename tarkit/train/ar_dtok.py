@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import LoadedTaTok, load_ta_tok, load_vqvae, read_config
+from tarkit.checkpoints import LoadedTaTok, load_ar_dtok, load_ta_tok, load_vqvae, read_config
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
@@ -67,6 +67,7 @@ class ArDtokTask:
         vqvae: Vqvae,
         *,
         vqvae_sha256: str,
+        start: Path | None = None,
     ) -> None:
         self.config = config
         self.stream = stream
@@ -94,8 +95,11 @@ class ArDtokTask:
                 hint=f"--set arch.num_codes={arch.side**2}",
             )
         self.size_px = arch.side * vqvae.arch.downsampling
-        self.model: ArDtok = ArDtok(arch)
-        self.model.reset_parameters()
+        if start is None:
+            self.model: ArDtok = ArDtok(arch)
+            self.model.reset_parameters()
+        else:
+            self.model = _given(start, arch, ta_tok.sha256, vqvae_sha256)
         self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
         self._places: dict[str, int] = {}
         self._tables: Codes = {}
@@ -185,6 +189,32 @@ class ArDtokTask:
         }
 
 
+def _given(start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256: str) -> ArDtok:
+    """The AR-DTok to go on from, which must speak of the same codes and have the same sizes."""
+    config = read_config(start, "ar_dtok")
+    for part, made_for, given in (
+        ("tokenizer", config.get("tokenizer_sha256"), ta_tok_sha256),
+        ("vqvae", config.get("vqvae_sha256"), vqvae_sha256),
+    ):
+        if made_for != given:
+            raise UserError(
+                f"{start} was trained with {part} {str(made_for)[:12]}, --{part} is {given[:12]}",
+                hint=f"name the --{part} it was trained with, or leave --start out",
+            )
+    model = load_ar_dtok(start)
+    if model.arch != arch:
+        wrong = [
+            f"{name} = {wanted} (is {found})"
+            for (name, wanted), (_, found) in zip(arch, model.arch, strict=True)
+            if wanted != found
+        ]
+        raise UserError(
+            f"arch is not that of {start}: {', '.join(wrong)}",
+            hint=f"give the arch of {start}/config.json, or leave --start out",
+        )
+    return model
+
+
 def run(
     config: Path | None,
     *,
@@ -192,15 +222,22 @@ def run(
     tokenizer: Path,
     vqvae: Path,
     out: Path,
+    start: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train the autoregressive de-tokenizer on pictures."""
+    """Train the autoregressive de-tokenizer on pictures, from nothing or going on from `start`."""
     settings = load_config(ArDtokConfig, config, overrides)
     torch.manual_seed(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     made = str(read_config(vqvae, "vqvae")["sha256"])
     task = ArDtokTask(
-        settings, stream, load_ta_tok(tokenizer), load_vqvae(vqvae), vqvae_sha256=made
+        settings,
+        stream,
+        load_ta_tok(tokenizer),
+        load_vqvae(vqvae),
+        vqvae_sha256=made,
+        start=start,
     )
     parents = {"images": images, "tokenizer": tokenizer, "vqvae": vqvae}
+    parents |= {"start": start} if start else {}
     return train(task, settings, out=out, name="ar-dtok", parents=parents)

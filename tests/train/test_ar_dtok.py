@@ -1,5 +1,7 @@
 """Training AR-DTok: exact resume, dropped conditions, and parts that must fit."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -174,3 +176,31 @@ def test_an_unfinished_part_is_refused_with_the_command_that_finishes_it(
         run(config(tmp_path), pictures, {**models, "vqvae": tmp_path / "vq"}, tmp_path / "out")
     assert "its training is unfinished" in e.value.hint
     assert f"--out {tmp_path / 'vq'} again" in e.value.hint
+
+
+def test_a_trained_one_goes_on_as_it_is_and_only_with_its_own_codes(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = run(config(tmp_path), pictures, models, tmp_path / "first")
+    given: dict[str, Any] = {"images": pictures, "tokenizer": models["tokenizer"], "start": whole}
+    still = config(tmp_path, steps=1, learning_rate=0.0)
+    out = ar_dtok.run(still, vqvae=models["vqvae"], out=tmp_path / "second", **given)
+    for (name, weight), other in zip(
+        load_ar_dtok(out).state_dict().items(),
+        load_ar_dtok(whole).state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(weight, other), name
+
+    other = tmp_path / "vqvae"
+    shutil.copytree(models["vqvae"], other)
+    made = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(made | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match="was trained with vqvae .*, --vqvae is 000000000000"):
+        ar_dtok.run(still, vqvae=other, out=tmp_path / "third", **given)
+
+    wide = config(tmp_path, arch=parts.AR_DTOK.model_copy(update={"layers": 3}))
+    with pytest.raises(UserError, match=r"arch is not that of .*: layers = 3 \(is") as error:
+        ar_dtok.run(wide, vqvae=models["vqvae"], out=tmp_path / "fourth", **given)
+    assert "leave --start out" in str(error.value.hint)
+    assert not (tmp_path / "third").exists()
