@@ -13,6 +13,7 @@ from PIL import Image
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.runs import Item, open_run
+from tarkit.verdicts.questions import correct
 from tests.scoring.test_mask2former import save_clip, save_detector
 
 LIMIT, N = 6, 2
@@ -340,7 +341,7 @@ def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_
 
 def test_rows_of_mme_are_read_as_its_figures_are() -> None:
     item = Item("a", "count", "?", truth="yes")
-    assert score.correct("mme", item, "*yes") and not score.correct("mme", item, "I say yes")
+    assert correct("mme", item, "*yes") and not correct("mme", item, "I say yes")
 
 
 def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -> None:
