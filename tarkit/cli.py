@@ -1231,7 +1231,7 @@ def eval_shapes(
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+        bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
     ] = False,
     score_only: Annotated[
         bool, typer.Option("--score-only", help="Score what lies in --out; load no model.")
@@ -1285,7 +1285,7 @@ NumPictures = Annotated[
     int | None, typer.Option("--n", min=1, help="Pictures of each prompt; default: 4.")
 ]
 RetrySamples = Annotated[
-    bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+    bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
 ]
 Scorer = Annotated[
     str | None,

@@ -104,6 +104,15 @@ def test_a_failed_picture_scores_0_and_must_be_allowed(copy: Path) -> None:
     assert found["coverage"] == pytest.approx(11 / 12)
 
 
+def test_a_truncated_picture_is_drawn_again_to_the_byte(copy: Path, geneval: Path) -> None:
+    broken = open_run(copy).picture(3, 1)
+    broken.write_bytes(broken.read_bytes()[:-40])
+    generate.run(copy, batch_size=5)
+    assert pictures(copy) != pictures(geneval)
+    generate.run(copy, batch_size=5, retry_failed=True)
+    assert pictures(copy) == pictures(geneval)
+
+
 def test_an_export_comes_back_with_the_verdicts_of_another(copy: Path, tmp_path: Path) -> None:
     out = export.run(copy, out=tmp_path / "out", layout="geneval-dir")
     assert sorted(p.name for p in (out / "00003").iterdir()) == ["metadata.jsonl", "samples"]
