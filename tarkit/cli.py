@@ -1427,9 +1427,15 @@ def eval_score(
 def eval_export(
     run: RunDir,
     out: Out,
-    layout: Annotated[str, typer.Option("--format", help="geneval-dir or dpg-grid.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="geneval-dir, dpg-grid, adm-npz; mme-txt, pope-jsonl, mmmu-json.",
+        ),
+    ],
 ) -> int:
-    """Write a run's pictures as an official scorer reads them."""
+    """Write a run's pictures or answers as an official scorer reads them."""
     from tarkit.eval import export as verb
 
     typer.echo(str(verb.run(run, out=out, layout=layout)))

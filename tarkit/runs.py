@@ -60,6 +60,12 @@ class Item:
         return str((self.meta or {})["group"])
 
     @property
+    def unasked(self) -> str | None:
+        """Why a question cannot be asked, None if it can."""
+        why = (self.meta or {}).get("unasked")
+        return None if why is None else str(why)
+
+    @property
     def options(self) -> dict[str, str]:
         """Letter -> text of a choice; empty for an open question."""
         return dict((self.meta or {}).get("options") or {})
