@@ -2,14 +2,17 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from PIL import Image
 
+from tarkit.cli import app
 from tarkit.errors import UserError
 from tarkit.eval import export, prepare, score
 from tarkit.manifests import begin_directory
@@ -80,6 +83,15 @@ def test_a_layout_of_another_benchmark_is_refused_with_those_of_this_one(
         with pytest.raises(UserError, match=f"geneval is not exported as '{wrong}'") as error:
             export.run(drawn, out=tmp_path / "out", layout=wrong)
         assert error.value.hint == "--format geneval-dir | adm-npz"
+
+
+def test_the_readme_and_the_help_name_every_layout() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [name for name in export.LAYOUTS if f"`{name}`" not in readme] == []
+    root: Any = typer.main.get_command(app)
+    options = {each.name: each for each in root.commands["eval"].commands["export"].params}
+    named = re.findall(r"[a-z]+-[a-z]+", options["layout"].help)
+    assert sorted(named) == sorted(export.LAYOUTS)
 
 
 @pytest.mark.parametrize(
