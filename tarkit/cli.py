@@ -1236,7 +1236,7 @@ def eval_shapes(
     ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+        bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
     ] = False,
     score_only: Annotated[
         bool, typer.Option("--score-only", help="Score what lies in --out; load no model.")
@@ -1290,7 +1290,7 @@ NumPictures = Annotated[
     int | None, typer.Option("--n", min=1, help="Pictures of each prompt; default: 4.")
 ]
 RetrySamples = Annotated[
-    bool, typer.Option("--retry-failed", help="Also redo samples that failed.")
+    bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
 ]
 Scorer = Annotated[
     str | None,
@@ -1432,9 +1432,15 @@ def eval_score(
 def eval_export(
     run: RunDir,
     out: Out,
-    layout: Annotated[str, typer.Option("--format", help="geneval-dir or dpg-grid.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="geneval-dir, dpg-grid, adm-npz; mme-txt, pope-jsonl, mmmu-json.",
+        ),
+    ],
 ) -> int:
-    """Write a run's pictures as an official scorer reads them."""
+    """Write a run's pictures or answers as an official scorer reads them."""
     from tarkit.eval import export as verb
 
     typer.echo(str(verb.run(run, out=out, layout=layout)))

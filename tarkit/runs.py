@@ -17,14 +17,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
 from tarkit.files import write_whole
-from tarkit.manifests import begin_directory, read_manifest
+from tarkit.manifests import MANIFEST, begin_directory, read_manifest
+from tarkit.samples import Failure, read_answers
 
 ITEMS = "items.parquet"
 SCHEMA = pa.schema(
@@ -53,6 +54,31 @@ class Item:
     truth: str | None = None
     meta: Mapping[str, Any] | None = None
 
+    @property
+    def group(self) -> str:
+        """The name of the picture that a question of POPE or MME shares with others."""
+        return str((self.meta or {})["group"])
+
+    @property
+    def unasked(self) -> str | None:
+        """Why a question cannot be asked, None if it can."""
+        why = (self.meta or {}).get("unasked")
+        return None if why is None else str(why)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Letter -> text of a choice; empty for an open question."""
+        return dict((self.meta or {}).get("options") or {})
+
+
+class Drawn(NamedTuple):
+    """One picture of a run; `place` is its name below `samples/`, whether it is there or not."""
+
+    row: int
+    sample: int
+    item: Item
+    place: str
+
 
 @dataclass(frozen=True)
 class Run:
@@ -69,11 +95,29 @@ class Run:
         text = f"{self.seed}|{self.bench}|{item.id}|{sample}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
+    def drawn(self) -> list[Drawn]:
+        """Every picture there should be, prompts one after the other, `n` pictures each."""
+        return [
+            Drawn(row, sample, item, f"{row:05d}/samples/{sample:04d}.png")
+            for row, item in enumerate(self.items)
+            for sample in range(self.n)
+        ]
+
     def picture(self, row: int, sample: int) -> Path:
         return self.path / "samples" / f"{row:05d}" / "samples" / f"{sample:04d}.png"
 
     def metadata(self, row: int) -> Path:
         return self.path / "samples" / f"{row:05d}" / "metadata.jsonl"
+
+    def answers(self) -> list[str | Failure]:
+        """The answer to every item; raises UserError where the run was not answered to its end."""
+        made = self.path / "answers"
+        if not (made / MANIFEST).exists():
+            raise UserError(
+                f"{self.path} has no answers yet", hint=f"tarkit eval answer {self.path}"
+            )
+        size = read_manifest(made)["settings"]["batch_size"]
+        return read_answers(made, len(self.items), batch_size=size)
 
 
 def begin_run(

@@ -2,7 +2,8 @@
 
 Batches are those of the whole list and are made whole, so that what a sample is never depends on
 which others were there already. A sample that fails leaves its reason in its place
-(`0000.error` beside where `0000.png` would be) and is not tried again unless asked for.
+(`0000.error` beside where `0000.png` would be) and is not tried again unless asked for; nor is a
+file that is there and cannot be read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.files import read_picture, write_whole
+from tarkit.files import read_lines, read_picture, write_whole
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 
@@ -39,10 +40,16 @@ def make_pictures(
     batch_size: int,
     retry_failed: bool = False,
 ) -> None:
-    """Write the PNG files that are missing. Raises UserError if not a single one can be made."""
+    """Write the PNG files that are missing, with `retry_failed` also the failed and the damaged.
+
+    Raises UserError if not a single one can be made.
+    """
     if retry_failed:
-        for file, _ in items:
-            _error_file(file).unlink(missing_ok=True)
+        files = [file for file, _ in items if file.exists() or _failed(file)]
+        for file, picture in zip(files, open_pictures(files), strict=True):
+            if isinstance(picture, Failure):
+                _error_file(file).unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
     with Progress(name, total=len(items), unit="pictures") as progress:
         for batch in _batches(items, batch_size):
             missing = {file for file, _ in batch if not (file.exists() or _failed(file))}
@@ -89,15 +96,16 @@ def make_answers(
 ) -> None:
     """Write the files of answers that are missing, `00000.jsonl` for the first batch.
 
-    Raises UserError if not a single question can be answered.
+    With `retry_failed` also those with a failed answer and those that cannot be read. Raises
+    UserError for a file that cannot be read, and if not a single question can be answered.
     """
     first, num_failed, files = "", 0, []
     with Progress(name, total=len(items), unit="answers") as progress:
         for number, batch in enumerate(_batches(items, batch_size)):
             file = folder / f"{number:05d}.jsonl"
             files.append(file)
-            answers = _read(file) if file.exists() else []
-            if not answers or (retry_failed and any(isinstance(a, Failure) for a in answers)):
+            answers = _kept(file, retry_failed) if file.exists() else []
+            if not answers:
                 answers = attempt(make, batch)
                 write_whole(file, "".join(map(_line, answers)).encode())
             reasons = [answer.reason for answer in answers if isinstance(answer, Failure)]
@@ -158,6 +166,28 @@ def _line(answer: str | Failure) -> str:
     return json.dumps({"answer": said, "error": error}, ensure_ascii=False) + "\n"
 
 
+def _kept(file: Path, retry_failed: bool) -> list[str | Failure]:
+    """The answers in a file, none if they are to be made again."""
+    try:
+        answers = _read(file)
+    except UserError:
+        if not retry_failed:
+            raise
+        return []
+    again = retry_failed and any(isinstance(answer, Failure) for answer in answers)
+    return [] if again else answers
+
+
 def _read(file: Path) -> list[str | Failure]:
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [Failure(row["error"]) if row["answer"] is None else row["answer"] for row in rows]
+    answers: list[str | Failure] = []
+    for number, line in read_lines(file):
+        try:
+            row = json.loads(line)
+            said = row["answer"]
+            answers.append(Failure(str(row["error"])) if said is None else str(said))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file}:{number} is no answer: {error}",
+                hint="--retry-failed with the command that made it",
+            ) from None
+    return answers

@@ -39,6 +39,8 @@ NOUNS: dict[str, set[str]] = {
     "questions": {"errors", "files"},
     "runs": {"errors", "files", "samples"} | ON_DISK,
     "samples": {"errors", "files", "images", "progress"},
+    "verdicts": {"assistants", "errors", "files", "images", "manifests", "outcomes", "progress"}
+    | {"runs", "samples", "scoring", "tar", "verdicts"},
     "sources": {"sources", "documents", "errors", "vocab"},
     "models": {"models", "vocab", "config", "errors"},
     "places": {"errors"},

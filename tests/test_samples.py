@@ -88,6 +88,26 @@ def test_a_picture_never_made_is_an_error_and_a_damaged_one_a_failure(tmp_path: 
     assert isinstance(found, Failure) and "0000.png" in found.reason
 
 
+def test_a_damaged_picture_is_drawn_again_with_its_batch_where_failures_are(
+    tmp_path: Path,
+) -> None:
+    items = places(tmp_path, [1, 2, 3, 4])
+    make_pictures("p", items, grey, batch_size=2)
+    before = [file.read_bytes() for file, _ in items]
+    items[2][0].write_bytes(before[2][: len(before[2]) // 2])
+    make_pictures("p", items, grey, batch_size=2)
+    assert items[2][0].read_bytes() != before[2]
+    asked: list[list[int]] = []
+
+    def noting(levels: Sequence[int]) -> list[Image.Image]:
+        asked.append(list(levels))
+        return grey(levels)
+
+    make_pictures("p", items, noting, batch_size=2, retry_failed=True)
+    assert asked == [[3, 4]]
+    assert [file.read_bytes() for file, _ in items] == before
+
+
 def shout(texts: Sequence[str]) -> list[str]:
     if "" in texts:
         raise UserError("nothing to shout")
@@ -117,6 +137,18 @@ def test_failed_answers_are_redone_with_their_batch_alone(tmp_path: Path) -> Non
     make_answers("s", tmp_path, ["a", "b", "c", "d"], noting, batch_size=2, retry_failed=True)
     assert asked == ["c", "d"]
     assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
+
+
+def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Path) -> None:
+    texts = ["a", "b", "c", "d"]
+    make_answers("s", tmp_path, texts, shout, batch_size=2)
+    file = tmp_path / "00001.jsonl"
+    for damaged in (b'{"answer": "C", "err', b"\xff", b"[]\n", b'{"error": null}\n'):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="00001.jsonl"):
+            make_answers("s", tmp_path, texts, shout, batch_size=2)
+        make_answers("s", tmp_path, texts, shout, batch_size=2, retry_failed=True)
+        assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
 
 
 def test_a_maker_that_returns_too_few_fails(tmp_path: Path) -> None:

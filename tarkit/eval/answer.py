@@ -48,7 +48,7 @@ def run(
     def answer(items: Sequence[Item]) -> list[str]:
         for item in items:
             if item.picture is None:
-                raise UserError(str((item.meta or {}).get("unasked", "it has no picture")))
+                raise UserError(item.unasked or "it has no picture")
         pictures = [read_picture(Path(str(item.picture))) for item in items]
         return tar.describe_many(
             pictures, [item.prompt for item in items], scale=read_at, max_tokens=MAX_TOKENS

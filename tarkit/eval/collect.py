@@ -12,10 +12,9 @@ from typing import Any
 
 from tarkit.errors import UserError
 from tarkit.files import read_lines
-from tarkit.outcomes import score_row, write_outcome
-from tarkit.runs import open_run, scorer_folder
-from tarkit.scoring.results import run_figures
-from tarkit.scoring.tables import run_tables, show
+from tarkit.runs import open_run
+from tarkit.verdicts import Verdicts, write_verdicts
+from tarkit.verdicts.geneval import geneval_figures, geneval_row
 
 FORMATS = ("geneval-jsonl",)
 
@@ -29,44 +28,21 @@ def run(path: Path, file: Path, *, layout: str = "geneval-jsonl", scorer: str = 
         )
     verdicts = _verdicts(file)
     rows = []
-    for row, item in enumerate(asked.items):
-        for sample in range(asked.n):
-            place = f"{row:05d}/samples/{sample:04d}.png"
-            if place not in verdicts:
-                raise UserError(
-                    f"{file} has no verdict on {place}: it is of {len(verdicts)} pictures, the "
-                    f"run has {len(asked.items) * asked.n}"
-                )
-            found = verdicts[place]
-            said = found.get("prompt", item.prompt)
-            if said != item.prompt:
-                raise UserError(f"{file} has {said!r} for {place}, the run {item.prompt!r}")
-            rows.append(
-                score_row(
-                    "geneval",
-                    item.tag,
-                    "",
-                    item.id,
-                    sample=sample,
-                    seed=asked.seed_of(item, sample),
-                    prompt=item.prompt,
-                    file=f"samples/{place}",
-                    correct=bool(found["correct"]),
-                    reason=found.get("reason") or None,
-                )
+    for one in asked.drawn():
+        if one.place not in verdicts:
+            raise UserError(
+                f"{file} has no verdict on {one.place}: it is of {len(verdicts)} pictures, the "
+                f"run has {len(asked.items) * asked.n}"
             )
-    figures = run_figures([item.tag for item in asked.items], rows, n=asked.n)
-    out = scorer_folder(asked, scorer)
-    tables = run_tables({f"geneval@{scorer}": figures})
-    show(tables)
-    write_outcome(
-        out,
-        {f"geneval@{scorer}": figures},
-        settings={"run": str(asked.path), "collected": file.name, "n": asked.n},
-        report="\n".join([f"# geneval@{scorer}\n", *(table.markdown() for table in tables)]),
-        rows=rows,
-    )
-    return out
+        found = verdicts[one.place]
+        said = found.get("prompt", one.item.prompt)
+        if said != one.item.prompt:
+            raise UserError(f"{file} has {said!r} for {one.place}, the run {one.item.prompt!r}")
+        correct, reason = bool(found["correct"]), found.get("reason") or None
+        rows.append(geneval_row(asked, one, correct=correct, reason=reason))
+    figures = {f"geneval@{scorer}": geneval_figures(asked, rows)}
+    settings = {"run": str(asked.path), "collected": file.name, "n": asked.n}
+    return write_verdicts(asked, Verdicts(scorer, figures, rows, {}), settings=settings).path
 
 
 def _verdicts(file: Path) -> dict[str, dict[str, Any]]:

@@ -64,9 +64,8 @@ def run(
         )
 
     jobs = [
-        (asked.picture(row, sample), (item, asked.seed_of(item, sample)))
-        for row, item in enumerate(asked.items)
-        for sample in range(asked.n)
+        (asked.picture(one.row, one.sample), (one.item, asked.seed_of(one.item, one.sample)))
+        for one in asked.drawn()
     ]
     rank, world = rank_and_world()
     mine = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ class _Tar(lmms):
     def device(self) -> Any:
         return self.tar.device
 
+    @abstractmethod
     def request(self, arguments: tuple[Any, ...]) -> Request:
-        raise NotImplementedError
+        """What lmms-eval hands a model of this kind, by name."""
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request, cut off before the first of its stop strings."""

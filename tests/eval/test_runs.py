@@ -13,6 +13,7 @@ from PIL import Image
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.runs import Item, open_run
+from tarkit.verdicts.questions import correct
 from tests.scoring.test_mask2former import save_clip, save_detector
 
 LIMIT, N = 6, 2
@@ -101,6 +102,15 @@ def test_a_failed_picture_scores_0_and_must_be_allowed(copy: Path) -> None:
     assert done.num_failed == 1
     found = results(done.path)["metrics"]["geneval@shapes"]
     assert found["coverage"] == pytest.approx(11 / 12)
+
+
+def test_a_truncated_picture_is_drawn_again_to_the_byte(copy: Path, geneval: Path) -> None:
+    broken = open_run(copy).picture(3, 1)
+    broken.write_bytes(broken.read_bytes()[:-40])
+    generate.run(copy, batch_size=5)
+    assert pictures(copy) != pictures(geneval)
+    generate.run(copy, batch_size=5, retry_failed=True)
+    assert pictures(copy) == pictures(geneval)
 
 
 def test_an_export_comes_back_with_the_verdicts_of_another(copy: Path, tmp_path: Path) -> None:
@@ -340,7 +350,7 @@ def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_
 
 def test_rows_of_mme_are_read_as_its_figures_are() -> None:
     item = Item("a", "count", "?", truth="yes")
-    assert score.correct("mme", item, "*yes") and not score.correct("mme", item, "I say yes")
+    assert correct("mme", item, "*yes") and not correct("mme", item, "I say yes")
 
 
 def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -> None:

@@ -1,0 +1,179 @@
+"""DPG-Bench: every question of a prompt's scene graph, put to a judge about each picture.
+
+Judges: `tar` (the probability of yes), `vlm` (an assistant that sees), `answers` (a file of them,
+from a judge elsewhere). A judge's answers lie beside its scores and are asked for once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tarkit.errors import UserError
+from tarkit.files import read_lines, read_picture
+from tarkit.images import png_bytes
+from tarkit.manifests import begin_directory
+from tarkit.outcomes import score_row
+from tarkit.runs import Run, scorer_folder
+from tarkit.samples import Failure, make_answers, read_answers
+from tarkit.scoring.dsg import Graph, graph_from_json, graph_results
+from tarkit.verdicts import Row, Verdicts
+
+JUDGES = ("tar", "vlm", "answers")
+BATCH_SIZE = 16
+
+Ask = Callable[[Sequence[tuple[Path, str]]], list[str]]
+
+
+class Asked(NamedTuple):
+    """One question about one picture, by the number that the question has in its graph."""
+
+    item: str
+    sample: int
+    number: int
+    text: str
+    place: str
+
+
+def dpg_verdicts(
+    asked: Run,
+    judge: str,
+    *,
+    model: str | None,
+    file: Path | None,
+    server: str | None,
+    as_published: bool,
+    device: str,
+) -> Verdicts:
+    """Asks the judge what it has not answered yet; figures also as published if `as_published`.
+
+    The name is the judge's model's, or that of the file. Raises UserError.
+    """
+    graphs = [graph_from_json(item.id, item.prompt, item.meta or {}) for item in asked.items]
+    questions = [
+        Asked(one.item.id, one.sample, question.id, question.text, one.place)
+        for one in asked.drawn()
+        for question in graphs[one.row].questions
+    ]
+    identity: dict[str, Any]
+    if judge == "answers":
+        name = file.stem if file else judge
+        identity = {"answers": file.name if file else None}
+        said = _given(file, questions)
+    else:
+        name = Path(model or "vlm").name if judge == "vlm" else judge
+        identity = {"judge": judge, "model": model, "served": server is not None}
+        ask = _judge(judge, model, server, device)
+        folder = scorer_folder(asked, name) / "answers"
+        begin_directory(folder, "answers", settings={**identity, "batch_size": BATCH_SIZE})
+        pairs = [(asked.path / "samples" / each.place, each.text) for each in questions]
+        make_answers(f"dpg by {name}", folder, pairs, ask, batch_size=BATCH_SIZE)
+        said = read_answers(folder, len(questions), batch_size=BATCH_SIZE)
+    rows = [_row(one, answer) for one, answer in zip(questions, said, strict=True)]
+    figures = _figures(f"dpg@{name}", graphs, asked.n, questions, said, as_published)
+    return Verdicts(name, figures, rows, {"scorer": identity})
+
+
+def _row(one: Asked, answer: str | Failure) -> Row:
+    failed = isinstance(answer, Failure)
+    return score_row(
+        "dpg",
+        "",
+        "",
+        one.item,
+        sample=one.sample,
+        prompt=one.text,
+        file=f"samples/{one.place}",
+        answer=None if failed else answer,
+        label="yes",
+        correct=bool(_yes(answer)),
+        error=answer.reason if isinstance(answer, Failure) else None,
+    )
+
+
+def _yes(answer: str | Failure) -> bool | None:
+    return None if isinstance(answer, Failure) else says_yes(answer)
+
+
+def says_yes(answer: str) -> bool:
+    """Whether the answer's first word is yes."""
+    words = answer.strip().lower().replace(",", " ").replace(".", " ").split()
+    return bool(words) and words[0] == "yes"
+
+
+def _figures(
+    name: str,
+    graphs: Sequence[Graph],
+    n: int,
+    questions: Sequence[Asked],
+    said: Sequence[str | Failure],
+    as_published: bool,
+) -> dict[str, dict[str, Any]]:
+    answers: dict[str, list[dict[int, bool | None]]] = {
+        graph.item: [{} for _ in range(n)] for graph in graphs
+    }
+    for one, answer in zip(questions, said, strict=True):
+        answers[one.item][one.sample][one.number] = _yes(answer)
+    right = graph_results(graphs, answers)
+    if not as_published:
+        return {name: right}
+    published = graph_results(graphs, answers, as_published=True)
+    published["difference"] = published["overall"]["value"] - right["overall"]["value"]
+    return {name: right, f"{name}+as-published": published}
+
+
+def _judge(name: str, model: str | None, server: str | None, device: str) -> Ask:
+    if name == "tar":
+        from tarkit.tar import Tar
+
+        tar = Tar.load(model or "mini", device=device, dtok=None)
+
+        def by_tar(asked: Sequence[tuple[Path, str]]) -> list[str]:
+            pictures = [read_picture(place) for place, _ in asked]
+            codes = tar.encode(pictures, [tar.default_scale])[tar.default_scale]
+            chances = tar.yes_probability(codes, [text for _, text in asked])
+            return ["yes" if chance > 0.5 else "no" for chance in chances]
+
+        return by_tar
+    if name == "vlm" and model is not None:
+        from tarkit.assistants import AssistantConfig, Question, load
+
+        config = AssistantConfig(temperature=0.0, tries=1, max_tokens=8, batch_size=BATCH_SIZE)
+        judge = load(model, config=config, server=server, sees=True, device=device)
+
+        def by_vlm(asked: Sequence[tuple[Path, str]]) -> list[str]:
+            found = judge.answer(
+                [
+                    Question(f"{text} Answer yes or no.", seed=0, blob=png_bytes(read_picture(p)))
+                    for p, text in asked
+                ]
+            )
+            wrong = next((each.error for each in found if each.error is not None), None)
+            if wrong is not None:
+                raise UserError(wrong)
+            return [each.text for each in found]
+
+        return by_vlm
+    raise UserError(
+        f"no judge {name!r}{' without a model' if name == 'vlm' else ''}",
+        hint="--scorer tar [--model NAME] | vlm --model DIR [--server URL] | answers --file JSONL",
+    )
+
+
+def _given(file: Path | None, wanted: Sequence[Asked]) -> list[str | Failure]:
+    """Answers of a jsonl with item, sample, question and answer, in the order asked."""
+    if file is None:
+        raise UserError("the scorer answers reads them from a file", hint="--file JSONL")
+    known: dict[tuple[str, int, int], str] = {}
+    for number, line in read_lines(file):
+        try:
+            row = json.loads(line)
+            known[str(row["item"]), int(row["sample"]), int(row["question"])] = str(row["answer"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{file}:{number} is not {{item, sample, question, answer}}: {line[:80]!r}"
+            ) from None
+    lacking = Failure(f"{file.name} has no answer")
+    return [known.get((one.item, one.sample, one.number), lacking) for one in wanted]
