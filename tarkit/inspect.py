@@ -31,6 +31,7 @@ from tarkit.images import contact_sheet, decode
 
 MAX_SHEET = 36
 MAX_FAILED = 20
+MOST_NUMBERS = 12  # of a list on one line
 MAX_HEADER_BYTES = 100 << 20  # what safetensors itself allows
 COUNTED = ("status", "split", "role", "task")
 
@@ -354,6 +355,9 @@ def _value(value: Any) -> str:
         return f"{value:_}" if value >= 10_000 else str(value)
     if isinstance(value, str):
         return _printable(value)
+    if isinstance(value, list) and len(value) > MOST_NUMBERS:
+        shown = json.dumps(value[:MOST_NUMBERS], ensure_ascii=False)
+        return _printable(f"{shown[:-1]}, ...] ({len(value):_} in all, by --json)")
     return _printable(json.dumps(value, ensure_ascii=False))
 
 

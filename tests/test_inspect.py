@@ -205,6 +205,20 @@ def test_a_hostile_name_cannot_move_the_cursor_or_colour_the_terminal(
     assert "\x1b" not in text and "[bold]x[/bold]" in text
 
 
+def test_a_long_list_of_numbers_is_a_line_and_whole_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"kind": "vqvae", "figures": {"rows": list(range(5000)), "few": [1, 2]}})
+    )
+    inspect.run(tmp_path)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "10, 11, ...] (5_000 in all, by --json)" in text
+    assert "[1, 2]" in text
+    inspect.run(tmp_path, as_json=True)
+    assert list(range(5000)) in json.loads(capsys.readouterr().out)["config"]["figures"].values()
+
+
 def test_what_tarkit_did_not_make_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         inspect.run(tmp_path / "none")
