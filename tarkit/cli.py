@@ -845,12 +845,14 @@ def train_grpo(
         list[Path] | None,
         typer.Option("--chats", metavar="DIR", help="Chats learnt beside; may be repeated."),
     ] = None,
+    device: Device = "auto",
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
     """Train a model by the scores of what it draws (GRPO): scored higher, drawn more often.
 
     --scorer shapes rewards pictures of the drawn world that show their prompt.
+    --device is the scorer's; the model is where accelerate puts it.
     What comes out is a language model for `tarkit assemble`.
     """
     from tarkit.train import grpo
@@ -864,6 +866,7 @@ def train_grpo(
         column=column,
         chats=chats or (),
         out=out,
+        device=_device(device),
         overrides=overrides or (),
     )
     return _trained(path, as_json)
@@ -1848,8 +1851,7 @@ def _made(artifact: "Artifact", as_json: bool) -> int:
 def _previewed(counts: Mapping[str, int], out: Path, as_json: bool) -> int:
     from tarkit.plan import disk
 
-    left = counts["shards_to_make"]
-    counts = {**counts, **disk(out, made=counts["shards"] - left, left=left)}
+    counts = {**counts, **disk(out, counts["shards_to_make"])}
     _print(counts, "\n".join(f"{name}: {count}" for name, count in counts.items()), as_json)
     return 0
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tarkit.artifacts import Artifact, Source, open_artifact
+from tarkit.errors import UserError
 from tarkit.manifests import MANIFEST
 
 
@@ -48,24 +49,42 @@ def preview_rows(
 
 def preview(source: Source | None, out: Path, shards: Sequence[str]) -> dict[str, int]:
     """How many shards there are in all and how many a run would make; writes nothing."""
-    pending = len(shards)
-    if (out / MANIFEST).exists():
-        pending = len(open_artifact(out).pending(source))
-    return {"shards": len(shards), "shards_to_make": pending}
+    return {"shards": len(shards), "shards_to_make": to_make(out, len(shards), source)}
 
 
-def disk(out: Path, *, made: int, left: int) -> dict[str, int]:
+def to_make(out: Path, shards: int, source: Source | None = None) -> int:
+    """Of so many shards, those that a run would make; UserError where `out` was begun for others.
+
+    A shard made from other bytes than `source` has now is made again.
+    """
+    if not (out / MANIFEST).exists():
+        return shards
+    artifact = open_artifact(out)
+    if len(artifact.shards) != shards:
+        raise UserError(
+            f"{out} was begun for {len(artifact.shards)} shards, this run has {shards}",
+            hint="the --limit and the numbers it was begun with, or another --out",
+        )
+    return len(artifact.pending(source))
+
+
+def disk(out: Path, left: int) -> dict[str, int]:
     """Bytes free where `out` stands, and bytes that the shards left will take.
 
-    A shard to come is taken for as large as those made; before the first is, nobody knows, and
-    nothing is said.
+    A shard to come is taken for as large as those that are there; before the first is, nobody
+    knows, and nothing is said.
     """
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = {"disk_bytes_free": shutil.disk_usage(there).free}
+    if not (out / MANIFEST).exists():
+        return free
+    artifact = open_artifact(out)
+    made = [name for name in artifact.shards if artifact.shard_path(name).exists()]
     if not made:
         return free
-    taken = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return free | {"disk_bytes_to_come": taken * left // made}
+    files = [path for name in made for path in (artifact.shard_path(name), artifact.tar_path(name))]
+    taken = sum(path.stat().st_size for path in files if path.exists())
+    return free | {"disk_bytes_to_come": taken * left // len(made)}
 
 
 def num_failed(artifact: Artifact) -> int:

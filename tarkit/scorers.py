@@ -53,21 +53,21 @@ class Plan:
     """Of a device."""
 
 
-def plan_scorer(name: str, model: str | None) -> Plan:
+def plan_scorer(name: str, model: str | None, *, option: str = "--model") -> Plan:
     """The scorer of a name: pixels, shapes, clip, classifier, tar, or `module:function`.
 
     `model` is a folder, hub id or name, for those that need one. `function()` gives an object with
-    `columns` and `score`. Raises UserError.
+    `columns` and `score`. Raises UserError, whose hint names the `option` that the model came by.
     """
     if ":" in name:
-        return _own(name, model)
+        return _own(name, model, option)
     if name not in PLANS:
         known = ", ".join(PLANS)
         raise UserError(f"no scorer {name!r}: it is one of {known}, or module:function")
     if (model is None) == (name not in WITHOUT_MODEL):
         if name in WITHOUT_MODEL:
-            raise UserError(f"the scorer {name} takes no model", hint="leave --model out")
-        raise UserError(f"the scorer {name} needs a model", hint="--model DIR|HUB-ID")
+            raise UserError(f"the scorer {name} takes no model", hint=f"leave {option} out")
+        raise UserError(f"the scorer {name} needs a model", hint=f"{option} DIR|HUB-ID")
     return PLANS[name](model or "")
 
 
@@ -225,7 +225,7 @@ def _tar(model: str) -> Plan:
 class Exact:
     """`correct`: 1 where a picture of the drawn world shows its prompt, by GenEval's verdict, or 0.
 
-    A prompt that does not speak of that world has a reason and no number.
+    A prompt that says anything else has a reason and no number.
     """
 
     def __init__(self) -> None:
@@ -239,6 +239,8 @@ class Exact:
             return "it has no prompt to compare with"
         try:
             asked = clauses_of(shown.prompt)
+            if "background" in asked:
+                raise UserError("a picture's background is not judged")
             found = self._detector.detect(np.asarray(shown.picture.convert("RGB")))
         except UserError as error:
             return str(error)
@@ -263,9 +265,9 @@ PLANS = {
 # ---- one's own ----------------------------------------------------------------------------------
 
 
-def _own(name: str, model: str | None) -> Plan:
+def _own(name: str, model: str | None, option: str) -> Plan:
     if model is not None:
-        raise UserError(f"the scorer {name} chooses its own model", hint="leave --model out")
+        raise UserError(f"the scorer {name} chooses its own model", hint=f"leave {option} out")
     module, _, function = name.partition(":")
     try:
         made = getattr(importlib.import_module(module), function)()

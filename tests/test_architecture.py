@@ -30,7 +30,7 @@ NOUNS: dict[str, set[str]] = {
     "addresses": {"errors"},
     "downloader": {"errors"},
     "files": {"errors", "images"},
-    "plan": ON_DISK,
+    "plan": {"errors"} | ON_DISK,
     "mapping": {"progress"} | ON_DISK,
     "prompt_styles": {"errors", "scoring"},
     "prompts": {"artifacts", "errors"},

@@ -67,8 +67,27 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
         ),
         (
             "ar-dtok",
-            ["--images", "i", *PARTS],
-            {"images": Path("i"), "tokenizer": Path("t"), "vqvae": Path("v")},
+            ["--images", "i", "--start", "s", *PARTS],
+            {
+                "images": Path("i"),
+                "tokenizer": Path("t"),
+                "vqvae": Path("v"),
+                "start": Path("s"),
+            },
+        ),
+        (
+            "grpo",
+            ["--prompts", "p", "--scorer", "clip", "--scorer-model", "m", "--column", "cosine"]
+            + ["--device", "cpu"],
+            {
+                "model": "mini",
+                "prompts": Path("p"),
+                "scorer": "clip",
+                "scorer_model": "m",
+                "column": "cosine",
+                "chats": (),
+                "device": "cpu",
+            },
         ),
         (
             "mllm",
@@ -328,16 +347,25 @@ def test_a_dry_run_says_what_disk_it_would_take_by_what_it_has_taken(tmp_path: P
     before = json.loads(tarkit(*words, "--dry-run", "--json").stdout)
     assert "disk_bytes_to_come" not in before
     assert tarkit(*words).exit_code == 0
-    made = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shards = [*out.glob("0*.parquet"), *out.glob("0*.tar")]
+    made = sum(path.stat().st_size for path in shards)
     assert json.loads(tarkit(*words, "--dry-run", "--json").stdout)["disk_bytes_to_come"] == 0
-    lost = [*out.glob("00002*"), *out.glob("*/00002*")]
-    assert lost
+    lost = [path for path in shards if path.name.startswith("00002")]
+    assert len(lost) == 2
     kept = made - sum(path.stat().st_size for path in lost)
     for path in lost:
         path.unlink()
     assert json.loads(tarkit(*words, "--dry-run", "--json").stdout)["disk_bytes_to_come"] == (
         kept // 2
     )
+
+
+def test_a_dry_run_of_another_plan_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
+    words = ["curate", "render", "--set", "count=6", "--out", str(tmp_path / "pictures")]
+    assert tarkit(*words, "--set", "shard_size=2").exit_code == 0
+    done = tarkit(*words, "--set", "shard_size=6", "--dry-run")
+    assert done.exit_code == 1
+    assert "was begun for 3 shards, this run has 1" in " ".join(done.stderr.split())
 
 
 def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> None:

@@ -28,12 +28,13 @@ SHARE = {
 
 def task_of(prompt: str) -> str | None:
     """GenEval's task of a prompt, or None for one of another form."""
-    if not prompt.startswith("a photo of") or " on a " in prompt or "the middle" in prompt:
-        return None
     try:
-        clauses = clauses_of(prompt)["include"]
+        asked = clauses_of(prompt)
     except UserError:
         return None
+    if not prompt.startswith("a photo of") or "background" in asked:
+        return None
+    clauses = asked["include"]
     coloured = sum("color" in clause for clause in clauses)
     if len(clauses) == 1:
         return "counting" if clauses[0]["count"] > 1 else "colors" if coloured else None

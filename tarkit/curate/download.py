@@ -25,12 +25,10 @@ from PIL import Image
 
 from tarkit.addresses import RefusedUrl, fetchable
 from tarkit.artifacts import (
-    MANIFEST,
     MAX_MEMBER_BYTES,
     Artifact,
     Blob,
     begin,
-    open_artifact,
     rank_and_world,
     shard_plan,
 )
@@ -38,6 +36,7 @@ from tarkit.config import Config, load_config
 from tarkit.downloader import Answer, Downloader, fetch, find_program
 from tarkit.images import KEPT_AS_THEY_ARE, MAX_PIXELS, ImageError, decode, image_format, kept_bytes
 from tarkit.mapping import REASONS_SHOWN, Row, kind_of
+from tarkit.plan import to_make
 from tarkit.progress import Progress
 from tarkit.sources import Link, list_urls
 
@@ -121,13 +120,12 @@ def preview(
     settings = load_config(DownloadConfig, config, overrides)
     links = list_urls(urls)[:limit]
     shards = len(shard_plan(len(links), settings.shard_size))
-    pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
     return {
         "urls": len(links),
         "with_captions": sum(bool(link.captions) for link in links),
         "known_unusable": sum(link.error is not None for link in links),
         "shards": shards,
-        "shards_to_make": pending,
+        "shards_to_make": to_make(out, shards),
     }
 
 

@@ -16,17 +16,16 @@ from typing import Any
 import pydantic
 
 from tarkit.artifacts import (
-    MANIFEST,
     Artifact,
     Blob,
     begin,
-    open_artifact,
     rank_and_world,
     shard_plan,
 )
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
+from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
 from tarkit.sources import Item, Listing, add_captions, add_questions, list_source
@@ -97,14 +96,13 @@ def preview(
     settings = load_config(IngestConfig, config, overrides)
     items = _listing(source, captions, questions, limit).items
     shards = len(shard_plan(len(items), settings.shard_size))
-    pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
     return {
         "pictures": len(items),
         "with_captions": sum(bool(item.captions) for item in items),
         "with_questions": sum(bool(item.qa) for item in items),
         "known_unusable": sum(item.error is not None for item in items),
         "shards": shards,
-        "shards_to_make": pending,
+        "shards_to_make": to_make(out, shards),
     }
 
 

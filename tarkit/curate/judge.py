@@ -197,6 +197,8 @@ def _verdict(todo: Todo, detector: ShapesDetector) -> tuple[bool, str | None]:
     asked = clauses_of(todo.row["prompt"])
     if todo.row["scene"]:
         return satisfies(scene_from_json(todo.row["scene"]), asked), None
+    if "background" in asked:
+        raise Refused("the background of a picture without its scene is not judged")
     try:
         picture = np.asarray(decode(todo.blob or b""))
     except ImageError as error:

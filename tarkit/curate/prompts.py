@@ -30,7 +30,8 @@ from tarkit import artifacts
 from tarkit.artifacts import Artifact, shard_plan
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.manifests import MANIFEST, file_sha256
+from tarkit.manifests import file_sha256
+from tarkit.plan import to_make
 from tarkit.progress import Progress
 from tarkit.prompt_styles import STYLES
 from tarkit.ranks import rank_and_world
@@ -127,10 +128,7 @@ def preview(
     settings = load_config(PromptsConfig, config, overrides)
     kept, counts = _plan(_source(source, style, settings), limit, exclude)
     shards = -(-int(kept.sum()) // settings.shard_size)
-    left = shards
-    if (out / MANIFEST).exists():
-        left = len(artifacts.open_artifact(out, "prompts").pending())
-    return {**counts, "shards": shards, "shards_to_make": left}
+    return {**counts, "shards": shards, "shards_to_make": to_make(out, shards)}
 
 
 def clean(text: str) -> str:

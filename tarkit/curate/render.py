@@ -17,16 +17,15 @@ import numpy as np
 import pydantic
 
 from tarkit.artifacts import (
-    MANIFEST,
     Artifact,
     Blob,
     begin,
-    open_artifact,
     rank_and_world,
     shard_names,
 )
 from tarkit.config import Config, load_config
 from tarkit.images import png_bytes
+from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
 from tarkit.worlds import clauses, language, questions, scenes, shapes
@@ -103,8 +102,7 @@ def preview(
     """How many targets and shards a run would make; writes nothing."""
     settings = _settings(config, overrides, limit)
     shards = _num_shards(settings)
-    pending = len(open_artifact(out, "images").pending()) if (out / MANIFEST).exists() else shards
-    return {"targets": settings.count, "shards": shards, "shards_to_make": pending}
+    return {"targets": settings.count, "shards": shards, "shards_to_make": to_make(out, shards)}
 
 
 def _settings(config: Path | None, overrides: Sequence[str], limit: int | None) -> RenderConfig:

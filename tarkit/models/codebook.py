@@ -9,6 +9,7 @@ Letters: K codes, V rows of the language model's table, E width of a row, D widt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,6 +70,11 @@ class TextAlignedCodebook(nn.Module):
     def train(self, mode: bool = True) -> TextAlignedCodebook:
         self._projected = None
         super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextAlignedCodebook:
+        self._projected = None  # `.to` moves parameters alone
+        super()._apply(fn, recurse)
         return self
 
     def projected(self) -> Tensor:

@@ -4,13 +4,16 @@ Source: group relative policy optimization (Shao et al. 2024, DeepSeekMath, Sec.
 of pictures; the paper stops at supervised training. Each prompt is drawn as a group of pictures;
 the advantage of one is how far its score lies above its group's mean, in standard deviations. Any
 scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's own.
-Chats trained on beside the pictures keep what the model can do beside drawing.
+There is no penalty on the distance from the model begun with (the source's beta KL is left out);
+chats learnt beside the pictures keep what it can do beside drawing. A round's log-probabilities are
+of all its codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
 
 Letters: B pictures, N codes of each.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +32,7 @@ from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.prompts import read_prompts
+from tarkit.ranks import rank_and_world
 from tarkit.scorers import Plan, Scorer, Shown, checked, plan_scorer
 from tarkit.tar import Sampling, Tar
 from tarkit.train.chats import (
@@ -45,6 +49,9 @@ from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger("tarkit")
 
 
 class GrpoConfig(LoopConfig, ChatsConfig):
@@ -192,15 +199,11 @@ class GrpoTask:
         )
         self.model = Policy(tar.mllm.model, self.vocabulary, config)
         self.round: Round | None = None
+        self.unscored: set[str] = set()
 
     def batch(self, step: int, size: int, rank: int, world: int) -> Step:
         config = self.config
         number, within = divmod(step, config.round_steps)
-        if size % config.group:
-            raise UserError(
-                f"{size} pictures a step and process are no whole groups of {config.group}",
-                hint=f"--set batch_size={config.group * world}",
-            )
         groups = 0 if within else config.round_steps * size // config.group
         prompts = self.prompts.batch(number, groups, rank=rank, world=world) if groups else []
         chats = None
@@ -214,35 +217,48 @@ class GrpoTask:
     def _drawn(self, prompts: list[str], seed: int) -> Round:
         """A round: pictures of prompts, their scores, and what the model gave their codes."""
         tar, size = self.tar, self.config.draw_size
-        tar.to(tar.mllm.model.device)
+        device = tar.mllm.model.device
+        tar.to(device)
         seeds = [seed_of(seed, place) >> 2 for place in range(len(prompts))]
         ids = [self.vocabulary.prompt(prompt, draw=tar.default_scale) for prompt in prompts]
-        codes, log_probs, scores = [], [], []
+        codes, log_probs, values = [], [], list[float]()
         for at in range(0, len(prompts), size):
             now = slice(at, at + size)
-            drawn = tar.imagine_codes(prompts[now], seeds=seeds[now], sampling=self.sampling)
-            pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
-            shown = [Shown(p, said) for p, said in zip(pictures, prompts[now], strict=True)]
+            # In the precision in which the model will draw, whatever it learns in.
+            with torch.autocast(device.type, enabled=False):
+                drawn = tar.imagine_codes(prompts[now], seeds=seeds[now], sampling=self.sampling)
+                pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
+            values += self._scores(pictures, prompts[now])
             codes.append(drawn)
             log_probs.append(self.model.of_codes(ids[now], drawn, tar.default_scale))
-            scores += self.scorer.score(shown)
-        values, reason = [], ""
-        for found in scores:
-            one = checked(found, self.plan.columns)
-            values.append(math.nan if isinstance(one, str) else one[self.column])
-            reason = one if isinstance(one, str) else reason
+        torch.clear_autocast_cache()  # weights cast here have no gradient
         table = np.array(values).reshape(-1, self.config.group)
-        if np.isnan(table).all():
-            raise UserError(f"no picture of a round has a score: {reason}")
         gained = advantages(table)
+        scored = table[np.isfinite(table).all(axis=1)]
         figures = {
-            "reward": float(np.nanmean(table)),
-            "reward_spread": float(np.nanmean(table.std(axis=1))),
             "groups_that_teach": float((gained != 0).any(axis=1).mean()),
             "unscored": float(np.isnan(table).mean()),
         }
-        every = torch.from_numpy(gained.reshape(-1)).float().to(codes[0].device)
+        if len(scored):
+            figures["reward"] = float(scored.mean())
+            figures["reward_spread"] = float(scored.std(axis=1).mean())
+        every = torch.from_numpy(gained.reshape(-1)).float().to(device)
         return Round(ids, torch.cat(codes), torch.cat(log_probs), every, figures)
+
+    def _scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """The reward of each picture, NaN where it has none; warned of once a prompt."""
+        shown = [Shown(p, said) for p, said in zip(pictures, prompts, strict=True)]
+        found = self.scorer.score(shown)
+        if len(found) != len(shown):
+            raise UserError(f"the scorer gave {len(found)} scores of {len(shown)} pictures")
+        values = []
+        for scores, prompt in zip(found, prompts, strict=True):
+            one = checked(scores, self.plan.columns)
+            if isinstance(one, str) and prompt not in self.unscored:
+                self.unscored.add(prompt)
+                log.warning("%r has no score and teaches nothing: %s", prompt, one)
+            values.append(math.nan if isinstance(one, str) else one[self.column])
+        return values
 
     def loss(self, model: nn.Module, batch: Step, step: int) -> tuple[Tensor, dict[str, float]]:
         config = self.config
@@ -298,20 +314,30 @@ def run(
     column: str | None = None,
     chats: Sequence[Path] = (),
     out: Path,
+    device: str = "cpu",
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train the language model of `model` by the scores of what it draws; returns its directory.
 
-    `column` says which of the scorer's numbers is the reward; needed only where it gives several.
+    `device` is the scorer's; the rest is where accelerate puts it. `column` says which of the
+    scorer's numbers is the reward; needed only where it gives several.
     """
     settings = load_config(GrpoConfig, config, overrides)
     torch.manual_seed(settings.seed)
-    plan = plan_scorer(scorer, scorer_model)
+    plan = plan_scorer(scorer, scorer_model, option="--scorer-model")
     column = column or (plan.columns[0] if len(plan.columns) == 1 else "")
     if column not in plan.columns:
         raise UserError(
             f"the scorer {scorer} gives {', '.join(plan.columns)}, not {column or 'one number'}",
             hint=f"--column {plan.columns[0]}",
+        )
+    _, world = rank_and_world()
+    if settings.batch_size % (world * settings.group) or settings.chats_size % world:
+        groups = f"batch_size={world * settings.group}"
+        raise UserError(
+            f"batch_size = {settings.batch_size} is no whole groups of {settings.group} on each of "
+            f"{world} processes, or chats_size = {settings.chats_size} does not divide by them",
+            hint=f"--set {groups} --set chats_size={24 // world * world}",
         )
     if bool(chats) != bool(settings.chats_size):
         raise UserError(
@@ -325,7 +351,7 @@ def run(
     task = GrpoTask(
         settings,
         tar,
-        plan.load("cpu"),
+        plan.load(device),
         plan,
         column=column,
         prompts=lines,
@@ -333,5 +359,14 @@ def run(
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"prompts": prompts, "lm": tar.places.mllm}
-    files = {TOKENIZER: tar.mllm.vocabulary.text.json}
-    return train(task, settings, out=out, name="grpo", parents=parents, files=files)
+    reward = {"reward": {**plan.identity, "column": column}}
+    drawn_by = {"drawn_by": tar.identities(), "scale": int(tar.default_scale)}
+    return train(
+        task,
+        settings,
+        out=out,
+        name="grpo",
+        parents=parents,
+        files={TOKENIZER: tar.mllm.vocabulary.text.json},
+        more=reward | drawn_by,
+    )

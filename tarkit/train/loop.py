@@ -149,10 +149,12 @@ def train(
     name: str,
     parents: Mapping[str, Path],
     files: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train `task.model` for `config.steps` steps into a model directory, or go on with it.
 
-    `files` are texts that stand beside the weights, by name.
+    `files` are texts that stand beside the weights, by name; `more` are settings that no TOML
+    holds.
     """
     from accelerate import Accelerator
     from accelerate.utils import send_to_device
@@ -166,7 +168,10 @@ def train(
             hint=f"--set batch_size={config.batch_size // world * world or world}",
         )
     begin_directory(
-        out, "model", settings={"stage": name, **config.model_dump(mode="json")}, parents=parents
+        out,
+        "model",
+        settings={"stage": name, **config.model_dump(mode="json"), **(more or {})},
+        parents=parents,
     )
     if (out / "model.safetensors").exists():
         return out

@@ -6,6 +6,7 @@ Source: github.com/djghosh13/geneval, prompts/create_prompts.py; the seventh tem
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,13 +16,20 @@ import numpy as np
 from tarkit.errors import UserError
 from tarkit.worlds.facts import NUMBER_WORDS, parse, plural, with_article
 from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out
-from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations
+from tarkit.worlds.scenes import BACKGROUNDS, Object, Scene, Split, one_of, relations
 from tarkit.worlds.shapes import COLOURS, SHAPES
 
 Metadata = dict[str, Any]
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 EXTRA_TASK = "color_position"
+
+READ = frozenset(
+    {"a", "an", "and", "are", "background", "below", "above", "image", "is", "left", "of", "on"}
+    | {"photo", "right", "shows", "the", "there", *BACKGROUNDS, *COLOURS, *NUMBER_WORDS.values()}
+    | {*SHAPES, *map(plural, SHAPES)}
+)
+"""Every word that a record can hold; a prompt with another says something that none would judge."""
 
 
 def g0_prompt(metadata: Metadata) -> str:
@@ -220,6 +228,8 @@ def clauses_of(prompt: str) -> Metadata:
     said = parse(prompt)
     if not said.groups:
         raise UserError("the prompt names no shape of the drawn world")
+    if unread := sorted(set(re.findall(r"[^\W_]+", prompt.lower())) - READ):
+        raise UserError(f"the verdict knows nothing of: {', '.join(unread)}")
     if max(Counter(shape for _, _, shape in said.groups).values()) > 1:
         raise UserError("the prompt names a shape twice")
     place = {(colour, shape): number for number, (_, colour, shape) in enumerate(said.groups)}

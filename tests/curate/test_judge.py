@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tarkit import artifacts
 from tarkit.artifacts import Artifact
@@ -14,6 +15,7 @@ from tarkit.assistants import Answer, Question, Refused
 from tarkit.curate import judge, render
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.scorers import Shown, plan_scorer
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.worlds.prompts import clauses_of, g0_captions
@@ -120,3 +122,31 @@ def test_pictures_without_a_scene_are_looked_at(tmp_path: Path) -> None:
 def test_one_judge_is_named(tmp_path: Path, known: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="who judges"):
         judge.run(tmp_path, out=tmp_path / "out", **known)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unread"),
+    [
+        ("a photo of a small red circle", "small"),
+        ("a photo of a red circle and a dog", "dog"),
+        ("a photo of a red circle left of the middle", "middle"),
+        ("a photo without a red circle", "without"),
+        ("a photo of a red circle on a dark background", "dark"),
+    ],
+)
+def test_a_prompt_that_says_more_than_is_judged_has_no_verdict(prompt: str, unread: str) -> None:
+    with pytest.raises(UserError, match=f"knows nothing of: {unread}$"):
+        clauses_of(prompt)
+    one = Shown(Image.new("RGB", (64, 64), "gray"), prompt)
+    assert plan_scorer("shapes", None).load("cpu").score([one]) == [
+        f"the verdict knows nothing of: {unread}"
+    ]
+
+
+def test_a_background_is_judged_by_the_scene_alone() -> None:
+    prompt = "a photo of a red circle on a noisy background"
+    assert clauses_of(prompt)["background"] == "noisy"
+    one = Shown(Image.new("RGB", (64, 64), "gray"), prompt)
+    assert plan_scorer("shapes", None).load("cpu").score([one]) == [
+        "a picture's background is not judged"
+    ]

@@ -208,3 +208,11 @@ def test_kept_codes_are_numbered_anew(free: bool) -> None:
     assert codebook.embedding.weight.requires_grad is free
     with torch.no_grad():
         assert codebook.nearest(before[[8, 1]]).tolist() == [2, 0]
+
+
+def test_what_is_kept_of_the_codebook_moves_with_it() -> None:
+    made = book([[3.0, 4.0], [1.0, 0.0]])
+    with torch.no_grad():
+        assert made.projected().dtype == torch.float32
+        assert made.double().projected().dtype == torch.float64
+        assert made.to("meta").projected().device.type == "meta"

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.testing import assert_close
 
 from tarkit import assemble
@@ -53,6 +54,13 @@ class Wide(Bright):
     """Gives two numbers."""
 
     columns = ("bright", "wide")
+
+
+class Short(Bright):
+    """Loses a score."""
+
+    def score(self, shown: Sequence[Shown]) -> list[Scores]:
+        return super().score(shown)[1:]
 
 
 SCORER = f"{__name__}:Bright"
@@ -108,6 +116,26 @@ def test_a_push_ends_where_the_probability_has_moved_far_enough() -> None:
     assert log_probs.grad is not None
     assert_close(log_probs.grad[:, 0], torch.tensor([0.0, 1.5, -0.5, 0.0]) / 4)
     assert stopped == 0.5
+
+
+def test_every_code_is_read_in_its_own_place(tar: Path) -> None:
+    whole = Tar.load(tar)
+    scale, vocabulary = whole.default_scale, whole.mllm.vocabulary
+    assert vocabulary.visual is not None
+    texts = ("a red circle", "two rings and one blue heart")
+    prompts = [vocabulary.prompt(text, draw=scale) for text in texts]
+    assert len(prompts[0]) != len(prompts[1])
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(vocabulary.visual.num_codes, (2, 5), generator=generator)
+    found = code_log_probs(whole.mllm.model, prompts, codes, visual=vocabulary.visual)
+    first = vocabulary.visual.first_code
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor([[*prompt, *(codes[row] + first).tolist()]])
+        logits = whole.mllm.model(input_ids=ids).logits[0, :, first:][:, : parts.K]
+        for place in range(5):
+            at = len(prompt) - 1 + place
+            expected = logits[at].log_softmax(-1)[codes[row, place]]
+            assert_close(found[row, place], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -174,18 +202,40 @@ def test_what_scores_higher_is_drawn_more_often(tar: Path, prompts: Path, tmp_pa
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + spreads[0]
 
 
-def test_a_prompt_without_a_score_teaches_nothing_and_is_told(tar: Path, tmp_path: Path) -> None:
+def test_a_prompt_without_a_score_teaches_nothing_and_is_told(
+    tar: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("nothing\na red circle\n")
-    numbers = config(tmp_path, steps=1, round_steps=1, checkpoint_every=1)
-    given: dict[str, Any] = {"model": str(tar), "scorer": SCORER}
-    out = grpo.run(numbers, prompts=file, out=tmp_path / "out", **given)
-    row = json.loads((out / "metrics.jsonl").read_text())
-    assert row["unscored"] == 0.5
-    assert row["groups_that_teach"] == 0.5
-    file.write_text("nothing\n")
-    with pytest.raises(UserError, match="no picture of a round has a score: it asks for nothing"):
-        grpo.run(numbers, prompts=file, out=tmp_path / "none", **given)
+    numbers = config(tmp_path, steps=2, batch_size=4, round_steps=1, checkpoint_every=1)
+    # A whole round of it is a step like any other: which prompts meet in a round is luck.
+    out = grpo.run(numbers, model=str(tar), prompts=file, scorer=SCORER, out=tmp_path / "out")
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").open()]
+    assert sorted(row["unscored"] for row in rows) == [0, 1]
+    assert [row["groups_that_teach"] + row["unscored"] for row in rows] == [1, 1]
+    assert [row["loss"] for row in rows if row["unscored"]] == [0]
+    assert ["reward" in row for row in rows] == [not row["unscored"] for row in rows]
+    assert caplog.text.count("'nothing' has no score and teaches nothing: it asks for") == 1
+
+
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """Accelerate keeps one precision a process; a test of another begins and ends without."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_precision")
+def test_half_precision_learns_and_draws(tar: Path, prompts: Path, tmp_path: Path) -> None:
+    file = config(tmp_path, steps=2, precision="bf16", sample_every=1)
+    out = grpo.run(file, model=str(tar), prompts=prompts, scorer=SCORER, out=tmp_path / "out")
+    assert (out / "samples" / "0000002.png").exists()
+    before, after = Tar.load(tar).mllm.model, load_mllm(out).model
+    moved = [
+        not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    ]
+    assert sum(moved) > len(moved) / 2
 
 
 # ---- what is refused
@@ -212,4 +262,34 @@ def test_a_reward_that_is_not_one_number_is_refused(
         grpo.run(config(tmp_path), scorer=SCORER, column="dark", **given)
     with pytest.raises(UserError, match="chats_size is 0 and --chats names 1"):
         grpo.run(config(tmp_path), scorer=SCORER, chats=[chats], **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_begun_for_one_reward_does_not_go_on_for_another(
+    tar: Path, prompts: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"model": str(tar), "prompts": prompts, "out": tmp_path / "out"}
+    grpo.run(config(tmp_path, steps=2), scorer=SCORER, **given)
+    with pytest.raises(UserError, match="reward"):
+        grpo.run(config(tmp_path, steps=2), scorer="pixels", **given)
+
+
+def test_scores_that_are_not_one_a_picture_are_refused(
+    tar: Path, prompts: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"model": str(tar), "prompts": prompts, "out": tmp_path / "out"}
+    with pytest.raises(UserError, match="gave 5 scores of 6 pictures"):
+        grpo.run(config(tmp_path), scorer=f"{__name__}:Short", **given)
+
+
+def test_what_does_not_divide_by_the_processes_is_refused_before_anything_is_written(
+    tar: Path, prompts: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given: dict[str, Any] = {"model": str(tar), "prompts": prompts, "out": tmp_path / "out"}
+    for changes in ({"batch_size": 4}, {"chats_size": 3}):
+        with pytest.raises(UserError, match="on each of 2 processes") as error:
+            grpo.run(config(tmp_path, **changes), scorer=SCORER, chats=[chats], **given)
+        assert "--set batch_size=8" in str(error.value.hint)
     assert not (tmp_path / "out").exists()
