@@ -30,7 +30,9 @@ if [ ! -e "$work/own_drawn/done" ]; then
 fi
 tarkit curate ingest "$work/own_drawn" --out "$work/own"
 tarkit encode "$work/own" --tokenizer mini --out "$work/own_tokens"
-tarkit curate judge "$work/own" --exact --out "$work/own_judged"
+# Exit status 3: some prompts say more than is judged (sizes, places); each has its reason.
+rows() { "$@" || [ $? -eq 3 ]; }
+rows tarkit curate judge "$work/own" --exact --out "$work/own_judged"
 tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
 tarkit train mllm "$here/mllm.toml" --chats "$work/chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/text" --tokenizer "$embedded/ta_tok" --lm "$embedded/mllm" --out "$work/mllm"
 
