@@ -22,14 +22,22 @@ def read_picture(path: Path) -> Image.Image:
     raise UserError(f"the picture {path} cannot be read: {why}", hint=INGEST)
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, line) of the lines of a text file that are not blank; raises UserError."""
+def read_text(path: Path, *, hint: str = "") -> str:
+    """The text of a UTF-8 file; raises UserError with the line that is none, and with `hint`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path} cannot be read: {why}") from None
-    return [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        where, why = str(path), error.strerror
+    except UnicodeDecodeError as error:
+        where = f"{path}:{1 + bytes(error.object[: error.start]).count(10)}"  # 10: a line feed
+        why = "it is not UTF-8 text"
+    raise UserError(f"{where} cannot be read: {why}", hint=hint)
+
+
+def read_lines(path: Path, *, hint: str = "") -> list[tuple[int, str]]:
+    """(number from 1, line) of the lines that are not blank; raises UserError as `read_text`."""
+    lines = read_text(path, hint=hint).splitlines()
+    return [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
 
 
 def write_whole(path: Path, data: bytes) -> None:

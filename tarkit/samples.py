@@ -17,12 +17,14 @@ from typing import TypeVar
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.files import read_lines, read_picture, write_whole
+from tarkit.files import read_lines, read_picture, read_text, write_whole
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 
 ItemT = TypeVar("ItemT")
 MadeT = TypeVar("MadeT")
+
+RETRY = "--retry-failed with the command that made it"
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ def make_pictures(
     Raises UserError if not a single one can be made.
     """
     if retry_failed:
-        files = [file for file, _ in items if file.exists() or _failed(file)]
-        for file, picture in zip(files, open_pictures(files), strict=True):
-            if isinstance(picture, Failure):
+        for file, _ in items:
+            if _failed(file) or _damaged(file):
                 _error_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
     with Progress(name, total=len(items), unit="pictures") as progress:
@@ -63,17 +64,20 @@ def make_pictures(
                     write_whole(file, png_bytes(picture))
             progress.advance(len(batch), failed=sum(_failed(file) for file, _ in batch))
     if items and all(_failed(file) for file, _ in items):
-        reason = _error_file(items[0][0]).read_text()
+        reason = read_text(_error_file(items[0][0]), hint=RETRY)
         for file, _ in items:
             _error_file(file).unlink()
         raise UserError(f"{name}: all {len(items)} pictures failed, the first with: {reason}")
 
 
 def open_pictures(files: Sequence[Path]) -> Iterator[Image.Image | Failure]:
-    """Each picture, or why there is none; raises UserError for one that was never made."""
+    """Each picture, or why there is none.
+
+    Raises UserError for one that was never made, and for a reason that cannot be read.
+    """
     for file in files:
         if _failed(file):
-            yield Failure(_error_file(file).read_text())
+            yield Failure(read_text(_error_file(file), hint=RETRY))
             continue
         if not file.exists():
             raise UserError(
@@ -96,15 +100,15 @@ def make_answers(
 ) -> None:
     """Write the files of answers that are missing, `00000.jsonl` for the first batch.
 
-    With `retry_failed` also those with a failed answer and those that cannot be read. Raises
-    UserError for a file that cannot be read, and if not a single question can be answered.
+    With `retry_failed` also those with a failed answer and those that are damaged. Raises
+    UserError for a damaged file, and if not a single question can be answered.
     """
     first, num_failed, files = "", 0, []
     with Progress(name, total=len(items), unit="answers") as progress:
         for number, batch in enumerate(_batches(items, batch_size)):
             file = folder / f"{number:05d}.jsonl"
             files.append(file)
-            answers = _kept(file, retry_failed) if file.exists() else []
+            answers = _kept(file, len(batch), retry_failed) if file.exists() else []
             if not answers:
                 answers = attempt(make, batch)
                 write_whole(file, "".join(map(_line, answers)).encode())
@@ -119,17 +123,15 @@ def make_answers(
 
 
 def read_answers(folder: Path, count: int, *, batch_size: int) -> list[str | Failure]:
-    """The answers in order; raises UserError where some are missing."""
+    """The answers in order; raises UserError where some are missing or a file is damaged."""
     answers: list[str | Failure] = []
-    for number in range(-(-count // batch_size)):
+    for number, first in enumerate(range(0, count, batch_size)):
         file = folder / f"{number:05d}.jsonl"
         if not file.exists():
             raise UserError(
                 f"{file} has not been made", hint="the command that began the evaluation, again"
             )
-        answers += _read(file)
-    if len(answers) != count:
-        raise UserError(f"{folder} holds {len(answers)} answers to {count} questions")
+        answers += _read(file, min(batch_size, count - first))
     return answers
 
 
@@ -161,33 +163,44 @@ def _failed(picture: Path) -> bool:
     return _error_file(picture).exists()
 
 
+def _damaged(picture: Path) -> bool:
+    """Whether a file is there and holds no whole picture."""
+    if not picture.exists():
+        return False
+    try:
+        read_picture(picture)
+    except UserError:
+        return True
+    return False
+
+
 def _line(answer: str | Failure) -> str:
     said, error = (None, answer.reason) if isinstance(answer, Failure) else (answer, None)
     return json.dumps({"answer": said, "error": error}, ensure_ascii=False) + "\n"
 
 
-def _kept(file: Path, retry_failed: bool) -> list[str | Failure]:
+def _kept(file: Path, count: int, retry_failed: bool) -> list[str | Failure]:
     """The answers in a file, none if they are to be made again."""
     try:
-        answers = _read(file)
+        found = _read(file, count)
     except UserError:
         if not retry_failed:
             raise
         return []
-    again = retry_failed and any(isinstance(answer, Failure) for answer in answers)
-    return [] if again else answers
+    failed = any(isinstance(answer, Failure) for answer in found)
+    return [] if retry_failed and failed else found
 
 
-def _read(file: Path) -> list[str | Failure]:
-    answers: list[str | Failure] = []
-    for number, line in read_lines(file):
+def _read(file: Path, count: int) -> list[str | Failure]:
+    """The answers in a file; raises UserError unless there are `count`."""
+    found: list[str | Failure] = []
+    for number, line in read_lines(file, hint=RETRY):
         try:
             row = json.loads(line)
             said = row["answer"]
-            answers.append(Failure(str(row["error"])) if said is None else str(said))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file}:{number} is no answer: {error}",
-                hint="--retry-failed with the command that made it",
-            ) from None
-    return answers
+            found.append(Failure(str(row["error"])) if said is None else str(said))
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise UserError(f"{file}:{number} is no answer: {error}", hint=RETRY) from None
+    if len(found) != count:
+        raise UserError(f"{file} is damaged: {len(found)} answers to {count} questions", hint=RETRY)
+    return found

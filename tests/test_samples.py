@@ -120,10 +120,11 @@ def test_answers_are_kept_by_batch_and_read_back_in_order(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.jsonl", "00001.jsonl"]
     answers = read_answers(tmp_path, 4, batch_size=3)
     assert answers == ["A", "B\nC", Failure("nothing to shout"), "Ä"]
-    with pytest.raises(UserError, match="4 answers to 6"):
+    with pytest.raises(UserError, match="00001.jsonl is damaged: 1 answers to 3 questions"):
         read_answers(tmp_path, 6, batch_size=3)
-    with pytest.raises(UserError, match="00002.jsonl has not been made"):
-        read_answers(tmp_path, 7, batch_size=3)
+    (tmp_path / "00001.jsonl").unlink()
+    with pytest.raises(UserError, match="00001.jsonl has not been made"):
+        read_answers(tmp_path, 4, batch_size=3)
 
 
 def test_failed_answers_are_redone_with_their_batch_alone(tmp_path: Path) -> None:
@@ -143,12 +144,40 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
     texts = ["a", "b", "c", "d"]
     make_answers("s", tmp_path, texts, shout, batch_size=2)
     file = tmp_path / "00001.jsonl"
-    for damaged in (b'{"answer": "C", "err', b"\xff", b"[]\n", b'{"error": null}\n'):
+    whole = file.read_bytes()
+    first = whole[: whole.index(b"\n") + 1]
+    line_2 = "00001.jsonl:2 is no answer: "
+    for damaged, said in (
+        (first + b'{"answer": "D", "err', line_2),
+        (first + b"\xff", "00001.jsonl:2 cannot be read: it is not UTF-8"),
+        (first + b"[]\n", line_2),
+        (first + b'{"error": null}\n', line_2),
+        (first + b'{"answer": ' + b"9" * 5000 + b"}\n", line_2),  # int() takes 4300 digits
+        (first + b"[" * 100_000, line_2),
+        (first, "00001.jsonl is damaged: 1 answers to 2 questions"),  # cut where a line ends
+        (b"", "00001.jsonl is damaged: 0 answers to 2 questions"),
+        (whole + first, "00001.jsonl is damaged: 3 answers to 2 questions"),
+    ):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match="00001.jsonl"):
+        with pytest.raises(UserError, match=said) as made:
             make_answers("s", tmp_path, texts, shout, batch_size=2)
+        with pytest.raises(UserError, match=said) as read:
+            read_answers(tmp_path, 4, batch_size=2)
+        assert made.value.hint == read.value.hint == "--retry-failed with the command that made it"
         make_answers("s", tmp_path, texts, shout, batch_size=2, retry_failed=True)
         assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
+
+
+def test_a_reason_that_is_no_text_is_told_and_its_picture_made_again(tmp_path: Path) -> None:
+    items = places(tmp_path, [1, 300])
+    make_pictures("p", items, grey, batch_size=2)
+    (tmp_path / "0001.error").write_bytes(b"ValueError:\nno grey \xff")
+    with pytest.raises(UserError, match="0001.error:2 cannot be read: it is not UTF-8") as error:
+        levels_in(tmp_path, items)
+    assert error.value.hint == "--retry-failed with the command that made it"
+    mended = places(tmp_path, [1, 3])
+    make_pictures("p", mended, grey, batch_size=2, retry_failed=True)
+    assert levels_in(tmp_path, items) == [1, 3]
 
 
 def test_a_maker_that_returns_too_few_fails(tmp_path: Path) -> None:
