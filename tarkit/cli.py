@@ -1317,6 +1317,13 @@ AsPublished = Annotated[
     bool,
     typer.Option("--as-published", help="dpg: also with the published scorer's faults, #60, #61."),
 ]
+RetryJudge = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="dpg: also ask the judge again where it failed or its answers are damaged.",
+    ),
+]
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Write results though samples failed: they score 0.")
 ]
@@ -1411,6 +1418,7 @@ def eval_score(
     server: Server = None,
     as_published: AsPublished = False,
     allow_missing: AllowMissing = False,
+    retry_failed: RetryJudge = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -1426,6 +1434,7 @@ def eval_score(
         server=server,
         as_published=as_published,
         allow_missing=allow_missing,
+        retry_failed=retry_failed,
         device=_device(device),
     )
     return _scored(done, as_json)
@@ -1484,6 +1493,7 @@ def eval_geneval(
     scorer_model: ScorerModel = "facebook/mask2former-swin-small-coco-instance",
     clip: Clip = "openai/clip-vit-large-patch14",
     file: ScorerFile = None,
+    retry_failed: RetrySamples = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -1500,7 +1510,9 @@ def eval_geneval(
     )
     on = _device(device)
     prepare.run("geneval", out=out, data=data, n=n, seed=seed, limit=limit)
-    drawing.run(out, model=model, scale=scale, sampling=sampling, device=on)
+    drawing.run(
+        out, model=model, scale=scale, sampling=sampling, retry_failed=retry_failed, device=on
+    )
     done = score.run(out, scorer=scorer, model=scorer_model, clip=clip, file=file, device=on)
     return _scored(done, as_json)
 
@@ -1524,6 +1536,7 @@ def eval_dpg(
     file: ScorerFile = None,
     server: Server = None,
     as_published: AsPublished = False,
+    retry_failed: RetrySamples = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
@@ -1540,7 +1553,9 @@ def eval_dpg(
     )
     on = _device(device)
     prepare.run("dpg", out=out, data=data, n=n, seed=seed, limit=limit)
-    drawing.run(out, model=model, scale=scale, sampling=sampling, device=on)
+    drawing.run(
+        out, model=model, scale=scale, sampling=sampling, retry_failed=retry_failed, device=on
+    )
     done = score.run(
         out,
         scorer=scorer,
@@ -1548,6 +1563,7 @@ def eval_dpg(
         file=file,
         server=server,
         as_published=as_published,
+        retry_failed=retry_failed,
         device=on,
     )
     return _scored(done, as_json)
@@ -1563,6 +1579,7 @@ def _asking(bench: str) -> Callable[..., int]:
         scale: ScaleOption = None,
         batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
         allow_missing: AllowMissing = False,
+        retry_failed: RetrySamples = False,
         device: Device = "auto",
         as_json: Json = False,
     ) -> int:
@@ -1570,7 +1587,14 @@ def _asking(bench: str) -> Callable[..., int]:
 
         on = _device(device)
         prepare.run(bench, out=out, data=data, images=images, limit=limit)
-        answer.run(out, model=model, scale=scale, batch_size=batch_size, device=on)
+        answer.run(
+            out,
+            model=model,
+            scale=scale,
+            batch_size=batch_size,
+            retry_failed=retry_failed,
+            device=on,
+        )
         return _scored(score.run(out, allow_missing=allow_missing, device=on), as_json)
 
     ask.__doc__ = f"Score a model on {bench.upper()}: prepare, answer and score in one."

@@ -3,7 +3,7 @@
 Batches are those of the whole list and are made whole, so that what a sample is never depends on
 which others were there already. A sample that fails leaves its reason in its place
 (`0000.error` beside where `0000.png` would be) and is not tried again unless asked for; nor is a
-file that is there and cannot be read.
+file that is there and cannot be read. An answer about a file that has changed is made again.
 """
 
 from __future__ import annotations
@@ -97,21 +97,25 @@ def make_answers(
     *,
     batch_size: int,
     retry_failed: bool = False,
+    about: Callable[[ItemT], str | None] | None = None,
 ) -> None:
     """Write the files of answers that are missing, `00000.jsonl` for the first batch.
 
-    With `retry_failed` also those with a failed answer and those that are damaged. Raises
-    UserError for a damaged file, and if not a single question can be answered.
+    With `retry_failed` also those with a failed answer and those that are damaged. `about` is the
+    fingerprint of what a question is about, None where that is not there: it is written beside the
+    answer, and a file with answers about anything else is made again. Raises UserError for a
+    damaged file, and if not a single question can be answered.
     """
     first, num_failed, files = "", 0, []
     with Progress(name, total=len(items), unit="answers") as progress:
         for number, batch in enumerate(_batches(items, batch_size)):
             file = folder / f"{number:05d}.jsonl"
             files.append(file)
-            answers = _kept(file, len(batch), retry_failed) if file.exists() else []
+            marks = [about(item) if about is not None else None for item in batch]
+            answers = _kept(file, marks, retry_failed) if file.exists() else []
             if not answers:
                 answers = attempt(make, batch)
-                write_whole(file, "".join(map(_line, answers)).encode())
+                write_whole(file, "".join(map(_line, answers, marks)).encode())
             reasons = [answer.reason for answer in answers if isinstance(answer, Failure)]
             num_failed += len(reasons)
             first = first or "".join(reasons[:1])
@@ -131,7 +135,7 @@ def read_answers(folder: Path, count: int, *, batch_size: int) -> list[str | Fai
             raise UserError(
                 f"{file} has not been made", hint="the command that began the evaluation, again"
             )
-        answers += _read(file, min(batch_size, count - first))
+        answers += [answer for answer, _ in _read(file, min(batch_size, count - first))]
     return answers
 
 
@@ -174,31 +178,34 @@ def _damaged(picture: Path) -> bool:
     return False
 
 
-def _line(answer: str | Failure) -> str:
+def _line(answer: str | Failure, about: str | None) -> str:
     said, error = (None, answer.reason) if isinstance(answer, Failure) else (answer, None)
-    return json.dumps({"answer": said, "error": error}, ensure_ascii=False) + "\n"
+    row = {"answer": said, "error": error, **({} if about is None else {"about": about})}
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _kept(file: Path, count: int, retry_failed: bool) -> list[str | Failure]:
-    """The answers in a file, none if they are to be made again."""
+def _kept(file: Path, marks: Sequence[str | None], retry_failed: bool) -> list[str | Failure]:
+    """The answers in a file about what has these marks, none if they are to be made again."""
     try:
-        found = _read(file, count)
+        found = _read(file, len(marks))
     except UserError:
         if not retry_failed:
             raise
         return []
-    failed = any(isinstance(answer, Failure) for answer in found)
-    return [] if retry_failed and failed else found
+    stale = any(about != mark for (_, about), mark in zip(found, marks, strict=True))
+    failed = any(isinstance(answer, Failure) for answer, _ in found)
+    return [] if stale or (retry_failed and failed) else [answer for answer, _ in found]
 
 
-def _read(file: Path, count: int) -> list[str | Failure]:
-    """The answers in a file; raises UserError unless there are `count`."""
-    found: list[str | Failure] = []
+def _read(file: Path, count: int) -> list[tuple[str | Failure, str | None]]:
+    """The answers in a file and what each is about; raises UserError unless there are `count`."""
+    found: list[tuple[str | Failure, str | None]] = []
     for number, line in read_lines(file, hint=RETRY):
         try:
             row = json.loads(line)
             said = row["answer"]
-            found.append(Failure(str(row["error"])) if said is None else str(said))
+            answer = Failure(str(row["error"])) if said is None else str(said)
+            found.append((answer, row.get("about")))
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise UserError(f"{file}:{number} is no answer: {error}", hint=RETRY) from None
     if len(found) != count:

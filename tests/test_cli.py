@@ -190,6 +190,28 @@ def test_eval_gets_its_arguments_and_prints_the_report(monkeypatch: pytest.Monke
     )
 
 
+def test_retry_failed_reaches_what_draws_answers_and_judges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = SimpleNamespace(path=Path("o"), report="", num_failed=0)
+    verbs = {
+        name: pretend(monkeypatch, f"tarkit.eval.{name}", done)
+        for name in ("prepare", "generate", "answer", "score")
+    }
+    for words, reached in (
+        (["score", "o"], ["score"]),
+        (["dpg", "--out", "o"], ["generate", "score"]),
+        (["geneval", "--out", "o"], ["generate"]),
+        (["pope", "--out", "o"], ["answer"]),
+    ):
+        for flag in (True, False):
+            more = ["--device", "cpu", *(["--retry-failed"] if flag else [])]
+            assert tarkit("eval", *words, *more).exit_code == 0
+            assert [verbs[name].call_args.kwargs["retry_failed"] for name in reached] == [
+                flag for _ in reached
+            ]
+
+
 def test_eval_lmms_gets_its_arguments_and_prints_the_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

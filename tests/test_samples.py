@@ -168,6 +168,26 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
         assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
 
 
+def test_answers_about_what_has_changed_are_made_again_with_their_batch(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def noting(texts: Sequence[str]) -> list[str]:
+        asked.extend(texts)
+        return shout(texts)
+
+    def answered(marks: dict[str, str | None]) -> list[str]:
+        asked.clear()
+        make_answers("s", tmp_path, list("abcd"), noting, batch_size=2, about=marks.__getitem__)
+        assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
+        return list(asked)
+
+    marks: dict[str, str | None] = {"a": "1", "b": "2", "c": "3", "d": None}  # d's is not there yet
+    assert answered(marks) == ["a", "b", "c", "d"]
+    assert answered(marks) == []
+    assert answered({**marks, "b": "another"}) == ["a", "b"]
+    assert answered({**marks, "b": "another", "d": "now it is"}) == ["c", "d"]
+
+
 def test_a_reason_that_is_no_text_is_told_and_its_picture_made_again(tmp_path: Path) -> None:
     items = places(tmp_path, [1, 300])
     make_pictures("p", items, grey, batch_size=2)

@@ -30,9 +30,13 @@ def run(
     server: str | None = None,
     as_published: bool = False,
     allow_missing: bool = False,
+    retry_failed: bool = False,
     device: str = "cpu",
 ) -> Scored:
-    """Score the run at `path`; `model` and `clip` are the scorer's, `file` what it reads."""
+    """Score the run at `path`; `model` and `clip` are the scorer's, `file` what it reads.
+
+    With `retry_failed` a judge of DPG is asked again what it failed to answer. Raises UserError.
+    """
     asked = open_run(path)
     name = scorer or READERS.get(asked.bench)
     if name is None:
@@ -49,16 +53,34 @@ def run(
             file=file,
             server=server,
             as_published=as_published,
+            retry_failed=retry_failed,
             device=device,
         )
     else:
         found = question_verdicts(asked, name)
     if found.coverage < 1 and not allow_missing:
+        first = next(row["error"] for row in found.rows if row["error"] is not None)
         raise UserError(
-            f"{1 - found.coverage:.1%} of {asked.path} failed, and a failure scores 0",
-            hint="--retry-failed with the command that made them, or --allow-missing",
+            f"{1 - found.coverage:.1%} of {asked.path} failed, and a failure scores 0; "
+            f"the first with: {first}",
+            hint=_mend(asked, name, file),
         )
     return write_verdicts(asked, found, settings=_made(asked))
+
+
+def _mend(asked: Run, scorer: str, file: Path | None) -> str:
+    """The commands that make what failed anew and judge it, or let it be."""
+    named = "" if scorer == READERS.get(asked.bench) else f" --scorer {scorer}"
+    score = f"tarkit eval score {asked.path}{named}"
+    allow = f"or {score} --allow-missing; each with the options it had"
+    if scorer == "answers":  # the pictures are not looked at
+        return f"complete {file}, then {score}; {allow}"
+    verb = "generate" if asked.bench in ("geneval", "dpg") else "answer"
+    again = f"{score} --retry-failed" if asked.bench == "dpg" else score
+    steps = f"tarkit eval {verb} {asked.path} --retry-failed, then {again}"
+    if scorer == "detections":
+        steps = f"complete {file}, or {steps}"
+    return f"{steps}; {allow}"
 
 
 def _made(asked: Run) -> dict[str, Any]:

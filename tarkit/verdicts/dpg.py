@@ -1,20 +1,22 @@
 """DPG-Bench: every question of a prompt's scene graph, put to a judge about each picture.
 
 Judges: `tar` (the probability of yes), `vlm` (an assistant that sees), `answers` (a file of them,
-from a judge elsewhere). A judge's answers lie beside its scores and are asked for once.
+from a judge elsewhere). A judge's answers lie beside its scores with the sha256 of the picture, and
+are asked for once; about a picture that has since become another, again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tarkit.errors import UserError
 from tarkit.files import read_lines, read_picture
 from tarkit.images import png_bytes
-from tarkit.manifests import begin_directory
+from tarkit.manifests import begin_directory, file_sha256
 from tarkit.outcomes import score_row
 from tarkit.runs import Run, scorer_folder
 from tarkit.samples import Failure, make_answers, read_answers
@@ -45,11 +47,13 @@ def dpg_verdicts(
     file: Path | None,
     server: str | None,
     as_published: bool,
+    retry_failed: bool,
     device: str,
 ) -> Verdicts:
     """Asks the judge what it has not answered yet; figures also as published if `as_published`.
 
-    The name is the judge's model's, or that of the file. Raises UserError.
+    With `retry_failed` also what it failed to answer and where its answers are damaged. The name
+    is the judge's model's, or that of the file. Raises UserError.
     """
     graphs = [graph_from_json(item.id, item.prompt, item.meta or {}) for item in asked.items]
     questions = [
@@ -69,11 +73,25 @@ def dpg_verdicts(
         folder = scorer_folder(asked, name) / "answers"
         begin_directory(folder, "answers", settings={**identity, "batch_size": BATCH_SIZE})
         pairs = [(asked.path / "samples" / each.place, each.text) for each in questions]
-        make_answers(f"dpg by {name}", folder, pairs, ask, batch_size=BATCH_SIZE)
+        sha256 = cache(_sha256)  # a picture is asked about many times
+        make_answers(
+            f"dpg by {name}",
+            folder,
+            pairs,
+            ask,
+            batch_size=BATCH_SIZE,
+            retry_failed=retry_failed,
+            about=lambda pair: sha256(pair[0]),
+        )
         said = read_answers(folder, len(questions), batch_size=BATCH_SIZE)
     rows = [_row(one, answer) for one, answer in zip(questions, said, strict=True)]
     figures = _figures(f"dpg@{name}", graphs, asked.n, questions, said, as_published)
     return Verdicts(name, figures, rows, {"scorer": identity})
+
+
+def _sha256(picture: Path) -> str | None:
+    """Of the file's bytes, whole picture or not; None where there is none."""
+    return file_sha256(picture) if picture.is_file() else None
 
 
 def _row(one: Asked, answer: str | Failure) -> Row:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
+from tarkit.files import read_picture
 from tarkit.runs import Item, open_run
+from tarkit.verdicts import dpg as dpg_module
 from tarkit.verdicts.questions import correct
 from tests.scoring.test_mask2former import save_clip, save_detector
 
@@ -223,6 +226,89 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
         score.run(dpg, scorer="answers", file=file)
 
 
+class Judge:
+    """Says yes about a whole picture, remembers the questions; at times it does not answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.down = ""
+
+    def __call__(self, asked: Sequence[tuple[Path, str]]) -> list[str]:
+        for place, _ in asked:
+            read_picture(place)
+        if any(text == self.down for _, text in asked):
+            raise UserError("the judge is down")
+        self.asked += [text for _, text in asked]
+        return ["yes" for _ in asked]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    made = Judge()
+    monkeypatch.setattr(dpg_module, "_judge", lambda *_: made)
+    return made
+
+
+@pytest.fixture
+def judged(dpg: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(dpg, tmp_path / "run", ignore=shutil.ignore_patterns("scores")))
+
+
+def test_a_picture_that_is_whole_again_is_judged_again(judged: Path, judge: Judge) -> None:
+    broken = open_run(judged).picture(1, 0)  # the first of cup's four, one question each
+    broken.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="8.3% of .*; the first with: .*0000.png") as error:  # 1/12
+        score.run(judged, scorer="tar")
+    again = f"tarkit eval score {judged} --scorer tar"
+    assert error.value.hint == (
+        f"tarkit eval generate {judged} --retry-failed, then {again} --retry-failed; "
+        f"or {again} --allow-missing; each with the options it had"
+    )
+    generate.run(judged, retry_failed=True)
+    assert len(judge.asked) == 11
+    done = score.run(judged, scorer="tar")
+    assert len(judge.asked) == 11 + 12  # 12 questions are one batch, which is asked whole
+    assert results(done.path)["metrics"]["dpg@tar"]["coverage"] == 1.0
+    score.run(judged, scorer="tar")
+    assert len(judge.asked) == 11 + 12
+
+
+def test_an_answer_about_another_picture_is_not_kept(judged: Path, judge: Judge) -> None:
+    score.run(judged, scorer="tar")
+    judge.asked.clear()
+    Image.new("RGB", (64, 64)).save(open_run(judged).picture(0, 2))
+    score.run(judged, scorer="tar")
+    assert len(judge.asked) == 12
+
+
+def test_a_judge_is_asked_again_what_it_failed_to_answer(judged: Path, judge: Judge) -> None:
+    judge.down = "is the circle red?"
+    with pytest.raises(UserError, match="33.3% of .* the first with: the judge is down"):  # 4/12
+        score.run(judged, scorer="tar")
+    judge.down = ""
+    with pytest.raises(UserError, match="33.3%"):
+        score.run(judged, scorer="tar")
+    assert score.run(judged, scorer="tar", retry_failed=True).num_failed == 0
+    answers = judged / "scores/dpg@tar/answers/00000.jsonl"
+    answers.write_bytes(answers.read_bytes()[:-9])
+    with pytest.raises(UserError, match="00000.jsonl:12 is no answer") as error:
+        score.run(judged, scorer="tar")
+    assert error.value.hint == "--retry-failed with the command that made it"
+    assert score.run(judged, scorer="tar", retry_failed=True).num_failed == 0
+
+
+def test_the_command_that_mends_a_run_is_named(copy: Path, dpg: Path, tmp_path: Path) -> None:
+    open_run(copy).picture(0, 0).write_bytes(b"no picture")
+    with pytest.raises(UserError) as error:
+        score.run(copy, scorer="shapes")
+    again = f"tarkit eval score {copy} --scorer shapes"
+    assert error.value.hint.startswith(f"tarkit eval generate {copy} --retry-failed, then {again};")
+    (tmp_path / "mplug.jsonl").write_text("")
+    with pytest.raises(UserError, match="the first with: mplug.jsonl has no answer") as error:
+        score.run(dpg, scorer="answers", file=tmp_path / "mplug.jsonl")
+    assert error.value.hint.startswith(f"complete {tmp_path / 'mplug.jsonl'}, then tarkit eval")
+
+
 def test_a_grid_holds_the_four_pictures_of_a_prompt(dpg: Path, tmp_path: Path) -> None:
     out = export.run(dpg, out=tmp_path / "grid", layout="dpg-grid")
     sheet, run = Image.open(out / "fox.png"), open_run(dpg)
@@ -327,8 +413,10 @@ def test_what_cannot_be_asked_counts_as_wrong(tmp_path: Path, images: Path) -> N
     file.write_text("\n".join(map(json.dumps, rows)))
     prepare.run("gqa", out=tmp_path / "run", data=file, images=images)
     answer.run(tmp_path / "run")
-    with pytest.raises(UserError, match="50.0% of"):
+    with pytest.raises(UserError, match="50.0% of") as error:
         score.run(tmp_path / "run")
+    run = tmp_path / "run"
+    assert error.value.hint.startswith(f"tarkit eval answer {run} --retry-failed, then tarkit eval")
     done = score.run(tmp_path / "run", allow_missing=True)
     assert results(done.path)["metrics"]["gqa@exact-match"]["coverage"] == 0.5
     errors = pq.read_table(done.path / "scores.parquet")["error"].to_pylist()
