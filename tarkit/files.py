@@ -36,7 +36,8 @@ def read_text(path: Path, *, hint: str = "") -> str:
 
 def read_lines(path: Path, *, hint: str = "") -> list[tuple[int, str]]:
     """(number from 1, line) of the lines that are not blank; raises UserError as `read_text`."""
-    lines = read_text(path, hint=hint).splitlines()
+    # Not splitlines, which also splits at U+2028 and the like, and JSON may hold those as they are.
+    lines = read_text(path, hint=hint).split("\n")
     return [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -1,12 +1,13 @@
 """Single files: a complaint names the file, and a file is written whole or not at all."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.files import read_picture, require_png, write_whole
+from tarkit.files import read_lines, read_picture, require_png, write_whole
 from tarkit.images import png_bytes
 
 
@@ -52,3 +53,12 @@ def test_only_a_png_is_a_name_for_a_picture(tmp_path: Path) -> None:
     (tmp_path / "b.png").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         require_png(tmp_path / "b.png")
+
+
+def test_a_line_ends_where_its_file_says_and_not_within_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes('"a\u2028b"\r\n\n"c\u0085d"'.encode())
+    assert [(n, json.loads(line)) for n, line in read_lines(file)] == [
+        (1, "a\u2028b"),
+        (3, "c\u0085d"),
+    ]

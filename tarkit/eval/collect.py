@@ -52,7 +52,7 @@ def _verdicts(file: Path) -> dict[str, dict[str, Any]]:
         try:
             row = json.loads(line)
             name, _ = "/".join(PurePosixPath(row["filename"]).parts[-3:]), bool(row["correct"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{file}:{number} is no line of GenEval's results: {error}") from None
         if name in found:
             raise UserError(f"{file}:{number} has {name} for the second time")

@@ -189,7 +189,7 @@ def _given(file: Path | None, wanted: Sequence[Asked]) -> list[str | Failure]:
         try:
             row = json.loads(line)
             known[str(row["item"]), int(row["sample"]), int(row["question"])] = str(row["answer"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (KeyError, RecursionError, TypeError, ValueError):
             raise UserError(
                 f"{file}:{number} is not {{item, sample, question, answer}}: {line[:80]!r}"
             ) from None
