@@ -17,7 +17,7 @@ if [ ! -s "$work/corpus/glosses.txt" ]; then
     mv "$work/corpus/glosses.part" "$work/corpus/glosses.txt"
 fi
 tarkit curate chats --text "$work/corpus/glosses.txt" --out "$work/text"
-tarkit curate render --config "$here/../judge/render.toml" --out "$work/pictures"
+tarkit curate render --config "$mini/render_fresh.toml" --out "$work/pictures"
 tarkit encode "$work/pictures" --tokenizer mini --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$mini/chats.toml" --out "$work/chats"
 if [ ! -s "$work/asked.txt" ]; then

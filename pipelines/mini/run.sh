@@ -37,7 +37,10 @@ tarkit curate chats "$work/tokens_placed" --config "$here/chats.toml" --out "$wo
 tarkit train mllm "$here/mllm_third.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm2" --out "$work/mllm3"
 tarkit train mllm "$here/mllm_fourth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm3" --out "$work/mllm4"
 tarkit train mllm "$here/mllm_fifth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm4" --out "$work/mllm5"
-tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit curate render --config "$here/render_fresh.toml" --out "$work/pictures_fresh"
+tarkit train ar-dtok "$here/ar_dtok_second.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok" --out "$work/ar_dtok2"
+tarkit train ar-dtok "$here/ar_dtok_third.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok2/steps/0002000" --out "$work/ar_dtok3"
+tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -51,14 +54,14 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Pictures"
     echo
     echo "![pictures drawn from pipelines/mini/prompts.txt](drawn/sheet.png)"
-    for part in vqvae ar_dtok; do
+    for part in vqvae ar_dtok3; do
         echo "![$part: originals, then decoded]($part/samples/$(ls "$work/$part/samples" | tail -n 1))"
     done
     echo
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok mllm mllm2 mllm3 mllm4 mllm5 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok ar_dtok2 ar_dtok3 mllm mllm2 mllm3 mllm4 mllm5 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'
