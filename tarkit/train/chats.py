@@ -37,6 +37,8 @@ class ChatsConfig(Config):
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
+    read_scale_ratio: tuple[int, int, int] | None = None
+    """The same for i2t rows, where pictures are read at other scales than they are drawn at."""
     prompt_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
     text_weight: float = Field(default=1.0, gt=0)
@@ -166,8 +168,9 @@ def packed_chats(
     """The chats of `size` slots from `first` on, side by side in rows of `config.length`."""
     chats = []
     for slot in range(first, first + size):
-        scale = draw_scale(config.scale_ratio, config.seed, slot)
         chat = _prompted(streams[slot], slot, config)
+        reads = chat["task"] == "i2t" and config.read_scale_ratio
+        scale = draw_scale(reads or config.scale_ratio, config.seed, slot)
         ids, labels = encode_chat(vocabulary, chat, scale)
         if len(ids) > config.length:
             raise UserError(

@@ -279,6 +279,29 @@ def test_the_loss_is_the_mean_over_tokens_and_words_weigh_as_told(
     assert figures["text_loss"] == pytest.approx(float(words.mean()))
 
 
+def test_pictures_may_be_read_at_other_scales_than_they_are_drawn_at(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    given = task(
+        chats,
+        models,
+        models["lm"],
+        ratio={"t2i": 1, "i2t": 1},
+        scale_ratio=(0, 0, 1),
+        read_scale_ratio=(1, 0, 0),
+    )
+    visual = given.vocabulary.visual
+    assert visual is not None
+    found = given.batch(0, 8, 0, 1)
+    lengths: dict[bool, set[int]] = {True: set(), False: set()}
+    for ids, labels, numbers in zip(found.ids, found.labels, found.chats, strict=True):
+        for number in range(int(numbers.max()) + 1):
+            codes = (numbers == number) & (ids >= visual.first_code)
+            # What is drawn is supervised, what is read is not.
+            lengths[bool((labels[codes] >= 0).all())].add(int(codes.sum()))
+    assert lengths == {True: {1}, False: {16}}
+
+
 def test_ranks_share_a_steps_chats(chats: Path, models: dict[str, Path]) -> None:
     made = task(chats, models, models["lm"])
 
