@@ -77,6 +77,11 @@ def judge(tar: Tar, codes: Tensor, prompts: Sequence[str], by: JudgeName) -> lis
     return tar.prompt_gain(codes, prompts)
 
 
+def reading_scale(tar: Tar, by: JudgeName, drawn_at: Scale) -> Scale:
+    """The scale at which a judge reads drawn pictures: to ask, or to compare with its drawing."""
+    return tar.read_scale if by == "yes" else drawn_at
+
+
 def best_of(
     tar: Tar,
     prompts: Sequence[str],
@@ -111,7 +116,8 @@ def best_of(
         seen = codes
         if how.on == "pixels":
             pictures = tar.draw(codes, seeds=drawn_by, sampling=sampling)
-            seen = tar.encode(pictures, [scale or tar.default_scale])[scale or tar.default_scale]
+            read_at = reading_scale(tar, by, scale or tar.default_scale)
+            seen = tar.encode(pictures, [read_at])[read_at]
         scores = judge(tar, seen, [prompts[i] for i in places], by)
         for i, row, seed, score in zip(places, codes, drawn_by, scores, strict=True):
             best = found[i]

@@ -71,6 +71,8 @@ class AssembleConfig(Config):
     """How an assembled model draws unless it is told otherwise: what `tarkit assemble` reads."""
 
     default_scale: Scale = Scale.FULL
+    read_scale: Scale | None = None
+    """The scale at which pictures are read, where it is not the one at which they are drawn."""
     sampling: Sampling = Sampling()
 
 
@@ -89,6 +91,9 @@ class Tar:
     dtok: ArDetokenizer | DifDetokenizer | None
     sampling: Sampling
     default_scale: Scale
+    """What pictures are drawn at."""
+    read_scale: Scale
+    """What they are read at, to be spoken of."""
     places: Places
     sha256: str
     """Identity of the tokenizer, as codes carry it."""
@@ -133,6 +138,7 @@ class Tar:
             dtok=drawing,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
+            read_scale=defaults.read_scale or defaults.default_scale,
             places=places,
             sha256=ta_tok.sha256,
         ).to(device)
@@ -310,8 +316,8 @@ class Tar:
         scale: Scale | None = None,
         max_tokens: int = 128,
     ) -> list[str]:
-        """One answer for each picture and question, greedily."""
-        scale = scale or self.default_scale
+        """One answer for each picture and question, greedily; at `read_scale` without a scale."""
+        scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
         answers = generate_text(
             self.mllm.model,

@@ -36,6 +36,7 @@ def test_the_parts_are_copied_whole(made: dict[str, Any], tmp_path: Path) -> Non
     assert json.loads((out / "config.json").read_text()) == {
         "kind": "tar",
         "default_scale": 1,
+        "read_scale": None,
         "sampling": Sampling().model_dump(),
     }
     # The published scripts' numbers.
@@ -47,15 +48,17 @@ def test_how_it_draws_is_read_from_a_toml_and_overrides(
     made: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "assemble.toml"
-    file.write_text("default_scale = 2\n[sampling]\nguidance = 1.5\n")
+    file.write_text("default_scale = 2\nread_scale = 1\n[sampling]\nguidance = 1.5\n")
     out = assemble.run(
         **made, out=tmp_path / "tar", config=file, overrides=["sampling.temperature=0.5"]
     )
     tar = Tar.load(out)
-    assert tar.default_scale is Scale.HALF
+    assert (tar.default_scale, tar.read_scale) == (Scale.HALF, Scale.FULL)
     assert tar.sampling == Sampling(guidance=1.5, temperature=0.5)
     # Again with others: the directory says what was asked for last.
     assert Tar.load(assemble.run(**made, out=out)).default_scale is Scale.FULL
+    drawn = assemble.run(**made, out=out, overrides=["default_scale=3"])
+    assert Tar.load(drawn).read_scale is Scale.THIRD
 
 
 def test_half_precision_halves_the_copies_and_leaves_the_parts(
@@ -126,4 +129,4 @@ def test_settings_that_no_model_has_are_refused(
     made: dict[str, Any], tmp_path: Path, override: str, match: str
 ) -> None:
     hint = refused(match, **made, out=tmp_path / "tar", overrides=[override])
-    assert "default_scale, sampling" in hint
+    assert "default_scale, read_scale, sampling" in hint

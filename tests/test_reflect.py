@@ -1,6 +1,7 @@
 """Choosing among candidates with the embedded model, and with judges that are made up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tarkit import reflect
 from tarkit.errors import UserError
 from tarkit.reflect import Reflection, best_of, candidate_seed, draw
 from tarkit.tar import Tar
+from tarkit.vocab import Scale
 
 PROMPTS = ["a photo of a red circle", "a photo of two rings"]
 
@@ -92,6 +94,10 @@ def test_on_pixels_the_judge_reads_the_codes_of_what_was_drawn(
     (picture,) = draw(tar, [choice])
     seen = tar.encode([picture], [tar.default_scale])[tar.default_scale]
     assert torch.equal(read[0], seen) and not torch.equal(read[0][0], choice.codes)
+    # It is asked at the scale at which pictures are read.
+    reads = replace(tar, read_scale=Scale.FULL)
+    best_of(reads, PROMPTS[:1], seeds=[5], how=Reflection(n=1, by="yes"))
+    assert torch.equal(read[1], tar.encode([picture], [Scale.FULL])[Scale.FULL])
 
 
 def test_names_that_are_no_judge_are_refused() -> None:

@@ -24,6 +24,7 @@ from tarkit.artifacts import (
     shard_names,
 )
 from tarkit.config import Config, load_config
+from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
@@ -50,6 +51,28 @@ class CaptionWeights(Config):
         return self
 
 
+class QuestionWeights(Config):
+    """How often a question is of each kind (worlds/questions.py); any scale."""
+
+    existence: pydantic.NonNegativeFloat = questions.SHARES["existence"]
+    count: pydantic.NonNegativeFloat = questions.SHARES["count"]
+    colour: pydantic.NonNegativeFloat = questions.SHARES["colour"]
+    position: pydantic.NonNegativeFloat = questions.SHARES["position"]
+    composition: pydantic.NonNegativeFloat = questions.SHARES["composition"]
+    four_way: pydantic.NonNegativeFloat = questions.SHARES["four_way"]
+    count_check: pydantic.NonNegativeFloat = questions.SHARES["count_check"]
+    colour_check: pydantic.NonNegativeFloat = questions.SHARES["colour_check"]
+    position_check: pydantic.NonNegativeFloat = questions.SHARES["position_check"]
+    judgement: pydantic.NonNegativeFloat = questions.SHARES["judgement"]
+    caption: pydantic.NonNegativeFloat = questions.SHARES["caption"]
+
+    @pydantic.model_validator(mode="after")
+    def _some(self) -> "QuestionWeights":
+        if sum(self.model_dump().values()) <= 0:
+            raise ValueError("one kind of question must be above 0")
+        return self
+
+
 class RenderConfig(Config):
     """`count` targets; similar pictures and references come on top of them.
 
@@ -66,6 +89,7 @@ class RenderConfig(Config):
     captions: pydantic.NonNegativeInt = 2
     questions: pydantic.NonNegativeInt = 4
     prompt: CaptionWeights = CaptionWeights()
+    question: QuestionWeights = QuestionWeights()
     num_workers: pydantic.NonNegativeInt = 0
 
 
@@ -210,7 +234,16 @@ def _captions(config: RenderConfig, scene: Scene, rng: np.random.Generator) -> l
 def _questions(
     config: RenderConfig, scene: Scene, rng: np.random.Generator
 ) -> list[dict[str, str]]:
-    pairs = questions.questions(scene, rng, split=config.split, n=config.questions)
+    shares = config.question.model_dump()
+    try:
+        pairs = questions.questions(
+            scene, rng, split=config.split, n=config.questions, shares=shares
+        )
+    except ValueError as error:
+        raise UserError(
+            f"a picture has too few questions of these kinds: {error}"[:300],
+            hint=f"--set questions={config.questions - 1}, or more kinds in [question]",
+        ) from None
     return [{"question": question, "answer": answer} for question, answer in pairs]
 
 

@@ -32,7 +32,7 @@ def run(
             f"{path} asks for pictures of {asked.bench}", hint=f"tarkit eval generate {path}"
         )
     tar = Tar.load(model, device=device, dtok=None)
-    read_at = Scale(scale) if scale is not None else tar.default_scale
+    read_at = Scale(scale) if scale is not None else tar.read_scale
     begin_directory(
         path / "answers",
         "answers",

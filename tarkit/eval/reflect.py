@@ -39,7 +39,7 @@ from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
 from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
-from tarkit.reflect import JUDGES, candidate_seed, judge
+from tarkit.reflect import JUDGES, JudgeName, candidate_seed, judge, reading_scale
 from tarkit.scorers import Scorer, Shown, checked, plan_scorer
 from tarkit.scoring.arms import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.scoring.geneval import check
@@ -127,6 +127,7 @@ def run(
             **asdict(plan),
             "budgets": list(BUDGETS),
             "scale": int(drawn_at),
+            "read_scale": int(tar.read_scale),
             "sampling": complete.model_dump(mode="json"),
             "question": judgement_question("..."),
             "edit": EDIT,
@@ -231,8 +232,7 @@ class _Maker:
         clock.took("judge")
         pictures = self.tar.draw(codes, seeds=seeds, sampling=self.sampling)
         clock.took("pixels")
-        seen = self.tar.encode(pictures, [self.scale])[self.scale]
-        scores |= {f"{by}_pixels": judge(self.tar, seen, said, by) for by in JUDGES}
+        scores |= {f"{by}_pixels": found for by, found in self._judged(pictures, said).items()}
         clock.took("judge_pixels")
         judged = self._external(pictures, said)
         self._log(clock.seconds, len(slots))
@@ -251,6 +251,14 @@ class _Maker:
             }
             for place, slot in enumerate(slots)
         ]
+
+    def _judged(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> dict[JudgeName, list[float]]:
+        """What each judge says of pictures, by codes of the scale that it reads."""
+        read_at = {by: reading_scale(self.tar, by, self.scale) for by in JUDGES}
+        codes = self.tar.encode(pictures, sorted(set(read_at.values())))
+        return {by: judge(self.tar, codes[read_at[by]], prompts, by) for by in JUDGES}
 
     def _external(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str]
@@ -271,8 +279,7 @@ class _Maker:
             rng = np.random.default_rng(plan.seed_of("renders", item.id))
             shown = list(corrupted(item.metadata, rng))
             pictures = [Image.fromarray(pixels) for _, pixels in shown]
-            codes = self.tar.encode(pictures, [self.scale])[self.scale]
-            scores = {by: judge(self.tar, codes, [item.prompt] * len(shown), by) for by in JUDGES}
+            scores = self._judged(pictures, [item.prompt] * len(shown))
             for place, (kind, _) in enumerate(shown):
                 about = {"kind": kind, "prompt_row": row, "right": kind == "true"}
                 rows.append(about | {by: values[place] for by, values in scores.items()})
@@ -415,11 +422,10 @@ def _cost(rows: Sequence[Mapping[str, Any]], tar: Tar) -> Cost:
     dtok = tar.dtok
     pixels = dtok.ar_dtok.arch.num_codes if isinstance(dtok, ArDetokenizer) else 0
     # P(yes) reads the picture and the question; the gain reads the picture twice.
-    return Cost(
-        words=num_codes,
-        judge={"yes": num_codes + asked, "gain": 2 * num_codes + asked},
-        pixels=pixels,
-    )
+    again = tar.read_scale.num_codes(tar.grid)
+    judge = {"yes_codes": num_codes + asked, "yes_pixels": again + asked}
+    judge |= dict.fromkeys(("gain_codes", "gain_pixels"), 2 * num_codes + asked)
+    return Cost(words=num_codes, judge=judge, pixels=pixels)
 
 
 def _judges(pool: Pool, slots: Sequence[_Slot]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ CODES = "codes.json"
 Row = dict[str, Any]
 
 _Asked = tuple[Scene, int, str]  # a picture's scene and seed, and the question
-_SHOWN = ("split", "n", "seed", "limit", "scale", "sampling", "answers", "batch_size")
+_SHOWN = ("split", "n", "seed", "limit", "scale", "read_scale", "sampling", "answers", "batch_size")
 
 
 def run(
@@ -104,12 +104,14 @@ def run(
     tar = load_tar(model, device)
     complete = tar.sampling.changed(sampling)
     drawn_at = Scale(scale) if scale is not None else tar.default_scale
+    read_at = Scale(scale) if scale is not None else tar.read_scale
     begin_directory(
         out,
         "results",
         settings={
             **asdict(plan),
             "scale": int(drawn_at),
+            "read_scale": int(read_at),
             "sampling": complete.model_dump(mode="json"),
             "answers": {"decoding": "greedy", "max_tokens": MAX_ANSWER_TOKENS},
             "batch_size": batch_size,
@@ -117,7 +119,7 @@ def run(
             "items": plan.fingerprints(),
         },
     )
-    _Maker(out, plan, tar, drawn_at, complete, batch_size, retry_failed).make()
+    _Maker(out, plan, tar, drawn_at, read_at, complete, batch_size, retry_failed).make()
     return score(out)
 
 
@@ -139,6 +141,7 @@ class _Maker:
     plan: Plan
     tar: Tar
     scale: Scale
+    read_scale: Scale
     sampling: Sampling
     batch_size: int
     retry_failed: bool
@@ -203,7 +206,7 @@ class _Maker:
             return self.tar.describe_many(
                 [_drawn(scene, seed) for scene, seed, _ in batch],
                 [question for *_, question in batch],
-                scale=self.scale,
+                scale=self.read_scale,
                 max_tokens=MAX_ANSWER_TOKENS,
             )
 

@@ -332,13 +332,15 @@ def code_log_probs(
 ) -> Tensor:
     """(B, N) natural log-probability of each of the codes (B, N) in [0, K) after its prompt.
 
-    Over the codes alone, at a temperature and with guidance, as `generate_codes` draws them.
+    Over the codes alone, at a temperature and with guidance, as `generate_codes` draws them; no
+    gradient flows through the logits after `unguided`.
     """
     logits = _code_logits(model, prompts, codes, visual)
     if guidance != 1:
         if len(unguided) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
-        unconditional = _code_logits(model, unguided, codes, visual)
+        with torch.no_grad():
+            unconditional = _code_logits(model, unguided, codes, visual)
         logits = unconditional + (logits - unconditional) * guidance
     every = (logits / temperature).log_softmax(-1)
     return every.gather(2, codes.to(model.device)[..., None]).squeeze(-1)

@@ -65,7 +65,7 @@ class _Values:
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens of one candidate: written as codes, read by each judge, written as pixels."""
+    """Tokens of one candidate: written as codes, read for each score, written as pixels."""
 
     words: float
     judge: Mapping[str, float]
@@ -114,12 +114,12 @@ def _apart(pool: Pool, n: int) -> Pool:
 
 def _choosers(pool: Pool, cost: Cost) -> dict[str, Callable[[Pool, int], _Choice]]:
     def best(score: str) -> Callable[[Pool, int], _Choice]:
-        by, on = score.split("_")
+        on_pixels = score.endswith("_pixels")
 
         def choose(own: Pool, n: int) -> _Choice:
             picks = best_of_n(own.scores[score], n)
             tried = np.full(len(picks), float(n))
-            return _chosen(own, picks, tried, cost, by, on_pixels=on == "pixels")
+            return _chosen(own, picks, tried, cost, score, on_pixels=on_pixels)
 
         return choose
 
@@ -143,7 +143,7 @@ def _oracle(own: Pool, n: int, cost: Cost) -> _Choice:
 def _until(own: Pool, score: str, n: int, cost: Cost) -> _Choice:
     by, _ = score.split("_")
     picks, tried = first_accepted(own.scores[score], n, ACCEPTED[by])
-    return _chosen(own, picks, tried, cost, by)
+    return _chosen(own, picks, tried, cost, score)
 
 
 def _chosen(
@@ -151,12 +151,12 @@ def _chosen(
     picks: Ints,
     tried: Floats,
     cost: Cost,
-    judge: str | None,
+    score: str | None,
     *,
     on_pixels: bool = False,
 ) -> _Choice:
     drawn = tried if on_pixels else np.ones(len(tried))
-    tokens = cost.words * tried + cost.judge.get(judge or "", 0.0) * tried + cost.pixels * drawn
+    tokens = cost.words * tried + cost.judge.get(score or "", 0.0) * tried + cost.pixels * drawn
     return _Choice(own.right[np.arange(len(picks)), picks], tried, tokens)
 
 

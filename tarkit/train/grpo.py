@@ -5,8 +5,9 @@ of pictures; the paper stops at supervised training. Each prompt is drawn as a g
 the advantage of one is how far its score lies above its group's mean, in standard deviations. Any
 scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's own.
 There is no penalty on the distance from the model begun with (the source's beta KL is left out);
-chats learnt beside the pictures keep what it can do beside drawing. A round's log-probabilities are
-of all its codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
+chats learnt beside the pictures keep what it can do beside drawing. Groups whose pictures are all
+right or all wrong teach nothing and are not read again. A step's log-probabilities are of all its
+codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
 
 Letters: B pictures, N codes of each.
 """
@@ -66,8 +67,8 @@ class GrpoConfig(LoopConfig, ChatsConfig):
     temperature: float = Field(default=1.0, gt=0)
     """Codes are drawn from, and learnt in, the softmax at this temperature, nothing cut off."""
     prompt_guidance: float = 1.0
-    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt: what
-    is trained is then the guided model itself. 1 is off."""
+    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt, whose
+    own logits are taken as they are. 1 is off."""
     guidance: float = 1.0
     """Of the de-tokenizer, which draws its likeliest pixels; 1 is off and twice as fast."""
     draw_size: PositiveInt = 64
@@ -135,7 +136,7 @@ class Round(NamedTuple):
 
     prompts: list[list[int]]
     codes: Tensor  # (B, N) int64
-    log_probs: Tensor  # (B, N), at the time of drawing
+    log_probs: Tensor  # (B, N), at the time of drawing; NaN for the first step, which need not ask
     advantages: Tensor  # (B,)
     figures: dict[str, float]
 
@@ -221,7 +222,7 @@ class GrpoTask:
         tar.to(device)
         seeds = [seed_of(seed, place) >> 2 for place in range(len(prompts))]
         ids = [self.vocabulary.prompt(prompt, draw=tar.default_scale) for prompt in prompts]
-        codes, log_probs, values = [], [], list[float]()
+        codes, values = list[Tensor](), list[float]()
         for at in range(0, len(prompts), size):
             now = slice(at, at + size)
             # In the precision in which the model will draw, whatever it learns in.
@@ -230,7 +231,12 @@ class GrpoTask:
                 pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
             values += self._scores(pictures, prompts[now])
             codes.append(drawn)
-            log_probs.append(self.model.of_codes(ids[now], drawn, tar.default_scale))
+        every_code = torch.cat(codes)
+        # The first step of a round learns with the very weights that drew it.
+        log_probs = torch.full(every_code.shape, math.nan, device=device)
+        for at in range(len(prompts) // self.config.round_steps, len(prompts), size):
+            now = slice(at, at + size)
+            log_probs[now] = self.model.of_codes(ids[now], every_code[now], tar.default_scale)
         torch.clear_autocast_cache()  # weights cast here have no gradient
         table = np.array(values).reshape(-1, self.config.group)
         gained = advantages(table)
@@ -243,7 +249,7 @@ class GrpoTask:
             figures["reward"] = float(scored.mean())
             figures["reward_spread"] = float(scored.std(axis=1).mean())
         every = torch.from_numpy(gained.reshape(-1)).float().to(device)
-        return Round(ids, torch.cat(codes), torch.cat(log_probs), every, figures)
+        return Round(ids, every_code, log_probs, every, figures)
 
     def _scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         """The reward of each picture, NaN where it has none; warned of once a prompt."""
@@ -271,14 +277,16 @@ class GrpoTask:
         assert self.round is not None
         drawn = self.round
         size = len(drawn.prompts) // config.round_steps
-        start = step % config.round_steps * size
-        part = slice(start, start + size)
+        first = step % config.round_steps * size
+        part = [i for i in range(first, first + size) if drawn.advantages[i] != 0] or [first]
         log_probs, of_chats = model(
-            drawn.prompts[part], drawn.codes[part], self.tar.default_scale, batch.chats
+            [drawn.prompts[i] for i in part], drawn.codes[part], self.tar.default_scale, batch.chats
         )
+        drawn_with = drawn.log_probs[part] if first else log_probs.detach()
         loss, stopped = clipped_objective(
-            log_probs, drawn.log_probs[part], drawn.advantages[part], config.ratio_clip
+            log_probs, drawn_with, drawn.advantages[part], config.ratio_clip
         )
+        loss = loss * (len(part) / size)  # the mean over all of the step's pictures
         figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
         if of_chats is not None:
             losses, targets = of_chats

@@ -150,7 +150,7 @@ def _judge(name: str, model: str | None, server: str | None, device: str) -> Ask
 
         def by_tar(asked: Sequence[tuple[Path, str]]) -> list[str]:
             pictures = [read_picture(place) for place, _ in asked]
-            codes = tar.encode(pictures, [tar.default_scale])[tar.default_scale]
+            codes = tar.encode(pictures, [tar.read_scale])[tar.read_scale]
             chances = tar.yes_probability(codes, [text for _, text in asked])
             return ["yes" if chance > 0.5 else "no" for chance in chances]
 

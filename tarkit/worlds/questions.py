@@ -8,7 +8,7 @@ kind; a training question, true or false, states no held-out composition.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -344,24 +344,31 @@ def question(
 
 
 def questions(
-    scene: Scene, rng: np.random.Generator, *, split: Split = "train", n: int = 4
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    split: Split = "train",
+    n: int = 4,
+    shares: Mapping[str, float] = SHARES,
 ) -> list[Question]:
-    """n different questions with their answers, the kinds drawn by SHARES.
+    """n different questions with their answers, the kinds drawn by `shares`, at any scale.
 
     Raises ValueError for a scene without objects, and where n exceeds what can be asked.
     """
     if not scene.objects:
         raise ValueError("a scene without objects has no questions")
     found: dict[str, str] = {}
+    yes_no_share = sum(shares.get(kind, 0.0) for kind in YES_NO) / sum(shares.values())
     for _ in range(n):
         # The answer is drawn before the question and kept: a scene gives fewer truths than
         # falsehoods, so if a repeated question were drawn anew with either answer, no would win.
         answer = None
-        if rng.random() < sum(SHARES.get(kind, 0.0) for kind in YES_NO):
+        if rng.random() < yes_no_share:
             answer = one_of(rng, ("yes", "no"))
-        new = _new_question(scene, rng, split, answer, found)
-        if new is None and answer is not None:
-            new = _new_question(scene, rng, split, None, found)
+        new = _new_question(scene, rng, split, shares, answer, found)
+        if new is None:
+            other = None if answer is not None else one_of(rng, ("yes", "no"))
+            new = _new_question(scene, rng, split, shares, other, found)
         if new is None:
             raise ValueError(f"only {len(found)} of {n} questions found for {scene}")
         found[new[0]] = new[1]
@@ -369,12 +376,17 @@ def questions(
 
 
 def _new_question(
-    scene: Scene, rng: np.random.Generator, split: Split, answer: str | None, asked: dict[str, str]
+    scene: Scene,
+    rng: np.random.Generator,
+    split: Split,
+    shares: Mapping[str, float],
+    answer: str | None,
+    asked: Mapping[str, str],
 ) -> Question | None:
     """A question not asked yet with that answer, or an open one for None; None if hard to find."""
-    kinds = [kind for kind in SHARES if (kind in YES_NO) == (answer is not None)]
-    for _ in range(200):
-        kind = pick(rng, kinds, [SHARES[kind] for kind in kinds])
+    kinds = [k for k, share in shares.items() if share and (k in YES_NO) == (answer is not None)]
+    for _ in range(200 if kinds else 0):
+        kind = pick(rng, kinds, [shares[kind] for kind in kinds])
         if answer is None:
             new = OPEN[kind](scene, rng, split)
         else:

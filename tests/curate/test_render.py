@@ -10,8 +10,10 @@ import pytest
 
 from tarkit.artifacts import Artifact, open_artifact
 from tarkit.curate import render
+from tarkit.curate.render import QuestionWeights
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
+from tarkit.worlds import questions
 from tarkit.worlds.language import parse
 from tarkit.worlds.scenes import holds_held_out_picture, scene_from_json
 from tarkit.worlds.shapes import render as draw
@@ -127,6 +129,23 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one of g0, g1, g2, placed must be above 0"):
         zeros = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0"]
         render.run(out=tmp_path / "none", overrides=zeros)
+
+
+def test_the_weights_choose_the_kind_of_question(tmp_path: Path) -> None:
+    kinds = set(QuestionWeights.model_fields)
+    assert kinds == set(questions.SHARES)
+    only = [f"question.{kind}=0" for kind in kinds - {"existence", "caption"}]
+    artifact = render.run(out=tmp_path / "asked", overrides=[*SMALL, *only, "questions=2"])
+    asked = [pair["question"] for row in rows_of(artifact) for pair in row["qa"]]
+    existence = [text for text in asked if text.startswith("is there ")]
+    assert set(asked) - set(existence) == {questions.DESCRIBE}
+    assert 0.7 < len(existence) / len(asked) < 1  # 20 parts of 23
+    with pytest.raises(UserError, match="one kind of question must be above 0"):
+        render.run(out=tmp_path / "none", overrides=[f"question.{kind}=0" for kind in kinds])
+    # A picture has one caption, and that is all there is to ask for.
+    alone = [f"question.{kind}=0" for kind in kinds - {"caption"}]
+    with pytest.raises(UserError, match="too few questions of these kinds: only 1 of 2"):
+        render.run(out=tmp_path / "few", overrides=[*SMALL, *alone, "questions=2"])
 
 
 def test_training_holds_no_held_out_picture_and_the_heldout_split_nothing_else(

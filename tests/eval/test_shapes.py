@@ -40,6 +40,7 @@ class Painter:
 
     sampling = Sampling()
     default_scale = Scale.HALF
+    read_scale = Scale.FULL
     device = torch.device("cpu")
 
     def __init__(
@@ -48,6 +49,7 @@ class Painter:
         self.weights = "weights"
         self.dtok = SimpleNamespace(size_px=64, vqvae=PerfectVq())
         self.fails_on, self.calls_left = fails_on, dies_after
+        self.read_at: set[Scale] = set()
         self.known = {item.prompt: item.metadata for item in geneval_suite()}
         self.asked: list[str] = []
 
@@ -74,9 +76,15 @@ class Painter:
         return pictures
 
     def describe_many(
-        self, images: Sequence[Image.Image], questions: Sequence[str], **_: Any
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        scale: Scale,
+        max_tokens: int,
     ) -> list[str]:
         self._meets(questions)
+        self.read_at.add(scale)
         return [answer(image, text) for image, text in zip(images, questions, strict=True)]
 
     def encode(
@@ -178,6 +186,7 @@ def test_a_model_that_draws_and_tells_the_truth_scores_1_everywhere(
     found = rows(done.path)
     assert len(found) == 84 + 42 + 42 + 210
     assert all(row["correct"] and row["error"] is None for row in found)
+    assert painter.read_at == {Scale.FULL}  # where it draws at half
     assert done.num_failed == 0
     assert done.report == (done.path / "report.md").read_text()
     assert "| **overall** | 1.000 [1.000, 1.000] (37) |" in done.report
@@ -305,6 +314,7 @@ def test_the_whole_sampling_and_every_fingerprint_are_recorded(
     settings = document["settings"]
     assert settings["sampling"] == {**Sampling().model_dump(mode="json"), "top_k": 7}
     assert (settings["scale"], settings["seed"], settings["split"]) == (3, 5, "test")
+    assert settings["read_scale"] == 3  # a scale that is asked for is that of everything
     assert settings["model"] == painter.fingerprints()
     assert set(settings["items"]) == {"geneval", "heldout.json"}
     assert document["versions"]["tarkit"]

@@ -10,7 +10,8 @@ from tarkit.scoring.arms import SCORES, Cost, Pool, Slots, arms, reflect_tables
 # Three prompts of one task with one slot each, four candidates.
 RIGHT = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=bool)
 YES = np.array([[0.1, 0.9, 0.2, 0.3], [0.2, 0.1, 0.6, 0.1], [0.1, 0.1, 0.1, 0.4]])
-COST = Cost(words=10, judge={"yes": 3, "gain": 5}, pixels=100)
+JUDGE = {"yes_codes": 3, "yes_pixels": 7, "gain_codes": 5, "gain_pixels": 5}
+COST = Cost(words=10, judge=JUDGE, pixels=100)
 SLOTS = Slots(prompts=["a", "b", "c"], tasks=["colors"] * 3, columns=["seen", "heldout", "heldout"])
 
 
@@ -60,7 +61,7 @@ def test_tokens_are_counted_by_what_an_arm_needs() -> None:
     # Judged on codes only the winner is drawn; on pixels all four are.
     assert of["best-yes-codes"] == pytest.approx(4 * (10 + 3) + 100)
     assert of["best-gain-codes"] == pytest.approx(4 * (10 + 5) + 100)
-    assert of["best-yes-pixels"] == pytest.approx(4 * (10 + 3 + 100))
+    assert of["best-yes-pixels"] == pytest.approx(4 * (10 + 7 + 100))
     assert of["until-yes-codes"] == pytest.approx(3 * (10 + 3) + 100)
 
 

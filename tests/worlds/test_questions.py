@@ -217,16 +217,14 @@ def test_every_kind_of_question_is_asked_and_a_pair_has_one_of_each_answer() -> 
     assert yes_no_pair("colour_check", Scene(crowd, GREY), rng) is None
 
 
-def test_an_empty_scene_and_a_list_that_cannot_be_filled_are_errors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_empty_scene_and_a_list_that_cannot_be_filled_are_errors() -> None:
     rng = np.random.default_rng(7)
     with pytest.raises(ValueError, match="without objects"):
         questions(Scene((), GREY), rng)
-    monkeypatch.setattr("tarkit.worlds.questions.SHARES", {"colour": 1.0})
-    assert len(questions(PAIR, rng, n=2)) == 2  # the circle's and the square's
+    alone = {"colour": 1.0}
+    assert len(questions(PAIR, rng, n=2, shares=alone)) == 2  # the circle's and the square's
     with pytest.raises(ValueError, match="only 2 of 3 questions found"):
-        questions(PAIR, rng, n=3)
+        questions(PAIR, rng, n=3, shares=alone)
 
 
 DRAWS = """
