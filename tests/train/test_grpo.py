@@ -17,10 +17,10 @@ from tarkit.checkpoints import load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.mllm import code_log_probs, generate_codes
-from tarkit.scorers import Scores, Shown
+from tarkit.scorers import Scores, Shown, plan_scorer
 from tarkit.tar import Tar
 from tarkit.train import grpo
-from tarkit.train.grpo import GrpoConfig, GrpoTask, advantages, clipped_objective
+from tarkit.train.grpo import GrpoConfig, GrpoTask, Round, Step, advantages, clipped_objective
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -168,6 +168,51 @@ def test_log_probabilities_are_those_that_codes_are_drawn_with(tar: Path, guidan
     # Each of the two matters: without them the draw would be another.
     plain = code_log_probs(loaded.model, prompts, every, visual=how["visual"]).detach().exp()[:, 0]
     assert float((plain - counted).abs().max()) > 5 * math.sqrt(0.25 / draws)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
+    tar: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Tar.load(tar)
+    visual = whole.mllm.vocabulary.visual
+    assert visual is not None
+    plan = plan_scorer(SCORER, None)
+    settings = GrpoConfig(**SETTINGS | {"prompt_guidance": 2.0})
+    given: dict[str, Any] = {"column": "bright", "prompts": parts.CAPTIONS, "streams": None}
+    task = GrpoTask(settings, whole, plan.load("cpu"), plan, **given)
+    scale, texts = whole.default_scale, [parts.CAPTIONS[0]] * 8 + [parts.CAPTIONS[1]] * 8
+    ids = [whole.mllm.vocabulary.prompt(text, draw=scale) for text in texts]
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(visual.num_codes, (16, scale.num_codes(whole.grid)), generator=generator)
+    now = task.model.of_codes(ids, codes, scale).detach()
+    # Each step's first group is all alike; the second step's codes have moved since drawn.
+    advantage = torch.tensor(([0.0] * 4 + [1.0, -1.0, 1.0, -1.0]) * 2)
+    drawn_with = torch.cat([now[:8] * math.nan, now[8:] + 0.1])
+    drawn = Round(ids, codes, drawn_with, advantage, {})
+    monkeypatch.setattr(task, "_drawn", lambda prompts, seed: drawn)
+    task.round = drawn
+    loss, _ = task.loss(task.model, Step(texts if step == 0 else [], None), step)
+    loss.backward()
+    (table,) = [p.grad for n, p in task.model.named_parameters() if "embed_tokens" in n]
+    assert table is not None
+    learnt = table.clone()
+    task.model.zero_grad()
+    every = slice(8 * step, 8 * step + 8)
+    log_probs = task.model.of_codes(ids[every], codes[every], scale)
+    before = drawn_with[every] if step else log_probs.detach()
+    expected, _ = clipped_objective(log_probs, before, advantage[every], settings.ratio_clip)
+    expected.backward()
+    assert_close(loss, expected)
+    (table,) = [p.grad for n, p in task.model.named_parameters() if "embed_tokens" in n]
+    assert_close(learnt, table)
+    read: list[int] = []
+    of_codes = task.model.of_codes
+    monkeypatch.setattr(
+        task.model, "of_codes", lambda p, c, s: (read.append(len(p)), of_codes(p, c, s))[1]
+    )
+    task.loss(task.model, Step(texts if step == 0 else [], None), step)
+    assert read == [4]
 
 
 # ---- whole runs
