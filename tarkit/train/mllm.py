@@ -41,6 +41,7 @@ from tarkit.models.mllm import (
     from_scratch,
     generate_codes,
     grow,
+    shrink,
 )
 from tarkit.train.chats import (
     ChatsConfig,
@@ -72,6 +73,11 @@ class MllmConfig(LoopConfig, ChatsConfig):
     """The system turn of every chat; "" leaves it out, as the paper prints it (App. C.1)."""
     embedding_start: EmbeddingStart = "codebook"
     codebook_norm: Literal["unit", "text"] = "unit"
+    shrink: float = Field(default=1.0, gt=0, le=1)
+    """What every hidden matrix of `--lm` is multiplied by before it goes on (Ash & Adams 2020,
+    "shrink and perturb", without the noise). Weights that have grown far too large saturate their
+    attention and move no more; scaled down, the model soon does what it did, and learns again.
+    """
     sample_temperature: float = 0.7
     tokenizer_documents: int = 200_000
     """Documents that the text tokenizer is made from."""
@@ -96,6 +102,11 @@ class MllmTask:
         self.counts: list[int] | None = None
         visual: VisualVocabulary | None = None
         if lm is None:
+            if config.shrink != 1:
+                raise UserError(
+                    f"shrink = {config.shrink} is for a model that goes on, and none is given",
+                    hint="name it with --lm, or leave shrink out",
+                )
             texts = streams.documents(config.tokenizer_documents)
             if not texts:
                 raise UserError(
@@ -133,6 +144,8 @@ class MllmTask:
                 start=config.embedding_start,
                 norm=config.codebook_norm,
             )
+        if config.shrink != 1:
+            shrink(base, config.shrink)
         self.vocabulary = Vocabulary(text=text, visual=visual, system=config.system)
         self.model: PackedLoss = PackedLoss(base)
 

@@ -167,6 +167,10 @@ def test_a_model_that_has_the_codes_goes_on_as_it_is(
     assert read_config(out)["tokenizer_sha256"] == parts.sha256(models["tokenizer"])
     table = before.model.get_input_embeddings().weight
     assert not torch.equal(after.model.get_input_embeddings().weight, table)
+    shrunk = task(chats, models, models["mllm"], shrink=0.5).model.lm.state_dict()
+    for name, weight in before.model.state_dict().items():
+        factor = 0.5 if "proj" in name and weight.dim() == 2 else 1.0
+        assert torch.equal(shrunk[name], weight * factor), name
 
 
 def test_a_published_model_that_draws_goes_on(
@@ -457,3 +461,9 @@ def test_a_finished_model_keeps_its_words_when_another_is_aimed_at_it(
             config(tmp_path, ratio={"text": 1}, steps=1, text_vocab=280), chats=[texts], out=out
         )
     assert (out / "tokenizer.json").read_text() == before
+
+
+def test_a_model_from_nothing_is_not_shrunk(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shrink = 0.5 is for a model that goes on") as error:
+        mllm.run(config(tmp_path, ratio={"text": 1}, shrink=0.5), chats=[texts], out=tmp_path / "o")
+    assert "--lm" in str(error.value.hint)
