@@ -17,7 +17,7 @@ from tarkit.records import Run, is_finite, picture_of
 SHEET_PX = 1100
 # What tells of a codebook; the loss comes before it, everything else behind.
 CODEBOOK = re.compile(r"codebook|perplexity|usage|used|dead|cosine|commit")
-SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "rows_per_s"}
+SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "weight_rms", "rows_per_s"}
 NOT_DRAWN = {"step", "scale"}
 
 

@@ -111,7 +111,7 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
                 f"optimizer = 'muon' needs torch 2.9 or newer, this is {torch.__version__}",
                 hint="pip install 'torch>=2.9,<2.14'   or set optimizer = 'adamw'",
             )
-        hidden = [p for n, p in named if p.dim() == 2 and not _is_table(n)]
+        hidden = _hidden(model)
     chosen = set(map(id, hidden))
     rest = [p for _, p in named if id(p) not in chosen]
     groups = [
@@ -134,6 +134,24 @@ def optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimiz
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return made
+
+
+def _hidden(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices that are no tables."""
+    named = model.named_parameters()
+    return [p for n, p in named if p.requires_grad and p.dim() == 2 and not _is_table(n)]
+
+
+@torch.no_grad()
+def weight_rms(model: nn.Module) -> float:
+    """Root mean square of all hidden matrices' values, 0 without any.
+
+    Behind normalisation layers a step of a given size turns a matrix the less the larger it is, and
+    products of large ones saturate attention: a figure that keeps growing wants weight decay.
+    """
+    squares = [(float(p.float().pow(2).sum()), p.numel()) for p in _hidden(model)]
+    total = sum(count for _, count in squares)
+    return math.sqrt(sum(square for square, _ in squares) / total) if total else 0.0
 
 
 def _is_table(name: str) -> bool:
@@ -228,6 +246,7 @@ def train(
             if log and (done % config.log_every == 0 or done == config.steps):
                 spent = time.monotonic() - began
                 row = {"step": done, "loss": value, "grad_norm": float(norm), "rate": factor}
+                row["weight_rms"] = weight_rms(accelerator.unwrap_model(model))
                 row |= figures | {"rows_per_s": round(seen / spent, 2)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()

@@ -1,6 +1,7 @@
 """The one loop: the rate by hand, the optimizers, resume at every step, what is logged."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tarkit.errors import UserError
-from tarkit.train.loop import LoopConfig, optimizers, rate, train
+from tarkit.train.loop import LoopConfig, optimizers, rate, train, weight_rms
 
 
 def settings(**changes: Any) -> LoopConfig:
@@ -83,6 +84,15 @@ def test_muon_gets_the_hidden_matrices_and_never_a_table() -> None:
         "hidden.bias",
     }
     assert [g["base_lr"] for g in muon.param_groups] == [0.02]
+
+
+def test_the_size_of_the_weights_is_that_of_the_hidden_matrices() -> None:
+    net = Net()
+    nn.init.constant_(net.hidden.weight, -3.0)
+    net.hidden.weight.data[0] = 5.0  # four of sixteen
+    nn.init.constant_(net.embed.weight, 100.0)
+    assert weight_rms(net) == pytest.approx(math.sqrt((12 * 9 + 4 * 25) / 16))
+    assert weight_rms(nn.LayerNorm(3)) == 0
 
 
 # ---- training
@@ -160,7 +170,8 @@ def test_steps_logged_after_the_checkpoint_are_logged_once(tmp_path: Path) -> No
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [row["step_figure"] for row in rows] == list(range(8))
-    assert rows[0].keys() == {"step", "loss", "grad_norm", "rate", "step_figure", "rows_per_s"}
+    always = {"step", "loss", "grad_norm", "weight_rms", "rate", "rows_per_s"}
+    assert rows[0].keys() == always | {"step_figure"}
 
 
 def test_looking_and_saving_change_no_weight(tmp_path: Path) -> None:
