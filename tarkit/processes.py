@@ -6,8 +6,18 @@ import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
+from tarkit.errors import UserError
 from tarkit.progress import Progress
+
+
+class _Refusal(NamedTuple):
+    """A worker's UserError, on its way to the parent, which raises it."""
+
+    message: str
+    hint: str
+
 
 Report = Callable[[int, int], None]
 Job = Callable[[str, Report], None]
@@ -43,7 +53,10 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
             for ready in wait(list(workers)):
                 assert isinstance(ready, Connection)
                 try:
-                    done, failed = ready.recv()
+                    told = ready.recv()
+                    if isinstance(told, _Refusal):
+                        raise UserError(told.message, hint=told.hint)
+                    done, failed = told
                     progress.advance(done, failed=failed)
                 except EOFError:
                     ended = workers.pop(ready)
@@ -63,6 +76,8 @@ def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
     try:
         for name in names:
             job(name, lambda done, failed: sender.send((done, failed)))
+    except UserError as error:
+        sender.send(_Refusal(error.message, error.hint))
     except BrokenPipeError:  # the parent was killed: nobody waits for this shard
         return
 

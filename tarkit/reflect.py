@@ -78,7 +78,10 @@ def judge(tar: Tar, codes: Tensor, prompts: Sequence[str], by: JudgeName) -> lis
 
 
 def reading_scale(tar: Tar, by: JudgeName, drawn_at: Scale) -> Scale:
-    """The scale at which a judge reads drawn pictures: to ask, or to compare with its drawing."""
+    """The scale at which a judge reads drawn pictures.
+
+    P(yes) reads at `read_scale`; the gain compares with how they were drawn, so at that scale.
+    """
     return tar.read_scale if by == "yes" else drawn_at
 
 

@@ -146,7 +146,7 @@ def _run(run: Run, anchor: str, *, pictures: int, seed: int) -> Section:
 def _settings_line(run: Run) -> str:
     """The settings that fit into a sentence; all of them stand at the end of the page."""
     short = {name: text for name, text in flattened(run.settings) if len(text) <= 24}
-    names = ("stage", "split", "n", "limit", "scale", "seed", "steps", "batch_size")
+    names = ("stage", "split", "n", "limit", "scale", "read_scale", "seed", "steps", "batch_size")
     told = [f"{name} {short[name]}" for name in names if name in short and short[name] != "null"]
     return ", ".join(told)
 
@@ -351,7 +351,9 @@ def _command(run: Run) -> str:
         words = ["tarkit", "eval", "shapes", "--model", "MODEL"]
         for suite in settings["suites"]:
             words += ["--suite", str(suite)]
-        for name in ("n", "seed", "scale", "limit", "batch_size"):
+        # A scale that is asked for is that of drawing and reading; two are the model's own.
+        same = settings.get("scale") == settings.get("read_scale")
+        for name in ("n", "seed", *(("scale",) if same else ()), "limit", "batch_size"):
             words += _option(name, settings.get(name))
         for name in ("temperature", "top_k", "top_p", "prompt_guidance", "guidance"):
             words += _option(name, sampling.get(name))

@@ -68,7 +68,7 @@ class Sampling(Config):
 
 
 class AssembleConfig(Config):
-    """How an assembled model draws unless it is told otherwise: what `tarkit assemble` reads."""
+    """How an assembled model draws and reads by itself: the TOML of `tarkit assemble`."""
 
     default_scale: Scale = Scale.FULL
     read_scale: Scale | None = None
@@ -93,7 +93,7 @@ class Tar:
     default_scale: Scale
     """What pictures are drawn at."""
     read_scale: Scale
-    """What they are read at, to be spoken of."""
+    """What pictures are read at, to answer questions about them."""
     places: Places
     sha256: str
     """Identity of the tokenizer, as codes carry it."""

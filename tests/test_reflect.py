@@ -98,6 +98,8 @@ def test_on_pixels_the_judge_reads_the_codes_of_what_was_drawn(
     reads = replace(tar, read_scale=Scale.FULL)
     best_of(reads, PROMPTS[:1], seeds=[5], how=Reflection(n=1, by="yes"))
     assert torch.equal(read[1], tar.encode([picture], [Scale.FULL])[Scale.FULL])
+    best_of(reads, PROMPTS[:1], seeds=[5], how=Reflection(n=1, by="gain"))
+    assert torch.equal(read[2], seen)
 
 
 def test_names_that_are_no_judge_are_refused() -> None:

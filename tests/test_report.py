@@ -392,7 +392,7 @@ def test_the_command_of_an_evaluation_is_one_the_program_takes(tmp_path: Path) -
     settings = {
         "suites": ["geneval", "pope"],
         "split": "validation",
-        **{"n": 4, "seed": 7, "scale": 3, "limit": None, "batch_size": 8},
+        **{"n": 4, "seed": 7, "scale": 3, "read_scale": 3, "limit": None, "batch_size": 8},
         "sampling": {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "guidance": 1.5},
         "model": {"mllm/model.safetensors": "ab" * 32},
     }
@@ -408,6 +408,10 @@ def test_the_command_of_an_evaluation_is_one_the_program_takes(tmp_path: Path) -
     verb = group.commands["eval"].commands["shapes"]  # type: ignore[attr-defined]
     assert verb.make_context("shapes", words).params["seed"] == 7
     assert "ab" * 32 in page.text
+    own = {**settings, "read_scale": 1}  # the model's own two, which no one option gives
+    page = page_of(make_run(tmp_path / "two", settings=own), out=tmp_path / "own")
+    again = next(word for word in page.words if word.startswith("tarkit eval shapes"))
+    assert again == command.replace("--scale 3 ", "")
 
 
 # ---- a browser ----------------------------------------------------------------------------------

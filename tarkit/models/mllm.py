@@ -118,7 +118,7 @@ def grow(
 
 @torch.no_grad()
 def shrink(model: PreTrainedModel, factor: float) -> None:
-    """Multiply the hidden matrices by a factor, in place: not embeddings, head, norms or biases."""
+    """Multiply every matrix but the input embeddings and the head by a factor, in place."""
     tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for parameter in model.parameters():
         if parameter.dim() == 2 and id(parameter) not in tables:

@@ -5,9 +5,9 @@ of pictures; the paper stops at supervised training. Each prompt is drawn as a g
 the advantage of one is how far its score lies above its group's mean, in standard deviations. Any
 scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's own.
 There is no penalty on the distance from the model begun with (the source's beta KL is left out);
-chats learnt beside the pictures keep what it can do beside drawing. Groups whose pictures are all
-right or all wrong teach nothing and are not read again. A step's log-probabilities are of all its
-codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
+chats learnt beside the pictures keep what it can do beside drawing. A group whose pictures all
+score alike, or lack a score, teaches nothing and is not read. A step's log-probabilities are of all
+its codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
 
 Letters: B pictures, N codes of each.
 """
@@ -67,8 +67,8 @@ class GrpoConfig(LoopConfig, ChatsConfig):
     temperature: float = Field(default=1.0, gt=0)
     """Codes are drawn from, and learnt in, the softmax at this temperature, nothing cut off."""
     prompt_guidance: float = 1.0
-    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt, whose
-    own logits are taken as they are. 1 is off."""
+    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt,
+    through whose logits no gradient flows. 1 is off."""
     guidance: float = 1.0
     """Of the de-tokenizer, which draws its likeliest pixels; 1 is off and twice as fast."""
     draw_size: PositiveInt = 64
@@ -136,7 +136,7 @@ class Round(NamedTuple):
 
     prompts: list[list[int]]
     codes: Tensor  # (B, N) int64
-    log_probs: Tensor  # (B, N), at the time of drawing; NaN for the first step, which need not ask
+    log_probs: Tensor  # (B, N), at the time of drawing; NaN where no step will ask for them
     advantages: Tensor  # (B,)
     figures: dict[str, float]
 
@@ -232,14 +232,18 @@ class GrpoTask:
             values += self._scores(pictures, prompts[now])
             codes.append(drawn)
         every_code = torch.cat(codes)
-        # The first step of a round learns with the very weights that drew it.
-        log_probs = torch.full(every_code.shape, math.nan, device=device)
-        for at in range(len(prompts) // self.config.round_steps, len(prompts), size):
-            now = slice(at, at + size)
-            log_probs[now] = self.model.of_codes(ids[now], every_code[now], tar.default_scale)
-        torch.clear_autocast_cache()  # weights cast here have no gradient
         table = np.array(values).reshape(-1, self.config.group)
         gained = advantages(table)
+        # The first step of a round learns with the very weights that drew it.
+        later = len(prompts) // self.config.round_steps
+        taught = [i for i in np.flatnonzero(gained).tolist() if i >= later]
+        log_probs = torch.full(every_code.shape, math.nan, device=device)
+        for at in range(0, len(taught), size):
+            rows = taught[at : at + size]
+            log_probs[rows] = self.model.of_codes(
+                [ids[i] for i in rows], every_code[rows], tar.default_scale
+            )
+        torch.clear_autocast_cache()  # weights cast here have no gradient
         scored = table[np.isfinite(table).all(axis=1)]
         figures = {
             "groups_that_teach": float((gained != 0).any(axis=1).mean()),
@@ -278,15 +282,19 @@ class GrpoTask:
         drawn = self.round
         size = len(drawn.prompts) // config.round_steps
         first = step % config.round_steps * size
-        part = [i for i in range(first, first + size) if drawn.advantages[i] != 0] or [first]
+        pushes = drawn.advantages[first : first + size].tolist()
+        # Where nothing teaches one picture is read all the same: processes step together.
+        part = [first + i for i, push in enumerate(pushes) if push] or [first]
         log_probs, of_chats = model(
             [drawn.prompts[i] for i in part], drawn.codes[part], self.tar.default_scale, batch.chats
         )
-        drawn_with = drawn.log_probs[part] if first else log_probs.detach()
+        drawn_with = drawn.log_probs[part] if first and any(pushes) else log_probs.detach()
         loss, stopped = clipped_objective(
             log_probs, drawn_with, drawn.advantages[part], config.ratio_clip
         )
-        loss = loss * (len(part) / size)  # the mean over all of the step's pictures
+        loss = loss * (
+            len(part) / size
+        )  # the mean over all of the step's pictures; figures: of part
         figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
         if of_chats is not None:
             losses, targets = of_chats

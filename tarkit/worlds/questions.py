@@ -92,7 +92,7 @@ def existence_question(phrase: str) -> str:
 
 
 def _in_vain(scene: Scene, rng: np.random.Generator, split: Split) -> list[str]:
-    """Absent shapes to ask for: of one of POPE's kinds, but in training as often as they are shown.
+    """Absent shapes to ask for: of one of POPE's kinds; in training one, by the scenes' weights.
 
     By POPE's kinds a rare shape is mostly asked for where it is, and the answer yes needs no look.
     """
@@ -364,7 +364,8 @@ def questions(
 ) -> list[Question]:
     """n different questions with their answers, the kinds drawn by `shares`, at any scale.
 
-    Raises ValueError for a scene without objects, and where n exceeds what can be asked.
+    Raises ValueError for a scene without objects, and where no question is left with the answer
+    that was drawn, nor one of the other sort (open, or yes and no).
     """
     if not scene.objects:
         raise ValueError("a scene without objects has no questions")

@@ -144,8 +144,10 @@ def test_the_weights_choose_the_kind_of_question(tmp_path: Path) -> None:
         render.run(out=tmp_path / "none", overrides=[f"question.{kind}=0" for kind in kinds])
     # A picture has one caption, and that is all there is to ask for.
     alone = [f"question.{kind}=0" for kind in kinds - {"caption"}]
-    with pytest.raises(UserError, match="too few questions of these kinds: only 1 of 2"):
-        render.run(out=tmp_path / "few", overrides=[*SMALL, *alone, "questions=2"])
+    for num_workers in (1, 2):
+        few = [*SMALL, *alone, "questions=2", f"num_workers={num_workers}"]
+        with pytest.raises(UserError, match="too few questions of these kinds: only 1 of 2"):
+            render.run(out=tmp_path / f"few{num_workers}", overrides=few)
 
 
 def test_training_holds_no_held_out_picture_and_the_heldout_split_nothing_else(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch import Tensor
 from torch.testing import assert_close
 
 from tarkit import assemble
@@ -21,6 +22,7 @@ from tarkit.scorers import Scores, Shown, plan_scorer
 from tarkit.tar import Tar
 from tarkit.train import grpo
 from tarkit.train.grpo import GrpoConfig, GrpoTask, Round, Step, advantages, clipped_objective
+from tarkit.vocab import Scale
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -208,9 +210,12 @@ def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
     assert_close(learnt, table)
     read: list[int] = []
     of_codes = task.model.of_codes
-    monkeypatch.setattr(
-        task.model, "of_codes", lambda p, c, s: (read.append(len(p)), of_codes(p, c, s))[1]
-    )
+
+    def counted(prompts: Any, codes: Tensor, at: Scale) -> Tensor:
+        read.append(len(prompts))
+        return of_codes(prompts, codes, at)
+
+    monkeypatch.setattr(task.model, "of_codes", counted)
     task.loss(task.model, Step(texts if step == 0 else [], None), step)
     assert read == [4]
 
