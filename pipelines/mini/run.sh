@@ -37,10 +37,18 @@ tarkit curate chats "$work/tokens_placed" --config "$here/chats.toml" --out "$wo
 tarkit train mllm "$here/mllm_third.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm2" --out "$work/mllm3"
 tarkit train mllm "$here/mllm_fourth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm3" --out "$work/mllm4"
 tarkit train mllm "$here/mllm_fifth.toml" --chats "$work/chats" --chats "$work/chats_placed" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/mllm4" --out "$work/mllm5"
+for name in asked drawn; do
+    tarkit curate render --config "$here/render_$name.toml" --out "$work/pictures_$name"
+    tarkit encode "$work/pictures_$name" --tokenizer "$work/ta_tok" --out "$work/tokens_$name"
+done
+tarkit curate chats "$work/tokens_asked" --config "$here/chats_asked.toml" --out "$work/chats_asked"
+tarkit curate chats "$work/tokens_drawn" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_drawn"
+# Two processes of one thread, as this stage was trained: each takes half of every step's rows.
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_sixth.toml" --chats "$work/chats_asked" --chats "$work/chats_drawn" --tokenizer "$work/ta_tok" --lm "$work/mllm5" --out "$work/mllm6"
 tarkit curate render --config "$here/render_fresh.toml" --out "$work/pictures_fresh"
 tarkit train ar-dtok "$here/ar_dtok_second.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok" --out "$work/ar_dtok2"
 tarkit train ar-dtok "$here/ar_dtok_third.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok2/steps/0002000" --out "$work/ar_dtok3"
-tarkit assemble --mllm "$work/mllm5" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -61,7 +69,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok ar_dtok2 ar_dtok3 mllm mllm2 mllm3 mllm4 mllm5 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok ar_dtok2 ar_dtok3 mllm mllm2 mllm3 mllm4 mllm5 mllm6 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'
