@@ -34,7 +34,7 @@ NOUNS: dict[str, set[str]] = {
     "mapping": {"progress"} | ON_DISK,
     "prompt_styles": {"errors", "scoring"},
     "prompts": {"artifacts", "errors"},
-    "processes": {"progress"},
+    "processes": {"errors", "progress"},
     "outcomes": {"config", "errors", "files"},
     "questions": {"errors", "files"},
     "runs": {"errors", "files", "samples"} | ON_DISK,

@@ -105,15 +105,17 @@ def test_what_is_filled_up_changes_nothing(tmp_path: Path) -> None:
         DifDetokenizer.load(publish(tmp_path / str(length), length=length)) for length in (81, 4)
     )
     condition = features(1, 4)
-    # Without guidance the negative embeddings are not asked, only filled up to.
+    # Without guidance the negative embeddings are not asked, only filled up to. Other lengths are
+    # summed in another order: in float32 that is 1e-5 of a pixel on some processors, and what a
+    # lost mask does (below) is ten times as much.
     unguided = [draw(dtok, condition, 1, guidance=1.0) for dtok in (long, short)]
-    assert_close(unguided[0], unguided[1], atol=1e-5, rtol=0)
+    assert_close(unguided[0], unguided[1], atol=3e-5, rtol=0)
     # Equal lengths are what the published program can do; there, whatever stands behind a mask is
     # not read. Without the mask it would be.
     dtok = DifDetokenizer(long.pipeline, short.negative)
     same = draw(dtok, condition, 1)
     unmasked = DifDetokenizer(long.pipeline, torch.cat([short.negative, torch.ones(3, WIDTH)]))
-    assert (draw(unmasked, condition, 1) - same).abs().max() > 1e-4
+    assert (draw(unmasked, condition, 1) - same).abs().max() > 3e-4
     padded = long.pipeline(
         prompt_embeds=torch.cat([condition, torch.full((1, 3, WIDTH), 9.0)], dim=1),
         prompt_attention_mask=torch.tensor([[1] * 4 + [0] * 3]),
@@ -125,7 +127,7 @@ def test_what_is_filled_up_changes_nothing(tmp_path: Path) -> None:
         generator=[torch.Generator().manual_seed(1)],
         output_type="pt",
     ).images
-    assert_close(same, padded, atol=1e-5, rtol=0)
+    assert_close(same, padded, atol=3e-5, rtol=0)
 
 
 def test_the_transformer_alone_may_be_kept_in_half_precision(folder: Path) -> None:
