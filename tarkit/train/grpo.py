@@ -292,9 +292,8 @@ class GrpoTask:
         loss, stopped = clipped_objective(
             log_probs, drawn_with, drawn.advantages[part], config.ratio_clip
         )
-        loss = loss * (
-            len(part) / size
-        )  # the mean over all of the step's pictures; figures: of part
+        # The loss is the mean over all of the step's pictures, the two figures are of those read.
+        loss = loss * (len(part) / size)
         figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
         if of_chats is not None:
             losses, targets = of_chats
