@@ -186,7 +186,11 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="All randomness comes f
 ScaleOption = Annotated[
     int | None,
     typer.Option(
-        "--scale", min=1, max=3, help="1 is full, 2 half, 3 a third; default: the model's own."
+        "--scale",
+        min=1,
+        max=3,
+        help="1 is full, 2 half, 3 a third: what is drawn at, or read at where nothing is drawn; "
+        "of `eval shapes` both. Default: the model's own.",
     ),
 ]
 Temperature = Annotated[
