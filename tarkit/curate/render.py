@@ -43,11 +43,13 @@ class CaptionWeights(Config):
     g2: pydantic.NonNegativeFloat = 0.1
     placed: pydantic.NonNegativeFloat = 0.0
     """Where objects are in the picture; a G0 prompt where that cannot be said."""
+    related: pydantic.NonNegativeFloat = 0.0
+    """A G0 prompt that states a relation; another one where none holds."""
 
     @pydantic.model_validator(mode="after")
     def _some(self) -> "CaptionWeights":
         if sum(self.model_dump().values()) <= 0:
-            raise ValueError("one of g0, g1, g2, placed must be above 0")
+            raise ValueError("one of g0, g1, g2, placed, related must be above 0")
         return self
 
 
@@ -63,6 +65,7 @@ class QuestionWeights(Config):
     count_check: pydantic.NonNegativeFloat = questions.SHARES["count_check"]
     colour_check: pydantic.NonNegativeFloat = questions.SHARES["colour_check"]
     position_check: pydantic.NonNegativeFloat = questions.SHARES["position_check"]
+    side_check: pydantic.NonNegativeFloat = questions.SHARES["side_check"]
     judgement: pydantic.NonNegativeFloat = questions.SHARES["judgement"]
     caption: pydantic.NonNegativeFloat = questions.SHARES["caption"]
 
@@ -218,7 +221,9 @@ def _drawn_level(config: RenderConfig, rng: np.random.Generator) -> str:
 def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderConfig) -> str:
     if level == "placed" and (placed := language.caption_placed(scene, rng, split=config.split)):
         return placed
-    if level in ("g0", "placed"):
+    if level == "related" and (related := language.caption_related(scene, rng, split=config.split)):
+        return related
+    if level in ("g0", "placed", "related"):
         return language.caption_g0(scene, rng, split=config.split)[0]
     if level == "g1":
         return language.caption_g1(scene, rng, split=config.split)

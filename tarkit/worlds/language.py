@@ -28,6 +28,7 @@ from tarkit.worlds.facts import parse as parse
 from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, RELATIONS, held_out
 from tarkit.worlds.prompts import Metadata
 from tarkit.worlds.prompts import caption_g0 as caption_g0
+from tarkit.worlds.prompts import caption_related as caption_related
 from tarkit.worlds.prompts import g0_captions as g0_captions
 from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations, size_word
 from tarkit.worlds.shapes import SIDE_PX
@@ -91,8 +92,8 @@ def caption_placed(scene: Scene, rng: np.random.Generator, *, split: Split = "tr
     """
     counts = Counter(item.shape for item in scene.objects)
     objects = [item for item in speakable(scene, split) if counts[item.shape] == 1]
-    ways = [(item, _sides(item)) for item in objects]
-    placed = [(item, one_of(rng, sides)) for item, sides in ways if sides]
+    ways = [(item, sides(item)) for item in objects]
+    placed = [(item, one_of(rng, names)) for item, names in ways if names]
     if not placed or len(placed) > 2:
         return None
     if split == "train" and len(placed) == 2 and _implies_held_out(*placed):
@@ -106,7 +107,8 @@ def caption_placed(scene: Scene, rng: np.random.Generator, *, split: Split = "tr
     return "a photo of " + _join([parts[i] for i in rng.permutation(len(parts))])
 
 
-def _sides(item: Object) -> list[str]:
+def sides(item: Object) -> list[str]:
+    """On which sides of the picture's middle an object clearly lies: none, one, or two."""
     x, y, clear = item.x - SIDE_PX / 2, item.y - SIDE_PX / 2, _MIDDLE_CLEAR_PX
     holds = (x < -clear, x > clear, y < -clear, y > clear)
     return [name for name, true in zip(RELATIONS, holds, strict=True) if true]

@@ -219,6 +219,20 @@ def caption_g0(
     return metadata["prompt"], metadata
 
 
+def caption_related(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train"
+) -> str | None:
+    """One true GenEval prompt that says where an object is beside another; None if none is true.
+
+    Colours are told in half of the texts, where they are beyond dispute.
+    """
+    ways: dict[str, list[Metadata]] = {}
+    for metadata in g0_captions(scene, split=split):
+        if metadata["tag"] in ("position", EXTRA_TASK):
+            ways.setdefault(metadata["tag"], []).append(metadata)
+    return one_of(rng, ways[one_of(rng, list(ways))])["prompt"] if ways else None
+
+
 def clauses_of(prompt: str) -> Metadata:
     """GenEval's record of what a prompt of the shapes world asks; raises UserError.
 

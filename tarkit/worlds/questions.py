@@ -16,7 +16,7 @@ import numpy as np
 from tarkit.worlds.clauses import false_caption, never_satisfies
 from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
 from tarkit.worlds.heldout import COUNTS, RELATIONS, held_out
-from tarkit.worlds.language import caption_g1
+from tarkit.worlds.language import caption_g1, sides
 from tarkit.worlds.prompts import caption_g0
 from tarkit.worlds.scenes import (
     SHAPE_WEIGHTS,
@@ -35,6 +35,7 @@ Question = tuple[str, str]
 Negative = Literal["random", "popular", "adversarial"]
 NEGATIVES: tuple[Negative, ...] = ("random", "popular", "adversarial")
 PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 DESCRIBE = "Describe the image."
 LETTERS = "abcd"
 EASY_SHARE = 0.3  # of the false judgements: a judge learns from these first
@@ -166,6 +167,17 @@ def position_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesN
     return yes, no
 
 
+def side_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
+    """Whether a shape lies on one side of the middle, asked where it clearly lies on either."""
+    placed = [(item, sides(item)) for item in lone_objects(scene)]
+    placed = [(item, true) for item, true in placed if true]
+    if not placed:
+        return [], []
+    item, true = one_of(rng, placed)
+    asked = {side: f"is the {item.shape} {side} the middle?" for side in RELATIONS}
+    return [asked[side] for side in true], [asked[OPPOSITE[side]] for side in true]
+
+
 def judgement_question(prompt: str) -> str:
     return f'does this image match "{prompt}"?'
 
@@ -186,6 +198,7 @@ YES_NO: dict[str, Callable[[Scene, np.random.Generator, Split], YesNo]] = {
     "count_check": count_check,
     "colour_check": colour_check,
     "position_check": position_check,
+    "side_check": side_check,
     "judgement": judgement,
 }
 
@@ -338,6 +351,7 @@ SHARES = {
     "count_check": 0.05,
     "colour_check": 0.05,
     "position_check": 0.05,
+    "side_check": 0.0,
     "judgement": 0.10,
     "caption": 0.03,
 }

@@ -14,7 +14,7 @@ from tarkit.curate.render import QuestionWeights
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
 from tarkit.worlds import questions
-from tarkit.worlds.language import parse
+from tarkit.worlds.language import g0_captions, parse
 from tarkit.worlds.scenes import holds_held_out_picture, scene_from_json
 from tarkit.worlds.shapes import render as draw
 
@@ -123,10 +123,19 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
         for text in prompts
     )
     assert not any("background" in text for text in prompts)
+    related = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.related=1"]
+    artifact = render.run(out=tmp_path / "related", overrides=[*SMALL, *related])
+    states = {True: 0, False: 0}
+    for row in rows_of(artifact):
+        possible = g0_captions(scene_from_json(row["scene"]))
+        can = any("position" in told["include"][-1] for told in possible)
+        assert bool(parse(row["prompt"]).relations) == can
+        states[can] += 1
+    assert min(states.values()) > 20
     placed = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.placed=1"]
     artifact = render.run(out=tmp_path / "placed", overrides=[*SMALL, *placed])
     assert any(row["prompt"].endswith("the middle") for row in rows_of(artifact))
-    with pytest.raises(UserError, match="one of g0, g1, g2, placed must be above 0"):
+    with pytest.raises(UserError, match="one of g0, g1, g2, placed, related must be above 0"):
         zeros = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0"]
         render.run(out=tmp_path / "none", overrides=zeros)
 

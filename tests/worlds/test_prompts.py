@@ -11,6 +11,7 @@ from tarkit.worlds.prompts import (
     EXTRA_TASK,
     TASKS,
     caption_g0,
+    caption_related,
     edits,
     g0_captions,
     g0_metadata,
@@ -83,6 +84,24 @@ def test_every_caption_of_2000_scenes_is_true_in_any_order_and_training_states_n
             assert split != "train" or not held_out_kinds(told)
     assert set(tags) == {*TASKS, EXTRA_TASK}
     assert min(tags.values()) > 100
+
+
+def test_a_related_caption_states_a_relation_that_is_true_and_not_held_out() -> None:
+    rng = np.random.default_rng(1)
+    told: Counter[bool] = Counter()
+    for number in range(400):
+        split: Split = "train" if number % 2 else "heldout"
+        scene = sample_scene(rng, split=split, kind="two")
+        stated = [m for m in g0_captions(scene, split=split) if "position" in m["include"][-1]]
+        prompt = caption_related(scene, rng, split=split)
+        assert (prompt is None) == (not stated)
+        if prompt is not None:
+            asked = next(m for m in stated if m["prompt"] == prompt)
+            assert satisfies(scene, asked)
+            told["color" in asked["include"][0]] += 1
+    assert min(told.values()) > 100  # with colours and without, half each
+    lone = sample_scene(rng, kind="single")
+    assert caption_related(lone, rng) is None
 
 
 def test_of_a_picture_with_three_rings_no_caption_speaks_of_one() -> None:

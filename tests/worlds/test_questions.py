@@ -81,6 +81,17 @@ def test_the_questions_on_a_pair_by_hand() -> None:
     assert len(position) == 8 and list(position.values()).count("yes") == 2
 
 
+def test_a_side_of_the_middle_is_asked_of_where_the_shape_clearly_lies() -> None:
+    # The circle 10 px to the left and 2 px above: nothing is said of above and below.
+    scene = Scene((Object("circle", "red", 22.0, 30.0, 8.0),), GREY)
+    assert asked_of(scene, "side_check") == {
+        "is the circle left of the middle?": "yes",
+        "is the circle right of the middle?": "no",
+    }
+    middle = Scene((Object("circle", "red", 31.0, 30.0, 8.0),), GREY)
+    assert asked_of(middle, "side_check") == {}
+
+
 def test_four_options_are_different_and_the_letter_is_right() -> None:
     rng = np.random.default_rng(1)
     letters: Counter[str] = Counter()
