@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,23 @@ def test_an_answer_is_the_same_alone_and_among_others(tar: Tar) -> None:
         tar.describe(image, question, max_tokens=6)
         for image, question in zip(images, questions, strict=True)
     ]
+
+
+def test_pictures_are_read_at_their_own_scale_unless_one_is_named(
+    tar: Tar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = replace(tar, read_scale=Scale.FULL)
+    asked: list[tuple[Scale, int]] = []
+    question = type(tar.mllm.vocabulary).question
+
+    def noted(vocabulary: Any, text: str, picture: tuple[Scale, Sequence[int]]) -> list[int]:
+        asked.append((picture[0], len(picture[1])))
+        return question(vocabulary, text, picture)
+
+    monkeypatch.setattr(type(tar.mllm.vocabulary), "question", noted)
+    reads.describe_many([noise(0)], ["What is it?"], max_tokens=1)
+    reads.describe_many([noise(0)], ["What is it?"], scale=Scale.HALF, max_tokens=1)
+    assert asked == [(Scale.FULL, 16), (Scale.HALF, 4)]
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "<|endoftext|>"])

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from torch import Tensor
 
 from tarkit.errors import UserError
 from tarkit.eval import reflect
 from tarkit.scorers import Shown
 from tarkit.scoring.arms import ORACLE
 from tarkit.scoring.statistics import TASKS
+from tarkit.tar import Tar
+from tarkit.vocab import Scale
 
 EXTERNAL = ("tests.eval.test_reflect:brightness", None)
 
@@ -49,6 +53,32 @@ def test_every_arm_has_every_budget_and_none_beats_the_oracle(done: Path) -> Non
     # A pool of eight is eight of one: a single picture is the mean of them all at every budget.
     assert arms["single"]["8"]["num_prompts"] == arms["oracle"]["8"]["num_prompts"]
     assert arms["best-yes-codes"]["8"]["tokens"] < arms["best-yes-pixels"]["8"]["tokens"]
+
+
+def test_pixels_are_asked_about_at_the_scale_that_reads_and_counted_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = Tar.load("mini")
+    assert (tar.default_scale, tar.read_scale) == (Scale.HALF, Scale.FULL)
+    # The gain is of the 36 codes that were drawn, P(yes) of 144; each reads what it is counted for.
+    cost = reflect._cost([{"codes": [0] * 36, "judge_tokens": 10}], tar)
+    assert (cost.words, cost.pixels) == (36, 64)
+    assert cost.judge == {
+        "yes_codes": 36 + 10,
+        "yes_pixels": 144 + 10,
+        "gain_codes": 2 * 36 + 10,
+        "gain_pixels": 2 * 36 + 10,
+    }
+    read: dict[str, int] = {}
+
+    def judge(_tar: Tar, codes: Tensor, prompts: Sequence[str], by: str) -> list[float]:
+        read[by] = codes.shape[1]
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(reflect, "judge", judge)
+    maker = reflect._Maker(tmp_path, tar, Scale.HALF, tar.sampling, None, "")
+    maker._judged([Image.new("RGB", (64, 64))], ["a photo of a ring"])
+    assert read == {"yes": 144, "gain": 36}
 
 
 def test_a_judge_beside_the_model_has_an_arm_and_a_rank(done: Path) -> None:

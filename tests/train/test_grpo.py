@@ -172,6 +172,20 @@ def test_log_probabilities_are_those_that_codes_are_drawn_with(tar: Path, guidan
     assert float((plain - counted).abs().max()) > 5 * math.sqrt(0.25 / draws)
 
 
+def test_no_gradient_flows_through_what_is_guided_away_from(tar: Path) -> None:
+    whole = Tar.load(tar)
+    loaded, scale = whole.mllm, whole.default_scale
+    prompt, empty = (loaded.vocabulary.prompt(text, draw=scale) for text in ("a red circle", ""))
+    codes = torch.zeros(1, scale.num_codes(whole.grid), dtype=torch.long)
+    table = loaded.model.get_input_embeddings().weight
+    how: dict[str, Any] = {"visual": loaded.vocabulary.visual, "guidance": 3.0}
+    code_log_probs(loaded.model, [prompt], codes, unguided=[[*empty, 7]], **how).sum().backward()
+    # Token 7 is read by the unguided pass alone, and text rows of the head take no part.
+    assert 7 not in prompt
+    assert table.grad is not None and not table.grad[7].any()
+    assert table.grad[prompt].any()
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
     tar: Path, step: int, monkeypatch: pytest.MonkeyPatch

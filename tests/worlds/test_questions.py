@@ -219,6 +219,23 @@ def test_popular_and_adversarial_negatives_are_the_commonest_and_the_closest() -
     assert set(NEGATIVES) == {"random", "popular", "adversarial"}
 
 
+def test_in_training_a_shape_is_asked_for_in_vain_as_often_as_scenes_show_it() -> None:
+    rng = np.random.default_rng(7)
+    asked: Counter[str] = Counter()
+    for _ in range(6000):
+        pair = yes_no_pair("existence", PAIR, rng)
+        assert pair is not None
+        words = pair[1].removesuffix(" in the image?").split()[3:]
+        asked[words[0]] += len(words) == 1
+    absent = [shape for shape in SHAPES if shape not in ("circle", "square")]
+    assert {word for word, number in asked.items() if number} == set(absent)
+    total, weight = asked.total(), sum(SHAPE_WEIGHTS[shape] for shape in absent)
+    for shape in absent:
+        expected = SHAPE_WEIGHTS[shape] / weight
+        error = (expected * (1 - expected) / total) ** 0.5
+        assert abs(asked[shape] / total - expected) < 4 * error
+
+
 def test_every_kind_of_question_is_asked_and_a_pair_has_one_of_each_answer() -> None:
     assert set(SHARES) == {*YES_NO, *OPEN}
     assert sum(SHARES.values()) == pytest.approx(1.0)
