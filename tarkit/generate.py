@@ -147,6 +147,7 @@ class _How:
     model_sha256: str
     precision: str
     scale: Scale
+    read_scale: Scale
     sampling: Sampling
     reflection: Reflection | None
 
@@ -162,16 +163,26 @@ class _How:
     ) -> _How:
         chosen = Scale(scale) if scale is not None else tar.default_scale
         complete = tar.sampling.changed(changes)
-        return cls(model, _fingerprint(tar), precision, chosen, complete, reflection)
+        return cls(
+            model=model,
+            model_sha256=_fingerprint(tar),
+            precision=precision,
+            scale=chosen,
+            read_scale=tar.read_scale,
+            sampling=complete,
+            reflection=reflection,
+        )
 
     def settings(self) -> dict[str, Any]:
-        return {
+        settings: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "precision": self.precision,
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
-            **({"reflection": asdict(self.reflection)} if self.reflection else {}),
         }
+        if self.reflection:
+            settings["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
+        return settings
 
     def text(self, sample: Sample, choice: Choice | None) -> dict[str, str]:
         """The text chunks of a PNG; that of `reflection` says what was chosen and why."""

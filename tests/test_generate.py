@@ -3,17 +3,20 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tarkit import generate
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.reflect import Choice, Reflection
 from tarkit.tar import Sampling
 from tarkit.vocab import Scale
 from tests.parts import ASSEMBLED
@@ -26,6 +29,7 @@ class GreyTar:
     """A model whose picture of a prompt has the seed's grey, the prompt's length and the scale."""
 
     default_scale = Scale.HALF
+    read_scale = Scale.FULL
     sampling = Sampling()
 
     def __init__(self) -> None:
@@ -222,3 +226,19 @@ def test_a_mark_in_a_prompt_file_is_named_with_its_row(tar: GreyTar, tmp_path: P
     (tmp_path / "p.txt").write_text("a ring\na ring above <image>\n")
     with pytest.raises(UserError, match="prompt 1 of .* has 1 <image> marks"):
         generate.run_file(tmp_path / "p.txt", out=tmp_path / "out")
+
+
+def test_the_record_of_a_chosen_picture_names_the_judge_and_where_it_read(
+    tar: GreyTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(tar: Any, prompts: Sequence[str], *, seeds: Sequence[int], **_: Any) -> list[Choice]:
+        return [Choice(torch.zeros(4), seed, 0.7, 2, 4) for seed in seeds]
+
+    monkeypatch.setattr(generate, "best_of", chosen)
+    monkeypatch.setattr(generate, "draw", lambda *_, **__: [Image.new("RGB", (8, 8))])
+    how = Reflection(n=4, by="yes", on="pixels")
+    generate.run("a ring", out=tmp_path / "a.png", reflection=how)
+    (line,) = (tmp_path / "a.png.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["reflection"] == {**asdict(how), "read_scale": 1}
+    assert record["chosen"] == {"score": 0.7, "candidate": 2, "tried": 4}

@@ -68,8 +68,8 @@ def dpg_verdicts(
         said = _given(file, questions)
     else:
         name = Path(model or "vlm").name if judge == "vlm" else judge
-        identity = {"judge": judge, "model": model, "served": server is not None}
-        ask = _judge(judge, model, server, device)
+        ask, of_judge = _judge(judge, model, server, device)
+        identity = {"judge": judge, **of_judge}
         folder = scorer_folder(asked, name) / "answers"
         begin_directory(folder, "answers", settings={**identity, "batch_size": BATCH_SIZE})
         pairs = [(asked.path / "samples" / each.place, each.text) for each in questions]
@@ -142,7 +142,10 @@ def _figures(
     return {name: right, f"{name}+as-published": published}
 
 
-def _judge(name: str, model: str | None, server: str | None, device: str) -> Ask:
+def _judge(
+    name: str, model: str | None, server: str | None, device: str
+) -> tuple[Ask, dict[str, Any]]:
+    """What answers, and what its answers depend on."""
     if name == "tar":
         from tarkit.tar import Tar
 
@@ -154,7 +157,7 @@ def _judge(name: str, model: str | None, server: str | None, device: str) -> Ask
             chances = tar.yes_probability(codes, [text for _, text in asked])
             return ["yes" if chance > 0.5 else "no" for chance in chances]
 
-        return by_tar
+        return by_tar, {"model": tar.fingerprints(), "read_scale": int(tar.read_scale)}
     if name == "vlm" and model is not None:
         from tarkit.assistants import AssistantConfig, Question, load
 
@@ -173,7 +176,7 @@ def _judge(name: str, model: str | None, server: str | None, device: str) -> Ask
                 raise UserError(wrong)
             return [each.text for each in found]
 
-        return by_vlm
+        return by_vlm, {"model": model, "served": server is not None}
     raise UserError(
         f"no judge {name!r}{' without a model' if name == 'vlm' else ''}",
         hint="--scorer tar [--model NAME] | vlm --model DIR [--server URL] | answers --file JSONL",

@@ -14,7 +14,9 @@ from PIL import Image
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.files import read_picture
+from tarkit.manifests import read_manifest
 from tarkit.runs import Item, open_run
+from tarkit.tar import Tar
 from tarkit.verdicts import dpg as dpg_module
 from tarkit.verdicts.questions import correct
 from tests.scoring.test_mask2former import save_clip, save_detector
@@ -205,6 +207,10 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
     found = results(own.path)["metrics"]
     assert set(found) == {"dpg@tar", "dpg@tar+as-published"}
     assert found["dpg@tar"]["num_questions"] == 3 and found["dpg@tar"]["coverage"] == 1.0
+    # Answers of another model, or read at another scale, are not taken for this one's.
+    asked = read_manifest(dpg / "scores/dpg@tar/answers")["settings"]
+    mini = Tar.load("mini", dtok=None)
+    assert (asked["model"], asked["read_scale"]) == (mini.fingerprints(), int(mini.read_scale))
     assert found["dpg@tar+as-published"]["skipped"] == ["fox"]
     assert score.run(dpg, scorer="tar", as_published=True).report == own.report
     # The circle is there and red on half of the pictures, the star never: (.5 + 0) / 2.
@@ -245,7 +251,7 @@ class Judge:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     made = Judge()
-    monkeypatch.setattr(dpg_module, "_judge", lambda *_: made)
+    monkeypatch.setattr(dpg_module, "_judge", lambda *_: (made, {}))
     return made
 
 
