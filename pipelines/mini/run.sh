@@ -48,7 +48,30 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-pytho
 tarkit curate render --config "$here/render_fresh.toml" --out "$work/pictures_fresh"
 tarkit train ar-dtok "$here/ar_dtok_second.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok" --out "$work/ar_dtok2"
 tarkit train ar-dtok "$here/ar_dtok_third.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok2/steps/0002000" --out "$work/ar_dtok3"
-tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
+for name in related sided; do
+    tarkit curate render --config "$here/render_$name.toml" --out "$work/pictures_$name"
+    tarkit encode "$work/pictures_$name" --tokenizer "$work/ta_tok" --out "$work/tokens_$name"
+done
+tarkit curate chats "$work/tokens_related" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_related"
+tarkit curate chats "$work/tokens_sided" --config "$here/chats_asked.toml" --set captions_per_picture=0 --set qa_per_picture=6 --set qa_turns=6 --out "$work/chats_sided"
+# What the sixth stage draws, right and wrong, for the seventh's judge to learn from.
+parts=(--tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae")
+tarkit assemble --mllm "$work/mllm6" "${parts[@]}" --half --config "$here/assemble.toml" --out "$work/tar6"
+if [ ! -e "$work/own_drawn/done" ]; then
+    python "$here/../judge/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 0 2 &
+    python "$here/../judge/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 1 2
+    wait $!
+    touch "$work/own_drawn/done"
+fi
+tarkit curate ingest "$work/own_drawn" --out "$work/own"
+tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
+# Exit status 3: some prompts say more than is judged (places); each has its reason.
+tarkit curate judge "$work/own" --exact --out "$work/own_judged" || [ $? -eq 3 ]
+tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
+# Chats named several times are dealt as much more often.
+own=(--chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats")
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" "${own[@]}" --tokenizer "$work/ta_tok" --lm "$work/mllm6" --out "$work/mllm7"
+tarkit assemble --mllm "$work/mllm7" "${parts[@]}" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
@@ -69,7 +92,7 @@ tarkit generate --prompts "$here/prompts.txt" --model "$work/tar" --out "$work/d
     echo "## Parts"
     echo
     echo '```'
-    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok ar_dtok2 ar_dtok3 mllm mllm2 mllm3 mllm4 mllm5 mllm6 tar; do
+    for part in lm vqvae encoder ta_tok ta_tok_free ar_dtok ar_dtok2 ar_dtok3 mllm mllm2 mllm3 mllm4 mllm5 mllm6 mllm7 tar; do
         tarkit inspect "$work/$part"
     done
     echo '```'
