@@ -55,11 +55,10 @@ done
 tarkit curate chats "$work/tokens_related" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_related"
 tarkit curate chats "$work/tokens_sided" --config "$here/chats_asked.toml" --set captions_per_picture=0 --set qa_per_picture=6 --set qa_turns=6 --out "$work/chats_sided"
 # What the sixth stage draws, right and wrong, for the seventh's judge to learn from.
-parts=(--tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae")
-tarkit assemble --mllm "$work/mllm6" "${parts[@]}" --half --config "$here/assemble.toml" --out "$work/tar6"
+tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar6"
 if [ ! -e "$work/own_drawn/done" ]; then
-    python "$here/../judge/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 0 2 &
-    python "$here/../judge/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 1 2
+    python "$here/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 0 2 &
+    python "$here/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 1 2
     wait $!
     touch "$work/own_drawn/done"
 fi
@@ -69,9 +68,8 @@ tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
 tarkit curate judge "$work/own" --exact --out "$work/own_judged" || [ $? -eq 3 ]
 tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
 # Chats named several times are dealt as much more often.
-own=(--chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats")
-ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" "${own[@]}" --tokenizer "$work/ta_tok" --lm "$work/mllm6" --out "$work/mllm7"
-tarkit assemble --mllm "$work/mllm7" "${parts[@]}" --half --config "$here/assemble.toml" --out "$work/tar"
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --tokenizer "$work/ta_tok" --lm "$work/mllm6" --out "$work/mllm7"
+tarkit assemble --mllm "$work/mllm7" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
 tarkit eval shapes --model "$work/tar" --out "$work/results"
