@@ -12,7 +12,7 @@ work=${1:-work/mini}
 for kept in "$work/mllm6" "$work/mllm7/steps/0001200" "$work/mllm7/steps/0002400" "$work/mllm7"; do
     name=$(basename "$kept")
     tarkit assemble --mllm "$kept" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/../mini/assemble.toml" --out "$work/reflect/tar_$name"
-    tarkit eval reflect --model "$work/reflect/tar_$name" --limit 140 --out "$work/reflect/$name"
+    tarkit eval reflect --model "$work/reflect/tar_$name" --limit 100 --out "$work/reflect/$name"
 done
 
 # Table 11: true pictures through the image VQ and through the codes of each scale, and from prompts.
