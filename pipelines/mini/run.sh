@@ -55,7 +55,7 @@ done
 tarkit curate chats "$work/tokens_related" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_related"
 tarkit curate chats "$work/tokens_sided" --config "$here/chats_asked.toml" --set captions_per_picture=0 --set qa_per_picture=6 --set qa_turns=6 --out "$work/chats_sided"
 # What the sixth stage draws, right and wrong, for the seventh's judge to learn from.
-tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar6"
+tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --set sampling.prompt_guidance=2.0 --out "$work/tar6"
 if [ ! -e "$work/own_drawn/done" ]; then
     python "$here/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 0 2 &
     python "$here/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 1 2
@@ -68,7 +68,7 @@ tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
 tarkit curate judge "$work/own" --exact --out "$work/own_judged" || [ $? -eq 3 ]
 tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
 # Chats named several times are dealt as much more often.
-ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --tokenizer "$work/ta_tok" --lm "$work/mllm6" --out "$work/mllm7"
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --tokenizer "$work/ta_tok" --lm "$work/tar6/mllm" --out "$work/mllm7"
 tarkit assemble --mllm "$work/mllm7" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 
 # Scores and pictures. Settings were chosen on the validation prompts (--validation).
