@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Self-reflect in miniature (paper Sec. 4.3, Tables 10 and 11): what choosing by the model's own judgement
 # gains along the seventh stage of the embedded model, which learns to judge what the sixth drew, and how
-# its pictures compare with true ones. Needs what pipelines/mini/run.sh left in WORK; an hour on two cores.
+# its pictures compare with true ones. Needs what pipelines/mini/run.sh left in WORK; half an hour on two cores.
 # Each step is skipped when it is done.
 #   pipelines/reflect/run.sh [WORK]
 set -euo pipefail

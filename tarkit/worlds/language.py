@@ -25,7 +25,7 @@ from tarkit.worlds.facts import (
 )
 from tarkit.worlds.facts import facts_of as facts_of
 from tarkit.worlds.facts import parse as parse
-from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, RELATIONS, held_out
+from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, INVERSE, RELATIONS, held_out
 from tarkit.worlds.prompts import Metadata
 from tarkit.worlds.prompts import caption_g0 as caption_g0
 from tarkit.worlds.prompts import caption_related as caption_related
@@ -117,7 +117,7 @@ def sides(item: Object) -> list[str]:
 def _implies_held_out(one: tuple[Object, str], other: tuple[Object, str]) -> bool:
     """Whether "a left of the middle and b right of it" says a held-out "a left of b"."""
     (a, side), (b, opposite) = one, other
-    if side == opposite or {side, opposite} not in ({"left of", "right of"}, {"above", "below"}):
+    if opposite != INVERSE[side]:
         return False
     holds = held_out().holds_relation
     return holds(a.shape, side, b.shape) or holds(b.shape, opposite, a.shape)

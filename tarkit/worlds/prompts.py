@@ -15,7 +15,7 @@ import numpy as np
 
 from tarkit.errors import UserError
 from tarkit.worlds.facts import NUMBER_WORDS, parse, plural, with_article
-from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out
+from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, INVERSE, RELATIONS, held_out
 from tarkit.worlds.scenes import BACKGROUNDS, Object, Scene, Split, one_of, relations
 from tarkit.worlds.shapes import COLOURS, SHAPES
 
@@ -252,7 +252,6 @@ def clauses_of(prompt: str) -> Metadata:
         for count, colour, shape in said.groups
     ]
     # A clause's place is compared with that of one before it, so the later one is put first.
-    opposite = {"left of": "right of", "above": "below"}
     for one, relation, other in said.relations:
         if one not in place or other not in place:
             raise UserError("the prompt relates what it does not name")
@@ -260,7 +259,7 @@ def clauses_of(prompt: str) -> Metadata:
         clause, target = (include[first], second) if second < first else (include[second], first)
         if "position" in clause:
             raise UserError("the prompt states two relations of one object")
-        clause["position"] = [relation if second < first else opposite[relation], target]
+        clause["position"] = [relation if second < first else INVERSE[relation], target]
     asked: Metadata = {"include": include, "tag": "judged", "prompt": prompt}
     if any(clause["count"] > 1 for clause in include):
         asked["exclude"] = [

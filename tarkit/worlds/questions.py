@@ -15,7 +15,7 @@ import numpy as np
 
 from tarkit.worlds.clauses import false_caption, never_satisfies
 from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
-from tarkit.worlds.heldout import COUNTS, RELATIONS, held_out
+from tarkit.worlds.heldout import COUNTS, INVERSE, RELATIONS, held_out
 from tarkit.worlds.language import caption_g1, sides
 from tarkit.worlds.prompts import caption_g0
 from tarkit.worlds.scenes import (
@@ -35,7 +35,6 @@ Question = tuple[str, str]
 Negative = Literal["random", "popular", "adversarial"]
 NEGATIVES: tuple[Negative, ...] = ("random", "popular", "adversarial")
 PLACES = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 DESCRIBE = "Describe the image."
 LETTERS = "abcd"
 EASY_SHARE = 0.3  # of the false judgements: a judge learns from these first
@@ -175,7 +174,7 @@ def side_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
         return [], []
     item, true = one_of(rng, placed)
     asked = {side: f"is the {item.shape} {side} the middle?" for side in RELATIONS}
-    return [asked[side] for side in true], [asked[OPPOSITE[side]] for side in true]
+    return [asked[side] for side in true], [asked[INVERSE[side]] for side in true]
 
 
 def judgement_question(prompt: str) -> str:
