@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from tarkit.artifacts import MANIFEST, file_sha256, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
 from tarkit.images import resize as resize_picture
 from tarkit.images import to_uint8
+from tarkit.manifests import MANIFEST, file_sha256, read_manifest
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch

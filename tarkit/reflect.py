@@ -21,8 +21,7 @@ from torch import Tensor
 from tarkit.errors import UserError
 from tarkit.scoring.judging import ACCEPTED
 from tarkit.tar import Sampling, Tar
-from tarkit.vocab import Scale
-from tarkit.worlds.questions import judgement_question
+from tarkit.vocab import Scale, judgement_question
 
 JudgeName = Literal["yes", "gain"]
 Medium = Literal["codes", "pixels"]

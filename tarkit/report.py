@@ -36,7 +36,7 @@ from tarkit.pages import (
     shorten,
 )
 from tarkit.records import Row, Run, picture_of, read_runs, uncovered
-from tarkit.worlds.scenes import scene_from_json
+from tarkit.shapes.scene import scene_from_json
 
 INDEX, MARKDOWN = "index.html", "report.md"
 CARD_PX = 224

@@ -23,7 +23,7 @@ from tarkit.checkpoints import from_transformers
 from tarkit.errors import UserError
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.prompts import clauses_of
+from tarkit.shapes.prompts import clauses_of
 
 Scores = Mapping[str, float] | str
 """The numbers by column, or the reason why there are none."""

@@ -318,3 +318,7 @@ def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> str:
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in specials])
     text: str = tokenizer.to_str()
     return text
+
+
+def judgement_question(prompt: str) -> str:
+    return f'does this image match "{prompt}"?'

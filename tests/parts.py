@@ -22,8 +22,8 @@ from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.mllm import LmArch, build, from_scratch
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.shapes.scene import Background, Object, Scene, scene_to_json
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, train_text_tokenizer
-from tarkit.worlds.scenes import Background, Object, Scene, scene_to_json
 
 ASSEMBLED = ("mllm", "ta_tok", "ar_dtok", "vqvae")
 SIZE_PX, GRID, K, WIDTH = 16, 4, 16, 16

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from tarkit.images import png_bytes
 from tarkit.outcomes import SCORES
 from tarkit.scoring.results import PictureScores, picture_results
-from tarkit.worlds.scenes import sample_scene
-from tarkit.worlds.shapes import render
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
 
 # Four prompts of colours and two of pairs: their ids, tasks and prompts.
 ITEMS = [

@@ -12,17 +12,17 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 
 ON_DISK = {"artifacts", "manifests", "ranks", "schemas"}
-LEAVES = {"config", "errors", "images", "progress", "vocab", "worlds"} | ON_DISK
+LEAVES = {"config", "errors", "images", "progress", "vocab", "shapes"} | ON_DISK
 # A noun and the nouns it may import; a package stands for all its modules.
 NOUNS: dict[str, set[str]] = {
     "errors": set(),
-    **{leaf: {"errors"} for leaf in LEAVES - {"errors", "worlds"}},
+    **{leaf: {"errors"} for leaf in LEAVES - {"errors", "shapes"}},
     "artifacts": {"errors", "manifests", "ranks", "schemas"},
-    "worlds": {"errors", "worlds"},
+    "shapes": {"errors", "shapes", "vocab"},
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
     "painters": {"checkpoints", "errors"},
-    "scorers": {"checkpoints", "errors", "scoring", "tar", "worlds"},
-    "reflect": {"errors", "scoring", "tar", "vocab", "worlds"},
+    "scorers": {"checkpoints", "errors", "scoring", "tar", "shapes"},
+    "reflect": {"errors", "scoring", "tar", "vocab", "shapes"},
     "integrations": {"errors", "images", "progress", "tar", "vocab"},
     "engines": {"config", "errors"},
     "beside": {"artifacts", "errors"},
@@ -44,10 +44,10 @@ NOUNS: dict[str, set[str]] = {
     "sources": {"sources", "documents", "errors", "vocab"},
     "models": {"models", "vocab", "config", "errors"},
     "places": {"errors"},
-    "published": {"models"} | LEAVES - {"worlds"},
-    "checkpoints": {"models", "places", "published"} | LEAVES - {"worlds"},
+    "published": {"models"} | LEAVES - {"shapes"},
+    "checkpoints": {"models", "places", "published"} | LEAVES - {"shapes"},
     "detokenizers": {"checkpoints", "models", "places", "published", "errors"},
-    "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"worlds"},
+    "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"shapes"},
     "pages": {"errors", "images"},
     "plots": {"pages"},
     "records": {"errors", "files", "manifests"},
@@ -129,7 +129,7 @@ def test_a_wrong_direction_is_noticed() -> None:
     assert faults("tarkit.vocab", {"tarkit.cli"})
     assert faults("tarkit.train.mllm", {"tarkit.train.vqvae"})
     assert not faults("tarkit.train.mllm", {"tarkit.train.loop", "tarkit.vocab"})
-    assert not faults("tarkit.scoring.geneval", {"tarkit.worlds.shapes"})
+    assert not faults("tarkit.scoring.geneval", {"tarkit.shapes.render"})
 
 
 def test_no_module_is_named_utils_or_helpers() -> None:

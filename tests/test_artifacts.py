@@ -14,17 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tarkit.artifacts import (
-    Artifact,
-    begin,
-    begin_directory,
-    file_sha256,
-    open_artifact,
-    rank_and_world,
-    read_manifest,
-    shard_names,
-)
+from tarkit.artifacts import Artifact, begin, open_artifact, shard_names
 from tarkit.errors import UserError
+from tarkit.manifests import begin_directory, file_sha256, read_manifest
+from tarkit.ranks import rank_and_world
 
 TOKENS = {
     "tokenizer_sha256": "ab" * 32,

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tarkit.artifacts import begin_directory, file_sha256
 from tarkit.checkpoints import (
     half,
     load_ar_dtok,
@@ -25,6 +24,7 @@ from tarkit.checkpoints import (
     save_model,
 )
 from tarkit.errors import UserError
+from tarkit.manifests import begin_directory, file_sha256
 from tarkit.models.mllm import build, from_scratch
 from tarkit.vocab import Scale
 from tests import parts

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from tarkit import inspect
-from tarkit.artifacts import Artifact, begin, begin_directory, shard_names
+from tarkit.artifacts import Artifact, begin, shard_names
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.manifests import begin_directory
 
 
 def row(key: str, **changes: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tarkit import convert
-from tarkit.artifacts import file_sha256
 from tarkit.checkpoints import load_ar_dtok, load_ta_tok, load_vqvae, read_config
 from tarkit.errors import UserError
+from tarkit.manifests import file_sha256
 from tarkit.models.ar_dtok import ArDtokArch
 from tarkit.models.ta_tok import TaTokArch
 from tarkit.models.vqvae import VqvaeArch

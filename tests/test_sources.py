@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.sources import Item, Link, add_captions, add_questions, list_source, list_urls
+from tarkit.sources import list_source
+from tarkit.sources.items import Item
+from tarkit.sources.tables import add_captions, add_questions
+from tarkit.sources.urls import Link, list_urls
 
 
 def by_name(items: tuple[Item, ...]) -> dict[str, Item]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tarkit.artifacts import open_artifact
 from tarkit.errors import UserError
-from tarkit.worlds.prompts import clauses_of
+from tarkit.shapes.prompts import clauses_of
 
 SHARE = {
     "position": 900,

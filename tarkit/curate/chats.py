@@ -38,8 +38,7 @@ from tarkit.documents import Document, TextSource
 from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
-from tarkit.vocab import IMAGE_MARK
-from tarkit.worlds.questions import judgement_question
+from tarkit.vocab import IMAGE_MARK, judgement_question
 
 Task = Literal["t2i", "i2t", "i2i", "ti2i", "text"]
 Turn = tuple[str, str]

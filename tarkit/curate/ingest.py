@@ -15,20 +15,17 @@ from typing import Any
 
 import pydantic
 
-from tarkit.artifacts import (
-    Artifact,
-    Blob,
-    begin,
-    rank_and_world,
-    shard_plan,
-)
+from tarkit.artifacts import Artifact, Blob, begin, shard_plan
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
-from tarkit.sources import Item, Listing, add_captions, add_questions, list_source
+from tarkit.ranks import rank_and_world
+from tarkit.sources import list_source
+from tarkit.sources.items import Item, Listing
+from tarkit.sources.tables import add_captions, add_questions
 
 
 class IngestConfig(Config):

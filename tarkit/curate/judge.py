@@ -29,8 +29,8 @@ from tarkit.images import ImageError, decode
 from tarkit.mapping import Make, Result, Todo, map_rows, seed_of
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.prompts import clauses_of
-from tarkit.worlds.scenes import satisfies, scene_from_json
+from tarkit.shapes.prompts import clauses_of
+from tarkit.shapes.scene import satisfies, scene_from_json
 
 INSTRUCTION = """\
 This picture was made from the prompt: {}

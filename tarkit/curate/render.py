@@ -16,21 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from tarkit.artifacts import (
-    Artifact,
-    Blob,
-    begin,
-    rank_and_world,
-    shard_names,
-)
+from tarkit.artifacts import Artifact, Blob, begin, shard_names
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
-from tarkit.worlds import clauses, language, questions, scenes, shapes
-from tarkit.worlds.scenes import Scene
+from tarkit.ranks import rank_and_world
+from tarkit.shapes import questions
+from tarkit.shapes.captions import (
+    caption_g0,
+    caption_g1,
+    caption_g2,
+    caption_placed,
+    caption_related,
+    ti2i,
+)
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import Scene, scene_to_json
+from tarkit.shapes.scene_edits import alone, similar
 
 Picture = tuple[dict[str, Any], Blob]
 
@@ -54,7 +60,7 @@ class CaptionWeights(Config):
 
 
 class QuestionWeights(Config):
-    """How often a question is of each kind (worlds/questions.py); any scale."""
+    """How often a question is of each kind (shapes/questions.py); any scale."""
 
     existence: pydantic.NonNegativeFloat = questions.SHARES["existence"]
     count: pydantic.NonNegativeFloat = questions.SHARES["count"]
@@ -164,17 +170,17 @@ def _shard(config: RenderConfig, name: str, report: Report) -> Iterator[Picture]
 def _group(config: RenderConfig, key: str) -> Iterator[Picture]:
     """The target, then perhaps a similar picture and a reference."""
     rng = np.random.default_rng([_seed_of(config, key), 1])
-    scene = scenes.sample_scene(rng, split=config.split)
+    scene = sample_scene(rng, split=config.split)
     has_similar = rng.random() < config.similar_share
     wants_reference = rng.random() < config.reference_share
-    composed = language.ti2i(scene, rng, split=config.split) if wants_reference else None
+    composed = ti2i(scene, rng, split=config.split) if wants_reference else None
     yield _picture(config, key, scene, template=composed[0] if composed else None)
     if has_similar:
-        other = clauses.similar(scene, rng, split=config.split)
+        other = similar(scene, rng, split=config.split)
         yield _picture(config, f"{key}-1", other, parent=key, role="similar")
     if composed:
-        alone = clauses.alone(composed[2], rng)
-        yield _picture(config, f"{key}-2", alone, parent=key, role="reference")
+        lone = alone(composed[2], rng)
+        yield _picture(config, f"{key}-2", lone, parent=key, role="reference")
 
 
 def _picture(
@@ -188,7 +194,7 @@ def _picture(
 ) -> Picture:
     seed = _seed_of(config, key)
     rng = np.random.default_rng([seed, 2])
-    pixels = shapes.render(scene, np.random.default_rng(seed))
+    pixels = render(scene, np.random.default_rng(seed))
     height, width, _ = pixels.shape
     row = {
         "key": key,
@@ -203,7 +209,7 @@ def _picture(
         "captions": _captions(config, scene, rng),
         "qa": _questions(config, scene, rng),
         "template": template,
-        "scene": scenes.scene_to_json(scene),
+        "scene": scene_to_json(scene),
         "seed": seed,
         "licence": "CC0-1.0",
         "status": "ok",
@@ -219,15 +225,15 @@ def _drawn_level(config: RenderConfig, rng: np.random.Generator) -> str:
 
 
 def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderConfig) -> str:
-    if level == "placed" and (placed := language.caption_placed(scene, rng, split=config.split)):
+    if level == "placed" and (placed := caption_placed(scene, rng, split=config.split)):
         return placed
-    if level == "related" and (related := language.caption_related(scene, rng, split=config.split)):
+    if level == "related" and (related := caption_related(scene, rng, split=config.split)):
         return related
     if level in ("g0", "placed", "related"):
-        return language.caption_g0(scene, rng, split=config.split)[0]
+        return caption_g0(scene, rng, split=config.split)[0]
     if level == "g1":
-        return language.caption_g1(scene, rng, split=config.split)
-    return language.caption_g2(scene, rng, split=config.split)
+        return caption_g1(scene, rng, split=config.split)
+    return caption_g2(scene, rng, split=config.split)
 
 
 def _captions(config: RenderConfig, scene: Scene, rng: np.random.Generator) -> list[str]:

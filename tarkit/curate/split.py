@@ -23,15 +23,7 @@ from pydantic import Field
 
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
-from tarkit.assistants import (
-    LOG,
-    AssistantConfig,
-    Lazy,
-    Question,
-    Refused,
-    ask,
-    load,
-)
+from tarkit.assistants import LOG, AssistantConfig, Lazy, Question, Refused, ask, load
 from tarkit.config import Config, load_config
 from tarkit.mapping import Todo, map_rows, seed_of
 from tarkit.vocab import IMAGE_MARK

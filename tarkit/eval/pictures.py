@@ -22,10 +22,11 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from PIL import Image
 
-from tarkit.artifacts import MANIFEST, begin_directory, file_sha256, open_artifact
+from tarkit.artifacts import open_artifact
 from tarkit.errors import UserError
 from tarkit.files import read_picture
 from tarkit.images import ImageError, decode, to_uint8
+from tarkit.manifests import MANIFEST, begin_directory, file_sha256
 from tarkit.outcomes import write_outcome
 from tarkit.progress import Progress
 from tarkit.scoring.features import FeatureExtractor, Features, load_extractor

@@ -32,13 +32,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tarkit.artifacts import begin_directory, rank_and_world, read_manifest
 from tarkit.detokenizers import ArDetokenizer
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
+from tarkit.manifests import begin_directory, read_manifest
 from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
+from tarkit.ranks import rank_and_world
 from tarkit.reflect import JUDGES, JudgeName, candidate_seed, judge, reading_scale
 from tarkit.scorers import Scorer, Shown, checked, plan_scorer
 from tarkit.scoring.arms import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
@@ -48,10 +49,9 @@ from tarkit.scoring.proofs import corrupted
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.shapes_plan import Plan, Split
 from tarkit.scoring.tables import show
+from tarkit.shapes.suites import PromptItem
 from tarkit.tar import Sampling, Tar
-from tarkit.vocab import IMAGE_MARK, Scale
-from tarkit.worlds.questions import judgement_question
-from tarkit.worlds.suites import PromptItem
+from tarkit.vocab import IMAGE_MARK, Scale, judgement_question
 
 BUDGETS = (1, 2, 4, 8)
 POOLS, EDITS, RENDERS, SECONDS = "pools", "edits", "renders", "seconds.jsonl"

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tarkit.artifacts import begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.files import write_whole
 from tarkit.images import resize, to_uint8
+from tarkit.manifests import begin_directory, read_manifest
 from tarkit.outcomes import Scored, score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
@@ -42,22 +42,13 @@ from tarkit.scoring.results import (
     question_results,
 )
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.scoring.shapes_plan import (
-    CEILINGS,
-    PIXEL_VQ,
-    SUITES,
-    TRUTH,
-    Job,
-    Plan,
-    Split,
-    semantic,
-)
+from tarkit.scoring.shapes_plan import CEILINGS, PIXEL_VQ, SUITES, TRUTH, Job, Plan, Split, semantic
 from tarkit.scoring.statistics import chance_floor, mismatches
 from tarkit.scoring.tables import Table, show, tables
 from tarkit.scoring.yesno import parse_yes_no
+from tarkit.shapes.render import render
+from tarkit.shapes.scene import COLOURS, SHAPES, Scene, scene_to_json
 from tarkit.vocab import Scale
-from tarkit.worlds.scenes import Scene, scene_to_json
-from tarkit.worlds.shapes import COLOURS, SHAPES, render
 
 if TYPE_CHECKING:
     from tarkit.detokenizers import ArDetokenizer

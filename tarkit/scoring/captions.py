@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.worlds.facts import Facts, facts_of, parse
-from tarkit.worlds.scenes import Scene
+from tarkit.shapes.grammar import Facts, facts_of, parse
+from tarkit.shapes.scene import Scene
 
 Floats = NDArray[np.float64]
 

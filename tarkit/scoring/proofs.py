@@ -14,10 +14,10 @@ import numpy as np
 
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.clauses import corrupt, corruptions_for, scene_for
-from tarkit.worlds.prompts import EXTRA_TASK, TASKS, Metadata, g0_captions
-from tarkit.worlds.scenes import sample_scene
-from tarkit.worlds.shapes import render
+from tarkit.shapes.prompts import EXTRA_TASK, TASKS, Metadata, g0_captions
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene_edits import corrupt, corruptions_for, scene_for
 
 TRUE = "true"
 

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarkit.worlds.scenes import sample_scene
-from tarkit.worlds.shapes import COLOURS, SHAPES, render
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import COLOURS, SHAPES
 
 SEED = 20
 STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 64, 1e-2

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from tarkit.errors import UserError
 from tarkit.scoring.geneval import Detection
-from tarkit.worlds.shapes import BOXES, COLOURS, PALETTE, SHAPES, SIDE_PX, shape_mask
+from tarkit.shapes.render import shape_mask
+from tarkit.shapes.scene import BOXES, COLOURS, PALETTE, SHAPES, SIDE_PX
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from tarkit.vocab import Scale
-from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.scenes import Scene, sample_scene, scene_to_json
-from tarkit.worlds.suites import (
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import Scene, scene_to_json
+from tarkit.shapes.scene_edits import scene_for
+from tarkit.shapes.suites import (
     TEST_SEED,
     VALIDATION_SEED,
     CaptionItem,
@@ -32,6 +32,7 @@ from tarkit.worlds.suites import (
     geneval_validation,
     pope_suite,
 )
+from tarkit.vocab import Scale
 
 SUITES = ("geneval", "pope", "caption", "ceilings", "codes")
 TRUTH, PIXEL_VQ = "truth", "pixel_vq"
@@ -157,7 +158,7 @@ class Plan:
         if "caption" in self.suites:
             texts["caption"] = [scene_to_json(item.scene) for item in self.captions()]
         found = {name: _sha256("\n".join(lines).encode()) for name, lines in texts.items()}
-        held_out = resources.files("tarkit.worlds").joinpath("heldout.json").read_bytes()
+        held_out = resources.files("tarkit.shapes").joinpath("heldout.json").read_bytes()
         return {**found, "heldout.json": _sha256(held_out)}
 
 

@@ -28,11 +28,10 @@ from tarkit.models.encoder import (
     VisionEncoder,
     sigmoid_contrastive_loss,
 )
+from tarkit.shapes.scene import SIDE_PX, bounding_box, scene_from_json
 from tarkit.train.data import Picture, Stream, picture_stream, sized, to_pixels
 from tarkit.train.loop import LoopConfig, train
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
-from tarkit.worlds.scenes import scene_from_json
-from tarkit.worlds.shapes import SIDE_PX, bounding_box
 
 
 class EncoderConfig(LoopConfig):

@@ -19,10 +19,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tarkit.artifacts import begin_directory
 from tarkit.checkpoints import save_model
 from tarkit.config import Config
 from tarkit.errors import UserError
+from tarkit.manifests import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.data import seed_of
 

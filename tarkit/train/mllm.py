@@ -53,13 +53,7 @@ from tarkit.train.chats import (
 )
 from tarkit.train.data import to_bytes
 from tarkit.train.loop import LoopConfig, train
-from tarkit.vocab import (
-    Scale,
-    TextTokenizer,
-    VisualVocabulary,
-    Vocabulary,
-    train_text_tokenizer,
-)
+from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 
 class MllmConfig(LoopConfig, ChatsConfig):

@@ -18,8 +18,9 @@ from tarkit.images import png_bytes
 from tarkit.scorers import Shown, plan_scorer
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.worlds.prompts import clauses_of, g0_captions
-from tarkit.worlds.scenes import sample_scene, satisfies
+from tarkit.shapes.prompts import clauses_of, g0_captions
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import satisfies
 
 
 class Judge:

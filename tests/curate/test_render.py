@@ -13,10 +13,12 @@ from tarkit.curate import render
 from tarkit.curate.render import QuestionWeights
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
-from tarkit.worlds import questions
-from tarkit.worlds.language import g0_captions, parse
-from tarkit.worlds.scenes import holds_held_out_picture, scene_from_json
-from tarkit.worlds.shapes import render as draw
+from tarkit.shapes import questions
+from tarkit.shapes.grammar import parse
+from tarkit.shapes.prompts import g0_captions
+from tarkit.shapes.render import render as draw
+from tarkit.shapes.sampling import holds_held_out_picture
+from tarkit.shapes.scene import scene_from_json
 
 SMALL = ["count=60", "shard_size=20", "num_workers=1", "similar_share=0.5", "reference_share=0.5"]
 

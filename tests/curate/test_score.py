@@ -16,9 +16,9 @@ from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
 from tarkit.plan import preview_rows
 from tarkit.scorers import Scores, Shown, plan_scorer
-from tarkit.worlds import shapes
-from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.prompts import g0_metadata
+from tarkit.shapes.prompts import g0_metadata
+from tarkit.shapes.render import render as draw_scene
+from tarkit.shapes.scene_edits import scene_for
 from tests.assistants.tiny import save_tokenizer
 
 PROMPTS: tuple[str | None, ...] = ("a ring", "a red ring", None, "x" * 90)
@@ -158,7 +158,7 @@ def test_the_drawn_world_knows_which_picture_shows_its_prompt(tmp_path: Path) ->
     wrong = "a photo of a blue ring and a red heart"
     prompts = [asked["prompt"], wrong, "a photo of a dog", None]
     scene = scene_for(asked, np.random.default_rng(0))
-    blob = png_bytes(shapes.render(scene, np.random.default_rng(0)))
+    blob = png_bytes(draw_scene(scene, np.random.default_rng(0)))
     rows = [
         artifact.failed_row(f"0-{number}", "", prompt=prompt, role="target")
         | {"status": "ok", "error": None, "source": "", "width": 64, "height": 64}

@@ -13,9 +13,9 @@ from tarkit.errors import UserError
 from tarkit.eval import pictures
 from tarkit.scoring.features import Features
 from tarkit.scoring.frechet import frechet_distance, gaussian_of, precision_recall
-from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.shapes import render
-from tarkit.worlds.suites import geneval_suite
+from tarkit.shapes.render import render
+from tarkit.shapes.scene_edits import scene_for
+from tarkit.shapes.suites import geneval_suite
 from tests.parts import write_pictures
 
 SIDE_PX = 12

@@ -19,13 +19,13 @@ from tarkit.eval import shapes
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.shapes_plan import CEILINGS, SUITES, Plan
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
+from tarkit.shapes.grammar import plural, with_article
+from tarkit.shapes.render import render
+from tarkit.shapes.scene import SHAPES, relations
+from tarkit.shapes.scene_edits import scene_for
+from tarkit.shapes.suites import geneval_suite
 from tarkit.tar import Sampling
 from tarkit.vocab import Scale
-from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.facts import plural, with_article
-from tarkit.worlds.scenes import relations
-from tarkit.worlds.shapes import SHAPES, render
-from tarkit.worlds.suites import geneval_suite
 
 # All that a stand-in without a codebook can take; tests/test_chain.py probes a real one.
 PAINTED = tuple(suite for suite in SUITES if suite != "codes")

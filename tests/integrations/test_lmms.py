@@ -20,10 +20,10 @@ from tarkit.errors import UserError
 from tarkit.eval import lmms
 from tarkit.images import png_bytes
 from tarkit.scoring.yesno import parse_yes_no
+from tarkit.shapes.render import render
+from tarkit.shapes.suites import pope_suite
 from tarkit.tar import Tar
 from tarkit.vocab import Scale
-from tarkit.worlds.shapes import render
-from tarkit.worlds.suites import pope_suite
 
 PYTHON = os.environ.get("TARKIT_LMMS_PYTHON")
 RED, GREEN = (Image.new("RGB", (8, 8), colour) for colour in ("red", "green"))

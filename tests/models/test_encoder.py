@@ -7,12 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from tarkit.models.encoder import (
-    EncoderArch,
-    TextTower,
-    VisionEncoder,
-    sigmoid_contrastive_loss,
-)
+from tarkit.models.encoder import EncoderArch, TextTower, VisionEncoder, sigmoid_contrastive_loss
 
 # 30 px in patches of 7: a grid of 4, two pixels are dropped on each axis, as 384 = 27 * 14 + 6.
 ARCH = EncoderArch(size_px=30, patch_px=7, width=24, layers=4, heads=4, mlp_width=40)

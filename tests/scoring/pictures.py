@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tarkit.worlds.scenes import Scene, sample_scene
-from tarkit.worlds.shapes import COLOURS, SHAPES, render
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import COLOURS, SHAPES, Scene
 
 Picture = NDArray[np.uint8]
 RELATIONS = ("left of", "right of", "above", "below")

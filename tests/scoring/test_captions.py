@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tarkit.scoring.captions import CaptionCounts, caption_scores, compare_caption
-from tarkit.worlds.language import caption_g1, caption_g2
-from tarkit.worlds.scenes import Background, Object, Scene, sample_scene
+from tarkit.shapes.captions import caption_g1, caption_g2
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import Background, Object, Scene
 
 PLAIN = Background("plain", (140, 140, 140))
 # a red ring left of two blue bars

@@ -7,9 +7,9 @@ from tarkit.scoring.geneval import check
 from tarkit.scoring.proofs import drawn_prompts, prove
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.statistics import chance_floor
-from tarkit.worlds.clauses import scene_for
-from tarkit.worlds.prompts import TASKS
-from tarkit.worlds.shapes import render
+from tarkit.shapes.prompts import TASKS
+from tarkit.shapes.render import render
+from tarkit.shapes.scene_edits import scene_for
 
 DETECTOR = ShapesDetector()
 

@@ -16,7 +16,7 @@ from tarkit.scoring.results import (
 )
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 from tarkit.scoring.tables import tables
-from tarkit.worlds.scenes import Background, Object, Scene
+from tarkit.shapes.scene import Background, Object, Scene
 
 SCENE = Scene((Object("ring", "red", 20, 32, 8),), Background("plain", (140, 140, 140)))
 

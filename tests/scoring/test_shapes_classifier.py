@@ -6,8 +6,8 @@ from PIL import Image
 
 from tarkit.scoring.features import ShapesFeatures
 from tarkit.scoring.shapes_classifier import Trained, train_classifier
-from tarkit.worlds.scenes import sample_scene
-from tarkit.worlds.shapes import render
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import sample_scene
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 from tarkit.errors import UserError
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import UNKNOWN, ShapesDetector
-from tarkit.worlds.scenes import Background, Object, Scene, place, sample_background, satisfies
-from tarkit.worlds.shapes import COLOURS, SHAPES, bounding_box, render
+from tarkit.shapes.render import render
+from tarkit.shapes.sampling import place, sample_background
+from tarkit.shapes.scene import COLOURS, SHAPES, Background, Object, Scene, bounding_box, satisfies
 from tests.scoring.pictures import (
     Picture,
     blurred,

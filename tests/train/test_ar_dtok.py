@@ -169,7 +169,7 @@ def test_an_arch_that_fits_no_part_is_refused_with_the_flags_that_do(
 def test_an_unfinished_part_is_refused_with_the_command_that_finishes_it(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tarkit.artifacts import begin_directory
+    from tarkit.manifests import begin_directory
 
     begin_directory(tmp_path / "vq", "model", settings={})
     with pytest.raises(UserError, match=r"vq is no model directory: it holds no config.json") as e:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarkit.worlds.facts import (
+from tarkit.shapes.grammar import (
     NUMBER_WORDS,
     Facts,
     Group,
@@ -23,15 +23,24 @@ from tarkit.worlds.facts import (
     plural,
     with_article,
 )
-from tarkit.worlds.facts import facts_of as facts_of
-from tarkit.worlds.facts import parse as parse
-from tarkit.worlds.heldout import EXTRAPOLATED_COUNT, INVERSE, RELATIONS, held_out
-from tarkit.worlds.prompts import Metadata
-from tarkit.worlds.prompts import caption_g0 as caption_g0
-from tarkit.worlds.prompts import caption_related as caption_related
-from tarkit.worlds.prompts import g0_captions as g0_captions
-from tarkit.worlds.scenes import Object, Scene, Split, one_of, relations, size_word
-from tarkit.worlds.shapes import SIDE_PX
+from tarkit.shapes.grammar import facts_of as facts_of
+from tarkit.shapes.grammar import parse as parse
+from tarkit.shapes.heldout import EXTRAPOLATED_COUNT, held_out
+from tarkit.shapes.prompts import Metadata
+from tarkit.shapes.prompts import caption_g0 as caption_g0
+from tarkit.shapes.prompts import caption_related as caption_related
+from tarkit.shapes.prompts import g0_captions as g0_captions
+from tarkit.shapes.scene import (
+    INVERSE,
+    RELATIONS,
+    SIDE_PX,
+    Object,
+    Scene,
+    Split,
+    one_of,
+    relations,
+    size_word,
+)
 
 IMAGE = "<image>"
 

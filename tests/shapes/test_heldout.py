@@ -4,14 +4,14 @@ import hashlib
 from collections import Counter
 from importlib import resources
 
-from tarkit.worlds.heldout import COUNTS, INVERSE, draw, held_out, to_text
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.heldout import COUNTS, draw, held_out, to_text
+from tarkit.shapes.scene import COLOURS, INVERSE, SHAPES
 
 SHA256 = "e9cb97a2a7639161d481b65dd27a1c2c9832a3eb84c5aea53d1bbc2fd9834a87"
 
 
 def test_the_frozen_file_is_the_one_the_seed_draws() -> None:
-    frozen = resources.files("tarkit.worlds").joinpath("heldout.json").read_bytes()
+    frozen = resources.files("tarkit.shapes").joinpath("heldout.json").read_bytes()
     assert to_text(draw()).encode() == frozen
     assert hashlib.sha256(frozen).hexdigest() == SHA256
     assert to_text(draw(8)).encode() != frozen

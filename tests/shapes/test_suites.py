@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tarkit.worlds.clauses import never_satisfies
-from tarkit.worlds.facts import facts_of, parse
-from tarkit.worlds.prompts import EXTRA_TASK, TASKS
-from tarkit.worlds.questions import absent_shapes
-from tarkit.worlds.scenes import Scene, holds_held_out_picture, satisfies, scene_to_json
-from tarkit.worlds.suites import (
+from tarkit.shapes.grammar import facts_of, parse
+from tarkit.shapes.prompts import EXTRA_TASK, TASKS
+from tarkit.shapes.questions import absent_shapes
+from tarkit.shapes.sampling import holds_held_out_picture
+from tarkit.shapes.scene import Scene, satisfies, scene_to_json
+from tarkit.shapes.scene_edits import never_satisfies
+from tarkit.shapes.suites import (
     CaptionItem,
     PromptItem,
     QuestionItem,

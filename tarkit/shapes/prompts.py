@@ -14,10 +14,20 @@ from typing import Any
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.worlds.facts import NUMBER_WORDS, parse, plural, with_article
-from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, INVERSE, RELATIONS, held_out
-from tarkit.worlds.scenes import BACKGROUNDS, Object, Scene, Split, one_of, relations
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.grammar import NUMBER_WORDS, parse, plural, with_article
+from tarkit.shapes.heldout import COUNTS, EXTRAPOLATED_COUNT, held_out
+from tarkit.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    INVERSE,
+    RELATIONS,
+    SHAPES,
+    Object,
+    Scene,
+    Split,
+    one_of,
+    relations,
+)
 
 Metadata = dict[str, Any]
 

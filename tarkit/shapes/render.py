@@ -13,41 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from tarkit.worlds.scenes import Background, Object, Scene
+from tarkit.shapes.scene import BOXES, PALETTE, SIDE_PX
 
-SIDE_PX = 64
+if TYPE_CHECKING:
+    from tarkit.shapes.scene import Background, Scene
+
 SUPERSAMPLING = 8
 
-SHAPES = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "ring",
-    "cross",
-    "diamond",
-    "arrow",
-    "bar",
-    "crescent",
-    "pole",
-)
-"""In order of frequency: SHAPES[0] is the commonest (see scenes.SHAPE_WEIGHTS)."""
-
-PALETTE = {
-    "red": (214, 39, 40),
-    "orange": (255, 140, 0),
-    "yellow": (250, 220, 30),
-    "green": (40, 160, 60),
-    "blue": (35, 90, 220),
-    "purple": (130, 50, 170),
-    "pink": (255, 140, 195),
-    "brown": (120, 72, 38),
-    "black": (12, 12, 12),
-    "white": (250, 250, 250),
-}
-COLOURS = tuple(PALETTE)
 
 Floats = NDArray[np.float64]
 
@@ -58,23 +30,6 @@ _STAR = [
     )
     for k in range(10)
 ]
-
-# (left, top, right, bottom) in units of r. The crescent ends where disc and ellipse meet; the
-# heart's top is the maximum of its curve.
-BOXES = {
-    "circle": (-1.0, -1.0, 1.0, 1.0),
-    "square": (-0.88, -0.88, 0.88, 0.88),
-    "triangle": (-1.0, -1.0, 1.0, 0.85),
-    "star": (-math.cos(math.pi / 10), -1.0, math.cos(math.pi / 10), math.cos(math.pi / 5)),
-    "heart": (-16 / 17, -0.70212, 16 / 17, 1.0),
-    "ring": (-1.0, -1.0, 1.0, 1.0),
-    "cross": (-1.0, -1.0, 1.0, 1.0),
-    "diamond": (-0.78, -1.0, 0.78, 1.0),
-    "arrow": (-1.0, -0.85, 1.0, 0.85),
-    "bar": (-1.0, -0.34, 1.0, 0.34),
-    "crescent": (-1.0, -1.0, 0.45716, 1.0),
-    "pole": (-0.34, -1.0, 0.34, 1.0),
-}
 
 
 def _half_disc(x: Floats, centre: float, half_width: float, half_height: float) -> Floats:
@@ -163,13 +118,6 @@ def shape_mask(shape: str, r: float, cx: float, cy: float, size: int) -> NDArray
     rows, columns, shares = _coverage(shape, r, cx, cy, size)
     canvas[rows, columns] = shares
     return canvas
-
-
-def bounding_box(item: Object) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in px of the drawn shape, not of its square of half side r."""
-    left, top, right, bottom = BOXES[item.shape]
-    r = item.r
-    return item.x + left * r, item.y + top * r, item.x + right * r, item.y + bottom * r
 
 
 def _draw_background(background: Background, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -12,20 +12,19 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from tarkit.worlds.prompts import Metadata, edits, held_out_kinds, may_state
-from tarkit.worlds.scenes import (
+from tarkit.shapes.prompts import Metadata, edits, held_out_kinds, may_state
+from tarkit.shapes.sampling import holds_held_out_picture, place, sample_background, sample_colours
+from tarkit.shapes.scene import (
+    COLOURS,
+    SHAPES,
+    SIDE_PX,
     Object,
     Scene,
     Split,
-    holds_held_out_picture,
     one_of,
-    place,
     relations,
-    sample_background,
-    sample_colours,
     satisfies,
 )
-from tarkit.worlds.shapes import COLOURS, SHAPES, SIDE_PX
 
 Corruption = Literal["drop", "reshape", "add", "recolour", "swap_colours", "swap_positions"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)

@@ -10,9 +10,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tarkit.worlds.facts import NUMBER_WORDS
-from tarkit.worlds.heldout import RELATIONS, held_out, shape_pair
-from tarkit.worlds.questions import (
+from tarkit.shapes.grammar import NUMBER_WORDS
+from tarkit.shapes.heldout import held_out, shape_pair
+from tarkit.shapes.questions import (
     DESCRIBE,
     NEGATIVES,
     OPEN,
@@ -23,16 +23,8 @@ from tarkit.worlds.questions import (
     questions,
     yes_no_pair,
 )
-from tarkit.worlds.scenes import (
-    SHAPE_WEIGHTS,
-    Background,
-    Object,
-    Scene,
-    affinity,
-    relations,
-    sample_scene,
-)
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.sampling import SHAPE_WEIGHTS, affinity, sample_scene
+from tarkit.shapes.scene import COLOURS, RELATIONS, SHAPES, Background, Object, Scene, relations
 
 SHAPE = rf"\b({'|'.join(SHAPES)})s?\b"
 GREY = Background("plain", (140, 140, 140))
@@ -257,9 +249,9 @@ def test_an_empty_scene_and_a_list_that_cannot_be_filled_are_errors() -> None:
 
 DRAWS = """
 import numpy as np
-from tarkit.worlds.language import caption_g0, caption_g2, ti2i
-from tarkit.worlds.questions import questions
-from tarkit.worlds.scenes import sample_scene
+from tarkit.shapes.captions import caption_g0, caption_g2, ti2i
+from tarkit.shapes.questions import questions
+from tarkit.shapes.sampling import sample_scene
 
 rng = np.random.default_rng(0)
 for number in range(150):

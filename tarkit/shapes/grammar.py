@@ -10,9 +10,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tarkit.worlds.heldout import INVERSE, RELATIONS
-from tarkit.worlds.scenes import BACKGROUNDS, Object, Scene, relations
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    INVERSE,
+    RELATIONS,
+    SHAPES,
+    Object,
+    Scene,
+    relations,
+)
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 SIZE_WORDS = ("small", "large")

@@ -16,28 +16,22 @@ from typing import Literal
 
 import numpy as np
 
-from tarkit.worlds.clauses import corrupt, corruptions_for, scene_for
-from tarkit.worlds.facts import Facts, facts_of
-from tarkit.worlds.heldout import (
-    COUNTS,
-    EXTRAPOLATED_COUNT,
-    RELATIONS,
-    held_out,
-    shape_pair,
-)
-from tarkit.worlds.language import Proposition, describe_g2
-from tarkit.worlds.prompts import EXTRA_TASK, Metadata, caption_g0, g0_metadata, held_out_kinds
-from tarkit.worlds.questions import (
+from tarkit.shapes.captions import Proposition, describe_g2
+from tarkit.shapes.grammar import Facts, facts_of
+from tarkit.shapes.heldout import COUNTS, EXTRAPOLATED_COUNT, held_out, shape_pair
+from tarkit.shapes.prompts import EXTRA_TASK, Metadata, caption_g0, g0_metadata, held_out_kinds
+from tarkit.shapes.questions import (
     NEGATIVES,
     absent_shapes,
     counts_of,
     existence_question,
-    judgement_question,
     question,
     yes_no_pair,
 )
-from tarkit.worlds.scenes import Kind, Scene, one_of, pick, sample_scene
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import COLOURS, RELATIONS, SHAPES, Kind, Scene, one_of, pick
+from tarkit.shapes.scene_edits import corrupt, corruptions_for, scene_for
+from tarkit.vocab import judgement_question
 
 Column = Literal["seen", "heldout", "extrapolation"]
 Quota = dict[str, dict[Column, int]]

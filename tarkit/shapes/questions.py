@@ -13,23 +13,25 @@ from typing import Literal
 
 import numpy as np
 
-from tarkit.worlds.clauses import false_caption, never_satisfies
-from tarkit.worlds.facts import NUMBER_WORDS, plural, with_article
-from tarkit.worlds.heldout import COUNTS, INVERSE, RELATIONS, held_out
-from tarkit.worlds.language import caption_g1, sides
-from tarkit.worlds.prompts import caption_g0
-from tarkit.worlds.scenes import (
-    SHAPE_WEIGHTS,
+from tarkit.shapes.captions import caption_g1, sides
+from tarkit.shapes.grammar import NUMBER_WORDS, plural, with_article
+from tarkit.shapes.heldout import COUNTS, held_out
+from tarkit.shapes.prompts import caption_g0
+from tarkit.shapes.sampling import SHAPE_WEIGHTS, affinity, sample_scene
+from tarkit.shapes.scene import (
+    COLOURS,
+    INVERSE,
+    RELATIONS,
+    SHAPES,
     Object,
     Scene,
     Split,
-    affinity,
     one_of,
     pick,
     relations,
-    sample_scene,
 )
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.scene_edits import false_caption, never_satisfies
+from tarkit.vocab import judgement_question
 
 Question = tuple[str, str]
 Negative = Literal["random", "popular", "adversarial"]
@@ -175,10 +177,6 @@ def side_check(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:
     item, true = one_of(rng, placed)
     asked = {side: f"is the {item.shape} {side} the middle?" for side in RELATIONS}
     return [asked[side] for side in true], [asked[INVERSE[side]] for side in true]
-
-
-def judgement_question(prompt: str) -> str:
-    return f'does this image match "{prompt}"?'
 
 
 def judgement(scene: Scene, rng: np.random.Generator, split: Split) -> YesNo:

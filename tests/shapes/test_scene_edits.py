@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarkit.worlds.clauses import (
+from tarkit.shapes.grammar import facts_of
+from tarkit.shapes.heldout import held_out
+from tarkit.shapes.prompts import caption_g0, g0_metadata, held_out_kinds
+from tarkit.shapes.sampling import holds_held_out_picture, sample_scene
+from tarkit.shapes.scene import Background, Object, Scene, satisfies
+from tarkit.shapes.scene_edits import (
     CORRUPTIONS,
     alone,
     always_satisfies,
@@ -16,17 +21,6 @@ from tarkit.worlds.clauses import (
     never_satisfies,
     scene_for,
     similar,
-)
-from tarkit.worlds.facts import facts_of
-from tarkit.worlds.heldout import held_out
-from tarkit.worlds.prompts import caption_g0, g0_metadata, held_out_kinds
-from tarkit.worlds.scenes import (
-    Background,
-    Object,
-    Scene,
-    holds_held_out_picture,
-    sample_scene,
-    satisfies,
 )
 
 

@@ -3,7 +3,7 @@
 (a) colour x shape pairs and (c) shape x count cells bind pictures: no training picture has them.
 (b) ordered (shape, relation, shape) and (d) unordered shape pairs bind language and two-object
 pictures. The draw orders candidates by the sha256 of their names, so no library's generator can
-move it; `python -m tarkit.worlds.heldout` prints the file again.
+move it; `python -m tarkit.shapes.heldout` prints the file again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from importlib import resources
 from itertools import combinations, product
 from typing import Any
 
-from tarkit.worlds.shapes import COLOURS, SHAPES
+from tarkit.shapes.scene import COLOURS, INVERSE, RELATIONS, SHAPES
 
 SEED = 7
 COUNTS = (2, 3, 4)
 EXTRAPOLATED_COUNT = 5
-RELATIONS = ("left of", "right of", "above", "below")
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 Triple = tuple[str, str, str]
 
@@ -140,7 +138,7 @@ def to_text(document: dict[str, Any]) -> str:
 @lru_cache(maxsize=1)
 def held_out() -> HeldOut:
     """The frozen compositions of heldout.json."""
-    text = resources.files("tarkit.worlds").joinpath("heldout.json").read_text("utf-8")
+    text = resources.files("tarkit.shapes").joinpath("heldout.json").read_text("utf-8")
     document = json.loads(text)
     return HeldOut(
         colour_shape=frozenset((a, b) for a, b in document["colour_shape"]),

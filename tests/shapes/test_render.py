@@ -6,15 +6,18 @@ import math
 import numpy as np
 import pytest
 
-from tarkit.worlds.scenes import BACKGROUNDS, Background, Object, Scene, sample_scene
-from tarkit.worlds.shapes import (
+from tarkit.shapes.render import render, shape_mask
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import (
+    BACKGROUNDS,
     COLOURS,
     PALETTE,
     SHAPES,
     SIDE_PX,
+    Background,
+    Object,
+    Scene,
     bounding_box,
-    render,
-    shape_mask,
 )
 
 GREY = Background("plain", (140, 140, 140))

@@ -6,24 +6,29 @@ boxes of the drawn shapes. A scene of the training split holds no held-out compo
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from tarkit.worlds.heldout import COUNTS, EXTRAPOLATED_COUNT, RELATIONS, held_out, shape_pair
-from tarkit.worlds.shapes import BOXES, COLOURS, SHAPES, SIDE_PX, bounding_box
+from tarkit.shapes.heldout import COUNTS, EXTRAPOLATED_COUNT, held_out, shape_pair
+from tarkit.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIDE_PX,
+    Background,
+    Kind,
+    Object,
+    Scene,
+    Split,
+    offset,
+    one_of,
+    pick,
+    relations,
+)
 
-Split = Literal["train", "test", "heldout"]
-Choice = TypeVar("Choice")
-Kind = Literal["single", "two", "counting", "crowded"]
-
-BACKGROUNDS = {"plain": 0.5, "gradient": 0.3, "noisy": 0.1, "striped": 0.1}
 KINDS: dict[Kind, float] = {"single": 0.22, "two": 0.48, "counting": 0.22, "crowded": 0.08}
 GAP_PX = 2.5
 MARGIN = 0.05  # no relation within this of its threshold .5: pixel boxes are half a pixel coarse
@@ -31,123 +36,7 @@ SHAPE_WEIGHTS = {shape: (rank + 1) ** -0.5 for rank, shape in enumerate(SHAPES)}
 SAME_COLOUR_SHARE = 0.7  # of the pictures that show several of one shape
 
 
-@dataclass(frozen=True)
-class Object:
-    """One shape of radius r px centred at (x, y)."""
-
-    shape: str
-    colour: str
-    x: float
-    y: float
-    r: float
-
-
-@dataclass(frozen=True)
-class Background:
-    """`rise` is a gradient's whole change, `period_px` a stripe pair's width, 0 where unused."""
-
-    kind: str
-    colour: tuple[int, int, int]
-    angle_deg: float = 0.0
-    rise: float = 0.0
-    period_px: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scene:
-    objects: tuple[Object, ...]
-    background: Background
-
-
-def scene_to_json(scene: Scene) -> str:
-    """One line of JSON with sorted keys; `scene_from_json` gives the same scene back."""
-    return json.dumps(asdict(scene), sort_keys=True, separators=(",", ":"))
-
-
-def scene_from_json(text: str) -> Scene:
-    document = json.loads(text)
-    background = document["background"]
-    background["colour"] = tuple(background["colour"])
-    return Scene(
-        objects=tuple(Object(**item) for item in document["objects"]),
-        background=Background(**background),
-    )
-
-
 # - facts of a scene -
-
-
-def offset(a: Object, b: Object) -> tuple[float, float]:
-    """GenEval's offset of a from b: box centres, shrunk by a tenth of the sizes, over distance."""
-    box_a, box_b = bounding_box(a), bounding_box(b)
-    raw, shrunk = [], []
-    for axis in (0, 1):
-        size = box_a[axis + 2] - box_a[axis] + box_b[axis + 2] - box_b[axis]
-        o = (box_a[axis] + box_a[axis + 2] - box_b[axis] - box_b[axis + 2]) / 2
-        raw.append(o)
-        shrunk.append(math.copysign(max(abs(o) - 0.1 * size, 0.0), o))
-    distance = math.hypot(*raw)
-    if distance == 0.0:
-        return 0.0, 0.0
-    return shrunk[0] / distance, shrunk[1] / distance
-
-
-def relations(a: Object, b: Object) -> tuple[str, ...]:
-    """The relations r of "a r b" that hold: none, one, or two on a diagonal."""
-    dx, dy = offset(a, b)
-    holds = (dx < -0.5, dx > 0.5, dy < -0.5, dy > 0.5)
-    return tuple(name for name, true in zip(RELATIONS, holds, strict=True) if true)
-
-
-def object_in_box(shape: str, colour: str, box: tuple[float, float, float, float]) -> Object:
-    """The object whose drawn shape has this bounding box: the inverse of shapes.bounding_box.
-
-    So `satisfies` can judge a detector's boxes. A box of other proportions gives the mean radius.
-    """
-    left, top, right, bottom = BOXES[shape]
-    r = ((box[2] - box[0]) / (right - left) + (box[3] - box[1]) / (bottom - top)) / 2
-    x = (box[0] + box[2]) / 2 - r * (left + right) / 2
-    y = (box[1] + box[3]) / 2 - r * (top + bottom) / 2
-    return Object(shape, colour, x, y, r)
-
-
-def size_word(r: float) -> str:
-    """ "small" or "large" where nobody would dispute it, else ""."""
-    return "small" if r <= 8.5 else "large" if r >= 11.5 else ""
-
-
-def is_size(r: float, word: str) -> bool:
-    """10 px divides, 1.5 px from what `size_word` claims: a drawn edge is a pixel wide."""
-    return r < 10.0 if word == "small" else r > 10.0
-
-
-def satisfies(scene: Scene, metadata: dict[str, Any]) -> bool:
-    """GenEval's verdict on the symbolic scene: detections are its objects, in their order.
-
-    Two keys GenEval lacks are for dense prompts: a clause's "size" and the record's "background".
-    """
-    matched: list[list[Object] | None] = []
-    correct = True
-    for clause in metadata["include"]:
-        found = [item for item in scene.objects if item.shape == clause["class"]]
-        found = found[: clause["count"]]
-        right = len(found) == clause["count"]
-        if right and "color" in clause:
-            right = all(item.colour == clause["color"] for item in found)
-        if right and "size" in clause:
-            right = all(is_size(item.r, clause["size"]) for item in found)
-        if right and "position" in clause:
-            relation, target = clause["position"]
-            others = matched[target]
-            right = others is not None and all(
-                relation in relations(item, other) for item in found for other in others
-            )
-        matched.append(found if right else None)
-        correct = correct and right
-    for clause in metadata.get("exclude", []):
-        number = sum(item.shape == clause["class"] for item in scene.objects)
-        correct = correct and number < clause["count"]
-    return correct and metadata.get("background", scene.background.kind) == scene.background.kind
 
 
 def holds_held_out_picture(scene: Scene) -> bool:
@@ -188,21 +77,6 @@ def sample_background(rng: np.random.Generator) -> Background:
     elif kind == "striped":
         period = round(float(rng.uniform(8, 20)), 1)
     return Background(kind, (red, green, blue), angle, rise, period)
-
-
-def one_of(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
-    return options[int(rng.integers(len(options)))]
-
-
-def pick(rng: np.random.Generator, names: Sequence[Choice], weights: Sequence[float]) -> Choice:
-    """One of the names by weight; `rng.choice` costs fifteen times as much."""
-    total = sum(weights)
-    left = rng.random() * total
-    for name, weight in zip(names, weights, strict=True):
-        left -= weight
-        if left < 0:
-            return name
-    return names[-1]
 
 
 def affinity(one: str, other: str) -> float:

@@ -6,30 +6,35 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tarkit.worlds.heldout import RELATIONS, held_out
-from tarkit.worlds.scenes import (
+from tarkit.shapes.heldout import held_out
+from tarkit.shapes.sampling import (
     GAP_PX,
     KINDS,
     MARGIN,
     SHAPE_WEIGHTS,
+    affinity,
+    holds_held_out_picture,
+    place,
+    radius_range,
+    sample_scene,
+)
+from tarkit.shapes.scene import (
+    RELATIONS,
+    SHAPES,
+    SIDE_PX,
     Background,
     Object,
     Scene,
-    affinity,
-    holds_held_out_picture,
+    bounding_box,
     is_size,
     object_in_box,
     offset,
-    place,
-    radius_range,
     relations,
-    sample_scene,
     satisfies,
     scene_from_json,
     scene_to_json,
     size_word,
 )
-from tarkit.worlds.shapes import SHAPES, SIDE_PX, bounding_box
 
 GREY = Background("plain", (140, 140, 140))
 

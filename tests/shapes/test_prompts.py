@@ -5,9 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tarkit.worlds.clauses import always_satisfies
-from tarkit.worlds.heldout import held_out
-from tarkit.worlds.prompts import (
+from tarkit.shapes.heldout import held_out
+from tarkit.shapes.prompts import (
     EXTRA_TASK,
     TASKS,
     caption_g0,
@@ -18,7 +17,9 @@ from tarkit.worlds.prompts import (
     held_out_kinds,
     may_state,
 )
-from tarkit.worlds.scenes import Background, Object, Scene, Split, sample_scene, satisfies
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import Background, Object, Scene, Split, satisfies
+from tarkit.shapes.scene_edits import always_satisfies
 
 
 @pytest.mark.parametrize(

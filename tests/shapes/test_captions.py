@@ -7,9 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tarkit.worlds.facts import VOCABULARY, Facts, facts_of, parse
-from tarkit.worlds.heldout import RELATIONS, held_out, shape_pair
-from tarkit.worlds.language import (
+from tarkit.shapes.captions import (
     IMAGE,
     caption_g1,
     caption_g2,
@@ -20,8 +18,19 @@ from tarkit.worlds.language import (
     speakable,
     ti2i,
 )
-from tarkit.worlds.scenes import Background, Object, Scene, Split, sample_scene, satisfies
-from tarkit.worlds.shapes import SHAPES, SIDE_PX
+from tarkit.shapes.grammar import VOCABULARY, Facts, facts_of, parse
+from tarkit.shapes.heldout import held_out, shape_pair
+from tarkit.shapes.sampling import sample_scene
+from tarkit.shapes.scene import (
+    RELATIONS,
+    SHAPES,
+    SIDE_PX,
+    Background,
+    Object,
+    Scene,
+    Split,
+    satisfies,
+)
 
 GREY = Background("striped", (140, 140, 140))
 PAIR = Scene(
