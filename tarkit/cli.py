@@ -1808,7 +1808,7 @@ def inspect(
     as_json: Json = False,
 ) -> int:
     """Say what a directory is: kind, counts, lineage, settings, and a sheet of its pictures."""
-    from tarkit import inspect as verb
+    from tarkit.report import inspect as verb
 
     verb.run(path, out=out, as_json=as_json)
     return 0
@@ -1842,7 +1842,7 @@ def report(
     as_json: Json = False,
 ) -> int:
     """Write one page of runs, for any browser: tables, plots, pictures, paired comparisons."""
-    from tarkit import report as verb
+    from tarkit.report import report as verb
 
     page = verb.run(
         runs, out=out, title=title, pictures=pictures, seed=seed, allow_missing=allow_missing

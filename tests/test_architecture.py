@@ -48,16 +48,12 @@ NOUNS: dict[str, set[str]] = {
     "checkpoints": {"models", "places", "published"} | LEAVES - {"shapes"},
     "detokenizers": {"checkpoints", "models", "places", "published", "errors"},
     "tar": {"detokenizers", "checkpoints", "models", "places"} | LEAVES - {"shapes"},
-    "pages": {"errors", "images"},
-    "plots": {"pages"},
-    "records": {"errors", "files", "manifests"},
-    "figures": {"errors", "pages", "plots", "records", "scoring"},
-    "curves": {"errors", "figures", "pages", "plots", "records"},
-    "comparisons": {"figures", "pages", "plots", "records", "scoring"},
     "scoring": {"scoring", "files", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
+# Rooms that have their nouns with them already; their own walls come when all have moved.
+MOVED = {"report"}
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
-VERBS |= {"inspect", "assemble", "convert", "export", "report"}
+VERBS |= {"assemble", "convert", "export", "report"}
 # The loop and the streams stand in train/ because only trainings share them.
 SHARED_BY_TRAININGS = {"tarkit.train.loop", "tarkit.train.data", "tarkit.train.chats"}
 
@@ -104,10 +100,10 @@ def faults(module: str, imported: set[str]) -> list[str]:
         if layer(other) == "cli":
             found.append(f"{module} imports the command line")
         elif mine in VERBS and layer(other) in VERBS:
-            sibling = other == f"tarkit.{mine}"
+            sibling = other == f"tarkit.{mine}" or mine in MOVED
             if not sibling and not (mine == "train" and other in SHARED_BY_TRAININGS):
                 found.append(f"the verb {module} imports the verb {other}")
-        elif mine in NOUNS and layer(other) not in NOUNS[mine]:
+        elif mine in NOUNS and layer(other) not in NOUNS[mine] | MOVED:
             found.append(f"the noun {module} imports {other}")
     return found
 

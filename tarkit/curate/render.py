@@ -25,14 +25,8 @@ from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
 from tarkit.shapes import questions
-from tarkit.shapes.captions import (
-    caption_g0,
-    caption_g1,
-    caption_g2,
-    caption_placed,
-    caption_related,
-    ti2i,
-)
+from tarkit.shapes.captions import caption_g1, caption_g2, caption_placed, ti2i
+from tarkit.shapes.prompts import caption_g0, caption_related
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import Scene, scene_to_json

@@ -76,24 +76,3 @@ def _sum(tasks: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> floa
     if any(name not in tasks for name in names):
         return None
     return sum(tasks[name]["value"] for name in names)
-
-
-def und(mme_perception: float, gqa: float, seed: float, pope: float) -> dict[str, float]:
-    """The paper's "Und", the harmonic mean of four benchmarks (Tables 3, 5, 6), on two scales.
-
-    MME in 0-2000, the others in 0-100. `und_paper` takes them as they are, the only reading that
-    the paper's own figures allow (GQA 61.0, MME 1428, POPE 87.4 and Und 92.9 give SEED 68.9), in
-    which MME has next to no weight; `und_norm` takes MME / 20.
-    """
-    four = {"MME": mme_perception, "GQA": gqa, "SEED": seed, "POPE": pope}
-    wrong = [name for name, value in four.items() if value <= 0]
-    if wrong:
-        raise UserError(f"no harmonic mean with {wrong[0]} = {four[wrong[0]]}")
-    return {
-        "und_paper": _harmonic([mme_perception, gqa, seed, pope]),
-        "und_norm": _harmonic([mme_perception / 20, gqa, seed, pope]),
-    }
-
-
-def _harmonic(values: Sequence[float]) -> float:
-    return len(values) / sum(1 / value for value in values)

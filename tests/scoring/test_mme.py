@@ -3,7 +3,8 @@
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.scoring.mme import PERCEPTION, Asked, mme_results, parse_mme, und
+from tarkit.report.metrics import und
+from tarkit.scoring.mme import PERCEPTION, Asked, mme_results, parse_mme
 
 
 @pytest.mark.parametrize(

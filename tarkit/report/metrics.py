@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.pages import Block, Cell, Figure, Side, Table, shorten
-from tarkit.plots import NUM_COLOURS, Bar, Series, bars, lines, signed
-from tarkit.records import is_finite, is_number
-from tarkit.scoring.mme import und
+from tarkit.report.html import Block, Cell, Figure, Side, Table, shorten
+from tarkit.report.runs import is_finite, is_number
+from tarkit.report.svg import NUM_COLOURS, Bar, Series, bars, lines, signed
 from tarkit.scoring.statistics import TASKS
 from tarkit.scoring.tables import tables
 
@@ -425,3 +424,24 @@ def flattened(value: Any, path: str = "", *, depth: int = 0) -> Iterator[tuple[s
             yield from flattened(inner, f"{path}.{key}" if path else str(key), depth=depth + 1)
     else:
         yield path, value if isinstance(value, str) else _as_json(value)
+
+
+def und(mme_perception: float, gqa: float, seed: float, pope: float) -> dict[str, float]:
+    """The paper's "Und", the harmonic mean of four benchmarks (Tables 3, 5, 6), on two scales.
+
+    MME in 0-2000, the others in 0-100. `und_paper` takes them as they are, the only reading that
+    the paper's own figures allow (GQA 61.0, MME 1428, POPE 87.4 and Und 92.9 give SEED 68.9), in
+    which MME has next to no weight; `und_norm` takes MME / 20.
+    """
+    four = {"MME": mme_perception, "GQA": gqa, "SEED": seed, "POPE": pope}
+    wrong = [name for name, value in four.items() if value <= 0]
+    if wrong:
+        raise UserError(f"no harmonic mean with {wrong[0]} = {four[wrong[0]]}")
+    return {
+        "und_paper": _harmonic([mme_perception, gqa, seed, pope]),
+        "und_norm": _harmonic([mme_perception / 20, gqa, seed, pope]),
+    }
+
+
+def _harmonic(values: Sequence[float]) -> float:
+    return len(values) / sum(1 / value for value in values)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarkit.figures import number
-from tarkit.pages import Block, Cell, Figure, Paragraph, Section, Side, Table, Tone
-from tarkit.plots import Bar, deltas, signed
-from tarkit.records import Row, Run
+from tarkit.report.html import Block, Cell, Figure, Paragraph, Section, Side, Table, Tone
+from tarkit.report.metrics import number
+from tarkit.report.runs import Row, Run
+from tarkit.report.svg import Bar, deltas, signed
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
 
 PAIRED_NOTE = (

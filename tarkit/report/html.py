@@ -176,7 +176,7 @@ def _row(cells: Sequence[Cell], right: Sequence[bool]) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing of `tarkit.plots`, which is markup already, under its title."""
+    """A drawing of `tarkit.report.svg`, which is markup already, under its title."""
 
     svg: str
     title: str

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tarkit import inspect
 from tarkit.artifacts import Artifact, begin, shard_names
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.manifests import begin_directory
+from tarkit.report import inspect
 
 
 def row(key: str, **changes: Any) -> dict[str, Any]:

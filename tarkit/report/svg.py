@@ -1,6 +1,6 @@
 """Plots as inline SVG, written by hand: lines with bands or whiskers, bars and deltas.
 
-Colours are classes of `tarkit.pages`' style sheet, so a plot follows the page into the dark. A
+Colours are classes of the style sheet in `html`, so a plot follows the page into the dark. A
 drawing is 400 units wide, about its width in pixels on a phone as in a column on a desk, so its
 text stays readable. Points carry their figures as titles, which browsers show on hovering.
 """
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tarkit.pages import escape, shorten
+from tarkit.report.html import escape, shorten
 
 WIDTH = 400
 HEIGHT = 230

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tarkit.plots import Bar, Series, bars, deltas, lines, signed, thinned
-from tests.reports import Reader
+from tarkit.report.svg import Bar, Series, bars, deltas, lines, signed, thinned
+from tests.report.sample_runs import Reader
 
 
 def numbers(svg: str, pattern: str) -> list[float]:

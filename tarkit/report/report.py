@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tarkit.comparisons import comparison
-from tarkit.curves import training
 from tarkit.errors import UserError
-from tarkit.figures import NOTHING, flattened, known_tables, nested, plots, summary, understanding
 from tarkit.files import write_whole
-from tarkit.pages import (
+from tarkit.report.comparison import comparison
+from tarkit.report.html import (
     Block,
     Card,
     Cell,
@@ -35,7 +33,17 @@ from tarkit.pages import (
     data_uri,
     shorten,
 )
-from tarkit.records import Row, Run, picture_of, read_runs, uncovered
+from tarkit.report.metrics import (
+    NOTHING,
+    flattened,
+    known_tables,
+    nested,
+    plots,
+    summary,
+    understanding,
+)
+from tarkit.report.runs import Row, Run, picture_of, read_runs, uncovered
+from tarkit.report.training import training
 from tarkit.shapes.scene import scene_from_json
 
 INDEX, MARKDOWN = "index.html", "report.md"

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tarkit import report
 from tarkit.cli import app
 from tarkit.errors import UserError
-from tarkit.report import half_and_half
-from tests.browser import find_browser, open_browser
-from tests.reports import FIRST, OTHER, Reader, make_run, picture_metrics
+from tarkit.report import report
+from tarkit.report.report import half_and_half
+from tests.report.browser import find_browser, open_browser
+from tests.report.sample_runs import FIRST, OTHER, Reader, make_run, picture_metrics
 
 
 def page_of(*runs: Path, out: Path, **options: Any) -> Reader:

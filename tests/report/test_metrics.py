@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tarkit.figures import (
+from tarkit.report.html import Cell, Side, Table
+from tarkit.report.metrics import (
     at,
     cell,
     flattened,
@@ -15,7 +16,6 @@ from tarkit.figures import (
     summary,
     understanding,
 )
-from tarkit.pages import Cell, Side, Table
 
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 

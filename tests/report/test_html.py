@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from tarkit.pages import (
+from tarkit.report.html import (
     Block,
     Card,
     Cell,
@@ -25,7 +25,7 @@ from tarkit.pages import (
     printable,
     shorten,
 )
-from tests.reports import Reader
+from tests.report.sample_runs import Reader
 
 
 def html_of(*blocks: Block) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.figures import nested, number
-from tarkit.pages import Block, Figure, Paragraph, Picture, Section, Side, Table, data_uri
-from tarkit.plots import Series, lines, thinned
-from tarkit.records import Run, is_finite, picture_of
+from tarkit.report.html import Block, Figure, Paragraph, Picture, Section, Side, Table, data_uri
+from tarkit.report.metrics import nested, number
+from tarkit.report.runs import Run, is_finite, picture_of
+from tarkit.report.svg import Series, lines, thinned
 
 SHEET_PX = 1100
 # What tells of a codebook; the loss comes before it, everything else behind.
