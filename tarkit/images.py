@@ -195,3 +195,6 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return Image.alpha_composite(white, colour).convert("RGB")
     # convert() returns a copy in every case, so nothing points into the closed file.
     return picture.convert("RGB")
+
+
+PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())

@@ -34,7 +34,7 @@ from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
 from tarkit.beside import Joined, by_key, row_of
 from tarkit.config import Config, load_config
-from tarkit.documents import Document, TextSource
+from tarkit.curate.sources.text import Document, TextSource
 from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world

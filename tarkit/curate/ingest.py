@@ -17,15 +17,15 @@ import pydantic
 
 from tarkit.artifacts import Artifact, Blob, begin, shard_plan
 from tarkit.config import Config, load_config
+from tarkit.curate.sources import list_source
+from tarkit.curate.sources.items import Item, Listing
+from tarkit.curate.sources.tables import add_captions, add_questions
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.plan import to_make
 from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
-from tarkit.sources import list_source
-from tarkit.sources.items import Item, Listing
-from tarkit.sources.tables import add_captions, add_questions
 
 
 class IngestConfig(Config):

@@ -22,8 +22,9 @@ from pydantic import Field
 
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
-from tarkit.assistants import LOG, AssistantConfig, Lazy, Question, Refused, ask, load
+from tarkit.assistants import AssistantConfig, Question, load
 from tarkit.config import Config, load_config
+from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
 from tarkit.mapping import Make, Result, Todo, map_rows, seed_of

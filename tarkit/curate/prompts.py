@@ -29,11 +29,11 @@ from pydantic import Field
 from tarkit import artifacts
 from tarkit.artifacts import Artifact, shard_plan
 from tarkit.config import Config, load_config
+from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
 from tarkit.manifests import file_sha256
 from tarkit.plan import to_make
 from tarkit.progress import Progress
-from tarkit.prompt_styles import STYLES
 from tarkit.ranks import rank_and_world
 from tarkit.scoring.geneval_prompts import geneval_prompts
 

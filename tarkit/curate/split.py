@@ -23,8 +23,9 @@ from pydantic import Field
 
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact
-from tarkit.assistants import LOG, AssistantConfig, Lazy, Question, Refused, ask, load
+from tarkit.assistants import AssistantConfig, Question, load
 from tarkit.config import Config, load_config
+from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.mapping import Todo, map_rows, seed_of
 from tarkit.vocab import IMAGE_MARK
 

@@ -20,9 +20,9 @@ from pydantic import Field
 from tarkit import artifacts, plan
 from tarkit.artifacts import Artifact, Blob
 from tarkit.config import Config, load_config
+from tarkit.curate.text_to_image import Job, Painter, load_painter
 from tarkit.images import png_bytes
 from tarkit.mapping import seed_of
-from tarkit.painters import Job, Painter, load_painter
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
 

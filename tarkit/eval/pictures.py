@@ -25,7 +25,7 @@ from PIL import Image
 from tarkit.artifacts import open_artifact
 from tarkit.errors import UserError
 from tarkit.files import read_picture
-from tarkit.images import ImageError, decode, to_uint8
+from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, to_uint8
 from tarkit.manifests import MANIFEST, begin_directory, file_sha256
 from tarkit.outcomes import write_outcome
 from tarkit.progress import Progress
@@ -52,7 +52,6 @@ from tarkit.scoring.similarity import (
     ssim,
 )
 from tarkit.scoring.tables import Table, show
-from tarkit.sources.items import PICTURE_SUFFIXES
 
 Metric = Literal["rfid", "gfid"]
 ItemT = TypeVar("ItemT")

@@ -18,7 +18,7 @@ import pytest
 
 from tarkit.artifacts import Artifact, open_artifact
 from tarkit.curate import download
-from tarkit.downloader import SET
+from tarkit.curate.img2dataset import SET
 from tarkit.errors import UserError
 from tarkit.images import decode
 from tests.curate.picture_server import BODIES, JPEG, PictureServer, encoded, serving

@@ -11,8 +11,9 @@ from PIL import Image
 
 from tarkit import artifacts
 from tarkit.artifacts import Artifact
-from tarkit.assistants import Answer, Question, Refused
+from tarkit.assistants import Answer, Question
 from tarkit.curate import judge, render
+from tarkit.curate.ask import Refused
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.scorers import Shown, plan_scorer

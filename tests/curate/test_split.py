@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tarkit import artifacts
 from tarkit.artifacts import Artifact
-from tarkit.assistants import LOG, Answer, Question, Refused
+from tarkit.assistants import Answer, Question
 from tarkit.curate import split
+from tarkit.curate.ask import LOG, Refused
 from tarkit.curate.split import INSTRUCTION, split_of
 from tarkit.errors import UserError
 from tarkit.vocab import IMAGE_MARK

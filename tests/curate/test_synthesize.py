@@ -18,9 +18,9 @@ from transformers import (
 from tarkit import artifacts, encode
 from tarkit.artifacts import Artifact
 from tarkit.curate import chats, synthesize
+from tarkit.curate.text_to_image import Job, load_painter
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
-from tarkit.painters import Job, load_painter
 from tests import parts
 from tests.assistants.tiny import save_tokenizer
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tarkit.curate.sources.items import CAPTION_COLUMNS, captions_of, shown
+from tarkit.curate.sources.tables import table_rows
 from tarkit.errors import UserError
-from tarkit.sources.items import CAPTION_COLUMNS, captions_of, shown
-from tarkit.sources.tables import table_rows
 
 # Where a table has both, as Wikipedia's has, `url` is the page that shows the picture.
 URL_COLUMNS = ("image_url", "IMAGE_URL", "url", "URL")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tarkit.curate.sources import list_source
+from tarkit.curate.sources.items import Item
+from tarkit.curate.sources.tables import add_captions, add_questions
+from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError
-from tarkit.sources import list_source
-from tarkit.sources.items import Item
-from tarkit.sources.tables import add_captions, add_questions
-from tarkit.sources.urls import Link, list_urls
 
 
 def by_name(items: tuple[Item, ...]) -> dict[str, Item]:

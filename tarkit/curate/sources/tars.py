@@ -7,11 +7,10 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tarkit.sources.items import (
+from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    PICTURE_SUFFIXES,
     Item,
     caption_of,
     captions_of,
@@ -20,6 +19,7 @@ from tarkit.sources.items import (
     shown,
     text_of,
 )
+from tarkit.images import PICTURE_SUFFIXES
 
 # webdataset's rule: the key ends at the first dot of the base name.
 MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)

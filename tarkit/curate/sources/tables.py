@@ -16,9 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tarkit.documents import CONVERSATIONS, conversation
-from tarkit.errors import UserError
-from tarkit.sources.items import (
+from tarkit.curate.sources.items import (
     ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -28,6 +26,8 @@ from tarkit.sources.items import (
     shown,
     with_captions,
 )
+from tarkit.curate.sources.text import CONVERSATIONS, conversation
+from tarkit.errors import UserError
 from tarkit.vocab import IMAGE_MARK
 
 

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Set
 from pathlib import Path
 
-from tarkit.sources.items import (
+from tarkit.curate.sources.items import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    PICTURE_SUFFIXES,
     Item,
     Listing,
     caption_of,
     reason_of,
     shown,
 )
+from tarkit.images import PICTURE_SUFFIXES
 
 
 def list_folder(root: Path, apart: Set[Path]) -> Listing:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
 CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
 ABOUT_COLUMNS = ("group", "role", "template")

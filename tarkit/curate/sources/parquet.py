@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tarkit.errors import UserError
-from tarkit.sources.items import (
+from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     MAX_FILE_BYTES,
@@ -16,6 +15,7 @@ from tarkit.sources.items import (
     reason_of,
     with_captions,
 )
+from tarkit.errors import UserError
 
 
 def parquet_items(path: Path, label: str) -> Iterator[Item]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tarkit.documents import Document, TextSource
+from tarkit.curate.sources.text import Document, TextSource
 from tarkit.errors import UserError
 
 

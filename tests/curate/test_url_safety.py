@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from tarkit import addresses
-from tarkit.addresses import RefusedUrl, fetchable, is_public
+from tarkit.curate import url_safety
+from tarkit.curate.url_safety import RefusedUrl, fetchable, is_public
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    addresses._addresses.cache_clear()
+    url_safety._addresses.cache_clear()
     return known
 
 
