@@ -20,7 +20,7 @@ from tarkit.places import DtokName
 
 if TYPE_CHECKING:
     from tarkit.artifacts import Artifact
-    from tarkit.outcomes import Scored
+    from tarkit.eval.outcome import Scored
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 

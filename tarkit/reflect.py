@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.errors import UserError
-from tarkit.scoring.judging import ACCEPTED
+from tarkit.eval.metrics.judges import ACCEPTED
 from tarkit.tar import Sampling, Tar
 from tarkit.vocab import Scale, judgement_question
 

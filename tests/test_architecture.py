@@ -20,9 +20,7 @@ NOUNS: dict[str, set[str]] = {
     "artifacts": {"errors", "manifests", "ranks", "schemas"},
     "shapes": {"errors", "shapes", "vocab"},
     "assistants": {"assistants", "checkpoints", "config", "errors", "images", "mapping"},
-    "scorers": {"checkpoints", "errors", "scoring", "tar", "shapes"},
     "reflect": {"errors", "scoring", "tar", "vocab", "shapes"},
-    "integrations": {"errors", "images", "progress", "tar", "vocab"},
     "engines": {"config", "errors"},
     "beside": {"artifacts", "errors"},
     "files": {"errors", "images"},
@@ -30,12 +28,7 @@ NOUNS: dict[str, set[str]] = {
     "mapping": {"progress"} | ON_DISK,
     "prompts": {"artifacts", "errors"},
     "processes": {"errors", "progress"},
-    "outcomes": {"config", "errors", "files"},
-    "questions": {"errors", "files"},
     "runs": {"errors", "files", "samples"} | ON_DISK,
-    "samples": {"errors", "files", "images", "progress"},
-    "verdicts": {"assistants", "errors", "files", "images", "manifests", "outcomes", "progress"}
-    | {"runs", "samples", "scoring", "tar", "verdicts"},
     "models": {"models", "vocab", "config", "errors"},
     "places": {"errors"},
     "published": {"models"} | LEAVES - {"shapes"},
@@ -45,7 +38,7 @@ NOUNS: dict[str, set[str]] = {
     "scoring": {"scoring", "files", "tar", "places", "checkpoints", "models"} | LEAVES,
 }
 # Rooms that have their nouns with them already; their own walls come when all have moved.
-MOVED = {"report", "curate"}
+MOVED = {"report", "curate", "eval"}
 VERBS = {"curate", "train", "eval", "encode", "generate", "describe", "reconstruct"}
 VERBS |= {"assemble", "convert", "export", "report"}
 # The loop and the streams stand in train/ because only trainings share them.

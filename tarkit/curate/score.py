@@ -20,7 +20,7 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
 from tarkit.mapping import Result, Todo, map_rows
-from tarkit.scorers import Plan, Scorer, Shown, checked, plan_scorer
+from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 
 
 class ScoreConfig(Config):
@@ -43,7 +43,7 @@ def run(
 ) -> Artifact:
     """Write the scores artifact `out`, a row of numbers for every picture, by the same key.
 
-    `scorer` and `model` as in `tarkit.scorers.plan_scorer`.
+    `scorer` and `model` as in `tarkit.scoring.scorers.plan_scorer`.
     """
     settings = load_config(ScoreConfig, config, overrides)
     found = plan_scorer(scorer, model)

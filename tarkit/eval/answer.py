@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tarkit.errors import UserError
+from tarkit.eval.run import Item, Run, open_run
+from tarkit.eval.samples import make_answers
 from tarkit.files import read_picture
 from tarkit.manifests import begin_directory
-from tarkit.runs import Item, Run, open_run
-from tarkit.samples import make_answers
 from tarkit.tar import Tar
 from tarkit.vocab import Scale
 

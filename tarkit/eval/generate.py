@@ -13,11 +13,11 @@ from pathlib import Path
 from PIL import Image
 
 from tarkit.errors import UserError
+from tarkit.eval.run import Item, Run, open_run
+from tarkit.eval.samples import make_pictures
 from tarkit.files import write_whole
 from tarkit.manifests import begin_directory
 from tarkit.ranks import rank_and_world
-from tarkit.runs import Item, Run, open_run
-from tarkit.samples import make_pictures
 from tarkit.tar import Tar
 from tarkit.vocab import Scale
 

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
+from tarkit.eval.outcome import write_outcome
 from tarkit.files import write_whole
 from tarkit.manifests import begin_directory, file_sha256
-from tarkit.outcomes import write_outcome
 from tarkit.places import EMBEDDED, find
 from tarkit.scoring.tables import Table, show
 

@@ -24,13 +24,8 @@ from PIL import Image
 
 from tarkit.artifacts import open_artifact
 from tarkit.errors import UserError
-from tarkit.files import read_picture
-from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, to_uint8
-from tarkit.manifests import MANIFEST, begin_directory, file_sha256
-from tarkit.outcomes import write_outcome
-from tarkit.progress import Progress
-from tarkit.scoring.features import FeatureExtractor, Features, load_extractor
-from tarkit.scoring.frechet import (
+from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
+from tarkit.eval.metrics.frechet import (
     NEIGHBOURS,
     SPLITS,
     Frechet,
@@ -43,7 +38,7 @@ from tarkit.scoring.frechet import (
     read_gaussian,
     softmax,
 )
-from tarkit.scoring.similarity import (
+from tarkit.eval.metrics.similarity import (
     SIGMA_PX,
     WINDOW_PX,
     cosines,
@@ -51,6 +46,11 @@ from tarkit.scoring.similarity import (
     similarity,
     ssim,
 )
+from tarkit.eval.outcome import write_outcome
+from tarkit.files import read_picture
+from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, to_uint8
+from tarkit.manifests import MANIFEST, begin_directory, file_sha256
+from tarkit.progress import Progress
 from tarkit.scoring.tables import Table, show
 
 Metric = Literal["rfid", "gfid"]

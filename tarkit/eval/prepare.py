@@ -7,19 +7,20 @@ and recorded as one); every other benchmark is read from files that the user has
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.files import read_lines, read_picture, write_whole
+from tarkit.eval.benchmarks.choices import read_choices
+from tarkit.eval.benchmarks.dpg import _dpg
+from tarkit.eval.benchmarks.geneval import _geneval
+from tarkit.eval.benchmarks.gqa import read_short
+from tarkit.eval.benchmarks.mme import read_mme
+from tarkit.eval.benchmarks.pope import read_pope
+from tarkit.eval.run import Item, Run, begin_run
+from tarkit.files import read_picture, write_whole
 from tarkit.images import ImageError, decode, kept_bytes
-from tarkit.questions import read_choices, read_mme, read_pope, read_short
-from tarkit.runs import Item, Run, begin_run
-from tarkit.scoring.dsg import graph_to_json, read_graphs
-from tarkit.scoring.geneval import check
-from tarkit.scoring.geneval_prompts import geneval_prompts
 
 PICTURES = ("geneval", "dpg")
 QUESTIONS = ("pope", "mme", "mmbench", "seed", "gqa", "mmmu")
@@ -98,37 +99,6 @@ def _spread(items: Sequence[Mapping[str, Any]], limit: int | None) -> list[Mappi
         ranks.append((seen.get(tag, 0), place))
         seen[tag] = seen.get(tag, 0) + 1
     return [items[place] for place in sorted(place for _, place in sorted(ranks)[:limit])]
-
-
-def _geneval(data: Path | None, images: Path | None) -> list[dict[str, Any]]:
-    if data is None:
-        records = geneval_prompts()
-    else:
-        records = [_record(data, number, line) for number, line in read_lines(data)]
-    for record in records:
-        check(record, [])  # raises UserError where it is not GenEval's schema
-    return [
-        {"id": f"{row:05d}", "tag": record["tag"], "prompt": record["prompt"], "meta": record}
-        for row, record in enumerate(records)
-    ]
-
-
-def _record(data: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        if not (isinstance(found["tag"], str) and isinstance(found["prompt"], str)):
-            raise TypeError("tag and prompt are texts")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{data}:{number} is no line of GenEval's metadata: {error}") from None
-    return dict(found)
-
-
-def _dpg(data: Path | None, images: Path | None) -> list[dict[str, Any]]:
-    assert data is not None
-    return [
-        {"id": graph.item, "tag": "dpg", "prompt": graph.prompt, "meta": graph_to_json(graph)}
-        for graph in read_graphs(data)
-    ]
 
 
 _Reader = Callable[[Path | None, Path | None], Sequence[Mapping[str, Any]]]

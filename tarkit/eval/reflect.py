@@ -34,20 +34,20 @@ from PIL import Image
 
 from tarkit.detokenizers import ArDetokenizer
 from tarkit.errors import UserError
+from tarkit.eval.benchmarks.shapes_items import Plan, Split
+from tarkit.eval.benchmarks.shapes_proof import corrupted
+from tarkit.eval.metrics.judges import ACCEPTED, best_of_n, judge_results
+from tarkit.eval.metrics.selection import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
+from tarkit.eval.outcome import score_row, write_outcome
 from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
 from tarkit.manifests import begin_directory, read_manifest
-from tarkit.outcomes import score_row, write_outcome
 from tarkit.progress import Progress
 from tarkit.ranks import rank_and_world
 from tarkit.reflect import JUDGES, JudgeName, candidate_seed, judge, reading_scale
-from tarkit.scorers import Scorer, Shown, checked, plan_scorer
-from tarkit.scoring.arms import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.scoring.geneval import check
-from tarkit.scoring.judging import ACCEPTED, best_of_n, judge_results
-from tarkit.scoring.proofs import corrupted
+from tarkit.scoring.scorers import Scorer, Shown, checked, plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.scoring.shapes_plan import Plan, Split
 from tarkit.scoring.tables import show
 from tarkit.shapes.suites import PromptItem
 from tarkit.tar import Sampling, Tar
@@ -113,7 +113,7 @@ def run(
 ) -> Reflected:
     """Make the pools that are missing, then score all; `limit` takes the first prompts.
 
-    `external` is a scorer and its model (`tarkit.scorers`), which judges pictures beside the model.
+    `external` is a scorer (`tarkit.scoring.scorers`) and its model: one more judge.
     """
     planned = plan_scorer(*external) if external else None
     plan = Plan(suites=("geneval",), split=split, n=slots, seed=seed, limit=limit)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.errors import UserError
+from tarkit.eval.benchmarks.answers import READERS, question_verdicts
+from tarkit.eval.benchmarks.base import write_verdicts
+from tarkit.eval.benchmarks.dpg import JUDGES, dpg_verdicts
+from tarkit.eval.benchmarks.geneval import DETECTORS, geneval_verdicts, load_detector
+from tarkit.eval.outcome import Scored
+from tarkit.eval.run import Run, open_run
 from tarkit.manifests import MANIFEST, read_manifest
-from tarkit.outcomes import Scored
-from tarkit.runs import Run, open_run
-from tarkit.verdicts import write_verdicts
-from tarkit.verdicts.dpg import JUDGES, dpg_verdicts
-from tarkit.verdicts.geneval import DETECTORS, geneval_verdicts, load_detector
-from tarkit.verdicts.questions import READERS, question_verdicts
 
 
 def run(

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.scoring.dsg import Answers, Graph, Question, graph_results, question_of
-from tarkit.scoring.frechet import frechet_distance, gaussian_of
+from tarkit.eval.benchmarks.choices import open_correct
+from tarkit.eval.benchmarks.dsg import Answers, Graph, Question, graph_results, question_of
+from tarkit.eval.benchmarks.shapes_proof import prove
+from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of
+from tarkit.eval.metrics.yes_no import parse_yes_no, score_yes_no
 from tarkit.scoring.geneval_prompts import geneval_jsonl
-from tarkit.scoring.letters import open_correct
-from tarkit.scoring.proofs import prove
 from tarkit.scoring.statistics import per_prompt
-from tarkit.scoring.yesno import parse_yes_no, score_yes_no
 
 Outcome = Literal["passed", "failed", "not run"]
 

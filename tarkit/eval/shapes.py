@@ -24,16 +24,19 @@ import numpy as np
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.files import write_whole
-from tarkit.images import resize, to_uint8
-from tarkit.manifests import begin_directory, read_manifest
-from tarkit.outcomes import Scored, score_row, write_outcome
-from tarkit.progress import Progress
-from tarkit.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
-from tarkit.scoring.captions import compare_caption
-from tarkit.scoring.geneval import Detection, check
-from tarkit.scoring.probe import probe
-from tarkit.scoring.results import (
+from tarkit.eval.benchmarks.shapes_items import (
+    CEILINGS,
+    PIXEL_VQ,
+    SUITES,
+    TRUTH,
+    Job,
+    Plan,
+    Split,
+    semantic,
+)
+from tarkit.eval.metrics.captions import compare_caption
+from tarkit.eval.metrics.probe import probe
+from tarkit.eval.metrics.summaries import (
     PictureScores,
     QuestionScores,
     SceneCaptions,
@@ -41,11 +44,17 @@ from tarkit.scoring.results import (
     picture_results,
     question_results,
 )
+from tarkit.eval.metrics.yes_no import parse_yes_no
+from tarkit.eval.outcome import Scored, score_row, write_outcome
+from tarkit.eval.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
+from tarkit.files import write_whole
+from tarkit.images import resize, to_uint8
+from tarkit.manifests import begin_directory, read_manifest
+from tarkit.progress import Progress
+from tarkit.scoring.geneval import Detection, check
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.scoring.shapes_plan import CEILINGS, PIXEL_VQ, SUITES, TRUTH, Job, Plan, Split, semantic
 from tarkit.scoring.statistics import chance_floor, mismatches
 from tarkit.scoring.tables import Table, show, tables
-from tarkit.scoring.yesno import parse_yes_no
 from tarkit.shapes.render import render
 from tarkit.shapes.scene import COLOURS, SHAPES, Scene, scene_to_json
 from tarkit.vocab import Scale

@@ -219,3 +219,6 @@ def _redraw(values: Floats, rng: np.random.Generator, replicates: int) -> Floats
 def _estimate(value: float, draws: Floats, num_prompts: int) -> Estimate:
     low, high = np.percentile(draws, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), num_prompts)
+
+
+COLUMNS = ("seen", "heldout", "extrapolation")

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tarkit.scoring.results import COLUMNS
-from tarkit.scoring.statistics import COLOR_POSITION, TASKS
+from tarkit.scoring.statistics import COLOR_POSITION, COLUMNS, TASKS
 
 Estimates = Mapping[str, Any]
 

@@ -34,7 +34,7 @@ from tarkit.images import contact_sheet
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.prompts import read_prompts
 from tarkit.ranks import rank_and_world
-from tarkit.scorers import Plan, Scorer, Shown, checked, plan_scorer
+from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 from tarkit.tar import Sampling, Tar
 from tarkit.train.chats import (
     ChatsConfig,

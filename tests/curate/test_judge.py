@@ -16,8 +16,8 @@ from tarkit.curate import judge, render
 from tarkit.curate.ask import Refused
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.scorers import Shown, plan_scorer
 from tarkit.scoring.geneval import check
+from tarkit.scoring.scorers import Shown, plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.shapes.prompts import clauses_of, g0_captions
 from tarkit.shapes.sampling import sample_scene

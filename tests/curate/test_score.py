@@ -9,13 +9,14 @@ import pytest
 import torch
 import transformers
 
-from tarkit import artifacts, scorers
+from tarkit import artifacts
 from tarkit.artifacts import Artifact
 from tarkit.curate import render, score
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
 from tarkit.plan import preview_rows
-from tarkit.scorers import Scores, Shown, plan_scorer
+from tarkit.scoring import scorers
+from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.shapes.prompts import g0_metadata
 from tarkit.shapes.render import render as draw_scene
 from tarkit.shapes.scene_edits import scene_for

@@ -15,8 +15,8 @@ from PIL import Image
 from tarkit.cli import app
 from tarkit.errors import UserError
 from tarkit.eval import export, prepare, score
+from tarkit.eval.run import open_run
 from tarkit.manifests import begin_directory
-from tarkit.runs import open_run
 
 # ---- pictures -----------------------------------------------------------------------------------
 

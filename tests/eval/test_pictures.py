@@ -11,8 +11,8 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.eval import pictures
-from tarkit.scoring.features import Features
-from tarkit.scoring.frechet import frechet_distance, gaussian_of, precision_recall
+from tarkit.eval.metrics.features import Features
+from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of, precision_recall
 from tarkit.shapes.render import render
 from tarkit.shapes.scene_edits import scene_for
 from tarkit.shapes.suites import geneval_suite

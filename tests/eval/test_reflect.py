@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tarkit.errors import UserError
 from tarkit.eval import reflect
-from tarkit.scorers import Shown
-from tarkit.scoring.arms import ORACLE
+from tarkit.eval.metrics.selection import ORACLE
+from tarkit.scoring.scorers import Shown
 from tarkit.scoring.statistics import TASKS
 from tarkit.tar import Tar
 from tarkit.vocab import Scale

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.eval import shapes
+from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, Plan
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.scoring.shapes_plan import CEILINGS, SUITES, Plan
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 from tarkit.shapes.grammar import plural, with_article
 from tarkit.shapes.render import render

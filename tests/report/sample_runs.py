@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.eval.metrics.summaries import PictureScores, picture_results
+from tarkit.eval.outcome import SCORES
 from tarkit.images import png_bytes
-from tarkit.outcomes import SCORES
-from tarkit.scoring.results import PictureScores, picture_results
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 

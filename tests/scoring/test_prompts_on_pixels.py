@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from tarkit.eval.benchmarks.shapes_proof import drawn_prompts, prove
 from tarkit.scoring.geneval import check
-from tarkit.scoring.proofs import drawn_prompts, prove
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.statistics import chance_floor
 from tarkit.shapes.prompts import TASKS

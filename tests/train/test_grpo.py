@@ -18,7 +18,7 @@ from tarkit.checkpoints import load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.mllm import code_log_probs, generate_codes
-from tarkit.scorers import Scores, Shown, plan_scorer
+from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.tar import Tar
 from tarkit.train import grpo
 from tarkit.train.grpo import GrpoConfig, GrpoTask, Round, Step, advantages, clipped_objective

@@ -1,0 +1,1 @@
+"""Numbers that no single benchmark owns: distances, judges, summaries."""

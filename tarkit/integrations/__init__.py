@@ -1,1 +1,0 @@
-"""Tar as a part of other programs, which find it by an entry point."""

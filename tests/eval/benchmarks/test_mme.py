@@ -1,0 +1,51 @@
+"""MME's sums by hand, and the paper's harmonic mean."""
+
+import pytest
+
+from tarkit.errors import UserError
+from tarkit.eval.benchmarks.mme import PERCEPTION, Asked, mme_results, parse_mme
+from tarkit.report.metrics import und
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("Yes", "yes"), ("No, it is not", "no"), ("yes.", "yes"), ("I see no", None), ("", None)],
+)
+def test_only_the_first_four_characters_are_read(answer: str, said: str | None) -> None:
+    assert parse_mme(answer) == said
+
+
+def test_a_subtask_is_right_answers_and_right_pictures() -> None:
+    # Two pictures: both right, and one of two right: acc 3/4, acc+ 1/2: 75 + 50.
+    asked = [
+        Asked("count", "a", "Yes", "yes"),
+        Asked("count", "a", "No", "no"),
+        Asked("count", "b", "Yes", "yes"),
+        Asked("count", "b", "No", "perhaps"),
+    ]
+    found = mme_results(asked)
+    assert found["tasks"]["count"]["value"] == pytest.approx(125)
+    assert found["perception"] is None and found["cognition"] is None
+    assert found["unclear"] == 0.25 and found["coverage"] == 1.0
+
+
+def test_perception_is_the_sum_of_its_ten_subtasks() -> None:
+    asked = [Asked(task, "a", truth, truth) for task in PERCEPTION for truth in ("yes", "no")]
+    assert mme_results(asked)["perception"] == pytest.approx(2000)
+
+
+def test_an_answer_that_could_not_be_had_is_wrong_and_a_third_question_an_error() -> None:
+    found = mme_results([Asked("count", "a", "no", None), Asked("count", "a", "yes", "yes")])
+    assert found["tasks"]["count"]["value"] == pytest.approx(50) and found["coverage"] == 0.5
+    with pytest.raises(UserError, match="a of count has 1 questions"):
+        mme_results([Asked("count", "a", "no", "no")])
+
+
+def test_the_papers_und_is_of_raw_values() -> None:
+    # Table 9c: GQA 61.0, MME 1428, POPE 87.4 with SEED 68.86 is the paper's 92.9.
+    found = und(1428, 61.0, 68.86, 87.4)
+    assert found["und_paper"] == pytest.approx(92.9, abs=0.05)
+    # 4 / (1/71.4 + 1/61 + 1/68.86 + 1/87.4) = 4 / .056364
+    assert found["und_norm"] == pytest.approx(70.97, abs=0.01)
+    with pytest.raises(UserError, match="GQA = 0"):
+        und(1428, 0, 68, 87)
