@@ -8,11 +8,11 @@ __all__ = ["Tar", "load_ar_dtok", "load_ta_tok", "load_vqvae"]
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for."""
     if name == "Tar":
-        from tarkit.tar import Tar
+        from tarkit.inference.tar import Tar
 
         return Tar
     if name in __all__:
-        from tarkit import checkpoints
+        from tarkit.checkpoints import load
 
-        return getattr(checkpoints, name)
+        return getattr(load, name)
     raise AttributeError(f"module 'tarkit' has no attribute {name!r}")

@@ -22,15 +22,15 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
-from tarkit.checkpoints import LoadedTaTok, Resize, load_ta_tok
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.schema import ABOUT_PICTURE, TEXTS
+from tarkit.checkpoints.load import LoadedTaTok, Resize, load_ta_tok
 from tarkit.config import Config, load_config
 from tarkit.images import ImageError, decode, to_uint8
 from tarkit.images import resize as resize_picture
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
-from tarkit.schemas import ABOUT_PICTURE, TEXTS
 from tarkit.vocab import Scale
 
 DTYPE = "float32"
@@ -66,12 +66,12 @@ def run(
     pictures; with `retry_failed` also the failed rows of finished shards. Raises UserError.
     """
     settings = load_config(EncodeConfig, config, overrides)
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
+    source = open_artifact(images, "images")
+    rows_of = first_rows(source, limit)
     ta_tok = load_ta_tok(tokenizer)
     ta_tok.model.to(device)
     scales = sorted(set(settings.scales))
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         out,
         "tokens",
         settings={

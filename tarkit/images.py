@@ -7,6 +7,7 @@ every other user of the process.
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -198,3 +199,26 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
+
+
+INGEST = "name another file; tarkit curate ingest FOLDER --out DIR tells good pictures from damaged"
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The RGB picture in a file; raises UserError with the file's name and the reason."""
+    try:
+        return decode(path.read_bytes())
+    except (OSError, UserError) as error:
+        why = error.message if isinstance(error, UserError) else error.strerror
+    raise UserError(f"the picture {path} cannot be read: {why}", hint=INGEST)
+
+
+def require_png(out: Path) -> None:
+    """Raises UserError where `out` cannot be the name of a PNG."""
+    if out.suffix.lower() != ".png":
+        raise UserError(
+            f"--out {out}: pictures are written as PNG, so the name must end in .png",
+            hint=f"--out {out.with_suffix('.png')}",
+        )
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a picture in it")

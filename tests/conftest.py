@@ -48,10 +48,10 @@ CLASSES = {
     "synthesize": "tarkit.curate.synthesize.SynthesizeConfig",
     "judge": "tarkit.curate.judge.JudgeConfig",
     "score": "tarkit.curate.score.ScoreConfig",
-    "engine": "tarkit.engines.EngineConfig",
+    "engine": "tarkit.cli.engines.EngineConfig",
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
-    "assemble": "tarkit.assemble.AssembleConfig",
+    "assemble": "tarkit.checkpoints.assemble.AssembleConfig",
 }
 
 

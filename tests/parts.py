@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
-from tarkit.checkpoints import TOKENIZER, save_model
+from tarkit.artifacts.artifact import Artifact, begin_artifact
+from tarkit.checkpoints.directory import TOKENIZER, save_model
 from tarkit.images import png_bytes
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
@@ -161,7 +160,7 @@ def write_pictures(
     row without a picture.
     """
     names = [f"{i:05d}" for i in range(len(splits))]
-    artifact = artifacts.begin(out, "images", settings={}, shards=names)
+    artifact = begin_artifact(out, "images", settings={}, shards=names)
     for number, (name, shard) in enumerate(zip(names, splits, strict=True)):
         rows: list[dict[str, Any]] = []
         blobs: list[tuple[str, bytes] | None] = []
@@ -196,7 +195,7 @@ def write_chats(
 ) -> Artifact:
     """A chats artifact of rows from `chat_row`; keys are numbered."""
     names = [f"{i:05d}" for i in range(len(shards))]
-    artifact = artifacts.begin(out, "chats", settings=settings, shards=names)
+    artifact = begin_artifact(out, "chats", settings=settings, shards=names)
     for number, (name, rows) in enumerate(zip(names, shards, strict=True)):
         keyed = [{**row, "key": f"{number:05d}-{i:06d}"} for i, row in enumerate(rows)]
         artifact.write(name, keyed, source_sha256=None)

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tarkit import artifacts, assemble, generate
-from tarkit.checkpoints import TOKENIZER, save_model
-from tarkit.cli import app
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints import assemble
+from tarkit.checkpoints.directory import TOKENIZER, save_model
+from tarkit.cli.app import app
 from tarkit.images import png_bytes
+from tarkit.inference import generate
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch
 from tarkit.models.mllm import LmArch, build, from_scratch
@@ -201,9 +203,7 @@ def test_reconstruct_and_encode_agree_on_a_folder_with_a_bad_file(
     assert tarkit("curate", "ingest", folder, "--out", pictures).exit_code == 3
     words = [pictures, "--tokenizer", model / "ta_tok", "--out", tokens, "--device", "cpu"]
     assert tarkit("encode", *words).exit_code == 3
-    good, bad = sorted(artifacts.open_artifact(tokens).rows("00000"), key=lambda r: r["status"])[
-        ::-1
-    ]
+    good, bad = sorted(open_artifact(tokens).rows("00000"), key=lambda r: r["status"])[::-1]
     # A grid of 6 has 36, 9 and 4 codes.
     assert [len(good[f"codes_{scale}"]) for scale in (1, 2, 3)] == [36, 9, 4]
     assert "not a picture" in bad["error"]

@@ -15,7 +15,7 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from tarkit.cli import app
+from tarkit.cli.app import app
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 

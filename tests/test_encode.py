@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tarkit import artifacts, encode
-from tarkit.artifacts import Artifact
-from tarkit.checkpoints import Resize, load_ta_tok
+from tarkit import encode
+from tarkit.artifacts.artifact import Artifact, begin_artifact
+from tarkit.artifacts.preview import preview_rows
+from tarkit.checkpoints.load import Resize, load_ta_tok
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes, to_uint8
-from tarkit.plan import preview_rows
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -56,7 +56,7 @@ def pictures(tmp_path: Path) -> Artifact:
     """Two shards of six pictures; picture r of shard s is all grey 10 s + r, two are unusable."""
     (tmp_path / "tok").mkdir()
     (tmp_path / "tok/config.json").write_text("{}")
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         tmp_path / "pictures", "images", settings={}, shards=["00000", "00001"]
     )
     for shard, name in enumerate(artifact.shards):

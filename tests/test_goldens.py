@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import tarkit
-from tarkit.checkpoints import LoadedTaTok
+from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.codebook import TextAlignedCodebook
 from tarkit.models.sampling import draw

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from tarkit.artifacts import open_artifact
-from tarkit.mapping import kind_of
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.map_rows import kind_of
 
 SHOWN = 8
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from prepare import COLOURS, SIZE_PX, emoji, on
 
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
 
 PROMPT = re.compile(r"a 3d (.+) on a (\w+) background")
 

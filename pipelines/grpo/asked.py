@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
 from tarkit.shapes.prompts import clauses_of
 

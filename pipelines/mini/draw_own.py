@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tarkit import Tar
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
 
 BATCH_SIZE = 64
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tarkit.assistants import Answer, Assistant, AssistantConfig, Question
-from tarkit.mapping import Result, Todo
+from tarkit.artifacts.map_rows import Result, Todo
+from tarkit.llm.base import Answer, Assistant, AssistantConfig, Question
 
 LOG = "answers.jsonl"
 WINDOW = 8

@@ -15,14 +15,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
-from tarkit.assistants import AssistantConfig, Question, load
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
-from tarkit.mapping import Todo, map_rows, seed_of
-from tarkit.prompts import read_prompts
+from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.load import load
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -85,10 +86,10 @@ def run(
     hub id, with `server` (the URL of an OpenAI-compatible one) the name that it serves.
     """
     settings = load_config(CaptionConfig, config, overrides)
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
+    source = open_artifact(images, "images")
+    rows_of = first_rows(source, limit)
     prompts = _examples(examples, settings)
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         out,
         "prompts",
         settings={

@@ -30,14 +30,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
-from tarkit.beside import Joined, by_key, row_of
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.join import Joined, by_key, row_of
+from tarkit.artifacts.preview import first_rows, preview_shards
+from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.sources.text import Document, TextSource
 from tarkit.errors import UserError
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 from tarkit.vocab import IMAGE_MARK, judgement_question
 
 Task = Literal["t2i", "i2t", "i2i", "ti2i", "text"]
@@ -181,7 +181,7 @@ def run(
         )
         print(f"{opened.documents.path}: {told}", file=sys.stderr)
     parts = _parts(opened, settings, limit)
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         out,
         "chats",
         settings=_settings(settings, opened, limit),
@@ -217,7 +217,7 @@ def preview(
     """What `run` would do with the same arguments; writes nothing."""
     opened, settings = _open(sources, config, overrides)
     shards = [part.name for part in _parts(opened, settings, limit)]
-    return plan.preview(opened.joined, out, shards)
+    return preview_shards(opened.joined, out, shards)
 
 
 def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) -> Iterator[Chat]:
@@ -387,18 +387,16 @@ def _open(
         raise UserError("captions, scores and judgements need the tokens of their pictures")
     settings = load_config(ChatsConfig, config, overrides)
     keep = sources.keep
-    scores = artifacts.open_artifact(keep.scores, "scores") if keep else None
+    scores = open_artifact(keep.scores, "scores") if keep else None
     opened = _Opened(
-        tokens=artifacts.open_artifact(sources.tokens, "tokens") if sources.tokens else None,
+        tokens=open_artifact(sources.tokens, "tokens") if sources.tokens else None,
         documents=(
             TextSource(sources.text, limit=settings.max_documents) if sources.text else None
         ),
-        captions=tuple(artifacts.open_artifact(path, "prompts") for path in sources.captions),
+        captions=tuple(open_artifact(path, "prompts") for path in sources.captions),
         scores=scores,
         judgements=(
-            artifacts.open_artifact(sources.judgements, "judgements")
-            if sources.judgements
-            else None
+            open_artifact(sources.judgements, "judgements") if sources.judgements else None
         ),
         column=_column(scores, keep.column) if scores and keep else "",
         least=keep.least if keep else 0.0,
@@ -427,7 +425,7 @@ def _parts(opened: _Opened, config: ChatsConfig, limit: int | None) -> list[_Par
             _Part(f"{number:05d}", 0, range(start, end))
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
-    counted = list(plan.first_rows(opened.tokens, limit).items())
+    counted = list(first_rows(opened.tokens, limit).items())
     bounds = [num_documents * number // len(counted) for number in range(len(counted) + 1)]
     return [
         _Part(name, num_rows, range(bounds[number], bounds[number + 1]))

@@ -23,16 +23,16 @@ from typing import Any
 import pydantic
 from PIL import Image
 
-from tarkit.artifacts import MAX_MEMBER_BYTES, Artifact, Blob, begin, shard_plan
+from tarkit.artifacts.artifact import MAX_MEMBER_BYTES, Artifact, Blob, begin_artifact, shard_plan
+from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
+from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.img2dataset import Answer, Downloader, fetch, find_program
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.curate.url_safety import RefusedUrl, fetchable
 from tarkit.images import KEPT_AS_THEY_ARE, MAX_PIXELS, ImageError, decode, image_format, kept_bytes
-from tarkit.mapping import REASONS_SHOWN, Row, kind_of
-from tarkit.plan import to_make
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 
 WORK = ".download"
 NUM_RESOLVERS = 32
@@ -84,7 +84,7 @@ def run(
     """
     settings = load_config(DownloadConfig, config, overrides)
     links = list_urls(urls)[:limit]
-    artifact = begin(
+    artifact = begin_artifact(
         out,
         "images",
         settings=settings.model_dump(include=PLANNED)

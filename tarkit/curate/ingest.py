@@ -15,17 +15,17 @@ from typing import Any
 
 import pydantic
 
-from tarkit.artifacts import Artifact, Blob, begin, shard_plan
+from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, shard_plan
+from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
 from tarkit.curate.sources.items import Item, Listing
 from tarkit.curate.sources.tables import add_captions, add_questions
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
-from tarkit.plan import to_make
-from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 
 
 class IngestConfig(Config):
@@ -59,7 +59,7 @@ def run(
     listing = _listing(source, captions, questions, limit)
     for note in listing.notes:
         print(f"{source}: {note}", file=sys.stderr)
-    artifact = begin(
+    artifact = begin_artifact(
         out,
         "images",
         settings=settings.model_dump(exclude={"num_workers"})

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
-from tarkit.assistants import AssistantConfig, Question, load
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows, seed_of
+from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
-from tarkit.mapping import Make, Result, Todo, map_rows, seed_of
+from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.load import load
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.shapes.prompts import clauses_of
@@ -72,9 +73,9 @@ def run(
     if exact == (llm is not None):
         raise UserError("who judges? either --llm or, for the shapes world, --exact")
     settings = load_config(JudgeConfig, config, overrides)
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
-    artifact = artifacts.begin(
+    source = open_artifact(images, "images")
+    rows_of = first_rows(source, limit)
+    artifact = begin_artifact(
         out,
         "judgements",
         settings={

@@ -26,15 +26,14 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact, shard_plan
+from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
-from tarkit.manifests import file_sha256
-from tarkit.plan import to_make
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 from tarkit.scoring.geneval_prompts import geneval_prompts
 
 COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption")
@@ -92,7 +91,7 @@ def run(
     found = _source(source, style, settings)
     kept, counts = _plan(found, limit, exclude)
     planned = shard_plan(int(kept.sum()), settings.shard_size)
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         out,
         "prompts",
         settings={

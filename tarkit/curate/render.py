@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from tarkit.artifacts import Artifact, Blob, begin, shard_names
+from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, shard_names
+from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.plan import to_make
-from tarkit.processes import Report, make_shards
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 from tarkit.shapes import questions
 from tarkit.shapes.captions import caption_g1, caption_g2, caption_placed, ti2i
 from tarkit.shapes.prompts import caption_g0, caption_related
@@ -105,7 +105,7 @@ def run(
 ) -> Artifact:
     """Draws `count` target pictures (with `limit`, as many of the first) or goes on doing so."""
     settings = _settings(config, overrides, limit)
-    artifact = begin(
+    artifact = begin_artifact(
         out,
         "images",
         settings=settings.model_dump(exclude={"num_workers"}),

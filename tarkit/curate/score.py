@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.map_rows import Result, Todo, map_rows
+from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
-from tarkit.mapping import Result, Todo, map_rows
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 
 
@@ -47,9 +47,9 @@ def run(
     """
     settings = load_config(ScoreConfig, config, overrides)
     found = plan_scorer(scorer, model)
-    source = artifacts.open_artifact(images, "images")
-    rows_of = plan.first_rows(source, limit)
-    artifact = artifacts.begin(
+    source = open_artifact(images, "images")
+    rows_of = first_rows(source, limit)
+    artifact = begin_artifact(
         out,
         "scores",
         settings={**found.identity, "columns": list(found.columns), "limit": limit},

@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact
-from tarkit.assistants import AssistantConfig, Question, load
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
-from tarkit.mapping import Todo, map_rows, seed_of
+from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.load import load
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -111,9 +112,9 @@ def run(
     it serves. A row without a proved answer after the last try fails with the last reason.
     """
     settings = load_config(SplitConfig, config, overrides)
-    source = artifacts.open_artifact(prompts, "prompts")
-    rows_of = plan.first_rows(source, limit)
-    artifact = artifacts.begin(
+    source = open_artifact(prompts, "prompts")
+    rows_of = first_rows(source, limit)
+    artifact = begin_artifact(
         out,
         "prompts",
         settings={

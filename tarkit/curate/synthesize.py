@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit import artifacts, plan
-from tarkit.artifacts import Artifact, Blob
+from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, open_artifact
+from tarkit.artifacts.map_rows import seed_of
+from tarkit.artifacts.preview import first_rows, preview_shards
+from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.text_to_image import Job, Painter, load_painter
 from tarkit.images import png_bytes
-from tarkit.mapping import seed_of
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
 
 Row = Mapping[str, Any]
 
@@ -71,9 +71,9 @@ def run(
     failed prompts row is one failed row; a picture that cannot be drawn is a failed row as well.
     """
     settings = load_config(SynthesizeConfig, config, overrides)
-    source = artifacts.open_artifact(prompts, "prompts")
-    rows_of = plan.first_rows(source, limit)
-    artifact = artifacts.begin(
+    source = open_artifact(prompts, "prompts")
+    rows_of = first_rows(source, limit)
+    artifact = begin_artifact(
         out,
         "images",
         settings={
@@ -113,13 +113,13 @@ def preview(
 ) -> dict[str, int]:
     """What `run` would do with the same arguments; writes nothing and loads no generator."""
     settings = load_config(SynthesizeConfig, config, overrides)
-    source = artifacts.open_artifact(prompts, "prompts")
-    rows_of = plan.first_rows(source, limit)
+    source = open_artifact(prompts, "prompts")
+    rows_of = first_rows(source, limit)
     counts = [_num_pictures(source, name, count, settings) for name, count in rows_of.items()]
     return {
         "rows": sum(rows_of.values()),
         "pictures": sum(counts),
-    } | plan.preview(source, out, list(rows_of))
+    } | preview_shards(source, out, list(rows_of))
 
 
 def _num_pictures(source: Artifact, name: str, num_rows: int, config: SynthesizeConfig) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarkit.checkpoints import precision_of
+from tarkit.checkpoints.directory import precision_of
 from tarkit.errors import UserError
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.run import Item, Run, open_run
 from tarkit.eval.samples import make_answers
-from tarkit.files import read_picture
-from tarkit.manifests import begin_directory
-from tarkit.tar import Tar
+from tarkit.images import read_picture
+from tarkit.inference.tar import Tar
 from tarkit.vocab import Scale
 
 MAX_TOKENS = 64

@@ -10,11 +10,11 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tarkit.artifacts.files import read_lines
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import Verdicts, write_verdicts
 from tarkit.eval.benchmarks.geneval import geneval_figures, geneval_row
 from tarkit.eval.run import open_run
-from tarkit.files import read_lines
 
 FORMATS = ("geneval-jsonl",)
 

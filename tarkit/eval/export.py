@@ -43,7 +43,6 @@ from tarkit.eval.run import Run, open_run
 from tarkit.images import to_uint8
 
 
-
 @dataclass(frozen=True)
 class Layout:
     """Of which benchmarks a layout is, and what writes it into a new folder."""

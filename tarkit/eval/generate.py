@@ -12,13 +12,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.ranks import rank_and_world
 from tarkit.errors import UserError
 from tarkit.eval.run import Item, Run, open_run
 from tarkit.eval.samples import make_pictures
-from tarkit.files import write_whole
-from tarkit.manifests import begin_directory
-from tarkit.ranks import rank_and_world
-from tarkit.tar import Tar
+from tarkit.inference.tar import Tar
 from tarkit.vocab import Scale
 
 

@@ -28,11 +28,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import begin_directory, file_sha256
+from tarkit.checkpoints.hub import EMBEDDED, find
 from tarkit.errors import UserError
 from tarkit.eval.outcome import write_outcome
-from tarkit.files import write_whole
-from tarkit.manifests import begin_directory, file_sha256
-from tarkit.places import EMBEDDED, find
 from tarkit.scoring.tables import Table, show
 
 INSTALL = "pip install 'tarkit[lmms]'"
@@ -88,7 +88,7 @@ def run(
         raise UserError(f"--include {include} is no folder of tasks")
     version = _version()
     # torch is imported here, so that importing the verb needs none of it.
-    from tarkit.tar import fingerprints
+    from tarkit.checkpoints.system import fingerprints
 
     settings = {
         "lmms_eval": version,

@@ -22,8 +22,8 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.images import to_rgb
+from tarkit.inference.tar import Tar
 from tarkit.progress import Progress
-from tarkit.tar import Tar
 from tarkit.vocab import Scale
 
 MAX_NEW_TOKENS = 1024

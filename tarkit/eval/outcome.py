@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.files import write_whole
 from tarkit.config import provenance
-from tarkit.files import write_whole
 
 SCORES = pa.schema(
     [

@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from PIL import Image
 
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.manifest import MANIFEST, begin_directory, file_sha256
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
 from tarkit.eval.metrics.frechet import (
@@ -47,9 +48,7 @@ from tarkit.eval.metrics.similarity import (
     ssim,
 )
 from tarkit.eval.outcome import write_outcome
-from tarkit.files import read_picture
-from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, to_uint8
-from tarkit.manifests import MANIFEST, begin_directory, file_sha256
+from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, read_picture, to_uint8
 from tarkit.progress import Progress
 from tarkit.scoring.tables import Table, show
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.choices import read_choices
 from tarkit.eval.benchmarks.dpg import _dpg
@@ -19,8 +20,7 @@ from tarkit.eval.benchmarks.gqa import read_short
 from tarkit.eval.benchmarks.mme import read_mme
 from tarkit.eval.benchmarks.pope import read_pope
 from tarkit.eval.run import Item, Run, begin_run
-from tarkit.files import read_picture, write_whole
-from tarkit.images import ImageError, decode, kept_bytes
+from tarkit.images import ImageError, decode, kept_bytes, read_picture
 
 PICTURES = ("geneval", "dpg")
 QUESTIONS = ("pope", "mme", "mmbench", "seed", "gqa", "mmmu")

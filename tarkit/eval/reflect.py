@@ -11,9 +11,9 @@ of four. Arms at a budget of N:
 - `edit-yes-codes`: as that, but what was rejected is shown to the model with the prompt (TI2I).
 - `oracle`: the scorer itself chooses. A bound, never a result.
 
-Judges are those of `tarkit.reflect`. Pools lie in `out/pools/00000.parquet`, one file a batch, made
-whole; `WORLD_SIZE` processes share the batches. Scores are always taken anew. Seconds depend on the
-machine and on nothing else, and stand apart in `costs.json`.
+Judges are those of `tarkit.inference.self_reflect`. Pools lie in `out/pools/00000.parquet`, one
+file a batch, made whole; `WORLD_SIZE` processes share the batches. Scores are always taken anew.
+Seconds depend on the machine and on nothing else, and stand apart in `costs.json`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tarkit.detokenizers import ArDetokenizer
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import begin_directory, read_manifest
+from tarkit.artifacts.ranks import rank_and_world
+from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.shapes_items import Plan, Split
 from tarkit.eval.benchmarks.shapes_proof import corrupted
-from tarkit.eval.metrics.judges import ACCEPTED, best_of_n, judge_results
+from tarkit.eval.metrics.judges import best_of_n, judge_results
 from tarkit.eval.metrics.selection import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.eval.outcome import score_row, write_outcome
-from tarkit.files import write_whole
 from tarkit.images import decode, png_bytes, to_uint8
-from tarkit.manifests import begin_directory, read_manifest
+from tarkit.inference.detokenizers import ArDetokenizer
+from tarkit.inference.self_reflect import (
+    ACCEPTED,
+    JUDGES,
+    JudgeName,
+    candidate_seed,
+    judge,
+    reading_scale,
+)
+from tarkit.inference.tar import Tar
 from tarkit.progress import Progress
-from tarkit.ranks import rank_and_world
-from tarkit.reflect import JUDGES, JudgeName, candidate_seed, judge, reading_scale
 from tarkit.scoring.geneval import check
 from tarkit.scoring.scorers import Scorer, Shown, checked, plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.tables import show
 from tarkit.shapes.suites import PromptItem
-from tarkit.tar import Sampling, Tar
 from tarkit.vocab import IMAGE_MARK, Scale, judgement_question
 
 BUDGETS = (1, 2, 4, 8)

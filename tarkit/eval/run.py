@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import MANIFEST, begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.eval.samples import Failure, read_answers
-from tarkit.files import write_whole
-from tarkit.manifests import MANIFEST, begin_directory, read_manifest
 
 ITEMS = "items.parquet"
 SCHEMA = pa.schema(

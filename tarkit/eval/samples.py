@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from PIL import Image
 
+from tarkit.artifacts.files import read_lines, read_text, write_whole
 from tarkit.errors import UserError
-from tarkit.files import read_lines, read_picture, read_text, write_whole
-from tarkit.images import png_bytes
+from tarkit.images import png_bytes, read_picture
 from tarkit.progress import Progress
 
 ItemT = TypeVar("ItemT")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.answers import READERS, question_verdicts
 from tarkit.eval.benchmarks.base import write_verdicts
@@ -17,7 +18,6 @@ from tarkit.eval.benchmarks.dpg import JUDGES, dpg_verdicts
 from tarkit.eval.benchmarks.geneval import DETECTORS, geneval_verdicts, load_detector
 from tarkit.eval.outcome import Scored
 from tarkit.eval.run import Run, open_run
-from tarkit.manifests import MANIFEST, read_manifest
 
 
 def run(

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.shapes_items import (
     CEILINGS,
@@ -47,9 +49,7 @@ from tarkit.eval.metrics.summaries import (
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.eval.outcome import Scored, score_row, write_outcome
 from tarkit.eval.samples import Failure, make_answers, make_pictures, open_pictures, read_answers
-from tarkit.files import write_whole
 from tarkit.images import resize, to_uint8
-from tarkit.manifests import begin_directory, read_manifest
 from tarkit.progress import Progress
 from tarkit.scoring.geneval import Detection, check
 from tarkit.scoring.shapes_detector import ShapesDetector
@@ -60,8 +60,9 @@ from tarkit.shapes.scene import COLOURS, SHAPES, Scene, scene_to_json
 from tarkit.vocab import Scale
 
 if TYPE_CHECKING:
-    from tarkit.detokenizers import ArDetokenizer
-    from tarkit.tar import Sampling, Tar
+    from tarkit.checkpoints.system import Sampling
+    from tarkit.inference.detokenizers import ArDetokenizer
+    from tarkit.inference.tar import Tar
 
 DESCRIBE = "Describe the image."
 MAX_ANSWER_TOKENS = 128
@@ -125,7 +126,7 @@ def run(
 
 def load_tar(model: str | Path, device: str) -> Tar:
     # torch is imported here, so that re-scoring needs none of it.
-    from tarkit.tar import Tar
+    from tarkit.inference.tar import Tar
 
     return Tar.load(model, device=device)
 
@@ -231,7 +232,7 @@ def _probe_codes(tar: Tar, plan: Plan, scale: Scale) -> dict[str, Any]:
     """
     import torch
 
-    from tarkit.checkpoints import read_config
+    from tarkit.checkpoints.directory import read_config
     from tarkit.models.codebook import usage
 
     scenes = plan.lone_objects()

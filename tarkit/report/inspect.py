@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import Image
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
+from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode
-from tarkit.manifests import MANIFEST, file_sha256, read_manifest
-from tarkit.schemas import KINDS
 
 MAX_SHEET = 36
 MAX_FAILED = 20

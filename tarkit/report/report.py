@@ -7,6 +7,7 @@ samples, or one of a training. The same runs and numbers give the same bytes.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
-from tarkit.files import write_whole
 from tarkit.report.comparison import comparison
 from tarkit.report.html import (
     Block,
@@ -44,7 +45,6 @@ from tarkit.report.metrics import (
 )
 from tarkit.report.runs import Row, Run, picture_of, read_runs, uncovered
 from tarkit.report.training import training
-from tarkit.shapes.scene import scene_from_json
 
 INDEX, MARKDOWN = "index.html", "report.md"
 CARD_PX = 224
@@ -251,8 +251,10 @@ def _answers(run: Run, *, seed: int) -> list[Block]:
 def _truth(label: str) -> str:
     """A label as it is; of a scene its objects, each with the middle's place in pixels."""
     try:
-        scene = scene_from_json(label)
-        return ", ".join(f"{o.colour} {o.shape} ({o.x:.0f}, {o.y:.0f})" for o in scene.objects)
+        objects = json.loads(label)["objects"]
+        return ", ".join(
+            f"{o['colour']} {o['shape']} ({o['x']:.0f}, {o['y']:.0f})" for o in objects
+        )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return label
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.errors import UserError
-from tarkit.files import read_picture
-from tarkit.manifests import MANIFEST, file_sha256, read_manifest
+from tarkit.images import read_picture
 
 RESULTS, SCORES, LOG, CONFIG = "results.json", "scores.parquet", "metrics.jsonl", "config.json"
 MAX_TEXT_BYTES = 256 << 20

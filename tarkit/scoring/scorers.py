@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tarkit.checkpoints import from_transformers
+from tarkit.checkpoints.hf import from_transformers
 from tarkit.errors import UserError
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
@@ -197,7 +197,7 @@ class Likelihood:
     """
 
     def __init__(self, model: str, device: str) -> None:
-        from tarkit.tar import Tar
+        from tarkit.inference.tar import Tar
 
         self._tar = Tar.load(model, device=device, dtok=None)
 

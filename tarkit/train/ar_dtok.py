@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import LoadedTaTok, load_ar_dtok, load_ta_tok, load_vqvae, read_config
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.load import LoadedTaTok, load_ar_dtok, load_ta_tok, load_vqvae
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.data import (
+from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import (
     Picture,
     Stream,
     draw_scale,
@@ -30,7 +32,6 @@ from tarkit.train.data import (
     to_bytes,
     to_pixels,
 )
-from tarkit.train.loop import LoopConfig, train
 from tarkit.vocab import Scale
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import (
@@ -29,8 +29,8 @@ from tarkit.models.encoder import (
     sigmoid_contrastive_loss,
 )
 from tarkit.shapes.scene import SIDE_PX, bounding_box, scene_from_json
-from tarkit.train.data import Picture, Stream, picture_stream, sized, to_pixels
 from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import Picture, Stream, picture_stream, sized, to_pixels
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 

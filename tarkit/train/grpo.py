@@ -26,17 +26,18 @@ from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import TOKENIZER
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.prompt_files import read_prompts
+from tarkit.artifacts.ranks import rank_and_world
+from tarkit.checkpoints.directory import TOKENIZER
+from tarkit.checkpoints.system import Sampling
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
+from tarkit.inference.tar import Tar
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
-from tarkit.prompts import read_prompts
-from tarkit.ranks import rank_and_world
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
-from tarkit.tar import Sampling, Tar
-from tarkit.train.chats import (
+from tarkit.train.chat_batches import (
     ChatsConfig,
     ChatStreams,
     check_codes,
@@ -44,8 +45,8 @@ from tarkit.train.chats import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.data import Stream, seed_of
 from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import Stream, seed_of
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tarkit.checkpoints import save_model
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.checkpoints.directory import save_model
 from tarkit.config import Config
 from tarkit.errors import UserError
-from tarkit.manifests import begin_directory
 from tarkit.progress import Progress
-from tarkit.train.data import seed_of
+from tarkit.train.streams import seed_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,20 +18,14 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import (
-    TOKENIZER,
-    LoadedTaTok,
-    has_visual_tokens,
-    load_mllm,
-    load_ta_tok,
-    read_config,
-    read_text_tokenizer,
-)
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.directory import TOKENIZER, read_config
+from tarkit.checkpoints.language_model import has_visual_tokens, load_mllm, read_text_tokenizer
+from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.config import load_config
-from tarkit.detokenizers import ArDetokenizer
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
+from tarkit.inference.detokenizers import ArDetokenizer
 from tarkit.models.mllm import (
     EmbeddingStart,
     LmArch,
@@ -43,7 +37,7 @@ from tarkit.models.mllm import (
     grow,
     shrink,
 )
-from tarkit.train.chats import (
+from tarkit.train.chat_batches import (
     ChatsConfig,
     ChatStreams,
     check_codes,
@@ -51,8 +45,8 @@ from tarkit.train.chats import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.data import to_bytes
 from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import to_bytes
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 

@@ -17,15 +17,16 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import Embeddings, load_encoder, read_embeddings
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.language_model import Embeddings, read_embeddings
+from tarkit.checkpoints.load import load_encoder
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
-from tarkit.train.data import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
 from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
 from tarkit.vocab import Scale
 
 

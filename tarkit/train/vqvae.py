@@ -16,13 +16,13 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
+from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.train.data import Picture, Stream, picture_stream, to_bytes, to_pixels
 from tarkit.train.loop import LoopConfig, train
+from tarkit.train.streams import Picture, Stream, picture_stream, to_bytes, to_pixels
 
 
 class VqvaeConfig(LoopConfig):

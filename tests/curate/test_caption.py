@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
-from tarkit.assistants import Answer, Question
+from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import caption
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.llm.base import Answer, Question
 
 EXAMPLES = [f"an oil painting of {count} ships" for count in "two three four five six".split()]
 
@@ -34,7 +33,7 @@ class Seer:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Artifact:
-    artifact = artifacts.begin(tmp_path / "pictures", "images", settings={}, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000"])
     rows: list[dict[str, Any]] = []
     blobs: list[tuple[str, bytes] | None] = []
     for number in range(3):
@@ -127,7 +126,7 @@ def test_too_few_examples_are_an_error(pictures: Artifact, tmp_path: Path) -> No
 def test_a_prompt_is_worded_anew_without_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = artifacts.begin(tmp_path / "pictures", "images", settings={}, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000"])
     prompts = ["red fox", "red fox", "red fox", "Red fox.", None]
     rows = [
         artifact.failed_row(f"0-{n}", "", prompt=prompt, role="target")

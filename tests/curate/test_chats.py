@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
+from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
 from tarkit.curate import chats
 from tarkit.curate.chats import Chat, ChatsConfig, Keep, Sources, chats_of_pictures
 from tarkit.errors import UserError
@@ -170,7 +169,7 @@ def test_drawn_choices_depend_on_the_key_and_the_seed_alone() -> None:
 
 def tokens_artifact(path: Path, *, num_shards: int = 2, num_rows: int = 6) -> Artifact:
     """Rows of codes that tell their row: all codes of row r of shard s are 10 s + r."""
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         path,
         "tokens",
         settings={
@@ -180,7 +179,7 @@ def tokens_artifact(path: Path, *, num_shards: int = 2, num_rows: int = 6) -> Ar
             "resize": "squash",
             "dtype": "float32",
         },
-        shards=artifacts.shard_names(num_shards),
+        shards=shard_names(num_shards),
     )
     for shard, name in enumerate(artifact.shards):
         write_tokens(artifact, name, shard, num_rows)
@@ -230,7 +229,7 @@ def test_every_chat_carries_the_codes_of_its_pictures_at_every_scale(tmp_path: P
 
 def test_scales_that_are_not_stored_are_null(tmp_path: Path) -> None:
     settings = {"tokenizer_sha256": "f", "codebook_size": 64, "resize": "", "dtype": ""}
-    artifact = artifacts.begin(
+    artifact = begin_artifact(
         tmp_path / "tokens", "tokens", settings={**settings, "sides": {"2": 2}}, shards=["00000"]
     )
     row = dict.fromkeys(artifact.schema.names) | {"key": "0", "role": "target", "prompt": "a"}
@@ -357,7 +356,7 @@ def test_mistakes_are_told_with_the_next_command(tmp_path: Path) -> None:
 
 def beside(folder: Path, kind: str, values: Sequence[Any], **settings: Any) -> Path:
     """An artifact of `kind` with a row for each key of the one-shard tokens; None: a failed row."""
-    artifact = artifacts.begin(folder, kind, settings=settings, shards=["00000"])
+    artifact = begin_artifact(folder, kind, settings=settings, shards=["00000"])
     rows = []
     for number, value in enumerate(values):
         key = f"00000-{number:06d}"

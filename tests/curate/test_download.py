@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate import download
 from tarkit.curate.img2dataset import SET
 from tarkit.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate import ingest
 from tarkit.errors import UserError
 from tarkit.images import decode

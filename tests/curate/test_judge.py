@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
-from tarkit.assistants import Answer, Question
+from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import judge, render
 from tarkit.curate.ask import Refused
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.llm.base import Answer, Question
 from tarkit.scoring.geneval import check
 from tarkit.scoring.scorers import Shown, plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
@@ -36,7 +35,7 @@ class Judge:
 
 
 def pictures_of(folder: Path, prompts: Sequence[str | None], **known: Any) -> Artifact:
-    artifact = artifacts.begin(folder, "images", settings={}, shards=["00000"])
+    artifact = begin_artifact(folder, "images", settings={}, shards=["00000"])
     rows = [
         artifact.failed_row(f"0-{n}", "", prompt=prompt, role="target", licence="MIT", **known)
         | {"status": "ok", "error": None}

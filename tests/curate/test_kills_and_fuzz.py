@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarkit.artifacts import open_artifact
-from tests.assistants.stub_server import said, serving
+from tarkit.artifacts.artifact import open_artifact
+from tests.llm.stub_server import said, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = int(os.environ.get("KILLS", "200"))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarkit.artifacts import Artifact
+from tarkit.artifacts.artifact import Artifact
 from tarkit.curate import prompts
 from tarkit.curate.prompts import clean, same
 from tarkit.errors import UserError

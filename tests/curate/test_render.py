@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tarkit.artifacts import Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate import render
 from tarkit.curate.render import QuestionWeights
 from tarkit.errors import UserError

@@ -9,18 +9,17 @@ import pytest
 import torch
 import transformers
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
+from tarkit.artifacts.artifact import Artifact, begin_artifact
+from tarkit.artifacts.preview import preview_rows
 from tarkit.curate import render, score
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
-from tarkit.plan import preview_rows
 from tarkit.scoring import scorers
 from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.shapes.prompts import g0_metadata
 from tarkit.shapes.render import render as draw_scene
 from tarkit.shapes.scene_edits import scene_for
-from tests.assistants.tiny import save_tokenizer
+from tests.llm.tiny import save_tokenizer
 
 PROMPTS: tuple[str | None, ...] = ("a ring", "a red ring", None, "x" * 90)
 
@@ -28,7 +27,7 @@ PROMPTS: tuple[str | None, ...] = ("a ring", "a red ring", None, "x" * 90)
 @pytest.fixture
 def pictures(tmp_path: Path) -> Artifact:
     """Four pictures and, at the end, a failed row; the first is blank."""
-    artifact = artifacts.begin(tmp_path / "pictures", "images", settings={}, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000"])
     rows: list[dict[str, Any]] = []
     blobs: list[tuple[str, bytes] | None] = []
     for number, prompt in enumerate(PROMPTS):
@@ -154,7 +153,7 @@ class Lopsided:
 
 
 def test_the_drawn_world_knows_which_picture_shows_its_prompt(tmp_path: Path) -> None:
-    artifact = artifacts.begin(tmp_path / "drawn", "images", settings={}, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "drawn", "images", settings={}, shards=["00000"])
     asked = g0_metadata("color_attr", ["ring", "heart"], colours=["red", "blue"])
     wrong = "a photo of a blue ring and a red heart"
     prompts = [asked["prompt"], wrong, "a photo of a dog", None]

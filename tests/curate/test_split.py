@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tarkit import artifacts
-from tarkit.artifacts import Artifact
-from tarkit.assistants import Answer, Question
+from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import split
 from tarkit.curate.ask import LOG, Refused
 from tarkit.curate.split import INSTRUCTION, split_of
 from tarkit.errors import UserError
+from tarkit.llm.base import Answer, Question
 from tarkit.vocab import IMAGE_MARK
 
 PROMPT = "A photo of a red fox, sitting in the snow at dawn."
@@ -158,7 +157,7 @@ def fox(monkeypatch: pytest.MonkeyPatch) -> Fox:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Artifact:
-    artifact = artifacts.begin(tmp_path / "prompts", "prompts", settings={}, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "prompts", "prompts", settings={}, shards=["00000"])
     texts = ["a photo of a fox", None, "a photo of a dog", "a photo of a whale"]
     rows = []
     for number, text in enumerate(texts):

@@ -15,14 +15,14 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tarkit import artifacts, encode
-from tarkit.artifacts import Artifact
+from tarkit import encode
+from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import chats, synthesize
 from tarkit.curate.text_to_image import Job, load_painter
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
 from tests import parts
-from tests.assistants.tiny import save_tokenizer
+from tests.llm.tiny import save_tokenizer
 
 SMALL = ["size_px=16", "steps=1", "max_prompt_tokens=16", "batch_size=2"]
 
@@ -67,7 +67,7 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prompts(path: Path, shards: Sequence[str] = ("00000",)) -> Artifact:
     """A split prompt, a failed one and a plain one a shard."""
-    artifact = artifacts.begin(path, "prompts", settings={}, shards=shards)
+    artifact = begin_artifact(path, "prompts", settings={}, shards=shards)
     for number, name in enumerate(shards):
         rows = []
         for place, text in enumerate(["a fox in snow", None, "a ring"]):

@@ -12,11 +12,11 @@ import pytest
 import typer.main
 from PIL import Image
 
-from tarkit.cli import app
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tarkit.eval import export, prepare, score
 from tarkit.eval.run import open_run
-from tarkit.manifests import begin_directory
 
 # ---- pictures -----------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from tarkit.errors import UserError
 from tarkit.eval import lmms
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.images import png_bytes
+from tarkit.inference.tar import Tar
 from tarkit.shapes.render import render
 from tarkit.shapes.suites import pope_suite
-from tarkit.tar import Tar
 from tarkit.vocab import Scale
 
 PYTHON = os.environ.get("TARKIT_LMMS_PYTHON")
@@ -514,7 +514,17 @@ def test_lmms_eval_itself_runs_a_local_task_offline_by_chat_and_simply(tmp_path:
     def tarkit(task: str, out: Path, *options: str) -> "subprocess.CompletedProcess[str]":
         words = ["--tasks", task, "--include", str(tasks), "--batch-size", "4", "--device", "cpu"]
         return subprocess.run(
-            [str(PYTHON), "-m", "tarkit.cli", "eval", "lmms", *words, "--out", str(out), *options],
+            [
+                str(PYTHON),
+                "-m",
+                "tarkit.cli",
+                "eval",
+                "lmms",
+                *words,
+                "--out",
+                str(out),
+                *options,
+            ],
             env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
             capture_output=True,
             text=True,

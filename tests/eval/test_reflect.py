@@ -14,9 +14,9 @@ from torch import Tensor
 from tarkit.errors import UserError
 from tarkit.eval import reflect
 from tarkit.eval.metrics.selection import ORACLE
+from tarkit.inference.tar import Tar
 from tarkit.scoring.scorers import Shown
 from tarkit.scoring.statistics import TASKS
-from tarkit.tar import Tar
 from tarkit.vocab import Scale
 
 EXTERNAL = ("tests.eval.test_reflect:brightness", None)

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tarkit.artifacts.manifest import read_manifest
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.eval.benchmarks import dpg as dpg_module
 from tarkit.eval.benchmarks.answers import correct
 from tarkit.eval.run import Item, open_run
-from tarkit.files import read_picture
-from tarkit.manifests import read_manifest
-from tarkit.tar import Tar
+from tarkit.images import read_picture
+from tarkit.inference.tar import Tar
 from tests.eval.benchmarks.test_mask2former import save_clip, save_detector
 
 LIMIT, N = 6, 2

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.eval import shapes
 from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, Plan
@@ -24,7 +25,6 @@ from tarkit.shapes.render import render
 from tarkit.shapes.scene import SHAPES, relations
 from tarkit.shapes.scene_edits import scene_for
 from tarkit.shapes.suites import geneval_suite
-from tarkit.tar import Sampling
 from tarkit.vocab import Scale
 
 # All that a stand-in without a codebook can take; tests/test_chain.py probes a real one.

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tarkit.artifacts import Artifact, begin, shard_names
+from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.manifests import begin_directory
 from tarkit.report import inspect
 
 
@@ -34,7 +34,9 @@ def row(key: str, **changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Artifact:
     """Shard 0 has two good pictures and two that failed for one reason; shard 1 is to be made."""
-    artifact = begin(tmp_path / "in", "images", settings={"seed": 7}, shards=shard_names(2))
+    artifact = begin_artifact(
+        tmp_path / "in", "images", settings={"seed": 7}, shards=shard_names(2)
+    )
     blob = ("png", png_bytes(Image.new("RGB", (8, 8), "red")))
     reason = "truncated picture: image file is truncated ({} bytes not processed)"
     rows = [
@@ -55,7 +57,9 @@ def tokens(out: Path, images: Artifact) -> Artifact:
         "resize": "squash",
         "dtype": "float32",
     }
-    artifact = begin(out, "tokens", settings=settings, shards=["00000"], parents={"images": images})
+    artifact = begin_artifact(
+        out, "tokens", settings=settings, shards=["00000"], parents={"images": images}
+    )
     about = ["parent_key", "group", "split", "prompt", "captions", "qa", "template", "scene"]
     common = dict.fromkeys(about) | {"role": "target", "status": "ok", "error": None}
     rows = [
@@ -179,7 +183,9 @@ def test_results_and_scores_show_their_figures(tmp_path: Path) -> None:
     begin_directory(tmp_path / "r", "results", settings={})
     (tmp_path / "r" / "results.json").write_text('{"overall": 0.65}')
     assert inspect.describe(tmp_path / "r")["results"] == {"overall": 0.65}
-    scores = begin(tmp_path / "s", "scores", settings={"columns": ["beauty"]}, shards=["00000"])
+    scores = begin_artifact(
+        tmp_path / "s", "scores", settings={"columns": ["beauty"]}, shards=["00000"]
+    )
     ok = {"status": "ok", "error": None}
     rows = [{"key": str(n), "beauty": value} | ok for n, value in enumerate((0.0, 0.5, 1.0))]
     scores.write("00000", [*rows, scores.failed_row("9", "damaged")])
@@ -200,7 +206,7 @@ def test_a_hostile_name_cannot_move_the_cursor_or_colour_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"licence": "\x1b[2J [bold]x[/bold]", "\x1b[31mname": 1}
-    artifact = begin(tmp_path / "x", "prompts", settings=settings, shards=["00000"])
+    artifact = begin_artifact(tmp_path / "x", "prompts", settings=settings, shards=["00000"])
     inspect.run(artifact.path)
     text = capsys.readouterr().out
     assert "\x1b" not in text and "[bold]x[/bold]" in text

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tarkit.cli import app
+from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tarkit.report import report
 from tarkit.report.report import half_and_half

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import load_ar_dtok, load_ta_tok, load_vqvae, read_config
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.load import load_ar_dtok, load_ta_tok, load_vqvae
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import ar_dtok
 from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask
-from tarkit.train.data import Picture, picture_stream
+from tarkit.train.streams import Picture, picture_stream
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -169,7 +170,7 @@ def test_an_arch_that_fits_no_part_is_refused_with_the_flags_that_do(
 def test_an_unfinished_part_is_refused_with_the_command_that_finishes_it(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from tarkit.manifests import begin_directory
+    from tarkit.artifacts.manifest import begin_directory
 
     begin_directory(tmp_path / "vq", "model", settings={})
     with pytest.raises(UserError, match=r"vq is no model directory: it holds no config.json") as e:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import load_encoder
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.load import load_encoder
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.encoder import VisionEncoder
 from tarkit.train import encoder
-from tarkit.train.data import picture_stream
 from tarkit.train.encoder import EncoderConfig, EncoderTask, covered
+from tarkit.train.streams import picture_stream
 from tests import parts
 
 SETTINGS: dict[str, Any] = {

@@ -13,13 +13,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.testing import assert_close
 
-from tarkit import assemble
-from tarkit.checkpoints import load_mllm
+from tarkit.checkpoints import assemble
+from tarkit.checkpoints.language_model import load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
+from tarkit.inference.tar import Tar
 from tarkit.models.mllm import code_log_probs, generate_codes
 from tarkit.scoring.scorers import Scores, Shown, plan_scorer
-from tarkit.tar import Tar
 from tarkit.train import grpo
 from tarkit.train.grpo import GrpoConfig, GrpoTask, Round, Step, advantages, clipped_objective
 from tarkit.vocab import Scale

@@ -12,17 +12,19 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from tarkit.artifacts import Artifact, open_artifact
-from tarkit.checkpoints import load_mllm, load_ta_tok, read_config
+from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.language_model import load_mllm
+from tarkit.checkpoints.load import load_ta_tok
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.mllm import build, from_scratch
 from tarkit.train import mllm
-from tarkit.train.chats import ChatStreams, TaskName, encode_chat
+from tarkit.train.chat_batches import ChatStreams, TaskName, encode_chat
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
-from tests.test_published_lm import publish
+from tests.checkpoints.test_published_lm import publish
 
 SETTINGS: dict[str, Any] = {
     "lm": parts.LM,

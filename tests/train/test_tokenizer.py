@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import load_encoder, load_ta_tok, read_config, read_embeddings
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.language_model import read_embeddings
+from tarkit.checkpoints.load import load_encoder, load_ta_tok
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.codebook import representative_rows
 from tarkit.models.ta_tok import pool
 from tarkit.train import tokenizer
-from tarkit.train.data import picture_stream
+from tarkit.train.streams import picture_stream
 from tarkit.train.tokenizer import TaTokSizes, TokenizerConfig, TokenizerTask
 from tarkit.vocab import Scale
 from tests import parts

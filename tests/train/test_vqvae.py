@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from tarkit.artifacts import open_artifact
-from tarkit.checkpoints import load_vqvae, read_config
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.load import load_vqvae
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import vqvae
-from tarkit.train.data import picture_stream
+from tarkit.train.streams import picture_stream
 from tarkit.train.vqvae import VqvaeConfig, VqvaeTask
 from tests import parts
 

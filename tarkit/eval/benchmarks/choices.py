@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.layouts import _answered
 from tarkit.eval.benchmarks.rows import LETTER, LETTERS, SHORT, Row, _first, _need, _picture, _rows
 from tarkit.eval.run import Run
-from tarkit.files import write_whole
 
 log = logging.getLogger("tarkit")
 

@@ -14,8 +14,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import read_lines
 from tarkit.errors import UserError
-from tarkit.files import read_lines
 from tarkit.scoring.geneval import Detection
 
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tarkit.artifacts.files import read_lines, write_whole
+from tarkit.artifacts.manifest import begin_directory, file_sha256
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import Row, Verdicts
 from tarkit.eval.benchmarks.dsg import (
@@ -30,9 +32,7 @@ from tarkit.eval.benchmarks.layouts import _drawn, _require_size
 from tarkit.eval.outcome import score_row
 from tarkit.eval.run import Run, scorer_folder
 from tarkit.eval.samples import Failure, make_answers, read_answers
-from tarkit.files import read_lines, read_picture, write_whole
-from tarkit.images import png_bytes
-from tarkit.manifests import begin_directory, file_sha256
+from tarkit.images import png_bytes, read_picture
 
 JUDGES = ("tar", "vlm", "answers")
 BATCH_SIZE = 16
@@ -158,7 +158,7 @@ def _judge(
 ) -> tuple[Ask, dict[str, Any]]:
     """What answers, and what its answers depend on."""
     if name == "tar":
-        from tarkit.tar import Tar
+        from tarkit.inference.tar import Tar
 
         tar = Tar.load(model or "mini", device=device, dtok=None)
 
@@ -170,7 +170,8 @@ def _judge(
 
         return by_tar, {"model": tar.fingerprints(), "read_scale": int(tar.read_scale)}
     if name == "vlm" and model is not None:
-        from tarkit.assistants import AssistantConfig, Question, load
+        from tarkit.llm.base import AssistantConfig, Question
+        from tarkit.llm.load import load
 
         config = AssistantConfig(temperature=0.0, tries=1, max_tokens=8, batch_size=BATCH_SIZE)
         judge = load(model, config=config, server=server, sees=True, device=device)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tarkit.artifacts.files import read_lines, write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import Row, Verdicts
 from tarkit.eval.benchmarks.detections import read_detections
@@ -23,7 +24,6 @@ from tarkit.eval.metrics.summaries import run_figures
 from tarkit.eval.outcome import score_row
 from tarkit.eval.run import Drawn, Run
 from tarkit.eval.samples import Failure, open_pictures
-from tarkit.files import read_lines, write_whole
 from tarkit.images import png_bytes, to_uint8
 from tarkit.progress import Progress
 from tarkit.scoring.geneval import OFFICIAL_RULES, SHAPES_RULES, Detection, Rules, check

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.layouts import _answered, _name
 from tarkit.eval.benchmarks.rows import MME_TAIL, PICTURE_ENDINGS, SHORT, Row
 from tarkit.eval.run import Run
-from tarkit.files import write_whole
 from tarkit.scoring.statistics import bootstrap
 
 PERCEPTION = (

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import write_whole
 from tarkit.eval.benchmarks.layouts import _answered, _name
 from tarkit.eval.benchmarks.rows import SHORT, Row, _images, _inside, _jsonl, _need
 from tarkit.eval.metrics.summaries import QuestionScores, question_results
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.eval.run import Run
-from tarkit.files import write_whole
 from tarkit.scoring.statistics import chance_floor
 
 

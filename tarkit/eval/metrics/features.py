@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.checkpoints.hub import find_part
 from tarkit.errors import UserError
 from tarkit.images import resize, to_uint8
-from tarkit.manifests import file_sha256
-from tarkit.places import find_part
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tarkit.checkpoints import LoadedTaTok
+    from tarkit.checkpoints.load import LoadedTaTok
     from tarkit.eval.metrics.shapes_classifier import Trained
 
 Features = NDArray[np.float32]
@@ -71,7 +71,7 @@ class TatokFeatures:
     @classmethod
     def load(cls, model: str | Path, device: str) -> TatokFeatures:
         """The tokenizer of a model by name or folder, or a tokenizer's own folder."""
-        from tarkit.checkpoints import load_ta_tok
+        from tarkit.checkpoints.load import load_ta_tok
 
         place = find_part(Path(model), "ta_tok")
         own = place / "ta_tok"

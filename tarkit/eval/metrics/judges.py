@@ -15,8 +15,6 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 BINS = 10
-ACCEPTED = {"yes": 0.5, "gain": 0.0}
-"""Above it a judge says yes: a probability, and nats a code (see `tarkit.reflect`)."""
 
 
 def auroc(scores: Floats, labels: Bools) -> float | None:

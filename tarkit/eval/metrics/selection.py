@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.eval.metrics.judges import ACCEPTED, best_of_n, first_accepted
+from tarkit.eval.metrics.judges import best_of_n, first_accepted
+from tarkit.inference.self_reflect import ACCEPTED
 from tarkit.scoring.statistics import TASKS, macro, micro, paired
 from tarkit.scoring.tables import Table
 

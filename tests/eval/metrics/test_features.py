@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.checkpoints.hub import EMBEDDED
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import (
     EXTRACTORS,
@@ -20,9 +22,7 @@ from tarkit.eval.metrics.features import (
     TatokFeatures,
     load_extractor,
 )
-from tarkit.manifests import file_sha256
-from tarkit.places import EMBEDDED
-from tarkit.tar import Tar
+from tarkit.inference.tar import Tar
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

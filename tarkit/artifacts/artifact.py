@@ -1,0 +1,485 @@
+"""What lies on disk: kinds and schemas, the manifest, and shard reading, writing, resuming.
+
+An artifact is a directory: `manifest.json`, which is the plan, and numbered shards, which are the
+progress. The plan is written once (temporary file + os.link: the first worker wins, the others
+compare); a shard appears whole (temporary file, then rename) and records the sha256 of the input
+shard it was made from, so that the same command again redoes what is missing or stale and no
+more. Same input, same bytes. No torch, no Pillow, no maths.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarkit.artifacts.manifest import (
+    begin_directory,
+    file_sha256,
+    read_manifest,
+    temporary_path,
+)
+from tarkit.artifacts.schema import (
+    IMAGES,
+    KEY,
+    KINDS,
+    NEEDED_SETTINGS,
+    Row,
+    check_row,
+    checked_table,
+    schema_of,
+)
+from tarkit.errors import UserError
+
+PREFIX = "tarkit."
+SHARD_NAME = re.compile(r"[0-9]{5,}")
+EXTENSION = re.compile(r"[a-z0-9]{1,5}")
+MAX_MEMBER_BYTES = 256 << 20
+
+Blob = tuple[str, bytes]  # (extension, encoded picture)
+
+
+class Source(Protocol):
+    """What shards are made from: an artifact, or one with others beside it."""
+
+    def shard_sha256(self, name: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory with its plan: shards that exist or are still to be made.
+
+    `counts` holds the planned number of rows of each shard where the kind plans them (render,
+    ingest) and is empty where it follows from the input. `parents` maps a name (`images`) to
+    `{path, kind, manifest_sha256}`, the path relative to the artifact.
+    """
+
+    path: Path
+    kind: str
+    settings: dict[str, Any]
+    shards: tuple[str, ...]
+    parents: dict[str, dict[str, str]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    # ---- schema -------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of a shard, without the metadata that each shard adds."""
+        return schema_of(self.kind, self.settings)
+
+    def failed_row(self, key: str, error: str, **known: Any) -> dict[str, Any]:
+        """A complete row of this kind that keeps its key and says why it has no result."""
+        blank = dict.fromkeys(self.schema.names)
+        return blank | known | {"key": key, "status": "failed", "error": error}
+
+    # ---- progress -----------------------------------------------------------------------------
+
+    def shard_path(self, name: str) -> Path:
+        """The Parquet file of a shard; for images it is the index beside the tar."""
+        return self.path / f"{name}.parquet"
+
+    def tar_path(self, name: str) -> Path:
+        """The tar with the pictures of an images shard."""
+        return self.path / f"{name}.tar"
+
+    def missing(self) -> list[str]:
+        """Planned shards that do not exist yet."""
+        return [name for name in self.shards if not self.shard_path(name).exists()]
+
+    def require_complete(self) -> None:
+        """Raises UserError that names the missing shards."""
+        missing = self.missing()
+        if missing:
+            names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            raise UserError(
+                f"{self.path} lacks {len(missing)} of its {len(self.shards)} shards ({names})",
+                hint=f"the command that began it, run again with the same --out {self.path}, "
+                "makes what is missing",
+            )
+
+    def pending(self, source: "Source | None" = None, rank: int = 0, world: int = 1) -> list[str]:
+        """Shards of this rank that are missing, or made from other bytes of the input shard."""
+        return [name for name in self.shards[rank::world] if not self._is_current(name, source)]
+
+    def status_counts(self) -> dict[str, int]:
+        """Rows by status, over the shards that exist: `{"ok": 98, "failed": 2}`."""
+        counts = {"ok": 0, "failed": 0}
+        for name in self.shards:
+            if self.shard_path(name).exists():
+                for status in self.read(name, ["status"])["status"].to_pylist():
+                    counts[status] += 1
+        return counts
+
+    def shard_sha256(self, name: str) -> str:
+        """Fingerprint of a shard; for images of its index, which holds that of the tar."""
+        return file_sha256(self._existing(name))
+
+    def source_sha256(self, name: str) -> str | None:
+        """The sha256 of the input shard that an existing shard was made from."""
+        return self._metadata(name).get(PREFIX + "source_sha256")
+
+    def _is_current(self, name: str, source: "Source | None") -> bool:
+        if not self.shard_path(name).exists():
+            return False
+        return source is None or self.source_sha256(name) == source.shard_sha256(name)
+
+    def _existing(self, name: str) -> Path:
+        if name not in self.shards:
+            raise UserError(
+                f"{self.path} has no shard {name!r} in its plan of {len(self.shards)} shards",
+                hint=f"tarkit inspect {self.path}",
+            )
+        path = self.shard_path(name)
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: shard {name} of {self.path} has not been made",
+                hint=f"the command that began {self.path}, run again with the same --out, "
+                "makes what is missing",
+            )
+        return path
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        with _readable(self._existing(name)) as path:
+            metadata = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in metadata.items()}
+
+    # ---- reading ------------------------------------------------------------------------------
+
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a shard (for images: of its index), all columns or those named."""
+        with _readable(self._existing(name)) as path:
+            # ParquetFile and not read_table: the latter takes names like `a=1` for partitions.
+            with pq.ParquetFile(path) as file:
+                found = file.schema_arrow
+                unknown = [column for column in columns or () if column not in found.names]
+                if unknown:
+                    raise UserError(
+                        f"{path} has no column {unknown[0]!r}; it has {', '.join(found.names)}"
+                    )
+                table = file.read(columns=list(columns) if columns else None)
+        return table
+
+    def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of a shard as dicts; slow for codes, whose column buffers are to be read."""
+        return self.read(name, columns).to_pylist()
+
+    def read_images(self, name: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+        """Each row with its encoded picture, None for a failed row."""
+        rows = self.rows(name)
+        offsets, sizes = self.image_offsets(name)
+        places = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
+        with self.tar_path(name).open("rb") as tar:
+            for row in rows:
+                if row["status"] != "ok":
+                    yield row, None
+                    continue
+                offset, size = next(places)
+                tar.seek(offset)
+                blob = tar.read(size)
+                if len(blob) != size:
+                    raise self._torn(name, f"picture {row['key']} ends early")
+                yield row, blob
+
+    def image_offsets(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread into the tar."""
+        rows = self.read(name, ["key", "status"]).to_pylist()
+        keys = [row["key"] for row in rows if row["status"] == "ok"]
+        found = self._picture_members(name)
+        if [key for key, _, _ in found] != keys:
+            raise self._torn(
+                name, f"the index lists {len(keys)} pictures, the tar holds {len(found)} others"
+            )
+        places = np.array([place for _, *place in found], dtype=np.int64).reshape(-1, 2)
+        return places[:, 0], places[:, 1]
+
+    def _picture_members(self, name: str) -> list[tuple[str, int, int]]:
+        """(key, offset, size) of every member but the JSON ones; links and folders are refused."""
+        self._existing(name)
+        members = []
+        try:
+            with tarfile.open(self.tar_path(name), "r:") as tar:
+                for member in tar:
+                    key, _, extension = member.name.partition(".")
+                    if not member.isreg() or not KEY.fullmatch(key):
+                        raise self._torn(name, f"it has a member {member.name!r}")
+                    if member.size > MAX_MEMBER_BYTES:
+                        raise self._torn(name, f"{member.name} has {member.size} bytes")
+                    if extension != "json":
+                        members.append((key, member.offset_data, member.size))
+        except (OSError, tarfile.TarError) as error:
+            raise self._torn(name, str(error)) from None
+        return members
+
+    def _torn(self, name: str, why: str) -> UserError:
+        index, tar = self.shard_path(name), self.tar_path(name)
+        return UserError(
+            f"{tar} is not the tar that {index.name} describes: {why}",
+            hint=f"rm {index} and run the command that began {self.path} again",
+        )
+
+    # ---- writing ------------------------------------------------------------------------------
+
+    def write(
+        self, name: str, rows: Sequence[Row] | pa.Table, *, source_sha256: str | None = None
+    ) -> None:
+        """Writes a shard whole or not at all; misspelt, missing or ill-typed keys raise."""
+        if self.kind == "images":
+            raise ValueError("images shards are written by write_images")
+        self._write_table(
+            name,
+            checked_table(self.kind, self.settings, rows),
+            metadata={},
+            source_sha256=source_sha256,
+        )
+
+    def write_images(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        blobs: Sequence[Blob | None],
+        *,
+        source_sha256: str | None = None,
+    ) -> None:
+        """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
+
+        A failed row has None for a blob and stands in the index alone.
+        """
+        if len(rows) != len(blobs):
+            raise ValueError(f"{len(rows)} rows but {len(blobs)} pictures")
+        pairs = zip(rows, blobs, strict=True)
+        self.write_pictures(name, pairs, source_sha256=source_sha256)
+
+    def write_pictures(
+        self,
+        name: str,
+        pictures: Iterable[tuple[Row, Blob | None]],
+        *,
+        source_sha256: str | None = None,
+    ) -> None:
+        """As `write_images` from (row, blob) pairs, of which one at a time is held in memory."""
+        if self.kind != "images":
+            raise ValueError(f"{self.path} holds {self.kind}, not images")
+        rows: list[Row] = []
+        with _written_whole(self.tar_path(name)) as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for row, blob in pictures:
+                    check_row(row, IMAGES, len(rows))
+                    _add_picture(tar, row, blob)
+                    rows.append(row)
+            table = checked_table(self.kind, self.settings, rows)
+            self._check_planned(name, table)
+        metadata = {PREFIX + "tar_sha256": file_sha256(self.tar_path(name))}
+        self._write_table(name, table, metadata=metadata, source_sha256=source_sha256)
+
+    def _check_planned(self, name: str, table: pa.Table) -> None:
+        if name not in self.shards:
+            raise ValueError(f"shard {name!r} is not in the plan of {self.path}")
+        planned = self.counts.get(name, table.num_rows)
+        if table.num_rows != planned:
+            raise ValueError(f"shard {name}: {table.num_rows} rows, the plan says {planned}")
+
+    def _write_table(
+        self,
+        name: str,
+        table: pa.Table,
+        *,
+        metadata: dict[str, str],
+        source_sha256: str | None,
+    ) -> None:
+        self._check_planned(name, table)
+        metadata = metadata | {PREFIX + "kind": self.kind}
+        if source_sha256:
+            metadata[PREFIX + "source_sha256"] = source_sha256
+        for key in NEEDED_SETTINGS.get(self.kind, ()):
+            value = self.settings[key]
+            metadata[PREFIX + key] = (
+                value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            )
+        with _written_whole(self.shard_path(name)) as file:
+            _write_parquet(table.replace_schema_metadata(metadata), file)
+
+
+# ---- beginning and opening ----------------------------------------------------------------------
+
+
+def begin_artifact(
+    out: Path,
+    kind: str,
+    *,
+    settings: Mapping[str, Any],
+    shards: Sequence[str] | Mapping[str, int],
+    parents: Mapping[str, Artifact | Path] | None = None,
+) -> Artifact:
+    """Writes the plan of an artifact, or returns the equal one that is already there.
+
+    `shards` are names, or names with their planned numbers of rows. Raises UserError when `out`
+    was begun with other settings, shards or inputs.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
+    for key in NEEDED_SETTINGS.get(kind, ()):
+        if key not in settings:
+            raise ValueError(f"{kind} need the setting {key!r}")
+    bad = [name for name in shards if not SHARD_NAME.fullmatch(name)]
+    if bad or len(set(shards)) != len(shards):
+        raise ValueError(f"shard names are five or more digits, each once; got {bad or shards}")
+    paths = {
+        name: parent.path if isinstance(parent, Artifact) else parent
+        for name, parent in (parents or {}).items()
+    }
+    counts = dict(shards) if isinstance(shards, Mapping) else {}
+    plan = {"shards": list(shards), "counts": counts}
+    manifest = begin_directory(out, kind, settings=settings, parents=paths, plan=plan)
+    return _artifact(out, manifest)
+
+
+def open_artifact(path: Path, kind: str | None = None) -> Artifact:
+    """The artifact in a directory; raises UserError when it is none, or of another kind."""
+    manifest = read_manifest(path)
+    found = manifest.get("kind")
+    if kind is not None and found != kind:
+        raise UserError(
+            f"{path} holds {found}, where {kind} are wanted", hint=f"tarkit inspect {path}"
+        )
+    if found not in KINDS:
+        raise UserError(
+            f"{path} is a {found} directory, not an artifact of shards",
+            hint=f"tarkit inspect {path}",
+        )
+    return _artifact(path, manifest)
+
+
+def shard_names(count: int) -> list[str]:
+    """`00000`, `00001`, ...: `count` names of shards."""
+    return [f"{number:05d}" for number in range(count)]
+
+
+def shard_plan(num_rows: int, shard_size: int) -> dict[str, int]:
+    """The shards that hold `num_rows`, with the rows of each: all full but the last."""
+    names = shard_names(-(-num_rows // shard_size))
+    return {name: min(shard_size, num_rows - n * shard_size) for n, name in enumerate(names)}
+
+
+def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
+    return Artifact(
+        path=path,
+        kind=manifest["kind"],
+        settings=manifest["settings"],
+        shards=tuple(manifest["shards"]),
+        parents=manifest["parents"],
+        counts=manifest["counts"],
+    )
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+
+def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
+    """zstd; codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split."""
+    codes = [name for name in table.schema.names if name.startswith("codes_")]
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        row_group_size=2048,
+        use_dictionary=_leaf_paths(table.schema, skip=codes),
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in codes},
+    )
+
+
+def _leaf_paths(schema: pa.Schema, *, skip: Sequence[str]) -> list[str]:
+    """Parquet's names of the string leaves, which alone gain from a dictionary."""
+    paths: list[str] = []
+
+    def walk(kind: pa.DataType, path: str) -> None:
+        if pa.types.is_struct(kind):
+            for number in range(kind.num_fields):
+                walk(kind.field(number).type, f"{path}.{kind.field(number).name}")
+        elif pa.types.is_list(kind):
+            walk(kind.value_type, f"{path}.list.element")
+        elif pa.types.is_string(kind):
+            paths.append(path)
+
+    for column in schema:
+        if column.name not in skip:
+            walk(column.type, column.name)
+    return paths
+
+
+def _add_picture(tar: tarfile.TarFile, row: Row, blob: Blob | None) -> None:
+    """KEY.png and KEY.json as webdataset groups them, with mtime 0 and no owner."""
+    if (blob is None) != (row["status"] == "failed"):
+        raise ValueError(f"{row['key']} is {row['status']}: an ok row has a picture")
+    if blob is None:
+        return
+    extension, data = blob
+    if not EXTENSION.fullmatch(extension) or extension == "json":
+        raise ValueError(f"{row['key']}: {extension!r} is no extension of a picture")
+    if len(data) > MAX_MEMBER_BYTES:
+        raise ValueError(f"{row['key']}: {len(data)} bytes, more than {MAX_MEMBER_BYTES}")
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
+    for name, content in ((extension, data), ("json", text)):
+        member = tarfile.TarInfo(f"{row['key']}.{name}")
+        member.size, member.mode = len(content), 0o644
+        tar.addfile(member, io.BytesIO(content))
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name whole or not at all, also when the machine stops."""
+    _sweep(path)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed processes of this machine left of `path`."""
+    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
+        pid = left.suffixes[-2].removeprefix(".")
+        if pid.isdigit() and not _is_alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process can still write; one that ended and was not waited for cannot."""
+    with contextlib.suppress(OSError):  # no /proc: ask the system
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return state[:1] not in ([b"Z"], [b"X"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Turns Arrow's complaint about a damaged file into one that names the next step."""
+    try:
+        yield path
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged: {reason}",
+            hint=f"rm {path} and run the command that made it again",
+        ) from None

@@ -1,0 +1,72 @@
+"""`tarkit assemble`: the four trained parts become one model directory that everything loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tarkit.checkpoints.directory import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    half,
+    read_config,
+    require_weights,
+)
+from tarkit.checkpoints.system import AssembleConfig
+from tarkit.config import load_config
+from tarkit.errors import UserError
+
+
+def run(
+    *,
+    mllm: Path,
+    tokenizer: Path,
+    ar_dtok: Path,
+    vqvae: Path,
+    out: Path,
+    half_precision: bool = False,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Copy the parts into `out`, in float16 on request; parts of other codes are refused."""
+    settings = load_config(AssembleConfig, config, overrides)
+    parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
+    read = {kind: read_config(path, kind) for kind, path in parts.items()}
+    made = read["ta_tok"]["sha256"]
+    for kind in ("mllm", "ar_dtok"):
+        wants = read[kind].get("tokenizer_sha256")
+        if wants != made:
+            raise UserError(
+                f"{parts[kind]} was trained with tokenizer {str(wants)[:12]}, "
+                f"{tokenizer} is {made[:12]}",
+                hint="name the tokenizer that both were trained with",
+            )
+    _check_pixels(read, parts)
+    for path in parts.values():
+        require_weights(path)
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, path in parts.items():
+        (out / kind).mkdir(exist_ok=True)
+        for name in (CONFIG, "run.toml", TOKENIZER, WEIGHTS):
+            if (path / name).exists():
+                shutil.copyfile(path / name, out / kind / name)
+        if half_precision:
+            half(out / kind)
+    description = {"kind": "tar", **settings.model_dump(mode="json")}
+    (out / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+    return out
+
+
+def _check_pixels(read: Mapping[str, dict[str, Any]], parts: Mapping[str, Path]) -> None:
+    """Refuse an image VQ other than the one whose codes the de-tokenizer learned."""
+    made_for, made = read["ar_dtok"].get("vqvae_sha256"), read["vqvae"]["sha256"]
+    if made_for not in (None, made):
+        raise UserError(
+            f"{parts['ar_dtok']} was trained with image VQ {made_for[:12]}, "
+            f"{parts['vqvae']} is {made[:12]}",
+            hint="name the image VQ that the de-tokenizer was trained with",
+        )

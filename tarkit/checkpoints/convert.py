@@ -1,0 +1,53 @@
+"""`tarkit models convert`: a published weight file becomes a model directory.
+
+The directory's identity stays the published file's sha256, so that codes made with either fit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from tarkit.checkpoints.directory import WEIGHTS, write_model
+from tarkit.checkpoints.load import check_published
+from tarkit.checkpoints.published import read_published
+from tarkit.errors import UserError
+
+Precision = Literal["stored", "float32", "float16", "bfloat16"]
+
+
+def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
+    """Convert a TA-Tok, AR-DTok or image VQ; the weights as they are stored or in `precision`.
+
+    Raises UserError for what is no published file, does not fit, or would go over other weights.
+    """
+    import torch
+
+    if precision not in get_args(Precision):
+        raise UserError(
+            f"precision {precision!r} is unknown", hint=f"one of {', '.join(get_args(Precision))}"
+        )
+    found = read_published(file)
+    check_published(found, file)
+    if (out / WEIGHTS).exists():
+        raise UserError(f"{out} already holds a model", hint="give another --out")
+    state = found.state
+    if precision != "stored":
+        dtype = getattr(torch, precision)
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        if not all(bool(v.isfinite().all()) for v in state.values() if v.is_floating_point()):
+            raise UserError(
+                f"{file} has weights beyond {precision}'s range", hint="--precision float32"
+            )
+    write_model(
+        out,
+        {name: value.contiguous() for name, value in state.items()},
+        {
+            "kind": found.kind,
+            "arch": found.arch.model_dump(mode="json"),
+            "published": {"file": os.path.basename(file), "ignored": list(found.ignored)},
+        },
+        identity=file,
+    )
+    return out

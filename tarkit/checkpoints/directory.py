@@ -1,0 +1,227 @@
+"""Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`), loaded strictly.
+
+Where a TA-Tok, an AR-DTok or an image VQ is named, a published file may stand for a directory. A
+model is built without memory of its own and takes its weights as they are mapped from the file;
+what is stored in another precision than the one asked for is converted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
+from tarkit.config import Config, write_toml
+from tarkit.errors import UserError
+from tarkit.models.ar_dtok import ArDtok, ArDtokArch
+from tarkit.models.encoder import EncoderArch, VisionEncoder
+from tarkit.models.ta_tok import TaTok, TaTokArch
+from tarkit.models.vqvae import Vqvae, VqvaeArch
+
+if TYPE_CHECKING:
+    pass
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ArchT = TypeVar("ArchT", bound=Config)
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def precision_of(name: str) -> torch.dtype:
+    """The torch type of weights in the named precision; UserError for a name that is none."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r} is unknown", hint=f"one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def save_model(
+    out: Path, model: nn.Module, config: Mapping[str, Any], run: Config | None = None
+) -> None:
+    """Write a finished model directory.
+
+    `config` must hold `kind` and `arch`. The weights' sha256 is written into it as the model's
+    identity, which a half-precision copy keeps.
+    """
+    if run is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "run.toml").write_text(write_toml(run))
+    write_model(out, _unshared(model), config)
+
+
+def write_model(
+    out: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], identity: Path | None = None
+) -> None:
+    """Write config.json and weights, these last: their presence means done.
+
+    The model's identity is the sha256 of the file `identity`, by default of the weights.
+    """
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / f".{WEIGHTS}.{os.getpid()}"
+    save_file(dict(state), draft, metadata={"format": "pt"})
+    text = json.dumps({**config, "sha256": file_sha256(identity or draft)}, indent=1, default=str)
+    (out / CONFIG).write_text(text + "\n")
+    os.replace(draft, out / WEIGHTS)
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the second name of a tied tensor."""
+    seen: dict[int, str] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen[tensor.data_ptr()] = name
+        state[name] = tensor.detach().contiguous().cpu()
+    return state
+
+
+def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """The config.json of a model directory; UserError where it is none or of another kind."""
+    file = path / CONFIG
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is no model directory: "
+            + ("it is a file" if path.exists() else "there is no such folder"),
+            hint=f"tarkit inspect {path.parent}",
+        )
+    if not file.exists():
+        raise UserError(
+            f"{path} is no model directory: it holds no {CONFIG}",
+            hint=_unfinished(path) if _in_training(path) else f"tarkit inspect {path}",
+        )
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not JSON: {error}", hint=f"tarkit inspect {path}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds no table of settings", hint=f"tarkit inspect {path}")
+    if kind is not None and config.get("kind") != kind:
+        found = config.get("kind") or f"a {config.get('model_type', 'foreign')} model"
+        raise UserError(
+            f"{path} is {found}, where a model of kind {kind} is needed",
+            hint=f"tarkit inspect {path}",
+        )
+    if (kind in MODELS or kind == "mllm") and not isinstance(config.get("sha256"), str):
+        raise UserError(
+            f"{file} says no sha256, by which its codes would be known",
+            hint=f"copy {file.name} of {path} from its training again",
+        )
+    return config
+
+
+def require_weights(path: Path) -> Path:
+    """The weights file of a model directory; UserError where its training did not finish."""
+    file = path / WEIGHTS
+    if not file.exists():
+        raise UserError(
+            f"{path} has no {WEIGHTS}: its training did not finish", hint=_unfinished(path)
+        )
+    return file
+
+
+def _in_training(path: Path) -> bool:
+    return (path / MANIFEST).exists() and read_manifest(path)["kind"] == "model"
+
+
+def _unfinished(path: Path) -> str:
+    return f"its training is unfinished: run the `tarkit train` command with --out {path} again"
+
+
+def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    return in_precision(read_tensors(require_weights(path)), dtype)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as they are stored, mapped from it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise damaged(file, error) from None
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged: {error}", hint="copy or train the model again")
+
+
+def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
+    """The sizes in a config.json; UserError names every key that does not fit."""
+    try:
+        return cls.model_validate(config.get("arch"))
+    except pydantic.ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(
+            f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
+            hint=f"tarkit inspect {path}",
+        ) from None
+
+
+def fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> ModuleT:
+    """Load strictly: every missing, unexpected or misshaped key is named."""
+    own = model.state_dict()
+    faults = [f"missing {k}" for k in own if k not in state]
+    faults += [f"unexpected {k}" for k in state if k not in own]
+    faults += [
+        f"{k} is {list(v.shape)}, expected {list(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
+        raise UserError(
+            f"{file} does not fit the sizes it comes with: {'; '.join(faults[:6])}{more}", hint=hint
+        )
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def fill_directory(model: ModuleT, state: Mapping[str, Tensor], path: Path) -> ModuleT:
+    return fill(model, state, path / WEIGHTS, f"copy both files of {path} from one training again")
+
+
+# Sizes and network of each kind of model that is tarkit's own; a language model is transformers'.
+MODELS: Mapping[str, tuple[type[Config], Callable[[Any], nn.Module]]] = {
+    "encoder": (EncoderArch, VisionEncoder),
+    "ta_tok": (TaTokArch, TaTok),
+    "ar_dtok": (ArDtokArch, ArDtok),
+    "vqvae": (VqvaeArch, Vqvae),
+}
+REFETCH = "download the file again from its publisher"
+
+
+def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Plain values of one precision; what is stored in it stays where it is mapped."""
+    return {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in state.items()
+    }
+
+
+def half(path: Path) -> None:
+    """Turn a model directory's weights into half precision, in place."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path / WEIGHTS)
+    draft = path / f".{WEIGHTS}.{os.getpid()}"
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    worst = max((float(v.abs().max()) for v in halved.values() if v.numel()), default=0.0)
+    if not torch.isfinite(torch.tensor(worst)):
+        raise UserError(f"{path} has weights beyond float16's range")
+    save_file(halved, draft, metadata={"format": "pt"})
+    os.replace(draft, path / WEIGHTS)

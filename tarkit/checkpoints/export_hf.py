@@ -1,0 +1,115 @@
+"""`tarkit export hf`: the language model as a directory that transformers, and so vLLM, loads.
+
+A plain causal language model: pictures are ids among its ids, and no code of ours is needed to run
+it. What turns pictures into ids and back (TA-Tok, AR-DTok, image VQ) stays with tarkit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tarkit.artifacts.files import write_whole
+from tarkit.checkpoints.directory import precision_of
+from tarkit.checkpoints.hub import find
+from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
+from tarkit.errors import UserError
+from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
+
+
+def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
+    """Write `model`'s language model to `out`; UserError where something is there already."""
+    dtype = precision_of(precision)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty", hint="give another --out")
+    loaded = load_mllm(find(model, dtok=None).mllm, dtype)
+    vocabulary = loaded.vocabulary
+    network = loaded.model
+    if not all(bool(p.isfinite().all()) for p in network.parameters()):
+        raise UserError(
+            f"{model} has weights beyond {precision}'s range", hint="--precision float32"
+        )
+    special = vocabulary.text.special
+    ends = [special[CHAT_END], special[END_OF_TEXT]]
+    network.config.eos_token_id = special[CHAT_END]
+    network.config.pad_token_id = special[END_OF_TEXT]
+    # No temperature or top_p stands here: whoever draws must say how.
+    network.generation_config = type(network.generation_config)(
+        eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
+    )
+    network.save_pretrained(out)
+    _write_tokenizer(vocabulary, out, max_length=network.config.max_position_embeddings)
+    write_whole(out / "README.md", _card(str(model), loaded, precision).encode())
+    return out
+
+
+def _write_tokenizer(vocabulary: Vocabulary, out: Path, *, max_length: int) -> None:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(vocabulary.text.json)
+    visual = vocabulary.visual
+    if visual is not None:
+        names = visual.tokens()
+        tags = names[: visual.NUM_TAGS - len(Scale)]  # those of a picture are special, as published
+        tokenizer.add_special_tokens([AddedToken(name, special=True) for name in tags])
+        rest = [AddedToken(name, special=False, normalized=False) for name in names[len(tags) :]]
+        tokenizer.add_tokens(rest)
+        wrong = [n for i, n in enumerate(names, visual.first_id) if tokenizer.token_to_id(n) != i]
+        if wrong:
+            raise UserError(f"{wrong[0]} cannot be given its id: the tokenizer has gaps")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=CHAT_END,
+        pad_token=END_OF_TEXT,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+    made.chat_template = chat_template(vocabulary.system)
+    made.save_pretrained(out)
+
+
+def chat_template(system: str | None) -> str:
+    """The jinja template that writes a chat as it was trained (App. C.1)."""
+    template = (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    if not system:
+        return template
+    said = json.dumps(f"{CHAT_START}system\n{system}{CHAT_END}\n")
+    unsaid = "not messages or messages[0]['role'] != 'system'"
+    return f"{{% if {unsaid} %}}{{{{ {said} }}}}{{% endif %}}{template}"
+
+
+def _card(model: str, loaded: LoadedMllm, precision: str) -> str:
+    visual, grid = loaded.vocabulary.visual, loaded.config.get("grid")
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# The language model of {model}",
+        "",
+        f"Written by `tarkit export hf {model}` in {precision}. A causal language model whose "
+        "vocabulary holds pictures: it loads with `AutoModelForCausalLM`, and with vLLM.",
+    ]
+    if visual is not None:
+        lines += [
+            "",
+            f"- Text ids: 0 to {visual.first_id - 1}.",
+            f"- `<im_start>` {visual.image_start}, `<im_end>` {visual.image_end}, "
+            f"`<S0>` to `<S2>` {visual.scale(Scale.FULL)} to {visual.scale(Scale.THIRD)}.",
+            f"- Codes `<I0>` to `<I{visual.num_codes - 1}>`: {visual.first_code} to "
+            f"{visual.size - 1}.",
+            "",
+            "To draw: a user turn, `<|im_start|>assistant\\n<im_start><S0>`, then exactly as many "
+            "codes as the scale has, allowing no other id. To ask: the codes, a newline and the "
+            "question in the user turn. Give prompts as ids: typed text could spell a code.",
+        ]
+    if grid is not None:
+        counts = ", ".join(f"{scale.token} {scale.num_codes(grid)}" for scale in Scale)
+        lines += ["", f"Codes of a picture: {counts}."]
+    return "\n".join(lines) + "\n"

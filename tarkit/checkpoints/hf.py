@@ -1,0 +1,22 @@
+"""Reading with transformers, where what it raises becomes a UserError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tarkit.errors import UserError
+
+
+def from_transformers(family: Any, model: str, **options: Any) -> Any:
+    """What `family.from_pretrained` makes of a folder or hub id: float32, safetensors alone."""
+    if hasattr(family, "_model_mapping") or hasattr(family, "base_model_prefix"):
+        options |= {"use_safetensors": True, "dtype": torch.float32}
+    try:
+        return family.from_pretrained(model, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"the model {model} cannot be loaded: {' '.join(str(error).split())[:300]}",
+            hint="--model names a folder or hub id in transformers' layout",
+        ) from None

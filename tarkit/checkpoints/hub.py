@@ -1,0 +1,346 @@
+"""Where a model's parts lie: in the package, in a folder, or in the hub's cache by its name.
+
+Nothing here opens a connection but `fetch`: a named model is looked for in the cache as it is, so
+a machine without a network needs no switch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from tarkit.errors import UserError
+
+EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
+"""Models that ship inside the package."""
+
+DtokName = Literal["ar", "dif"]
+"""Which de-tokenizer draws: AR-DTok with its image VQ, or the diffusion one."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file in a repository of the hub; without a name the language model's files in it."""
+
+    repo: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.file or '*.json, *.safetensors'}"
+
+
+LANGUAGE_MODELS: Mapping[str, str] = {
+    "tar-1.5b": "csuhan/Tar-1.5B",
+    "tar-7b": "csuhan/Tar-7B-v0.1",
+}
+TA_TOK = Remote("csuhan/TA-Tok", "ta_tok.pth")
+AR_DTOK: Mapping[int, Remote] = {
+    px: Remote("csuhan/TA-Tok", f"ar_dtok_lp_{px}px.pth") for px in (256, 512, 1024)
+}
+VQVAE = Remote("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
+# A folder of diffusers' SanaPipeline; this file of it is Tar's own, and tells that it is one.
+DIF_DTOK: Mapping[int, Remote] = {
+    px: Remote(f"csuhan/Tar-SANA-600M-{px}px", "negative_prompt_embeds.pth") for px in (512, 1024)
+}
+DIF_FILES = ("transformer/*", "vae/*", "scheduler/*", "*.pth", "README.md")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PUBLISHED_LMS = ("qwen2", "llava_qwen")  # the latter says how the former was trained
+LM_FILES = ("*.json", "*.safetensors", "README.md")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folder or file of each part; `folder` is that of an assembled model.
+
+    What draws is AR-DTok and its image VQ, or Dif-DTok, or nothing: the others are None.
+    """
+
+    mllm: Path
+    ta_tok: Path
+    ar_dtok: Path | None = None
+    vqvae: Path | None = None
+    dif_dtok: Path | None = None
+    folder: Path | None = None
+
+    @property
+    def parts(self) -> dict[str, Path]:
+        """Every part that there is, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: path for name, path in named.items() if path and name != "folder"}
+
+
+def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName | None = "ar") -> Places:
+    """The parts of an embedded model, a folder, a known name or a hub id.
+
+    A folder is an assembled model, or a published language model, beside which TA-Tok, AR-DTok and
+    image VQ may lie under their published names; what does not lie there is looked for in the
+    hub's cache. `size_px` chooses the published de-tokenizer; by default it is the smallest that
+    is here; `dtok=None` wants none. UserError names every file that is missing, and how to get it.
+    """
+    folder = EMBEDDED.get(str(model), Path(model))
+    if folder.is_dir():
+        kind = _config(folder)
+        if kind.get("model_type") not in PUBLISHED_LMS:
+            if size_px is not None:
+                raise UserError(
+                    f"{model} draws pictures of its own size; only published models have several",
+                    hint="leave --size out",
+                )
+            return _assembled(folder, dtok)
+        return _published(str(model), folder, size_px, dtok)
+    if folder.exists():
+        raise UserError(
+            f"{model} is a file: a model is a folder or a name",
+            hint=f"tarkit models convert {model} --out DIR",
+        )
+    repo = LANGUAGE_MODELS.get(str(model).lower(), str(model))
+    if not HUB_ID.fullmatch(repo):
+        raise UserError(
+            f"no model {str(model)!r}: neither a folder nor one of "
+            f"{', '.join([*EMBEDDED, *LANGUAGE_MODELS])}",
+            hint="tarkit models",
+        )
+    return _published(str(model), Remote(repo), size_px, dtok)
+
+
+DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
+    "ar": ("ar_dtok", "vqvae"),
+    "dif": ("dif_dtok",),
+    None: (),
+}
+
+
+def _assembled(folder: Path, dtok: DtokName | None) -> Places:
+    if dtok == "dif" and not (folder / "dif_dtok").is_dir():
+        raise UserError(
+            f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",
+            hint="leave --dtok out: its AR-DTok draws",
+        )
+    parts = ("mllm", "ta_tok", *DRAWING[dtok])
+    return Places(**{part: folder / part for part in parts}, folder=folder)
+
+
+def _published(
+    name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokName | None
+) -> Places:
+    wanted: dict[str, Path | Remote] = {"mllm": mllm, "ta_tok": TA_TOK}
+    options = ""
+    if dtok is not None:
+        sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
+        if size_px is None:
+            here = (px for px, place in sizes.items() if _beside(mllm, place) or cached(place))
+            size_px = next(here, min(sizes))
+        if size_px not in sizes:
+            raise UserError(
+                f"no published {'AR' if dtok == 'ar' else 'Dif'}-DTok draws {size_px} px",
+                hint=f"--size {', '.join(map(str, sizes))}",
+            )
+        wanted |= dict(zip(DRAWING[dtok], (sizes[size_px], VQVAE), strict=False))
+        options = f" --size {size_px}" + (" --dtok dif" if dtok == "dif" else "")
+    found: dict[str, Path] = {}
+    missing = []
+    for part, place in wanted.items():
+        there = place if isinstance(place, Path) else _beside(mllm, place) or cached(place)
+        if there is None:
+            missing.append(str(place))
+        else:
+            found[part] = there
+    if isinstance(mllm, Remote) and str(mllm) in missing and mllm.repo == name:
+        # What was typed may have been meant as a path.
+        raise UserError(
+            f"there is no folder {name}, and no language model of that hub id in {cache_dir()}",
+            hint=f"name the folder that is there, or: tarkit models fetch {name}",
+        )
+    if missing:
+        beside = f", or put the files into {mllm}" if isinstance(mllm, Path) else ""
+        raise UserError(
+            f"{name} is not complete on this machine; missing: {'; '.join(missing)} "
+            f"(looked for in {cache_dir()})",
+            hint=f"tarkit models fetch {name}{options}{beside}",
+        )
+    if "dif_dtok" in found:
+        found["dif_dtok"] = found["dif_dtok"].parent
+    return Places(**found)
+
+
+PUBLISHED: Mapping[str, tuple[Remote, ...]] = {
+    "ta_tok": (TA_TOK,),
+    "ar_dtok": tuple(AR_DTOK.values()),
+    "vqvae": (VQVAE,),
+}
+
+
+def find_part(named: Path, part: str) -> Path:
+    """One part alone (ta_tok, ar_dtok or vqvae): a path, or a model's name or its hub id.
+
+    A path that is not there is returned as it is, for its reader to say so; UserError where a name
+    stands for a file that is not in the hub's cache.
+    """
+    name = str(named)
+    if named.exists():
+        return named
+    if name in EMBEDDED:
+        return EMBEDDED[name] / part
+    places = PUBLISHED[part]
+    if name.lower() not in LANGUAGE_MODELS and name not in {place.repo for place in places}:
+        return named
+    here = next(filter(None, map(cached, places)), None)
+    if here is None:
+        raise UserError(
+            f"{name} has no {part} on this machine; missing: {places[0]} (looked for in "
+            f"{cache_dir()})",
+            hint="tarkit models fetch tar-1.5b",
+        )
+    return here
+
+
+def _beside(mllm: Path | Remote, place: Remote) -> Path | None:
+    """A published file that lies in the language model's own folder, Dif-DTok's in one of its."""
+    if not isinstance(mllm, Path):
+        return None
+    folder = mllm / place.repo.split("/")[1] if place in DIF_DTOK.values() else mllm
+    file = folder / place.file
+    return file if file.is_file() else None
+
+
+def _config(folder: Path) -> Mapping[str, object]:
+    """The config.json of a folder, as far as it can be read: what it is for, others say."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# - the hub's cache -
+
+
+def cache_dir() -> Path:
+    """Where the hub's client keeps what it fetched (HF_HUB_CACHE, HF_HOME)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached(place: Remote) -> Path | None:
+    """The file in the cache, for a language model the folder of its files; None if it lacks one."""
+    if place.file:
+        return _cached(place.repo, place.file)
+    config = _cached(place.repo, "config.json")
+    if config is None:
+        return None
+    folder = config.parent
+    complete = (folder / "tokenizer.json").exists() and all(
+        (folder / name).exists() for name in _shards(folder)
+    )
+    return folder if complete else None
+
+
+def _shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return [index.name + " (damaged)"]
+
+
+def _cached(repo: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir())
+    return Path(found) if isinstance(found, str) else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """One published part, and what of it is on this machine."""
+
+    part: str
+    place: Remote
+    path: Path | None
+    num_bytes: int
+    licence: str | None
+    """As its model card in the cache says."""
+
+
+def known() -> Iterator[Known]:
+    """Every published part that a name stands for."""
+    places = [(name, Remote(repo)) for name, repo in LANGUAGE_MODELS.items()]
+    places += [("ta_tok", TA_TOK)]
+    places += [(f"ar_dtok {px} px", place) for px, place in AR_DTOK.items()]
+    places += [("vqvae", VQVAE)]
+    places += [(f"dif_dtok {px} px", place) for px, place in DIF_DTOK.items()]
+    for part, place in places:
+        path = cached(place)
+        if path is not None and place in DIF_DTOK.values():
+            path = path.parent
+        yield Known(part, place, path, _num_bytes(path), _licence(place.repo))
+
+
+def _num_bytes(path: Path | None) -> int:
+    if path is None:
+        return 0
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _licence(repo: str) -> str | None:
+    import yaml
+
+    card = _cached(repo, "README.md")
+    if card is None:
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        said = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return None
+    licence = said.get("license") if isinstance(said, dict) else None
+    return str(licence) if licence else None
+
+
+def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> Places:
+    """Download what a named model lacks into the hub's cache; UserError says what failed."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repo = LANGUAGE_MODELS.get(model.lower(), model)
+    sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
+    px = min(sizes) if size_px is None else size_px
+    if not HUB_ID.fullmatch(repo) or px not in sizes:
+        return find(model, size_px=size_px, dtok=dtok)  # says what is wrong, or that all is there
+    files = [TA_TOK, sizes[px], *([VQVAE] if dtok == "ar" else [])]
+    cards = [Remote(place.repo, "README.md") for place in files]
+    try:
+        snapshot_download(repo, allow_patterns=list(LM_FILES), cache_dir=cache_dir())
+        if dtok == "dif":
+            snapshot_download(sizes[px].repo, allow_patterns=list(DIF_FILES), cache_dir=cache_dir())
+        for place in [*files, *cards]:
+            if place.file != "README.md" or _cached(place.repo, place.file) is None:
+                hf_hub_download(place.repo, place.file, cache_dir=cache_dir())
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{model} could not be fetched: {' '.join(str(error).split())[:300]}",
+            hint=f"get {repo}, {', '.join(map(str, files))} on another machine, and copy its "
+            f"{cache_dir()}",
+        ) from None
+    return find(model, size_px=size_px, dtok=dtok)
+
+
+# What is read of a published Dif-DTok's folder, a SanaPipeline's: not the text encoder, which it
+# names and never uses.
+NEGATIVE = next(iter(DIF_DTOK.values())).file
+SANA_PARTS = ("transformer", "vae", "scheduler")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every file of a published folder that decides what is drawn."""
+    held = [path for part in SANA_PARTS for path in sorted((folder / part).iterdir())]
+    return [*held, folder / NEGATIVE]

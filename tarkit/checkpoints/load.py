@@ -1,0 +1,179 @@
+"""Models read from a directory or a published file: the image VQ, the encoder, TA-Tok, AR-DTok."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.checkpoints.directory import (
+    MODELS,
+    REFETCH,
+    ModuleT,
+    fill,
+    fill_directory,
+    in_precision,
+    read_arch,
+    read_config,
+    read_weights,
+)
+from tarkit.checkpoints.published import Published, read_published
+from tarkit.config import Config
+from tarkit.errors import UserError
+from tarkit.images import resize as resize_picture
+from tarkit.images import to_uint8
+from tarkit.models.ar_dtok import ArDtok
+from tarkit.models.encoder import VisionEncoder
+from tarkit.models.ta_tok import TaTok
+from tarkit.models.vqvae import Vqvae
+from tarkit.vocab import Scale
+
+
+def _empty(build: Callable[[Any], ModuleT], arch: Config) -> ModuleT:
+    """A network that takes no memory until its weights are assigned."""
+    with torch.device("meta"):
+        return build(arch)
+
+
+def _load(
+    path: Path,
+    kind: str,
+    build: Callable[[Any], ModuleT],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ModuleT, str]:
+    """A model in eval mode, and what identifies it: the sha256 of its weights."""
+    if path.is_file():
+        found = read_published(path)
+        return _published(found, path, kind, build, dtype), file_sha256(path)
+    config = read_config(path, kind)
+    model = _empty(build, read_arch(MODELS[kind][0], path, config))
+    return fill_directory(model, read_weights(path, dtype), path), str(config["sha256"])
+
+
+def check_published(found: Published, path: Path) -> None:
+    """UserError where a published file's weights do not fit its own sizes."""
+    fill(_empty(MODELS[found.kind][1], found.arch), found.state, path, REFETCH)
+
+
+def _published(
+    found: Published,
+    path: Path,
+    kind: str,
+    build: Callable[[Any], ModuleT],
+    dtype: torch.dtype,
+) -> ModuleT:
+    """The model of a published file's content; UserError where it is of another kind."""
+    if found.kind != kind:
+        raise UserError(
+            f"{path} is a published {found.kind}, where a model of kind {kind} is needed",
+            hint=f"tarkit models convert {path} --out DIR",
+        )
+    state = in_precision(found.state, dtype)
+    return fill(_empty(build, found.arch), state, path, REFETCH)
+
+
+def load_vqvae(path: Path) -> Vqvae:
+    """An image VQ in eval mode, float32; `path` is a model directory or a published file."""
+    return _load(Path(path), "vqvae", Vqvae)[0]
+
+
+def load_encoder(path: Path) -> VisionEncoder:
+    """A vision encoder in eval mode, float32."""
+    return _load(Path(path), "encoder", VisionEncoder)[0]
+
+
+Resize = Literal["pil-bicubic", "bilinear", "bilinear-noaa"]
+
+
+@dataclass(frozen=True)
+class LoadedTaTok:
+    """TA-Tok and what identifies its codes."""
+
+    model: TaTok
+    sha256: str
+
+    @property
+    def size_px(self) -> int:
+        return self.model.arch.encoder.size_px
+
+    @property
+    def grid(self) -> int:
+        return self.model.arch.encoder.grid
+
+    @property
+    def num_codes(self) -> int:
+        """K, the size of the codebook."""
+        return self.model.arch.num_codes
+
+    def encode(
+        self, images: Tensor, scale: Scale | int = 1, resize: Resize = "pil-bicubic"
+    ) -> Tensor:
+        """RGB pictures (B, 3, H, W) in [0, 1] -> codes (B, N) int64, argmax in float32.
+
+        Pictures of another size are resized, the whole of each to a square. The three published
+        ways give other codes: "pil-bicubic" is what the published language model was trained with,
+        "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
+        antialiasing) with earlier ones. Raises ValueError for pixels that are none.
+        """
+        pixels = self.sized(images, resize)
+        return self.encode_scales(pixels, [Scale(scale)])[Scale(scale)]
+
+    def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+        """Pictures (B, 3, size_px, size_px) in [0, 1] -> codes (B, N) int64 of each scale.
+
+        Argmax in float32, one encoder pass for all scales.
+        """
+        return self.model.encode(images * 2 - 1, scales)
+
+    def sized(self, images: Tensor, resize: Resize) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), the whole of each."""
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        low, high = images.aminmax()
+        if not (0 <= low and high <= 1):
+            raise ValueError(f"pixels span {float(low):.3f} to {float(high):.3f}, not [0, 1]")
+        size = (self.size_px, self.size_px)
+        if tuple(images.shape[-2:]) == size:
+            return images
+        if resize == "pil-bicubic":
+            rows = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            sized = [
+                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash")) for row in rows
+            ]
+            stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2)
+            return stacked.to(images.device).float() / 255
+        if resize not in ("bilinear", "bilinear-noaa"):
+            raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
+        # Resized as the model sees them, in [-1, 1], as the published scripts do.
+        seen = F.interpolate(
+            images * 2 - 1,
+            size=size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=resize == "bilinear",
+        )
+        return seen * 0.5 + 0.5
+
+    def condition(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""
+        return self.model.condition(codes)
+
+
+def load_ta_tok(path: Path) -> LoadedTaTok:
+    """A tokenizer in eval mode, float32; `path` is a model directory or a published file."""
+    return LoadedTaTok(*_load(Path(path), "ta_tok", TaTok))
+
+
+def load_ar_dtok(path: Path, dtype: torch.dtype = torch.float32) -> ArDtok:
+    """An autoregressive de-tokenizer, likewise; its weights may be kept in half precision."""
+    return _load(Path(path), "ar_dtok", ArDtok, dtype)[0]

@@ -1,0 +1,87 @@
+"""A whole Tar on disk: the numbers it is assembled with, and what its parts are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pydantic
+
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.checkpoints.directory import CONFIG, read_config
+from tarkit.checkpoints.hub import Places, weight_files
+from tarkit.config import Config
+from tarkit.errors import UserError
+from tarkit.vocab import Scale
+
+
+class Sampling(Config):
+    """Every number that decides a draw; nothing is inherited from anywhere.
+
+    The defaults are the published scripts': the language model's, then the de-tokenizer's.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1200
+    top_p: float = 0.95
+    prompt_guidance: float = 1.0
+    """Classifier-free guidance of the language model, against an empty prompt; 1 is off."""
+    guidance: float = 4.0
+    """Classifier-free guidance of the de-tokenizer; 1 is off."""
+    dtok_temperature: float = 1.0
+    """AR-DTok's own draw; Dif-DTok reads none of these three."""
+    dtok_top_k: int = 0
+    dtok_top_p: float = 1.0
+    dif_steps: int = 20
+    """Denoising steps of Dif-DTok; AR-DTok has none."""
+
+    def changed(self, changes: Mapping[str, float | int] | None) -> Sampling:
+        """The same with some numbers changed, all of them checked again."""
+        return Sampling.model_validate({**self.model_dump(), **(changes or {})})
+
+
+class AssembleConfig(Config):
+    """How an assembled model draws and reads by itself: the TOML of `tarkit assemble`."""
+
+    default_scale: Scale = Scale.FULL
+    read_scale: Scale | None = None
+    """The scale at which pictures are read, where it is not the one at which they are drawn."""
+    sampling: Sampling = Sampling()
+
+
+ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR --out DIR"
+
+
+def read_defaults(path: Path) -> AssembleConfig:
+    """What the config.json of an assembled model says beside its kind."""
+    config = read_config(path, "tar")
+    try:
+        return AssembleConfig.model_validate({k: v for k, v in config.items() if k != "kind"})
+    except pydantic.ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{path}/config.json: {'; '.join(faults)}", hint=ASSEMBLE) from None
+
+
+def identity_of(part: str, path: Path) -> str:
+    known_by = read_config(path).get("sha256") if (path / CONFIG).exists() else None
+    return str(known_by or "+".join(_digests(part, path).values()))
+
+
+def fingerprints(places: Places) -> dict[str, str]:
+    """sha256 of every weights file of a model that need not be loaded, by part."""
+    return {
+        name: digest
+        for part, path in places.parts.items()
+        for name, digest in _digests(part, path).items()
+    }
+
+
+def _digests(part: str, path: Path) -> dict[str, str]:
+    base = path
+    if path.is_file():
+        base, files = path.parent, [path]
+    elif part == "dif_dtok":
+        files = weight_files(path)
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    return {f"{part}/{file.relative_to(base)}": file_sha256(file) for file in files}

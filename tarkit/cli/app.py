@@ -1,0 +1,59 @@
+"""The command line: its groups of commands; a verb is imported only when it is called.
+
+Grammar: `tarkit VERB [WHAT] SOURCE --out DIR`, paths on the command line and numbers in the TOML.
+stdout is data (the path written, or JSON with --json), stderr is progress and complaints. Exit
+codes: 0 done, 1 failed, 2 misuse, 3 finished with failed rows, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tarkit.cli import curate, evaluate, inference, models, report, train
+from tarkit.cli.command import guarded, new_group
+
+app = new_group(
+    "The whole chain of Tar: curate pictures, train each part, encode, generate, describe, score."
+)
+app.add_typer(inference.group)
+app.add_typer(models.top)
+app.add_typer(report.group)
+app.add_typer(curate.group, name="curate")
+app.add_typer(train.group, name="train")
+app.add_typer(evaluate.group, name="eval")
+app.add_typer(models.export, name="export")
+app.add_typer(models.models, name="models")
+
+
+@app.callback()
+def _engine(
+    context: typer.Context,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine",
+            metavar="TOML",
+            help="Run the command as tasks of datatrove's local, Slurm or Ray executor: "
+            "tarkit --engine FILE curate caption ...",
+        ),
+    ] = None,
+) -> None:
+    if engine is None or context.invoked_subcommand is None:
+        return
+    words = sys.argv[1:]
+    at = next(n for n, word in enumerate(words) if word.split("=")[0] == "--engine")
+    del words[at : at + (1 if "=" in words[at] else 2)]
+
+    def spread() -> int:
+        from tarkit.cli.engines import spread as run
+
+        return run(engine, words)
+
+    raise typer.Exit(guarded(spread))
+
+
+def main() -> None:
+    """The console command."""
+    app()

@@ -1,0 +1,144 @@
+"""`tarkit models`, `assemble`, `export`: models on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tarkit.cli.command import command, new_group
+from tarkit.cli.options import (
+    ConfigOption,
+    Dtok,
+    Json,
+    Out,
+    Precision,
+    Set,
+    SizePx,
+    Tokenizer,
+    Vqvae,
+)
+from tarkit.cli.output import show, trained
+
+export = new_group("Write a model for other programs.")
+
+models = typer.Typer(
+    help="Published models: list them, fetch them, read them strictly and without running them.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+)
+
+top = typer.Typer()
+
+
+@command(top, "assemble")
+def assemble(
+    mllm: Annotated[
+        Path, typer.Option("--mllm", metavar="DIR", help="The trained language model.")
+    ],
+    tokenizer: Tokenizer,
+    ar_dtok: Annotated[
+        Path, typer.Option("--ar-dtok", metavar="DIR", help="The trained de-tokenizer.")
+    ],
+    vqvae: Vqvae,
+    out: Out,
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
+    config: ConfigOption = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Put the trained parts into one model directory, which --model takes."""
+    from tarkit.checkpoints import assemble as verb
+
+    path = verb.run(
+        mllm=mllm,
+        tokenizer=tokenizer,
+        ar_dtok=ar_dtok,
+        vqvae=vqvae,
+        out=out,
+        half_precision=half,
+        config=config,
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
+
+
+@models.callback()
+def models_known(context: typer.Context, as_json: Json = False) -> None:
+    """List what a --model name stands for, and what of it is on this machine."""
+    if context.invoked_subcommand is None:
+        _list_models(as_json)
+
+
+def _list_models(as_json: bool) -> None:
+    from tarkit.checkpoints.hub import EMBEDDED, cache_dir, known
+
+    rows = list(known())
+    lines = [f"{name:<16} {path}" for name, path in EMBEDDED.items()]
+    for row in rows:
+        on_disk = f"{row.num_bytes / 1e9:.2f} GB" if row.path else "not here"
+        licence = row.licence or "see its model card"
+        lines.append(f"{row.part:<16} {on_disk:<10} {row.place}   ({licence})")
+    lines.append(
+        f"looked for in {cache_dir()}; tarkit models fetch tar-1.5b   gets what is missing"
+    )
+    facts = {
+        "embedded": {name: str(path) for name, path in EMBEDDED.items()},
+        "published": [
+            {
+                "part": row.part,
+                "source": str(row.place),
+                "path": str(row.path) if row.path else None,
+                "bytes": row.num_bytes,
+                "licence": row.licence,
+            }
+            for row in rows
+        ],
+    }
+    show(facts, "\n".join(lines), as_json)
+
+
+@command(models, "fetch")
+def models_fetch(
+    model: Annotated[str, typer.Argument(metavar="NAME", help="tar-1.5b, tar-7b or a hub id.")],
+    size: SizePx = None,
+    dtok: Dtok = "ar",
+    as_json: Json = False,
+) -> int:
+    """Download what a published model lacks: language model, TA-Tok and one de-tokenizer."""
+    from tarkit.checkpoints.hub import fetch
+
+    found = fetch(model, size_px=size, dtok=dtok)
+    paths = {part: str(path) for part, path in found.parts.items()}
+    show(paths, "\n".join(f"{part:<8} {path}" for part, path in paths.items()), as_json)
+    return 0
+
+
+@command(models, "convert")
+def models_convert(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A published ta_tok.pth, ar_dtok_*.pth or vq_*.pt."),
+    ],
+    out: Out,
+    precision: Annotated[
+        str, typer.Option("--precision", help="stored, float32, float16 or bfloat16.")
+    ] = "stored",
+    as_json: Json = False,
+) -> int:
+    """Turn a published weight file into a model directory, which every command takes."""
+    from tarkit.checkpoints import convert
+
+    return trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
+
+
+@command(export, "hf")
+def export_hf(
+    model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as --model takes it.")],
+    out: Out,
+    precision: Precision = "float32",
+    as_json: Json = False,
+) -> int:
+    """Write the language model as a directory that transformers and vLLM load."""
+    from tarkit.checkpoints import export_hf as verb
+
+    return trained(verb.run(model, out=out, precision=precision), as_json)

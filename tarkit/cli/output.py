@@ -1,0 +1,73 @@
+"""What a command prints and which status it ends with; how its words become arguments."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tarkit.checkpoints.hub import DtokName
+from tarkit.cli.command import FAILED_ROWS
+
+if TYPE_CHECKING:
+    from tarkit.artifacts.artifact import Artifact
+    from tarkit.eval.outcome import Scored
+
+
+def show(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
+
+
+def scored(done: "Scored", as_json: bool) -> int:
+    facts = {"path": str(done.path), "failed": done.num_failed, "report": done.report}
+    show(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
+    return FAILED_ROWS if done.num_failed else 0
+
+
+def made(artifact: "Artifact", as_json: bool) -> int:
+    from tarkit.artifacts.preview import num_failed
+
+    failed = num_failed(artifact)
+    left = len(artifact.missing())
+    facts = {"path": str(artifact.path), "kind": artifact.kind, "shards": len(artifact.shards)}
+    show({**facts, "shards_left": left, "failed": failed}, str(artifact.path), as_json)
+    if failed:
+        typer.echo(f"{failed} failed rows: tarkit inspect {artifact.path}", err=True)
+    return FAILED_ROWS if failed else 0
+
+
+def previewed(counts: Mapping[str, int], out: Path, as_json: bool) -> int:
+    from tarkit.artifacts.preview import disk
+
+    counts = {**counts, **disk(out, counts["shards_to_make"])}
+    show(counts, "\n".join(f"{name}: {count}" for name, count in counts.items()), as_json)
+    return 0
+
+
+def trained(path: Path, as_json: bool) -> int:
+    show({"path": str(path)}, str(path), as_json)
+    return 0
+
+
+def given(**values: float | int | None) -> dict[str, float | int]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_steps(dtok: DtokName, steps: int | None) -> None:
+    if dtok == "ar" and steps is not None:
+        raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
+
+
+def part_of(named: Path, part: str) -> Path:
+    from tarkit.checkpoints.hub import find_part
+
+    return find_part(named, part)
+
+
+def device_of(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

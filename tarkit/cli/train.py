@@ -1,0 +1,185 @@
+"""`tarkit train`: one part of the system at a time."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tarkit.cli.command import command, new_group
+from tarkit.cli.options import ConfigFile, Device, Images, Json, Model, Out, Set, Tokenizer, Vqvae
+from tarkit.cli.output import device_of, part_of, trained
+from tarkit.errors import UserError
+
+group = new_group("Train one part of the system; the same command again goes on.")
+
+
+@command(group, "vqvae")
+def train_vqvae(
+    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+) -> int:
+    """Train the image VQ: pixels to codes and back."""
+    from tarkit.train import vqvae
+
+    return trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+
+
+@command(group, "encoder")
+def train_encoder(
+    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+) -> int:
+    """Train a small SigLIP on pictures and captions, in place of the one the paper downloads."""
+    from tarkit.train import encoder
+
+    return trained(encoder.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+
+
+@command(group, "tokenizer")
+def train_tokenizer(
+    config: ConfigFile,
+    images: Images,
+    encoder: Annotated[
+        Path, typer.Option("--encoder", metavar="DIR", help="The vision encoder to start from.")
+    ],
+    lm: Annotated[
+        Path, typer.Option("--lm", metavar="DIR", help="The language model to take rows from.")
+    ],
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train TA-Tok: pictures to codes whose codebook is the language model's own embeddings."""
+    from tarkit.train import tokenizer
+
+    path = tokenizer.run(
+        config, images=images, encoder=encoder, lm=lm, out=out, overrides=overrides or ()
+    )
+    return trained(path, as_json)
+
+
+@command(group, "ar-dtok")
+def train_ar_dtok(
+    config: ConfigFile,
+    images: Images,
+    tokenizer: Tokenizer,
+    vqvae: Vqvae,
+    out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to go on from."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the autoregressive de-tokenizer: TA-Tok's codes to the image VQ's."""
+    from tarkit.train import ar_dtok
+
+    path = ar_dtok.run(
+        config,
+        images=images,
+        tokenizer=part_of(tokenizer, "ta_tok"),
+        vqvae=part_of(vqvae, "vqvae"),
+        out=out,
+        start=part_of(start, "ar_dtok") if start else None,
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
+
+
+@command(group, "mllm")
+def train_mllm(
+    config: ConfigFile,
+    chats: Annotated[
+        list[Path],
+        typer.Option("--chats", metavar="DIR", help="A chats artifact; may be repeated."),
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="DIR", help="The TA-Tok that made the codes."),
+    ] = None,
+    lm: Annotated[
+        Path | None,
+        typer.Option("--lm", metavar="DIR", help="The language model to grow; else from scratch."),
+    ] = None,
+    ar_dtok: Annotated[
+        Path | None,
+        typer.Option("--ar-dtok", metavar="DIR", help="Draws the sample sheets, with --vqvae."),
+    ] = None,
+    vqvae: Annotated[
+        Path | None,
+        typer.Option("--vqvae", metavar="DIR", help="Draws the sample sheets, with --ar-dtok."),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the language model that reads and draws codes (text-only without --tokenizer)."""
+    from tarkit.train import mllm
+
+    if (ar_dtok is None) != (vqvae is None):
+        raise UserError(
+            "sample sheets need both --ar-dtok and --vqvae", hint="tarkit train mllm --help"
+        )
+    path = mllm.run(
+        config,
+        chats=chats,
+        tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
+        lm=lm,
+        dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
+        out=out,
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
+
+
+@command(group, "grpo")
+def train_grpo(
+    config: ConfigFile,
+    prompts: Annotated[
+        Path,
+        typer.Option("--prompts", metavar="PATH", help="Prompts to draw: a file or an artifact."),
+    ],
+    scorer: Annotated[
+        str,
+        typer.Option(
+            "--scorer", metavar="NAME", help="The reward: a scorer of `tarkit curate score`."
+        ),
+    ],
+    out: Out,
+    model: Model = "mini",
+    scorer_model: Annotated[
+        str | None,
+        typer.Option("--scorer-model", metavar="DIR|HUB-ID|NAME", help="What the scorer loads."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", metavar="NAME", help="Its number to reward, where it gives many."),
+    ] = None,
+    chats: Annotated[
+        list[Path] | None,
+        typer.Option("--chats", metavar="DIR", help="Chats learnt beside; may be repeated."),
+    ] = None,
+    device: Device = "auto",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train a model by the scores of what it draws (GRPO): scored higher, drawn more often.
+
+    --scorer shapes rewards pictures of the drawn world that show their prompt.
+    --device is the scorer's; the model is where accelerate puts it.
+    What comes out is a language model for `tarkit assemble`.
+    """
+    from tarkit.train import grpo
+
+    path = grpo.run(
+        config,
+        model=model,
+        prompts=prompts,
+        scorer=scorer,
+        scorer_model=scorer_model,
+        column=column,
+        chats=chats or (),
+        out=out,
+        device=device_of(device),
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)

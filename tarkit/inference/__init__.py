@@ -1,0 +1,1 @@
+"""A trained Tar at work: codes drawn, pictures decoded, questions answered."""

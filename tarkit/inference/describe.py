@@ -1,0 +1,23 @@
+"""`tarkit describe`: an answer to a question about a picture, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tarkit.images import read_picture
+from tarkit.inference.tar import Tar
+
+
+def run(
+    image: Path,
+    question: str = "Describe the image.",
+    *,
+    model: str = "mini",
+    max_tokens: int = 256,
+    device: str = "cpu",
+    precision: str = "float32",
+) -> str:
+    """The model's answer, greedily decoded. Raises UserError."""
+    picture = read_picture(image)
+    tar = Tar.load(model, device=device, dtok=None, precision=precision)
+    return tar.describe(picture, question, max_tokens=max_tokens)

@@ -1,0 +1,287 @@
+"""`tarkit generate`: pictures of one prompt, or of every prompt of a file.
+
+A picture's seed is `seed + 1000 * prompt row + sample`; with the prompt, the model and the whole of
+the sampling it is written into the PNG and into a jsonl beside the pictures: what was drawn can be
+drawn again. With a `Reflection` the model draws several candidates of each picture, judges them and
+keeps one; the record names the judge, its score and the candidate. A file's pictures are
+`DIR/00000/0000.png` (prompt row, sample); the same command again draws the missing ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.prompt_files import read_prompts
+from tarkit.checkpoints.hub import DtokName
+from tarkit.checkpoints.system import Sampling
+from tarkit.config import provenance
+from tarkit.errors import UserError
+from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
+from tarkit.inference.self_reflect import Choice, Reflection, best_of, draw
+from tarkit.inference.tar import Tar
+from tarkit.progress import Progress
+from tarkit.vocab import IMAGE_MARK, Scale
+
+BATCH_SIZE = 16
+SEEDS_PER_PROMPT = 1000
+SHEET_PICTURES = 100
+
+
+class Sample(NamedTuple):
+    """One picture to draw: `row` of the prompt file, `number` among the prompt's samples."""
+
+    row: int
+    number: int
+    prompt: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.row:05d}/{self.number:04d}.png"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A folder of pictures and how many of them it holds."""
+
+    path: Path
+    num_pictures: int
+
+
+def run(
+    prompt: str,
+    *,
+    out: Path,
+    model: str = "mini",
+    images: Sequence[Path] = (),
+    n: int = 1,
+    seed: int = 0,
+    scale: int | None = None,
+    sampling: Mapping[str, float | int] | None = None,
+    reflection: Reflection | None = None,
+    device: str = "cpu",
+    size_px: int | None = None,
+    dtok: DtokName = "ar",
+    precision: str = "float32",
+) -> list[Path]:
+    """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
+
+    How each was drawn also stands in `out` + ".jsonl", a line a picture. `images` stand at the
+    prompt's `<image>` marks in order. Raises UserError.
+    """
+    prompt = _checked(prompt, len(images), "the prompt")
+    require_png(out)
+    given = [read_picture(path) for path in images]
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    how = _How.of(tar, model, scale, sampling, precision, reflection)
+    samples = _samples([prompt], n, seed)
+    files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
+    for start in range(0, n, BATCH_SIZE):
+        batch = samples[start : start + BATCH_SIZE]
+        for sample, (picture, choice) in zip(batch, _draw(tar, batch, how, given), strict=True):
+            write_whole(files[sample.number], png_bytes(picture, how.text(sample, choice)))
+    records = [_record(how, sample, files[sample.number]) for sample in samples]
+    _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
+    return files
+
+
+def run_file(
+    prompts: Path,
+    *,
+    out: Path,
+    model: str = "mini",
+    n: int = 1,
+    seed: int = 0,
+    scale: int | None = None,
+    sampling: Mapping[str, float | int] | None = None,
+    limit: int | None = None,
+    reflection: Reflection | None = None,
+    device: str = "cpu",
+    size_px: int | None = None,
+    dtok: DtokName = "ar",
+    precision: str = "float32",
+) -> Generated:
+    """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
+
+    `limit` takes the first prompts. A picture does not depend on which ones were there already:
+    the batches are those of the whole run, and one that lacks a picture is drawn again.
+    """
+    texts = read_prompts(prompts, limit=limit)
+    texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
+    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    how = _How.of(tar, model, scale, sampling, precision, reflection)
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
+    begin_directory(
+        out, "pictures", settings={**settings, "batch_size": BATCH_SIZE, **how.settings()}
+    )
+    samples = _samples(texts, n, seed)
+    with Progress("generate", total=len(samples), unit="pictures") as progress:
+        for start in range(0, len(samples), BATCH_SIZE):
+            batch = samples[start : start + BATCH_SIZE]
+            missing = [sample for sample in batch if not (out / sample.file).exists()]
+            drawn = _draw(tar, batch, how, ()) if missing else []
+            for sample, (picture, choice) in zip(batch, drawn, strict=bool(missing)):
+                if sample in missing:
+                    write_whole(out / sample.file, png_bytes(picture, how.text(sample, choice)))
+            progress.advance(len(batch))
+    records = [_record(how, sample, out / sample.file, sample.file) for sample in samples]
+    _write_jsonl(out / "samples.jsonl", records)
+    write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
+    return Generated(out, len(samples))
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a run's pictures have in common: the model, the scale and the whole of the sampling."""
+
+    model: str
+    model_sha256: str
+    precision: str
+    scale: Scale
+    read_scale: Scale
+    sampling: Sampling
+    reflection: Reflection | None
+
+    @classmethod
+    def of(
+        cls,
+        tar: Tar,
+        model: str,
+        scale: int | None,
+        changes: Mapping[str, float | int] | None,
+        precision: str,
+        reflection: Reflection | None,
+    ) -> _How:
+        chosen = Scale(scale) if scale is not None else tar.default_scale
+        complete = tar.sampling.changed(changes)
+        return cls(
+            model=model,
+            model_sha256=_fingerprint(tar),
+            precision=precision,
+            scale=chosen,
+            read_scale=tar.read_scale,
+            sampling=complete,
+            reflection=reflection,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "model_sha256": self.model_sha256,
+            "precision": self.precision,
+            "scale": int(self.scale),
+            "sampling": self.sampling.model_dump(mode="json"),
+        }
+        if self.reflection:
+            settings["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
+        return settings
+
+    def text(self, sample: Sample, choice: Choice | None) -> dict[str, str]:
+        """The text chunks of a PNG; that of `reflection` says what was chosen and why."""
+        chosen = choice and {
+            "score": choice.score,
+            "candidate": choice.number,
+            "tried": choice.tried,
+        }
+        return {
+            **({"reflection": json.dumps(chosen)} if chosen else {}),
+            "prompt": sample.prompt,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "precision": self.precision,
+            "seed": str(sample.seed),
+            "scale": str(int(self.scale)),
+            "sampling": json.dumps(self.sampling.model_dump(mode="json")),
+            "Software": f"tarkit {provenance()['tarkit']}",
+        }
+
+
+def _record(how: _How, sample: Sample, file: Path, name: str | None = None) -> dict[str, Any]:
+    """One line of the jsonl beside the pictures; what was chosen is read from the picture."""
+    about = {"file": name or file.name, "prompt_row": sample.row, "sample": sample.number}
+    record = {**about, "prompt": sample.prompt, "seed": sample.seed, **how.settings()}
+    if how.reflection:
+        with Image.open(file) as picture:
+            record["chosen"] = json.loads(picture.info["reflection"])
+    return record
+
+
+def _fingerprint(tar: Tar) -> str:
+    """One sha256 of a model: that of its parts' own, in their fixed order."""
+    return hashlib.sha256("\n".join(tar.identities()).encode()).hexdigest()
+
+
+def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
+    if n > SEEDS_PER_PROMPT:
+        raise UserError(f"--n {n}: a prompt has {SEEDS_PER_PROMPT} seeds and no more")
+    return [
+        Sample(row, number, prompt, seed + SEEDS_PER_PROMPT * row + number)
+        for row, prompt in enumerate(prompts)
+        for number in range(n)
+    ]
+
+
+def _draw(
+    tar: Tar, batch: Sequence[Sample], how: _How, images: Sequence[Image.Image]
+) -> list[tuple[Image.Image, Choice | None]]:
+    """A picture of each sample, and with a reflection why it is this one."""
+    prompts, seeds = [sample.prompt for sample in batch], [sample.seed for sample in batch]
+    given = [list(images) for _ in batch] if images else None
+    if how.reflection is None:
+        pictures = tar.imagine_many(
+            prompts, seeds=seeds, scale=how.scale, images=given, sampling=how.sampling
+        )
+        return [(picture, None) for picture in pictures]
+    choices = best_of(
+        tar,
+        prompts,
+        seeds=seeds,
+        how=how.reflection,
+        scale=how.scale,
+        sampling=how.sampling,
+        images=given,
+    )
+    return list(zip(draw(tar, choices, sampling=how.sampling), choices, strict=True))
+
+
+def _checked(prompt: str, num_images: int, place: str) -> str:
+    """The prompt, if it is text and has a mark for every picture and none more."""
+    marks = prompt.count(IMAGE_MARK)
+    if marks != num_images:
+        raise UserError(
+            f"{place} has {marks} {IMAGE_MARK} marks, and {num_images} pictures were given: "
+            f"{prompt!r}",
+            hint=f'tarkit generate "a red {IMAGE_MARK}" --image FILE --out picture.png',
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place} is not UTF-8 text: {prompt!r}") from None
+    if not prompt.strip():
+        raise UserError(f"{place} is empty")
+    return prompt
+
+
+def _write_jsonl(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_whole(file, "".join(lines).encode())
+
+
+def _numbered(out: Path, number: int) -> Path:
+    return out.with_name(f"{out.stem}-{number:04d}{out.suffix}")
+
+
+def _sheet(out: Path, samples: Sequence[Sample], n: int) -> Image.Image:
+    shown = samples[:SHEET_PICTURES]
+    pictures = [decode((out / sample.file).read_bytes()) for sample in shown]
+    columns = n if 4 <= n <= 10 else 8
+    return contact_sheet(pictures, [sample.prompt for sample in shown], columns=columns)

@@ -1,0 +1,368 @@
+"""`Tar`, the system assembled from a model directory: pictures to words and words to pictures.
+
+    from tarkit import Tar
+    tar = Tar.load("mini")
+    picture = tar.imagine("a photo of a red circle left of a blue square")
+    tar.describe(picture, "what colour is the circle?")
+
+Source: paper Fig. 2 and Sec. 3.3 (inference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tarkit.checkpoints.directory import precision_of, read_config
+from tarkit.checkpoints.hub import DtokName, Places, find
+from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
+from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.system import (
+    ASSEMBLE,
+    AssembleConfig,
+    Sampling,
+    fingerprints,
+    identity_of,
+    read_defaults,
+)
+from tarkit.errors import UserError
+from tarkit.images import resize
+from tarkit.inference.detokenizers import ArDetokenizer, DifDetokenizer
+from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
+
+YES = ("yes", "Yes", "YES")
+NO = ("no", "No", "NO")
+
+
+@dataclass(frozen=True)
+class Tar:
+    """Language model, TA-Tok and one of the two de-tokenizers, ready to use on one device.
+
+    What only reads pictures needs no de-tokenizer: `dtok` may be None.
+    """
+
+    mllm: LoadedMllm
+    ta_tok: LoadedTaTok
+    dtok: ArDetokenizer | DifDetokenizer | None
+    sampling: Sampling
+    default_scale: Scale
+    """What pictures are drawn at."""
+    read_scale: Scale
+    """What pictures are read at, to answer questions about them."""
+    places: Places
+    sha256: str
+    """Identity of the tokenizer, as codes carry it."""
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "mini",
+        *,
+        device: str = "cpu",
+        size_px: int | None = None,
+        dtok: DtokName | None = "ar",
+        precision: str = "float32",
+    ) -> Tar:
+        """Load a model, strictly; UserError says what is missing or does not fit.
+
+        `model` is an embedded model, an assembled or published folder, a known name or a hub id
+        (`tarkit.checkpoints.hub.find`); `dtok` says which de-tokenizer draws (None loads none),
+        `size_px` the side of what a published one does. `precision` (float32, bfloat16 or float16)
+        is what language model and de-tokenizer are kept and computed in; TA-Tok, whose codes are an
+        argmax, and what turns latents into pixels have float32.
+        """
+        dtype = precision_of(precision)
+        places = find(model, size_px=size_px, dtok=dtok)
+        assembled = places.folder
+        defaults = AssembleConfig() if assembled is None else read_defaults(assembled)
+        mllm = load_mllm(places.mllm, dtype)
+        ta_tok = load_ta_tok(places.ta_tok)
+        if assembled:
+            _check_trained_on(places.mllm, ta_tok)
+        drawing: ArDetokenizer | DifDetokenizer | None = None
+        if places.ar_dtok and places.vqvae:
+            if assembled:
+                _check_trained_on(places.ar_dtok, ta_tok)
+            drawing = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
+        elif places.dif_dtok:
+            drawing = DifDetokenizer.load(places.dif_dtok, dtype)
+        _check_sizes(places, mllm, ta_tok, drawing)
+        return cls(
+            mllm=mllm,
+            ta_tok=ta_tok,
+            dtok=drawing,
+            sampling=defaults.sampling,
+            default_scale=defaults.default_scale,
+            read_scale=defaults.read_scale or defaults.default_scale,
+            places=places,
+            sha256=ta_tok.sha256,
+        ).to(device)
+
+    def to(self, device: str | torch.device) -> Tar:
+        """The same, every part of it moved."""
+        for module in (self.mllm.model, self.ta_tok.model, self.dtok):
+            if module is not None:
+                module.to(device)
+        return self
+
+    def identities(self) -> list[str]:
+        """What each part is known by: its training's sha256, or that of its published files."""
+        return [identity_of(part, path) for part, path in self.places.parts.items()]
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of every weights file, by part."""
+        return fingerprints(self.places)
+
+    @property
+    def grid(self) -> int:
+        return self.ta_tok.grid
+
+    @property
+    def size_px(self) -> int:
+        """Side of the pictures the encoder reads."""
+        return self.ta_tok.size_px
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.ta_tok.model.parameters()).device
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
+        sized = [np.asarray(resize(i.convert("RGB"), self.size_px, "squash")) for i in images]
+        stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).to(self.device)
+        return stacked.float() / 255
+
+    def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+        """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
+        return self.ta_tok.encode_scales(self.pixels(images), scales)
+
+    def imagine_codes(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        scale: Scale | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Tensor:
+        """Prompts -> TA-Tok codes (B, N): exactly N = `scale.num_codes(grid)` for each.
+
+        `images` holds, for each prompt, one picture for every `<image>` in it (TI2I, I2I).
+        """
+        scale = scale or self.default_scale
+        sampling = sampling or self.sampling
+        visual = self.mllm.vocabulary.visual
+        if visual is None:
+            raise UserError(f"{self.places.mllm} has no visual tokens and cannot draw")
+        given = images or [()] * len(prompts)
+        ids = [
+            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, own, scale), draw=scale)
+            for prompt, own in zip(prompts, given, strict=True)
+        ]
+        empty = self.mllm.vocabulary.prompt("", draw=scale)
+        return generate_codes(
+            self.mllm.model,
+            ids,
+            visual=visual,
+            num_codes=scale.num_codes(self.grid),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            generator=[_generator(seed, "words") for seed in seeds],
+            guidance=sampling.prompt_guidance,
+            unguided=[empty] * len(ids),
+        )
+
+    def _marked(
+        self, prompt: str, images: Sequence[Image.Image], scale: Scale
+    ) -> list[tuple[Scale, list[int]]]:
+        if not images:
+            return []
+        if prompt.count(IMAGE_MARK) != len(images):
+            raise UserError(
+                f"the prompt has {prompt.count(IMAGE_MARK)} {IMAGE_MARK} marks for "
+                f"{len(images)} pictures: {prompt!r}",
+                hint=f'tarkit generate "a photo of {IMAGE_MARK} above a heart" --image FILE',
+            )
+        return [(scale, row) for row in self.encode(images, [scale])[scale].tolist()]
+
+    def draw(
+        self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
+    ) -> list[Image.Image]:
+        """TA-Tok codes (B, N) of any one scale -> pictures, by the de-tokenizer."""
+        sampling = sampling or self.sampling
+        condition = self.ta_tok.condition(codes)
+        generators = [_generator(seed, "pixels") for seed in seeds]
+        if isinstance(self.dtok, ArDetokenizer):
+            pixels = self.dtok.draw(
+                condition,
+                guidance=sampling.guidance,
+                temperature=sampling.dtok_temperature,
+                top_k=sampling.dtok_top_k,
+                top_p=sampling.dtok_top_p,
+                generators=generators,
+            )
+        elif self.dtok is None:
+            raise UserError("this model was loaded without a de-tokenizer, and cannot draw")
+        else:
+            pixels = self.dtok.draw(
+                condition,
+                guidance=sampling.guidance,
+                steps=sampling.dif_steps,
+                generators=generators,
+            )
+        # Truncated to bytes, not rounded, as the published program does.
+        rows = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(a) for a in rows.cpu().numpy()]
+
+    def imagine(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        scale: Scale | None = None,
+        images: Sequence[Image.Image] = (),
+        sampling: Sampling | None = None,
+    ) -> Image.Image:
+        """One picture of a prompt; `images` stand at its `<image>` marks."""
+        return self.imagine_many(
+            [prompt], seeds=[seed], scale=scale, images=[images], sampling=sampling
+        )[0]
+
+    def imagine_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        scale: Scale | None = None,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt; a picture depends on its own prompt and seed alone."""
+        codes = self.imagine_codes(
+            prompts, seeds=seeds, scale=scale, images=images, sampling=sampling
+        )
+        return self.draw(codes, seeds=seeds, sampling=sampling)
+
+    def reconstruct(
+        self,
+        images: Sequence[Image.Image],
+        *,
+        scale: Scale | None = None,
+        seeds: Sequence[int] | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Image.Image]:
+        """Picture -> codes -> picture: the ceiling of whatever a language model can draw."""
+        scale = scale or self.default_scale
+        codes = self.encode(images, [scale])[scale]
+        return self.draw(codes, seeds=seeds or [0] * len(images), sampling=sampling)
+
+    def describe(
+        self, image: Image.Image, question: str = "Describe the image.", *, max_tokens: int = 128
+    ) -> str:
+        """The model's answer to a question about a picture, greedily."""
+        return self.describe_many([image], [question], max_tokens=max_tokens)[0]
+
+    def describe_many(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        *,
+        scale: Scale | None = None,
+        max_tokens: int = 128,
+    ) -> list[str]:
+        """One answer for each picture and question, greedily; at `read_scale` without a scale."""
+        scale = scale or self.read_scale
+        vocabulary = self.mllm.vocabulary
+        answers = generate_text(
+            self.mllm.model,
+            self._questions(self.encode(images, [scale])[scale], questions),
+            stop=[vocabulary.chat_end, vocabulary.text.special[END_OF_TEXT]],
+            text_size=vocabulary.text.size,
+            max_tokens=max_tokens,
+        )
+        return [vocabulary.text.decode(ids).strip() for ids in answers]
+
+    def yes_probability(self, codes: Tensor, questions: Sequence[str]) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of the first answer token, over their surface forms.
+
+        `codes` (B, N), of any one scale, may be of pictures or drawn by the model itself.
+        """
+        logits = next_logits(self.mllm.model, self._questions(codes, questions))
+        p = logits.double().softmax(-1)
+        encode = self.mllm.vocabulary.text.encode
+        yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
+        return [float(value) for value in yes / (yes + no)]
+
+    def prompt_gain(self, codes: Tensor, prompts: Sequence[str]) -> list[float]:
+        """How much likelier each picture's codes (B, N) are after its prompt than after none.
+
+        Nats a code: mean log p(codes | prompt) - mean log p(codes), the pointwise mutual
+        information of the two by this model's own account; 0 where the prompt says nothing.
+        """
+        visual = self.mllm.vocabulary.visual
+        if visual is None:
+            raise UserError(f"{self.places.mllm} has no visual tokens and knows no pictures")
+        scale = Scale.of(codes.shape[1], self.grid)
+        read = self.mllm.vocabulary.prompt
+        after, alone = (
+            code_log_likelihood(self.mllm.model, ids, codes, visual=visual)
+            for ids in (
+                [read(prompt, draw=scale) for prompt in prompts],
+                [read("", draw=scale) for _ in prompts],
+            )
+        )
+        return [float(value) for value in after - alone]
+
+    def _questions(self, codes: Tensor, questions: Sequence[str]) -> list[list[int]]:
+        """Ids of `picture, newline, question` up to where the answer begins (spec: App. C.1)."""
+        scale = Scale.of(codes.shape[1], self.grid)
+        # The picture's mark stands first; what the question says about marks is just words.
+        return [
+            self.mllm.vocabulary.question(question, (scale, row))
+            for row, question in zip(codes.tolist(), questions, strict=True)
+        ]
+
+
+def _generator(seed: int, use: str) -> torch.Generator:
+    """A generator of its own for each use of a seed, so that neither disturbs the other."""
+    offset = {"words": 0, "pixels": 1}[use]
+    return torch.Generator().manual_seed(2 * seed + offset)
+
+
+def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
+    made_for = read_config(part).get("tokenizer_sha256")
+    if made_for != ta_tok.sha256:
+        raise UserError(
+            f"{part} was trained on codes of tokenizer {str(made_for)[:12]}, the ta_tok folder "
+            f"beside it holds {ta_tok.sha256[:12]}",
+            hint=ASSEMBLE,
+        )
+
+
+def _check_sizes(
+    places: Places,
+    mllm: LoadedMllm,
+    ta_tok: LoadedTaTok,
+    dtok: ArDetokenizer | DifDetokenizer | None,
+) -> None:
+    """Published files do not say what they were trained on; their sizes must fit at least."""
+    visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
+    drawing = places.ar_dtok or places.dif_dtok
+    fits = [
+        (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
+        (drawing, "condition_width", dtok and dtok.condition_width, width),
+    ]
+    for path, name, found, needed in fits:
+        if found is not None and found != needed:
+            raise UserError(
+                f"{path} has {name} {found}, the parts beside it need {needed}",
+                hint="name parts that belong together",
+            )

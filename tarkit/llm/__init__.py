@@ -1,0 +1,1 @@
+"""Language models that write for us: loaded here, or behind a server."""

@@ -1,0 +1,245 @@
+"""What the trainings of the language model share: chats dealt by task, packed, and weighed.
+
+Source: paper Sec. 3.3-3.4, App. C.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tarkit.artifacts.artifact import Artifact
+from tarkit.checkpoints.load import LoadedTaTok
+from tarkit.config import Config
+from tarkit.errors import UserError
+from tarkit.models.mllm import Packed, pack
+from tarkit.train.streams import Stream, draw_scale, seed_of
+from tarkit.vocab import END_OF_TEXT, Scale, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
+
+
+class ChatsConfig(Config):
+    """Which chats a step learns, and how much each token of them weighs."""
+
+    seed: int = 0
+    ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
+    """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
+    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
+    read_scale_ratio: tuple[int, int, int] | None = None
+    """The same for i2t rows, where pictures are read at other scales than they are drawn at."""
+    prompt_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
+    text_weight: float = Field(default=1.0, gt=0)
+    """Weight of a supervised token of text; a code weighs 1 (the paper weighs all alike)."""
+    length: int = 2048
+    """Tokens of a packed row; a longer chat is an error, never cut."""
+
+
+class _Shards:
+    """Chats of several artifacts as one numbered list of shards, rows decoded when asked for."""
+
+    def __init__(self, artifacts: Sequence[Artifact], columns: Sequence[str]) -> None:
+        self.places = [(a, name) for a in artifacts for name in a.shards]
+        self.columns = columns
+        self._table = lru_cache(maxsize=24)(self._read)
+
+    def _read(self, index: int) -> pa.Table:
+        artifact, name = self.places[index]
+        return artifact.read(name, columns=list(self.columns))
+
+    def row(self, index: int, row: int) -> dict[str, Any]:
+        """One chat."""
+        found: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
+        return found
+
+    def of_task(self, task: TaskName, index: int) -> np.ndarray:
+        """Row numbers of a shard's usable training chats of one task."""
+        artifact, name = self.places[index]
+        table = artifact.read(name, columns=["task", "split", "status"])
+        columns = [table[c].to_pylist() for c in ("task", "split", "status")]
+        keep = [
+            i
+            for i, (t, split, status) in enumerate(zip(*columns, strict=True))
+            if t == task and split in (None, "train") and status == "ok"
+        ]
+        return np.asarray(keep, dtype=np.int64)
+
+
+class ChatStreams:
+    """One endless drawn stream a task, dealt in rounds of the configured ratio.
+
+    Which task stands at a slot, and which row of it, follow from the slot's number alone.
+    """
+
+    def __init__(
+        self, artifacts: Sequence[Artifact], ratio: Mapping[TaskName, int], seed: int
+    ) -> None:
+        for artifact in artifacts:
+            artifact.require_complete()
+        self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
+        self.seed = seed
+        self.ratio = {task: count for task, count in ratio.items() if count > 0}
+        self.round = [task for task, count in sorted(self.ratio.items()) for _ in range(count)]
+        self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
+        for task in self.ratio:
+            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.places))]
+            if not sum(map(len, rows)):
+                raise UserError(
+                    f"the ratio asks for {task} rows, but the chats given hold none",
+                    hint="tarkit inspect the chats, or set the ratio of that task to 0",
+                )
+            self.streams[task] = _places(rows, seed_of(seed, task))
+
+    def __getitem__(self, slot: int) -> dict[str, Any]:
+        """The chat at a slot."""
+        turn, within = divmod(slot, len(self.round))
+        order = np.random.default_rng(seed_of(self.seed, turn, "round")).permutation(
+            len(self.round)
+        )
+        task = self.round[int(order[within])]
+        earlier = sum(self.round[int(i)] == task for i in order[:within])
+        shard, row = self.streams[task][turn * self.ratio[task] + earlier]
+        return self.shards.row(shard, row)
+
+    def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
+        """The chat at a position of one task's own stream."""
+        return self.shards.row(*self.streams[task][position])
+
+    def documents(self, limit: int) -> list[str]:
+        """Text-only rows in order, for making a tokenizer and counting its rows' use."""
+        texts: list[str] = []
+        for index in range(len(self.shards.places)):
+            for row in self.shards.of_task("text", index):
+                texts.append(
+                    "\n".join(m["content"] for m in self.shards.row(index, int(row))["messages"])
+                )
+                if len(texts) >= limit:
+                    return texts
+        return texts
+
+
+def _places(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
+    """The stream of (shard, row) over the given rows of each shard."""
+
+    def load(shard: int) -> list[tuple[int, int]]:
+        return [(shard, int(row)) for row in rows[shard]]
+
+    return Stream([len(r) for r in rows], load, seed=seed, shards_together=4)
+
+
+def encode_chat(
+    vocabulary: Vocabulary, chat: Mapping[str, Any], scale: Scale
+) -> tuple[list[int], list[int]]:
+    """Ids and labels of one chats row; a lone document is raw text, supervised whole."""
+    messages = chat["messages"]
+    if chat["task"] == "text" and len(messages) == 1:
+        end = vocabulary.text.special[END_OF_TEXT]
+        ids = [end, *vocabulary.text.encode(messages[0]["content"]), end]
+        return ids, [-100, *ids[1:]]
+    pictures = [(scale, picture[f"codes_{int(scale)}"]) for picture in chat["images"] or []]
+    if any(codes is None for _, codes in pictures):
+        raise UserError(
+            f"chat {chat['key']} has no codes of scale {int(scale)}",
+            hint="set scale_ratio to the scales that `tarkit encode` stored",
+        )
+    try:
+        return vocabulary.chat(messages, pictures)
+    except ValueError as error:
+        raise UserError(
+            f"chat {chat['key']}: {error}", hint="leave the row out, or make the chats again"
+        ) from None
+
+
+def packed_chats(
+    streams: ChatStreams, config: ChatsConfig, vocabulary: Vocabulary, *, first: int, size: int
+) -> Packed:
+    """The chats of `size` slots from `first` on, side by side in rows of `config.length`."""
+    chats = []
+    for slot in range(first, first + size):
+        chat = _prompted(streams[slot], slot, config)
+        reads = chat["task"] == "i2t" and config.read_scale_ratio
+        scale = draw_scale(reads or config.scale_ratio, config.seed, slot)
+        ids, labels = encode_chat(vocabulary, chat, scale)
+        if len(ids) > config.length:
+            raise UserError(
+                f"chat {chat['key']} has {len(ids)} tokens, length is {config.length}",
+                hint=f"--set length={len(ids)}, or leave such rows out of the chats",
+            )
+        chats.append((ids, labels))
+    return pack(chats, config.length)
+
+
+def _prompted(chat: dict[str, Any], slot: int, config: ChatsConfig) -> dict[str, Any]:
+    """The chat of a slot, without its prompt where `prompt_dropout` says so."""
+    dropout = config.prompt_dropout
+    if chat["task"] != "t2i" or not dropout:
+        return chat
+    if np.random.default_rng(seed_of(config.seed, slot, "prompt")).random() >= dropout:
+        return chat
+    bare = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
+    return chat | {"messages": bare}
+
+
+def weighted_loss(
+    losses: Tensor, targets: Tensor, vocabulary: Vocabulary, text_weight: float
+) -> tuple[Tensor, dict[str, float]]:
+    """The mean of losses (M,) of targets (M,), a token of text weighing `text_weight`, a code 1.
+
+    The figures are the plain means over codes and over text.
+    """
+    weights = torch.ones_like(losses)
+    figures: dict[str, float] = {}
+    if vocabulary.visual is not None:
+        is_code = targets >= vocabulary.visual.first_code
+        weights[~is_code] = text_weight
+        for name, chosen in (("code_loss", is_code), ("text_loss", ~is_code)):
+            if chosen.any():
+                figures[name] = float(losses.detach()[chosen].mean())
+    return (losses * weights).sum() / weights.sum(), figures
+
+
+def described(
+    model: PreTrainedModel, vocabulary: Vocabulary, *, tokenizer: str | None, grid: int | None
+) -> dict[str, Any]:
+    """The config.json of a language model; `tokenizer` is the sha256 of what made its codes."""
+    arch = model.config.to_diff_dict()
+    visual = vocabulary.visual
+    return {
+        "kind": "mllm",
+        "arch": {k: v for k, v in arch.items() if k not in ("dtype", "transformers_version")},
+        "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
+        "system": vocabulary.system,
+        "tokenizer_sha256": tokenizer,
+        "grid": grid,
+    }
+
+
+def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:
+    """Refuse codes that another tokenizer made."""
+    for artifact in chats:
+        made_by = artifact.settings.get("tokenizer_sha256")
+        if made_by is None:
+            continue
+        if tokenizer is None:
+            raise UserError(
+                f"{artifact.path} holds picture codes, but no --tokenizer is given",
+                hint="name the tokenizer directory that made them with --tokenizer",
+            )
+        if made_by != tokenizer.sha256:
+            raise UserError(
+                f"{artifact.path} holds codes of tokenizer {made_by[:12]}, --tokenizer is "
+                f"{tokenizer.sha256[:12]}: codes of another codebook mean nothing to this model",
+                hint="encode the pictures again with this tokenizer, or name the other one",
+            )

@@ -1,0 +1,167 @@
+"""Training streams whose every batch is a pure function of (seed, step): exact resume for nothing.
+
+An epoch visits the shards in a drawn order, some at a time, and their rows in a drawn order; a
+position in it is found by arithmetic, so resuming at step 60,000 skips nothing and reads nothing
+twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tarkit import images as pictures
+from tarkit.artifacts.artifact import Artifact
+from tarkit.errors import UserError
+from tarkit.vocab import Scale
+
+Row = TypeVar("Row")
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from any values: the same on every machine, process and run."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Stream(Generic[Row]):
+    """Rows of numbered shards in an endless drawn order with random access by position."""
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        load: Callable[[int], Sequence[Row]],
+        *,
+        seed: int,
+        shards_together: int = 8,
+    ) -> None:
+        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order."""
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.total = int(self.counts.sum())
+        self.seed = seed
+        self.together = shards_together
+        self._load = lru_cache(maxsize=2 * shards_together)(load)
+        self._group = lru_cache(maxsize=4)(self._group_order)
+        self._epoch = lru_cache(maxsize=2)(self._epoch_plan)
+        if not self.total:
+            raise ValueError("a stream needs at least one row")
+
+    def _epoch_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards in this epoch's order, and the first position of each group of shards."""
+        order = np.random.default_rng(seed_of(self.seed, epoch, "shards")).permutation(
+            len(self.counts)
+        )
+        sizes = [
+            self.counts[order[i : i + self.together]].sum()
+            for i in range(0, len(order), self.together)
+        ]
+        return order, np.concatenate([[0], np.cumsum(sizes)])
+
+    def _group_order(self, epoch: int, group: int) -> list[tuple[int, int]]:
+        """(shard, row) of every position of one group of shards."""
+        order, _ = self._epoch(epoch)
+        shards = order[group * self.together : (group + 1) * self.together]
+        pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
+        draw = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
+        return [pairs[i] for i in draw.permutation(len(pairs))]
+
+    def __getitem__(self, position: int) -> Row:
+        """The row at a position of the endless stream."""
+        epoch, within = divmod(position, self.total)
+        _, starts = self._epoch(epoch)
+        group = int(np.searchsorted(starts, within, side="right")) - 1
+        shard, row = self._group(epoch, group)[within - int(starts[group])]
+        return self._load(shard)[row]
+
+    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[Row]:
+        """This rank's rows of a step: `size` of the step's `size * world`."""
+        first = (step * world + rank) * size
+        return [self[first + i] for i in range(size)]
+
+
+class Picture(dict[str, Any]):
+    """One row of an images artifact, with its picture read when it is asked for."""
+
+    def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
+        super().__init__(row)
+        self._where = (path, offset, size)
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        path, offset, size = self._where
+        with open(path, "rb") as file:
+            blob = os.pread(file.fileno(), size, offset)
+        return pictures.to_uint8(pictures.decode(blob))
+
+
+COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
+
+
+def picture_stream(
+    artifact: Artifact, *, seed: int, split: str | None = "train"
+) -> Stream[Picture]:
+    """All usable pictures of an images artifact; rows of another split are left out.
+
+    Rows without a split (a user's own pictures) are all used.
+    """
+    artifact.require_complete()
+
+    def usable(row: Mapping[str, Any]) -> bool:
+        return row["status"] == "ok" and (row["split"] in (None, split) or split is None)
+
+    def load(index: int) -> list[Picture]:
+        name = artifact.shards[index]
+        rows = artifact.read(name, columns=list(COLUMNS)).to_pylist()
+        offsets, sizes = artifact.image_offsets(name)
+        tar = str(artifact.tar_path(name))
+        ok = [row for row in rows if row["status"] == "ok"]
+        return [
+            Picture(row, tar, int(offset), int(size))
+            for row, offset, size in zip(ok, offsets, sizes, strict=True)
+            if usable(row)
+        ]
+
+    counts = [
+        sum(map(usable, artifact.read(name, columns=["split", "status"]).to_pylist()))
+        for name in artifact.shards
+    ]
+    if not sum(counts):
+        raise UserError(
+            f"{artifact.path} holds no usable picture of split {split!r}",
+            hint=f"tarkit inspect {artifact.path}",
+        )
+    return Stream(counts, load, seed=seed)
+
+
+def to_pixels(batch: Sequence[np.ndarray]) -> Tensor:
+    """uint8 pictures (H, W, 3) of one size -> (B, 3, H, W) float in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+    return stacked.float() / 127.5 - 1
+
+
+def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
+    """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
+    if picture.shape[:2] == (size_px, size_px):
+        return picture
+    return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
+
+
+def to_bytes(pixels: Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) in [0, 1] -> uint8 pictures, truncated as the published program does."""
+    array = (pixels.float().clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return list(array.contiguous().numpy())
+
+
+def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
+    """The scale of a step, drawn in the given ratio: the same on every process."""
+    rng = np.random.default_rng(seed_of(seed, step, "scale"))
+    weights = np.asarray(ratio, dtype=float)
+    return Scale(int(rng.choice(3, p=weights / weights.sum())) + 1)

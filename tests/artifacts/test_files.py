@@ -1,0 +1,64 @@
+"""Single files: a complaint names the file, and a file is written whole or not at all."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tarkit.artifacts.files import read_lines, write_whole
+from tarkit.errors import UserError
+from tarkit.images import png_bytes, read_picture, require_png
+
+
+def test_a_picture_is_read_as_rgb(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_bytes(np.full((2, 3, 3), 7, np.uint8)))
+    picture = read_picture(tmp_path / "a.png")
+    assert (picture.size, picture.mode, picture.getpixel((0, 0))) == ((3, 2), "RGB", (7, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gone.png", "No such file"), ("text.png", "not a picture"), (".", "Is a")]
+)
+def test_what_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "text.png").write_text("words")
+    with pytest.raises(UserError, match=f"the picture .* cannot be read: {reason}"):
+        read_picture(tmp_path / name)
+
+
+def test_a_file_is_replaced_whole_and_folders_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "new" / "a.bin"
+    write_whole(place, b"first")
+    write_whole(place, b"second")
+    assert place.read_bytes() == b"second"
+
+    def torn(self: Path, data: bytes) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", torn)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(place, b"third")
+    assert [path.name for path in place.parent.iterdir()] == ["a.bin"]
+    assert place.read_bytes() == b"second"
+
+
+def test_only_a_png_is_a_name_for_a_picture(tmp_path: Path) -> None:
+    require_png(tmp_path / "a.PNG")
+    with pytest.raises(UserError, match=r"a\.jpg: pictures are written as PNG"):
+        require_png(tmp_path / "a.jpg")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        require_png(tmp_path / "b.png")
+
+
+def test_a_line_ends_where_its_file_says_and_not_within_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes('"a\u2028b"\r\n\n"c\u0085d"'.encode())
+    assert [(n, json.loads(line)) for n, line in read_lines(file)] == [
+        (1, "a\u2028b"),
+        (3, "c\u0085d"),
+    ]

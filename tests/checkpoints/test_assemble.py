@@ -1,0 +1,133 @@
+"""`tarkit assemble`: four parts become one directory; parts that do not fit are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tarkit.checkpoints import assemble
+from tarkit.checkpoints.system import Sampling
+from tarkit.errors import UserError
+from tarkit.inference.tar import Tar
+from tarkit.vocab import Scale
+from tests import parts
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, Any]:
+    return parts.save_parts(tmp_path)
+
+
+def refused(match: str, **given: Any) -> str:
+    with pytest.raises(UserError, match=match) as error:
+        assemble.run(**given)
+    assert not (given["out"] / "config.json").exists()
+    return error.value.hint
+
+
+def test_the_parts_are_copied_whole(made: dict[str, Any], tmp_path: Path) -> None:
+    out = assemble.run(**made, out=tmp_path / "tar")
+    names = {"mllm": "mllm", "tokenizer": "ta_tok", "ar_dtok": "ar_dtok", "vqvae": "vqvae"}
+    for given, part in names.items():
+        for file in made[given].iterdir():
+            assert (out / part / file.name).read_bytes() == file.read_bytes()
+    assert json.loads((out / "config.json").read_text()) == {
+        "kind": "tar",
+        "default_scale": 1,
+        "read_scale": None,
+        "sampling": Sampling().model_dump(),
+    }
+    # The published scripts' numbers.
+    sampling = Tar.load(out).sampling
+    assert (sampling.top_k, sampling.top_p, sampling.guidance) == (1200, 0.95, 4.0)
+
+
+def test_how_it_draws_is_read_from_a_toml_and_overrides(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "assemble.toml"
+    file.write_text("default_scale = 2\nread_scale = 1\n[sampling]\nguidance = 1.5\n")
+    out = assemble.run(
+        **made, out=tmp_path / "tar", config=file, overrides=["sampling.temperature=0.5"]
+    )
+    tar = Tar.load(out)
+    assert (tar.default_scale, tar.read_scale) == (Scale.HALF, Scale.FULL)
+    assert tar.sampling == Sampling(guidance=1.5, temperature=0.5)
+    # Again with others: the directory says what was asked for last.
+    assert Tar.load(assemble.run(**made, out=out)).default_scale is Scale.FULL
+    drawn = assemble.run(**made, out=out, overrides=["default_scale=3"])
+    assert Tar.load(drawn).read_scale is Scale.THIRD
+
+
+def test_half_precision_halves_the_copies_and_leaves_the_parts(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    out = assemble.run(**made, out=tmp_path / "tar", half_precision=True)
+    for part, given in (("vqvae", "vqvae"), ("mllm", "mllm")):
+        copied = load_file(out / part / "model.safetensors")
+        assert {v.dtype for v in copied.values()} == {torch.float16}
+        own = load_file(made[given] / "model.safetensors")
+        assert {v.dtype for v in own.values()} == {torch.float32}
+        assert all(torch.equal(copied[key], own[key].half()) for key in own)
+    tar = Tar.load(out)
+    assert tar.sha256 == parts.sha256(made["tokenizer"])
+    assert tar.imagine("a red ring").size == (16, 16)
+
+
+def test_parts_of_another_tokenizer_or_image_vq_are_refused(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "tar"
+    other = parts.save_ta_tok(tmp_path / "other", seed=1)
+    mine, theirs = parts.sha256(made["tokenizer"])[:12], parts.sha256(other)[:12]
+    hint = refused(
+        f"mllm was trained with tokenizer {mine}, {other} is {theirs}",
+        **{**made, "tokenizer": other},
+        out=out,
+    )
+    assert "tokenizer" in hint
+    stray = parts.save_ar_dtok(tmp_path / "stray", other, made["vqvae"])
+    refused(
+        f"stray was trained with tokenizer {theirs}, .*ta_tok is {mine}",
+        **{**made, "ar_dtok": stray},
+        out=out,
+    )
+    vqvae = parts.save_vqvae(tmp_path / "vq", seed=1)
+    was, now = parts.sha256(made["vqvae"])[:12], parts.sha256(vqvae)[:12]
+    hint = refused(
+        f"ar_dtok was trained with image VQ {was}, {vqvae} is {now}",
+        **{**made, "vqvae": vqvae},
+        out=out,
+    )
+    assert "image VQ" in hint
+
+
+def test_parts_in_each_others_place_or_unfinished_are_refused(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "tar"
+    swapped = {**made, "vqvae": made["ar_dtok"], "ar_dtok": made["vqvae"]}
+    hint = refused("is vqvae, where a model of kind ar_dtok is needed", **swapped, out=out)
+    assert hint == f"tarkit inspect {made['vqvae']}"
+    (made["vqvae"] / "model.safetensors").unlink()
+    hint = refused(r"vqvae has no model\.safetensors: its training did not", **made, out=out)
+    assert f"--out {made['vqvae']} again" in hint
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("default_skale=2", r"unknown key default_skale \(did you mean default_scale\?\)"),
+        ("default_scale=4", "default_scale = 4: Input should be 1, 2 or 3"),
+        ("sampling.heat=2", "unknown key sampling.heat"),
+    ],
+)
+def test_settings_that_no_model_has_are_refused(
+    made: dict[str, Any], tmp_path: Path, override: str, match: str
+) -> None:
+    hint = refused(match, **made, out=tmp_path / "tar", overrides=[override])
+    assert "default_scale, read_scale, sampling" in hint

@@ -1,0 +1,278 @@
+"""Model directories: there and back to the bit, strictly, and every fault in words."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from tarkit.artifacts.manifest import begin_directory, file_sha256
+from tarkit.checkpoints.directory import half, read_config, save_model
+from tarkit.checkpoints.language_model import load_mllm, read_embeddings, read_text_tokenizer
+from tarkit.checkpoints.load import load_ar_dtok, load_encoder, load_ta_tok, load_vqvae
+from tarkit.errors import UserError
+from tarkit.models.mllm import build, from_scratch
+from tarkit.vocab import Scale
+from tests import parts
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    return {
+        **parts.save_parts(tmp_path),
+        "encoder": parts.save_encoder(tmp_path / "encoder"),
+        "lm": parts.save_mllm(tmp_path / "lm", None),
+    }
+
+
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "tokenizer": lambda path: load_ta_tok(path).model,
+    "vqvae": load_vqvae,
+    "ar_dtok": load_ar_dtok,
+    "encoder": load_encoder,
+    "mllm": lambda path: load_mllm(path).model,
+    "lm": lambda path: load_mllm(path).model,
+}
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_model_comes_back_to_the_bit(models: dict[str, Path], name: str) -> None:
+    path = models[name]
+    loaded = LOADERS[name](path)
+    assert not loaded.training
+    state, saved = loaded.state_dict(), weights_of(path)
+    # A tied head is the embedding under a second name and is saved once.
+    assert set(state) - set(saved) == ({"lm_head.weight"} if "lm" in name else set())
+    assert all(torch.equal(state[key], saved[key]) for key in saved)
+    assert json.loads((path / "config.json").read_text())["sha256"] == file_sha256(
+        path / "model.safetensors"
+    )
+    assert not list(path.glob(".*"))
+
+
+def test_a_tied_head_follows_its_embedding(models: dict[str, Path]) -> None:
+    model = load_mllm(models["lm"]).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_an_untied_head_is_kept(tmp_path: Path) -> None:
+    text = parts.text_tokenizer()
+    arch = {**from_scratch(parts.LM, text.size), "tie_word_embeddings": False}
+    model = build(arch)
+    save_model(tmp_path, model, {"kind": "mllm", "arch": arch})
+    (tmp_path / "tokenizer.json").write_text(text.json)
+    head = load_mllm(tmp_path).model.get_output_embeddings().weight
+    assert torch.equal(head, model.get_output_embeddings().weight)
+    assert not torch.equal(head, model.get_input_embeddings().weight)
+
+
+def test_half_precision_halves_the_file_and_keeps_the_models_identity(
+    models: dict[str, Path],
+) -> None:
+    path = models["tokenizer"]
+    before, size = load_ta_tok(path), (path / "model.safetensors").stat().st_size
+    half(path)
+    after = load_ta_tok(path)
+    assert (path / "model.safetensors").stat().st_size < 0.6 * size
+    assert after.sha256 == before.sha256
+    saved = weights_of(path)
+    assert {v.dtype for v in saved.values()} == {torch.float16}
+    for key, value in after.model.state_dict().items():
+        assert value.dtype == torch.float32
+        # Eleven bits: at most one part in 2,048, and 2**-25 next to zero.
+        assert_close(value, before.model.state_dict()[key], rtol=2**-11, atol=2**-25)
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.fill_(70_000.0)  # float16 ends at 65,504
+    save_model(tmp_path, model, {"kind": "x", "arch": {}})
+    with pytest.raises(UserError, match="beyond float16's range"):
+        half(tmp_path)
+    assert weights_of(tmp_path)["weight"].dtype == torch.float32
+
+
+# ---- what does not fit
+
+
+def refused(load: Callable[[Path], Any], path: Path, match: str) -> str:
+    """The next command that the error names."""
+    with pytest.raises(UserError, match=match) as error:
+        load(path)
+    assert str(path) in error.value.message
+    assert error.value.hint
+    return error.value.hint
+
+
+def test_missing_misshapen_and_unknown_weights_are_named(models: dict[str, Path]) -> None:
+    path = models["encoder"]
+    state = weights_of(path)
+    del state["post_layernorm.weight"]
+    state["post_layernorm.bias"] = torch.zeros(7)
+    state["surprise"] = torch.zeros(1)
+    save_file(state, path / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        load_encoder(path)
+    for fault in (
+        f"{path}/model.safetensors does not fit the sizes it comes with",
+        "missing post_layernorm.weight",
+        "unexpected surprise",
+        "post_layernorm.bias is [7], expected [16]",
+    ):
+        assert fault in error.value.message
+    assert error.value.hint
+    for key in list(state)[:12]:
+        del state[key]
+    save_file(state, path / "model.safetensors")
+    refused(load_encoder, path, r"and \d+ more$|and \d+ more\n")
+
+
+def test_a_language_model_without_its_table_is_refused(models: dict[str, Path]) -> None:
+    path = models["lm"]
+    state = weights_of(path)
+    del state["model.embed_tokens.weight"]
+    save_file(state, path / "model.safetensors")
+    refused(load_mllm, path, "missing model.embed_tokens.weight")
+
+
+def test_an_arch_that_is_not_ours_is_refused(models: dict[str, Path]) -> None:
+    path = models["encoder"]
+    config = json.loads((path / "config.json").read_text())
+    config["arch"] |= {"depth": 3, "width": "wide"}
+    (path / "config.json").write_text(json.dumps(config))
+    refused(load_encoder, path, "config.json: arch is not one of tarkit's EncoderArch: .*width: ")
+    refused(load_encoder, path, "depth: Extra inputs are not permitted")
+    del config["arch"]
+    (path / "config.json").write_text(json.dumps(config))
+    refused(load_encoder, path, "arch is not one of tarkit's EncoderArch")
+
+
+def test_a_damaged_file_is_refused_and_no_pickle_is_opened(models: dict[str, Path]) -> None:
+    path = models["vqvae"]
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:-100])
+    refused(load_vqvae, path, r"vqvae/model\.safetensors is damaged")
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("a pickle was opened",))
+
+    (path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    refused(load_vqvae, path, r"vqvae/model\.safetensors is damaged")
+
+
+def test_directories_that_are_no_model_of_the_kind_say_what_they_are(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    hint = refused(load_vqvae, tmp_path / "gone", "no such folder")
+    assert hint == f"tarkit inspect {tmp_path}"
+    (tmp_path / "empty").mkdir()
+    hint = refused(load_vqvae, tmp_path / "empty", "holds no config.json")
+    assert hint == f"tarkit inspect {tmp_path / 'empty'}"
+    path = models["encoder"]
+    hint = refused(load_vqvae, path, "encoder is encoder, where a model of kind vqvae is needed")
+    assert hint == f"tarkit inspect {path}"
+    (path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    refused(load_vqvae, path, "is a siglip model, where a model of kind vqvae")
+    for text in ("{not json", "[1, 2]"):
+        (path / "config.json").write_text(text)
+        refused(load_vqvae, path, r"config\.json (is not JSON|holds no table)")
+
+
+def test_a_model_without_an_identity_is_refused(models: dict[str, Path]) -> None:
+    file = models["tokenizer"] / "config.json"
+    config = json.loads(file.read_text())
+    for sha256 in (None, 5):
+        file.write_text(json.dumps({**config, "sha256": sha256}))
+        refused(load_ta_tok, models["tokenizer"], "says no sha256")
+
+
+def test_an_unfinished_training_says_how_to_finish_it(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    begin_directory(tmp_path / "begun", "model", settings={})
+    hint = refused(load_vqvae, tmp_path / "begun", "holds no config.json")
+    assert hint.endswith(f"`tarkit train` command with --out {tmp_path / 'begun'} again")
+    # An artifact has a manifest as well, and no training finishes it.
+    begin_directory(tmp_path / "pictures", "images", settings={})
+    hint = refused(load_vqvae, tmp_path / "pictures", "holds no config.json")
+    assert hint.startswith("tarkit inspect")
+    (models["vqvae"] / "model.safetensors").unlink()
+    hint = refused(load_vqvae, models["vqvae"], r"has no model\.safetensors: its training did not")
+    assert f"--out {models['vqvae']} again" in hint
+
+
+# ---- words
+
+
+def test_a_language_model_reads_the_words_it_was_saved_with(models: dict[str, Path]) -> None:
+    loaded = load_mllm(models["mllm"])
+    visual = loaded.vocabulary.visual
+    assert visual is not None and visual.num_codes == parts.K
+    assert loaded.model.config.vocab_size == loaded.vocabulary.size
+    assert loaded.vocabulary.text.json == (models["mllm"] / "tokenizer.json").read_text()
+    (models["mllm"] / "tokenizer.json").unlink()
+    hint = refused(load_mllm, models["mllm"], r"mllm has no tokenizer\.json")
+    assert hint == f"tarkit inspect {models['mllm']}"
+
+
+def test_a_tokenizer_file_that_is_none_or_has_no_chat_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    for text in ("", "[]", '{"model": 3}'):
+        file.write_text(text)
+        refused(read_text_tokenizer, tmp_path, r"tokenizer\.json is no tokenizer")
+    file.write_text(parts.text_tokenizer().json.replace("<|im_start|>", "<s>"))
+    refused(read_text_tokenizer, tmp_path, r"tokenizer\.json has no <\|im_start\|>:")
+
+
+# ---- embeddings
+
+
+def test_embeddings_know_which_rows_their_text_used(models: dict[str, Path]) -> None:
+    found = read_embeddings(models["lm"])
+    counts = read_config(models["lm"])["token_counts"]
+    assert found.used.tolist() == [i for i, count in enumerate(counts) if count]
+    assert torch.equal(found.table, weights_of(models["lm"])["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "transformer.wte.weight"])
+def test_any_language_models_table_is_found_in_any_of_its_files(tmp_path: Path, name: str) -> None:
+    table = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    save_file({"other": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({name: table.bfloat16()}, tmp_path / "model-00002-of-00002.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    found = read_embeddings(tmp_path)
+    assert torch.equal(found.table, table.bfloat16().float())
+    assert found.used.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_directory_without_a_table_is_refused(tmp_path: Path) -> None:
+    assert "--lm" in refused(read_embeddings, tmp_path, "holds no safetensors weights")
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert "--lm" in refused(read_embeddings, tmp_path, "no embedding table in .*wte")
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    refused(read_embeddings, tmp_path, r"model\.safetensors is damaged")
+
+
+# ---- TA-Tok as it is used
+
+
+def test_a_tokenizer_takes_pictures_from_zero_to_one(models: dict[str, Path]) -> None:
+    loaded = load_ta_tok(models["tokenizer"])
+    assert (loaded.size_px, loaded.grid, loaded.num_codes) == (16, 4, 16)
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    codes = loaded.encode_scales(pictures, list(Scale))
+    assert {s: c.shape[1] for s, c in codes.items()} == {1: 16, 2: 4, 3: 1}
+    inside = loaded.model.encode(pictures * 2 - 1, list(Scale))
+    assert all(torch.equal(codes[s], inside[s]) for s in Scale)
+    assert loaded.condition(codes[Scale.HALF]).shape == (2, 4, 16)

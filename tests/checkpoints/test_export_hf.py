@@ -1,0 +1,80 @@
+"""The exported directory: stock transformers computes the same, and writes the same chats."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from tarkit.checkpoints import export_hf
+from tarkit.checkpoints.hub import find
+from tarkit.checkpoints.language_model import load_mllm
+from tarkit.errors import UserError
+from tarkit.vocab import Scale
+from tests.checkpoints.test_published_lm import publish
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_hf.run("mini", out=tmp_path_factory.mktemp("export") / "mini")
+
+
+def test_stock_transformers_computes_the_same(exported: Path) -> None:
+    ours = load_mllm(find("mini").mllm)
+    theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    assert type(theirs).__name__ == "Qwen2ForCausalLM"
+    visual = ours.vocabulary.visual
+    assert visual is not None
+    ids = torch.tensor([ours.vocabulary.prompt("a photo of a red circle", draw=Scale.HALF)])
+    with torch.no_grad():
+        assert_close(theirs(input_ids=ids).logits, ours.model(input_ids=ids).logits)
+    assert theirs.config.vocab_size == visual.size
+    settings = GenerationConfig.from_pretrained(exported)
+    assert settings.eos_token_id == [
+        ours.vocabulary.chat_end,
+        ours.vocabulary.text.special["<|endoftext|>"],
+    ]
+    # Its numbers for sampling are transformers' own: none of a model's is passed on.
+    plain = GenerationConfig()
+    for name in ("temperature", "top_p", "top_k", "repetition_penalty", "do_sample"):
+        assert getattr(settings, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize("which", ["mini", "published"])
+def test_the_tokenizer_writes_the_chats_that_were_trained(
+    exported: Path, tmp_path: Path, which: str
+) -> None:
+    folder = exported
+    model: str | Path = "mini"
+    if which == "published":
+        # Its parts beside the language model are not needed for an export, but for finding it.
+        model = publish(tmp_path / "published")
+        for name in ("ta_tok.pth", "ar_dtok_lp_256px.pth", "vq_ds16_t2i.pt"):
+            (tmp_path / "published" / name).touch()
+        folder = export_hf.run(model, out=tmp_path / "out")
+    vocabulary = load_mllm(find(model).mllm).vocabulary
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == vocabulary.size
+    turns = [{"role": "user", "content": "how many stars?\nsay it"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert ids == vocabulary.prompt("how many stars?\nsay it", draw=None)
+    picture = vocabulary.picture([3, 1, 2], Scale.HALF, tagged=True)
+    assert tokenizer.encode("<im_start><S1><I3><I1><I2><im_end>") == picture
+    assert tokenizer.decode(picture) == "<im_start><S1><I3><I1><I2><im_end>"
+    assert tokenizer.decode(picture, skip_special_tokens=True) == "<S1><I3><I1><I2>"
+    mine = {"role": "system", "content": "be brief"}
+    ids = tokenizer.apply_chat_template([mine, *turns], return_dict=False)
+    assert ids == vocabulary.chat([mine, *turns])[0]
+    card = (folder / "README.md").read_text()
+    visual = vocabulary.visual
+    assert visual is not None and f"{visual.first_code} to {visual.size - 1}" in card
+
+
+def test_nothing_is_written_over_and_precision_is_as_asked(tmp_path: Path, exported: Path) -> None:
+    with pytest.raises(UserError, match="is not empty"):
+        export_hf.run("mini", out=exported)
+    with pytest.raises(UserError, match="precision 'int3'"):
+        export_hf.run("mini", out=tmp_path / "x", precision="int3")
+    folder = export_hf.run("mini", out=tmp_path / "half", precision="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16

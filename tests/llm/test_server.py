@@ -1,0 +1,103 @@
+"""The client against a server that misbehaves: every question gets an answer or a reason."""
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("openai", reason="pip install 'tarkit[caption]'")
+
+from tarkit.errors import UserError
+from tarkit.llm.base import Answer, AssistantConfig, Question
+from tarkit.llm.load import load
+from tests.llm.stub_server import said, serving
+
+QUICK = AssistantConfig(timeout_s=2.0, retries=2, batch_size=4)
+
+
+def answers(*replies: object, config: AssistantConfig = QUICK, n: int = 1) -> list[Answer]:
+    with serving(*replies) as stub:
+        assistant = load("m", config=config, server=stub.url)
+        return assistant.answer([Question(f"q{i}", seed=i) for i in range(n)])
+
+
+def test_an_answer_comes_back_with_what_it_cost() -> None:
+    assert answers(said("a ring")) == [Answer("a ring", num_prompt_tokens=7, num_tokens=3)]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (said(""), "the answer is empty"),
+        (said(None), "the answer is empty"),
+        (said({"a": 1}), "the answer is empty"),
+        (said("so long", finish="length"), "the answer is cut off"),
+        (said("x" * 200_000), "the answer is too long"),
+        ((200, b'{"choices": []}'), "the server's answer has no choices"),
+        ((200, b'{"error": "x"}'), "the server's answer has no choices"),
+        ((200, b"{not json"), "the server's answer cannot be read"),
+        ((200, b"<html>sign in</html>"), "the server's answer"),
+        ((400, b'{"error": "no such model"}'), "the server refused with 400"),
+        ((500, b"oops"), "the server refused with 500"),
+        ((429, b"slow down"), "the server refused with 429"),
+    ],
+)
+def test_what_cannot_be_used_has_its_reason(reply: object, reason: str) -> None:
+    (answer,) = answers(reply)
+    assert answer.text == "" and answer.error is not None and answer.error.startswith(reason)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_failure_is_asked_again(status: int) -> None:
+    # Two failures, two retries: the third request is answered.
+    assert answers((status, b"busy"), (status, b"busy"), said("a ring"))[0].text == "a ring"
+
+
+def test_a_server_that_drips_for_ever_is_left() -> None:
+    (answer,) = answers("drip", config=AssistantConfig(timeout_s=0.4, retries=0))
+    assert answer.error == "the server gave no answer: 0.4 s"
+
+
+def test_nobody_at_the_address_is_a_reason() -> None:
+    assistant = load(
+        "m", config=AssistantConfig(retries=0, timeout_s=5), server="http://127.0.0.1:9/v1"
+    )
+    (answer,) = assistant.answer([Question("q", seed=0)])
+    assert answer.error is not None and answer.error.startswith("the server cannot be reached")
+
+
+def test_answers_stay_with_their_questions() -> None:
+    def echo(body: dict[str, object]) -> tuple[int, bytes]:
+        messages = json.loads(json.dumps(body["messages"]))
+        return said(messages[0]["content"].upper())
+
+    found = answers(echo, n=20)
+    assert [answer.text for answer in found] == [f"Q{i}" for i in range(20)]
+
+
+def test_a_picture_and_every_number_are_sent() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "JPEG")
+    with serving(said("x")) as stub:
+        load("m", config=QUICK, server=stub.url).answer([Question("q", 5, buffer.getvalue())])
+    (body,) = stub.asked
+    text, picture = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "q"}
+    assert picture["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
+    assert (body["seed"], body["max_tokens"], body["model"]) == (5, 512, "m")
+    assert (body["temperature"], body["top_p"]) == (0.7, 0.9)
+
+
+def test_shown_turns_stand_before_the_question() -> None:
+    with serving(said("x")) as stub:
+        question = Question("q", 5, shown=(("a", "b"), ("c", "d")))
+        load("m", config=QUICK, server=stub.url).answer([question])
+    messages = stub.asked[0]["messages"]
+    assert [m["content"] for m in messages] == ["a", "b", "c", "d", "q"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(UserError, match="is no address"):
+        load("m", config=QUICK, server="localhost:8000")

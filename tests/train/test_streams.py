@@ -1,0 +1,181 @@
+"""Streams: every row once an epoch, any position by arithmetic, ranks that share a step's rows."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.errors import UserError
+from tarkit.train.streams import (
+    Stream,
+    draw_scale,
+    picture_stream,
+    seed_of,
+    sized,
+    to_bytes,
+    to_pixels,
+)
+from tarkit.vocab import Scale
+from tests import parts
+
+Row = tuple[int, int]
+
+
+def stream(counts: Sequence[int], *, seed: int = 0, together: int = 2) -> Stream[Row]:
+    """Rows that know their shard and their place in it."""
+    return Stream(
+        counts,
+        lambda s: [(s, row) for row in range(counts[s])],
+        seed=seed,
+        shards_together=together,
+    )
+
+
+# No deadline: a busy machine must not decide.
+unhurried = settings(deadline=None, derandomize=True)
+COUNTS = st.lists(st.integers(0, 5), min_size=1, max_size=7).filter(any)
+
+
+@unhurried
+@given(counts=COUNTS, seed=st.integers(0, 99), together=st.integers(1, 4))
+def test_every_epoch_visits_each_row_once(counts: list[int], seed: int, together: int) -> None:
+    made = stream(counts, seed=seed, together=together)
+    rows = {(s, row) for s, count in enumerate(counts) for row in range(count)}
+    for epoch in range(3):
+        seen = [made[epoch * made.total + i] for i in range(made.total)]
+        assert len(seen) == len(rows) and set(seen) == rows
+
+
+@unhurried
+@given(counts=COUNTS, data=st.data())
+def test_a_position_does_not_depend_on_what_was_read_before(
+    counts: list[int], data: st.DataObject
+) -> None:
+    made = stream(counts)
+    in_order = [made[i] for i in range(4 * made.total)]
+    places = data.draw(st.permutations(range(4 * made.total)))
+    fresh = stream(counts)
+    assert [fresh[i] for i in places] == [in_order[i] for i in places]
+
+
+@unhurried
+@given(counts=COUNTS, world=st.integers(1, 4), size=st.integers(1, 3), step=st.integers(0, 9))
+def test_ranks_share_a_steps_rows(counts: list[int], world: int, size: int, step: int) -> None:
+    made = stream(counts)
+    parts_ = [made.batch(step, size, rank=rank, world=world) for rank in range(world)]
+    assert [row for part in parts_ for row in part] == made.batch(step, size * world)
+    first = step * size * world
+    assert made.batch(step, size * world) == [made[first + i] for i in range(size * world)]
+
+
+def test_two_ranks_see_each_row_once_between_them() -> None:
+    # 3 + 4 + 5 = 12 rows: three steps of two ranks with two rows each.
+    made = stream([3, 4, 5])
+    seen = Counter(
+        row
+        for step in range(3)
+        for rank in (0, 1)
+        for row in made.batch(step, 2, rank=rank, world=2)
+    )
+    assert len(seen) == 12 and set(seen.values()) == {1}
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    made, other = stream([20, 20]), stream([20, 20], seed=1)
+    first, second = [made[i] for i in range(40)], [made[40 + i] for i in range(40)]
+    assert first != second and first != [other[i] for i in range(40)]
+    assert first == [stream([20, 20])[i] for i in range(40)]
+    # Rows of shards read together are mixed, and shards do not come in their numbers' order.
+    assert len({s for s, _ in first[:10]}) == 2
+
+
+def test_shards_are_read_a_few_at_a_time_and_not_again_within_their_turn() -> None:
+    loads: list[int] = []
+
+    def load(shard: int) -> list[Row]:
+        loads.append(shard)
+        return [(shard, row) for row in range(10)]
+
+    made = Stream([10] * 6, load, seed=0, shards_together=2)
+    for i in range(20):
+        assert made[i][0] in loads
+    assert len(loads) == 2
+    for i in range(20, 60):
+        _ = made[i]
+    assert sorted(loads) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_stream_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        stream([0, 0])
+
+
+def test_a_seed_is_the_same_on_every_machine() -> None:
+    # blake2b("0|1|rows", 8 bytes), halved: written down so that a change of it shows.
+    assert seed_of(0, 1, "rows") == 891782328499148357
+    assert 0 <= seed_of("x") < 2**63 and seed_of(1, 23) != seed_of(12, 3)
+
+
+# ---- pictures
+
+
+def test_only_usable_pictures_of_the_split_are_read_and_each_is_its_own(pictures: Path) -> None:
+    artifact = open_artifact(pictures, "images")
+    made = picture_stream(artifact, seed=0)
+    keys = {made[i]["key"] for i in range(made.total)}
+    # Shard 1 holds train, test, train, failed and one without a split.
+    assert made.total == 12 == len(keys)
+    assert {key for key in keys if key.startswith("00001")} == {
+        "00001-000000",
+        "00001-000002",
+        "00001-000004",
+    }
+    assert picture_stream(artifact, seed=0, split=None).total == 13
+    for i in range(12):
+        shard, place = (int(part) for part in made[i]["key"].split("-"))
+        expected = np.random.default_rng([shard, place]).integers(0, 256, (16, 16, 3), np.uint8)
+        assert np.array_equal(made[i].pixels(), expected)
+
+
+def test_a_split_without_pictures_is_refused(tmp_path: Path) -> None:
+    made = parts.write_pictures(tmp_path / "p", [["test", "failed"]])
+    with pytest.raises(UserError, match=r"holds no usable picture of split 'train'") as error:
+        picture_stream(made, seed=0)
+    assert error.value.hint == f"tarkit inspect {made.path}"
+
+
+def test_pixels_run_from_minus_one_to_one_and_back_to_the_same_bytes() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    pixels = to_pixels(list(every))
+    assert pixels.shape == (1, 3, 16, 16)
+    assert_close(pixels.aminmax(), (torch.tensor(-1.0), torch.tensor(1.0)))
+    # Bytes are truncated, so half a level is added before going back.
+    back = to_bytes(pixels * 0.5 + 0.5 + 0.5 / 255)
+    assert np.array_equal(back[0], every[0])
+    assert to_bytes(torch.full((1, 3, 1, 1), 0.9999))[0].tolist() == [[[254, 254, 254]]]
+
+
+def test_a_picture_of_the_right_size_is_not_touched() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert sized(picture, 8) is picture
+    assert sized(picture[:, :4], 8).shape == (8, 8, 3)
+
+
+# ---- scales
+
+
+def test_scales_are_drawn_in_their_ratio_by_step_and_seed() -> None:
+    drawn = [draw_scale((2, 1, 1), 0, step) for step in range(2000)]
+    shares = {scale: drawn.count(scale) / 2000 for scale in Scale}
+    # Standard error of a share of a half in 2,000 draws: .011.
+    assert shares == pytest.approx({Scale.FULL: 0.5, Scale.HALF: 0.25, Scale.THIRD: 0.25}, abs=0.04)
+    assert drawn[:50] == [draw_scale((2, 1, 1), 0, step) for step in range(50)]
+    assert drawn[:50] != [draw_scale((2, 1, 1), 1, step) for step in range(50)]
+    assert {draw_scale((0, 1, 0), 0, step) for step in range(50)} == {Scale.HALF}
