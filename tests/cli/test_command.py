@@ -1,0 +1,53 @@
+"""How a function becomes a command: bundles of options, exit statuses."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tarkit.cli.command import command, new_group
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    scale: Annotated[int | None, typer.Option("--scale", min=1, max=3, help="Of codes.")] = None
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0
+
+
+def drawing() -> tuple[typer.Typer, list[tuple[Path, Draw, int]]]:
+    group, calls = new_group("Draw."), list[tuple[Path, Draw, int]]()
+
+    @command(group, "one")
+    def one(source: Path, draw: Draw, n: Annotated[int, typer.Option("--n")] = 1) -> int:
+        calls.append((source, draw, n))
+        return 3
+
+    @command(group, "other")
+    def other() -> int:
+        return 0
+
+    return group, calls
+
+
+@pytest.mark.parametrize(
+    ("words", "draw", "n"),
+    [
+        ([], Draw(), 1),
+        (["--n", "2", "--scale", "3"], Draw(scale=3), 2),
+        (["--top-p", "0.5"], Draw(top_p=0.5), 1),
+    ],
+)
+def test_a_bundle_arrives_as_one_object(words: list[str], draw: Draw, n: int) -> None:
+    group, calls = drawing()
+    assert CliRunner().invoke(group, ["one", "a", *words]).exit_code == 3
+    assert calls == [(Path("a"), draw, n)]
+
+
+def test_the_options_of_a_bundle_are_checked_and_have_their_help() -> None:
+    group, calls = drawing()
+    assert CliRunner().invoke(group, ["one", "a", "--scale", "4"]).exit_code == 2
+    assert "Of codes." in CliRunner().invoke(group, ["one", "--help"]).output
+    assert calls == []
