@@ -35,6 +35,7 @@ from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.inference.detokenizers import ArDetokenizer, DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
 YES = ("yes", "Yes", "YES")
@@ -175,7 +176,9 @@ class Tar:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            generator=[_generator(seed, "words") for seed in seeds],
+            generator=[
+                torch.Generator().manual_seed(generator_seed(seed, "words")) for seed in seeds
+            ],
             guidance=sampling.prompt_guidance,
             unguided=[empty] * len(ids),
         )
@@ -199,7 +202,9 @@ class Tar:
         """TA-Tok codes (B, N) of any one scale -> pictures, by the de-tokenizer."""
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
-        generators = [_generator(seed, "pixels") for seed in seeds]
+        generators = [
+            torch.Generator().manual_seed(generator_seed(seed, "pixels")) for seed in seeds
+        ]
         if isinstance(self.dtok, ArDetokenizer):
             pixels = self.dtok.draw(
                 condition,
@@ -329,12 +334,6 @@ class Tar:
             self.mllm.vocabulary.question(question, (scale, row))
             for row, question in zip(codes.tolist(), questions, strict=True)
         ]
-
-
-def _generator(seed: int, use: str) -> torch.Generator:
-    """A generator of its own for each use of a seed, so that neither disturbs the other."""
-    offset = {"words": 0, "pixels": 1}[use]
-    return torch.Generator().manual_seed(2 * seed + offset)
 
 
 def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:

@@ -24,7 +24,7 @@ from tarkit.checkpoints.directory import save_model
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.progress import Progress
-from tarkit.train.streams import seed_of
+from tarkit.seeds import training_seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -221,7 +221,7 @@ def train(
             if step + 1 < config.steps:
                 upcoming = ahead.submit(task.batch, step + 1, per_rank, rank, world)
             model.train()
-            torch.manual_seed(seed_of(config.seed, step, rank, "step"))
+            torch.manual_seed(training_seed(config.seed, step, rank, "step"))
             with accelerator.autocast():
                 loss, figures = task.loss(model, batch, step)
             accelerator.backward(loss)

@@ -7,7 +7,6 @@ twice.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -21,15 +20,10 @@ from torch import Tensor
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
+from tarkit.seeds import training_seed
 from tarkit.vocab import Scale
 
 Row = TypeVar("Row")
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from any values: the same on every machine, process and run."""
-    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class Stream(Generic[Row]):
@@ -56,7 +50,7 @@ class Stream(Generic[Row]):
 
     def _epoch_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards in this epoch's order, and the first position of each group of shards."""
-        order = np.random.default_rng(seed_of(self.seed, epoch, "shards")).permutation(
+        order = np.random.default_rng(training_seed(self.seed, epoch, "shards")).permutation(
             len(self.counts)
         )
         sizes = [
@@ -70,7 +64,7 @@ class Stream(Generic[Row]):
         order, _ = self._epoch(epoch)
         shards = order[group * self.together : (group + 1) * self.together]
         pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
-        draw = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
+        draw = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
         return [pairs[i] for i in draw.permutation(len(pairs))]
 
     def __getitem__(self, position: int) -> Row:
@@ -162,6 +156,6 @@ def to_bytes(pixels: Tensor) -> list[np.ndarray]:
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
     """The scale of a step, drawn in the given ratio: the same on every process."""
-    rng = np.random.default_rng(seed_of(seed, step, "scale"))
+    rng = np.random.default_rng(training_seed(seed, step, "scale"))
     weights = np.asarray(ratio, dtype=float)
     return Scale(int(rng.choice(3, p=weights / weights.sum())) + 1)
