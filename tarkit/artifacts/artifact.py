@@ -1,33 +1,31 @@
 """What lies on disk: kinds and schemas, the manifest, and shard reading, writing, resuming.
 
 An artifact is a directory: `manifest.json`, which is the plan, and numbered shards, which are the
-progress. The plan is written once (temporary file + os.link: the first worker wins, the others
-compare); a shard appears whole (temporary file, then rename) and records the sha256 of the input
-shard it was made from, so that the same command again redoes what is missing or stale and no
-more. Same input, same bytes. No torch, no Pillow, no maths.
+progress. The plan is written once (the first worker wins, the others compare). A shard appears
+whole or not at all and records the sha256 of the input shard it was made from, so that the same
+command again redoes what is missing or stale and no more. Same input, same bytes. No torch, no
+Pillow, no maths.
 """
 
 import contextlib
 import io
 import json
-import os
 import re
-import socket
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.files import whole_file
 from tarkit.artifacts.manifest import (
     begin_directory,
     file_sha256,
     read_manifest,
-    temporary_path,
 )
 from tarkit.artifacts.schema import (
     IMAGES,
@@ -271,8 +269,8 @@ class Artifact:
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         rows: list[Row] = []
-        with _written_whole(self.tar_path(name)) as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with whole_file(self.tar_path(name)) as temporary:
+            with tarfile.open(temporary, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for row, blob in pictures:
                     check_row(row, IMAGES, len(rows))
                     _add_picture(tar, row, blob)
@@ -306,8 +304,8 @@ class Artifact:
             metadata[PREFIX + key] = (
                 value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             )
-        with _written_whole(self.shard_path(name)) as file:
-            _write_parquet(table.replace_schema_metadata(metadata), file)
+        with whole_file(self.shard_path(name)) as temporary:
+            _write_parquet(table.replace_schema_metadata(metadata), temporary)
 
 
 # ---- beginning and opening ----------------------------------------------------------------------
@@ -385,7 +383,7 @@ def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
 # ---- bytes --------------------------------------------------------------------------------------
 
 
-def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
+def _write_parquet(table: pa.Table, file: Path) -> None:
     """zstd; codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split."""
     codes = [name for name in table.schema.names if name.startswith("codes_")]
     pq.write_table(
@@ -433,43 +431,6 @@ def _add_picture(tar: tarfile.TarFile, row: Row, blob: Blob | None) -> None:
         member = tarfile.TarInfo(f"{row['key']}.{name}")
         member.size, member.mode = len(content), 0o644
         tar.addfile(member, io.BytesIO(content))
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name whole or not at all, also when the machine stops."""
-    _sweep(path)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Removes what killed processes of this machine left of `path`."""
-    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
-        pid = left.suffixes[-2].removeprefix(".")
-        if pid.isdigit() and not _is_alive(int(pid)):
-            left.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process can still write; one that ended and was not waited for cannot."""
-    with contextlib.suppress(OSError):  # no /proc: ask the system
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return state[:1] not in ([b"Z"], [b"X"])
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -48,16 +49,15 @@ def run(
     _check_pixels(read, parts)
     for path in parts.values():
         require_weights(path)
-    out.mkdir(parents=True, exist_ok=True)
     for kind, path in parts.items():
-        (out / kind).mkdir(exist_ok=True)
         for name in (CONFIG, "run.toml", TOKENIZER, WEIGHTS):
             if (path / name).exists():
-                shutil.copyfile(path / name, out / kind / name)
+                with whole_file(out / kind / name) as copy:
+                    shutil.copyfile(path / name, copy)
         if half_precision:
             half(out / kind)
     description = {"kind": "tar", **settings.model_dump(mode="json")}
-    (out / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+    write_whole(out / CONFIG, (json.dumps(description, indent=1) + "\n").encode())
     return out
 
 

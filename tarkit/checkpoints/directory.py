@@ -8,7 +8,6 @@ what is stored in another precision than the one asked for is converted.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +16,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
@@ -55,8 +55,7 @@ def save_model(
     identity, which a half-precision copy keeps.
     """
     if run is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "run.toml").write_text(write_toml(run))
+        write_whole(out / "run.toml", write_toml(run).encode())
     write_model(out, _unshared(model), config)
 
 
@@ -69,12 +68,11 @@ def write_model(
     """
     from safetensors.torch import save_file
 
-    out.mkdir(parents=True, exist_ok=True)
-    draft = out / f".{WEIGHTS}.{os.getpid()}"
-    save_file(dict(state), draft, metadata={"format": "pt"})
-    text = json.dumps({**config, "sha256": file_sha256(identity or draft)}, indent=1, default=str)
-    (out / CONFIG).write_text(text + "\n")
-    os.replace(draft, out / WEIGHTS)
+    with whole_file(out / WEIGHTS) as weights:
+        save_file(dict(state), weights, metadata={"format": "pt"})
+        config = {**config, "sha256": file_sha256(identity or weights)}
+        text = json.dumps(config, indent=1, default=str) + "\n"
+        write_whole(out / CONFIG, text.encode())
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
@@ -218,10 +216,9 @@ def half(path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     state = load_file(path / WEIGHTS)
-    draft = path / f".{WEIGHTS}.{os.getpid()}"
     halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     worst = max((float(v.abs().max()) for v in halved.values() if v.numel()), default=0.0)
     if not torch.isfinite(torch.tensor(worst)):
         raise UserError(f"{path} has weights beyond float16's range")
-    save_file(halved, draft, metadata={"format": "pt"})
-    os.replace(draft, path / WEIGHTS)
+    with whole_file(path / WEIGHTS) as weights:
+        save_file(halved, weights, metadata={"format": "pt"})
