@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -32,6 +31,7 @@ from tarkit.images import resize as resize_picture
 from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.encoder import VisionEncoder
+from tarkit.models.pixels import from_unit, to_unit
 from tarkit.models.ta_tok import TaTok
 from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale
@@ -146,12 +146,11 @@ class LoadedTaTok:
         if tuple(images.shape[-2:]) == size:
             return images
         if resize == "pil-bicubic":
-            rows = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             sized = [
-                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash")) for row in rows
+                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash"))
+                for row in from_unit(images)
             ]
-            stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2)
-            return stacked.to(images.device).float() / 255
+            return to_unit(sized, images.device)
         if resize not in ("bilinear", "bilinear-noaa"):
             raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
         # Resized as the model sees them, in [-1, 1], as the published scripts do.

@@ -35,6 +35,7 @@ from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.inference.detokenizers import ArDetokenizer, DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.models.pixels import from_unit_truncated, to_unit
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
@@ -137,8 +138,7 @@ class Tar:
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
         sized = [np.asarray(resize(i.convert("RGB"), self.size_px, "squash")) for i in images]
-        stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).to(self.device)
-        return stacked.float() / 255
+        return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
@@ -223,9 +223,7 @@ class Tar:
                 steps=sampling.dif_steps,
                 generators=generators,
             )
-        # Truncated to bytes, not rounded, as the published program does.
-        rows = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return [Image.fromarray(a) for a in rows.cpu().numpy()]
+        return [Image.fromarray(row) for row in from_unit_truncated(pixels)]
 
     def imagine(
         self,

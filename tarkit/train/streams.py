@@ -13,9 +13,7 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
@@ -135,23 +133,11 @@ def picture_stream(
     return Stream(counts, load, seed=seed)
 
 
-def to_pixels(batch: Sequence[np.ndarray]) -> Tensor:
-    """uint8 pictures (H, W, 3) of one size -> (B, 3, H, W) float in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-    return stacked.float() / 127.5 - 1
-
-
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
     """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
     if picture.shape[:2] == (size_px, size_px):
         return picture
     return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
-
-
-def to_bytes(pixels: Tensor) -> list[np.ndarray]:
-    """(B, 3, H, W) in [0, 1] -> uint8 pictures, truncated as the published program does."""
-    array = (pixels.float().clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return list(array.contiguous().numpy())
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:

@@ -24,9 +24,10 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
 from tarkit.models.encoder import VisionEncoder
+from tarkit.models.pixels import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
+from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 
 
@@ -201,7 +202,7 @@ class TokenizerTask:
 
     def _pixels(self, rows: Sequence[Picture]) -> Tensor:
         size = self.model.ta_tok.arch.encoder.size_px
-        return to_pixels([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), size) for row in rows])
 
     def batch(self, step: int, size: int, rank: int, world: int) -> tuple[Tensor, Scale]:
         rows = self.stream.batch(step, size, rank=rank, world=world)
