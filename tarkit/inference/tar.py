@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of, read_config
-from tarkit.checkpoints.hub import DtokName, Places, find
+from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.checkpoints.system import (
@@ -58,7 +58,7 @@ class Tar:
     """What pictures are drawn at."""
     read_scale: Scale
     """What pictures are read at, to answer questions about them."""
-    places: Places
+    places: ModelPaths
     sha256: str
     """Identity of the tokenizer, as codes carry it."""
 
@@ -345,7 +345,7 @@ def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
 
 
 def _check_sizes(
-    places: Places,
+    places: ModelPaths,
     mllm: LoadedMllm,
     ta_tok: LoadedTaTok,
     dtok: ArDetokenizer | DifDetokenizer | None,

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.checkpoints.language_model import Embeddings, read_embeddings
+from tarkit.checkpoints.language_model import TokenEmbeddings, read_embeddings
 from tarkit.checkpoints.load import load_encoder
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
@@ -182,7 +182,7 @@ class TokenizerTask:
         config: TokenizerConfig,
         stream: Stream[Picture],
         encoder: VisionEncoder,
-        embeddings: Embeddings,
+        embeddings: TokenEmbeddings,
     ) -> None:
         self.config = config
         self.stream = stream
