@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.preview import first_rows, preview_shards
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
