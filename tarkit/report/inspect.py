@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
-from tarkit.images import contact_sheet, decode
+from tarkit.images import contact_sheet, decode, png_bytes
 
 MAX_SHEET = 36
 MAX_FAILED = 20
@@ -281,7 +282,7 @@ def _json(path: Path) -> Any:
 
 def _save(sheet: Image.Image, place: Path) -> None:
     try:
-        sheet.save(place, format="PNG")
+        write_whole(place, png_bytes(sheet))
     except OSError as error:
         raise UserError(
             f"the contact sheet cannot be written to {place}: {error.strerror}",

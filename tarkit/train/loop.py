@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +18,14 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.checkpoints.directory import save_model
 from tarkit.config import Config
 from tarkit.errors import UserError
+from tarkit.images import png_bytes
 from tarkit.progress import Progress
-from tarkit.train.streams import seed_of
+from tarkit.seeds import training_seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -194,7 +195,7 @@ def train(
     if (out / "model.safetensors").exists():
         return out
     for file, text in (files or {}).items() if main else ():
-        (out / file).write_text(text, encoding="utf-8")
+        write_whole(out / file, text.encode())
     state_path = out / "state" / "checkpoint.pt"
     made = optimizers(task.model, config)
     start = 0
@@ -221,7 +222,7 @@ def train(
             if step + 1 < config.steps:
                 upcoming = ahead.submit(task.batch, step + 1, per_rank, rank, world)
             model.train()
-            torch.manual_seed(seed_of(config.seed, step, rank, "step"))
+            torch.manual_seed(training_seed(config.seed, step, rank, "step"))
             with accelerator.autocast():
                 loss, figures = task.loss(model, batch, step)
             accelerator.backward(loss)
@@ -281,8 +282,7 @@ def _sheet(task: Task, out: Path, step: int) -> None:
         torch.manual_seed(0)
         sheet = task.samples(step)
     if sheet is not None:
-        (out / "samples").mkdir(exist_ok=True)
-        sheet.save(out / "samples" / f"{step:07d}.png")
+        write_whole(out / "samples" / f"{step:07d}.png", png_bytes(sheet))
 
 
 def _keep(task: Task, out: Path, config: LoopConfig, files: Mapping[str, str]) -> None:
@@ -290,7 +290,7 @@ def _keep(task: Task, out: Path, config: LoopConfig, files: Mapping[str, str]) -
     task.model.cpu()
     out.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
-        (out / file).write_text(text, encoding="utf-8")
+        write_whole(out / file, text.encode())
     with torch.random.fork_rng(devices=[]):
         task.model.eval()
         finished, description = task.finish()
@@ -301,15 +301,13 @@ def _keep(task: Task, out: Path, config: LoopConfig, files: Mapping[str, str]) -
 def _checkpoint(
     path: Path, step: int, model: nn.Module, made: Iterable[torch.optim.Optimizer]
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")  # one name: what a killed run left is overwritten
     state = {
         "step": step,
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in made],
     }
-    torch.save(state, draft)
-    os.replace(draft, path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def _truncate_log(path: Path, step: int) -> None:
@@ -317,7 +315,8 @@ def _truncate_log(path: Path, step: int) -> None:
     if path.exists():
         # A killed run can leave half a line at the end; what it tells of is run again.
         whole = [row for row in path.read_text().splitlines(keepends=True) if row.endswith("\n")]
-        path.write_text("".join(row for row in whole if json.loads(row)["step"] <= step))
+        kept = "".join(row for row in whole if json.loads(row)["step"] <= step)
+        write_whole(path, kept.encode())
 
 
 def _tensorboard(out: Path) -> Any:

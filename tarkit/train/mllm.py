@@ -37,6 +37,7 @@ from tarkit.models.mllm import (
     grow,
     shrink,
 )
+from tarkit.models.pixels import from_unit_truncated
 from tarkit.train.chat_batches import (
     ChatsConfig,
     ChatStreams,
@@ -46,7 +47,6 @@ from tarkit.train.chat_batches import (
     weighted_loss,
 )
 from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import to_bytes
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 
@@ -176,7 +176,7 @@ class MllmTask:
         )
         condition = self.tokenizer.condition(codes)
         drawn = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
-        cells = [Image.fromarray(a) for a in to_bytes(drawn)]
+        cells = [Image.fromarray(a) for a in from_unit_truncated(drawn)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:

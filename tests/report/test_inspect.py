@@ -100,7 +100,7 @@ def test_the_contact_sheet_shows_the_good_pictures_and_goes_beside_the_directory
         assert sheet.getpixel((80, 80)) == (255, 0, 0)
     assert inspect.run(pictures.path, out=tmp_path / "x.png")["contact_sheet"].endswith("x.png")
     with pytest.raises(UserError, match="cannot be written"):
-        inspect.run(pictures.path, out=tmp_path / "none" / "x.png")
+        inspect.run(pictures.path, out=tmp_path / "x.png" / "y.png")
 
 
 def test_usage_and_perplexity_of_codes_per_scale(pictures: Artifact, tmp_path: Path) -> None:
