@@ -17,6 +17,7 @@ from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.cli.app import app
 from tarkit.curate import render
 from tarkit.errors import UserError
+from tarkit.inference.self_reflect import Reflection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,6 +168,26 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "reflection"),
+    [
+        (["--best-of", "4"], Reflection(4, "gain", "pixels", until_yes=False)),
+        (["--reflect", "3"], Reflection(3, "yes", "pixels", until_yes=True)),
+        (
+            ["--reflect", "3", "--judge", "gain", "--judge-on", "codes"],
+            Reflection(3, "gain", "codes", until_yes=True),
+        ),
+    ],
+)
+def test_generate_makes_a_reflection_of_its_options(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], reflection: Reflection
+) -> None:
+    run = pretend(monkeypatch, "tarkit.inference.generate", [Path("a.png")])
+    done = tarkit("generate", "a ring", "--out", "a.png", *words, "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+    assert run.call_args.kwargs["reflection"] == reflection
+
+
 def test_eval_gets_its_arguments_and_prints_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = SimpleNamespace(path=Path("o"), report="overall 0.81\n", num_failed=0)
     run = pretend(monkeypatch, "tarkit.eval.shapes", answer)
@@ -310,6 +331,12 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch: pytest.MonkeyPatc
         (["generate", "a ring", "--prompts", "p.txt", "--out", "a"], "either a PROMPT or"),
         (["generate", "--prompts", "p.txt", "--image", "i.png", "--out", "a"], "--image goes with"),
         (["generate", "a ring", "--limit", "3", "--out", "a.png"], "--limit goes with"),
+        (["generate", "a ring", "--steps", "9", "--out", "a.png"], "--steps goes with --dtok dif"),
+        (["reconstruct", "a.png", "--steps", "9", "--out", "b.png"], "--steps goes with"),
+        (
+            ["generate", "a ring", "--best-of", "2", "--reflect", "3", "--out", "a.png"],
+            "either --best-of or --reflect",
+        ),
         (["train", "vqvae", "gone.toml", "--images", "i", "--out", "o"], "does not exist"),
     ],
 )
