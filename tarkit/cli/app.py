@@ -26,6 +26,14 @@ app.add_typer(models.export, name="export")
 app.add_typer(models.models, name="models")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tarkit.config import provenance
+
+        typer.echo(provenance()["tarkit"])
+        raise typer.Exit
+
+
 @app.callback()
 def _engine(
     context: typer.Context,
@@ -38,6 +46,12 @@ def _engine(
             "tarkit --engine FILE curate caption ...",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     if engine is None or context.invoked_subcommand is None:
         return

@@ -364,7 +364,9 @@ def test_version_tells_the_packages_as_json() -> None:
     versions = json.loads(tarkit("version", "--json").stdout)
     assert versions["python"] == sys.version.split()[0]
     assert versions["torch"][0].isdigit()
-    assert tarkit("version").stdout.strip() == versions["tarkit"]
+    assert tarkit("version").stdout == f"{versions['tarkit']}\n"
+    option = tarkit("--version")
+    assert (option.exit_code, option.stdout) == (0, f"{versions['tarkit']}\n")
 
 
 @pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"], ["export"]])
