@@ -2,27 +2,42 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from tarkit.cli.command import FAILED, FAILED_ROWS, command, new_group
+from tarkit.cli.eval_options import (
+    AllowMissing,
+    AsPublished,
+    Bench,
+    Clip,
+    Compared,
+    ComparisonOptions,
+    Data,
+    EvaluatedOptions,
+    ItemOptions,
+    Pictured,
+    RetryJudge,
+    RetrySamples,
+    RunDir,
+    Scorer,
+    ScorerFile,
+    ScorerModel,
+    Validation,
+)
 from tarkit.cli.options import (
     Device,
-    Guidance,
+    DrawingOptions,
     Json,
     Limit,
     Model,
     Out,
-    PromptGuidance,
     ScaleOption,
     Seed,
     Server,
-    Temperature,
-    TopK,
-    TopP,
 )
-from tarkit.cli.output import device_of, given, scored, show
+from tarkit.cli.output import device_of, scored, show
 
 group = new_group("Score a model.")
 
@@ -30,7 +45,8 @@ group = new_group("Score a model.")
 @command(group, "shapes")
 def eval_shapes(
     out: Out,
-    model: Model = "mini",
+    *,
+    evaluated: EvaluatedOptions,
     suite: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,24 +55,13 @@ def eval_shapes(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Pictures of each prompt.")] = 1,
     seed: Seed = 0,
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
+    drawing: DrawingOptions,
     limit: Limit = None,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
-    ] = False,
+    validation: Validation = False,
+    retry_failed: RetrySamples = False,
     score_only: Annotated[
         bool, typer.Option("--score-only", help="Score what lies in --out; load no model.")
     ] = False,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Score a model on the shapes world: GenEval-style, POPE-style, captions, ceilings."""
@@ -67,172 +72,94 @@ def eval_shapes(
     else:
         done = shapes.run(
             out=out,
-            model=model,
+            model=evaluated.model,
             suites=suite or shapes.SUITES,
             n=n,
             seed=seed,
-            scale=scale,
+            scale=drawing.scale,
             limit=limit,
             split="validation" if validation else "test",
-            batch_size=batch_size,
-            sampling=given(
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                prompt_guidance=prompt_guidance,
-                guidance=guidance,
-            ),
+            batch_size=evaluated.batch_size,
+            sampling=drawing.sampling(),
             retry_failed=retry_failed,
-            device=device_of(device),
+            device=device_of(evaluated.device),
         )
     return scored(done, as_json)
-
-
-Bench = Annotated[
-    str,
-    typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
-]
-
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="What `tarkit eval prepare` wrote.")]
-
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="PATH", help="The benchmark's own file of questions."),
-]
-
-Pictured = Annotated[
-    Path | None,
-    typer.Option("--images", metavar="DIR", help="The pictures that the questions name."),
-]
-
-NumPictures = Annotated[
-    int | None, typer.Option("--n", min=1, help="Pictures of each prompt; default: 4.")
-]
-
-RetrySamples = Annotated[
-    bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
-]
-
-Scorer = Annotated[
-    str | None,
-    typer.Option(
-        "--scorer",
-        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; others need none.",
-    ),
-]
-
-ScorerModel = Annotated[
-    str | None,
-    typer.Option("--scorer-model", metavar="DIR|HUB-ID", help="The detector's, or the judge's."),
-]
-
-Clip = Annotated[
-    str | None, typer.Option("--clip", metavar="DIR|HUB-ID", help="That names colours.")
-]
-
-ScorerFile = Annotated[
-    Path | None,
-    typer.Option("--file", metavar="JSONL", help="Detections or answers made elsewhere."),
-]
-
-AsPublished = Annotated[
-    bool,
-    typer.Option("--as-published", help="dpg: also with the published scorer's faults, #60, #61."),
-]
-
-RetryJudge = Annotated[
-    bool,
-    typer.Option(
-        "--retry-failed",
-        help="dpg: also ask the judge again where it failed or its answers are damaged.",
-    ),
-]
-
-AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Write results though samples failed: they score 0.")
-]
 
 
 @command(group, "prepare")
 def eval_prepare(
     bench: Bench,
     out: Out,
-    data: Data = None,
+    *,
     images: Pictured = None,
-    n: NumPictures = None,
-    seed: Seed = 0,
-    limit: Limit = None,
+    items: ItemOptions,
     as_json: Json = False,
 ) -> int:
     """Begin a run of a benchmark: write down what is asked, before anything is answered."""
     from tarkit.eval import prepare
 
-    run = prepare.run(bench, out=out, data=data, images=images, n=n, seed=seed, limit=limit)
+    run = prepare.run(
+        bench,
+        out=out,
+        data=items.data,
+        images=images,
+        n=items.n,
+        seed=items.seed,
+        limit=items.limit,
+    )
     show({"path": str(run.path), "items": len(run.items)}, str(run.path), as_json)
     return 0
 
 
-@command(group, "generate")
+@command(group, "generate", recorded_in="run")
 def eval_generate(
     run: RunDir,
-    model: Model = "mini",
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    *,
+    evaluated: EvaluatedOptions,
+    drawing: DrawingOptions,
     retry_failed: RetrySamples = False,
-    device: Device = "auto",
 ) -> int:
     """Draw the pictures that a run lacks."""
     from tarkit.eval import generate as verb
 
     verb.run(
         run,
-        model=model,
-        scale=scale,
-        sampling=given(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prompt_guidance=prompt_guidance,
-            guidance=guidance,
-        ),
-        batch_size=batch_size,
+        model=evaluated.model,
+        scale=drawing.scale,
+        sampling=drawing.sampling(),
+        batch_size=evaluated.batch_size,
         retry_failed=retry_failed,
-        device=device_of(device),
+        device=device_of(evaluated.device),
     )
     typer.echo(str(run))
     return 0
 
 
-@command(group, "answer")
+@command(group, "answer", recorded_in="run")
 def eval_answer(
     run: RunDir,
-    model: Model = "mini",
+    *,
+    evaluated: EvaluatedOptions,
     scale: ScaleOption = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     retry_failed: RetrySamples = False,
-    device: Device = "auto",
 ) -> int:
     """Answer the questions that a run lacks answers to."""
     from tarkit.eval import answer
 
     answer.run(
         run,
-        model=model,
+        model=evaluated.model,
         scale=scale,
-        batch_size=batch_size,
+        batch_size=evaluated.batch_size,
         retry_failed=retry_failed,
-        device=device_of(device),
+        device=device_of(evaluated.device),
     )
     typer.echo(str(run))
     return 0
 
 
-@command(group, "score")
+@command(group, "score", recorded_in="run")
 def eval_score(
     run: RunDir,
     scorer: Scorer = None,
@@ -264,7 +191,7 @@ def eval_score(
     return scored(done, as_json)
 
 
-@command(group, "export")
+@command(group, "export", recorded_in=None)
 def eval_export(
     run: RunDir,
     out: Out,
@@ -283,7 +210,7 @@ def eval_export(
     return 0
 
 
-@command(group, "collect")
+@command(group, "collect", recorded_in="run")
 def eval_collect(
     run: RunDir,
     file: Annotated[Path, typer.Argument(help="What the scorer wrote.")],
@@ -302,17 +229,10 @@ def eval_collect(
 @command(group, "geneval")
 def eval_geneval(
     out: Out,
+    *,
     model: Model = "mini",
-    data: Data = None,
-    n: NumPictures = None,
-    seed: Seed = 0,
-    limit: Limit = None,
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
+    items: ItemOptions,
+    drawing: DrawingOptions,
     scorer: Scorer = "hf-m2f",
     scorer_model: ScorerModel = "facebook/mask2former-swin-small-coco-instance",
     clip: Clip = "openai/clip-vit-large-patch14",
@@ -322,20 +242,17 @@ def eval_geneval(
     as_json: Json = False,
 ) -> int:
     """GenEval from its prompts to its figures: prepare, generate and score in one."""
-    from tarkit.eval import generate as drawing
-    from tarkit.eval import prepare, score
+    from tarkit.eval import generate, prepare, score
 
-    sampling = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        prompt_guidance=prompt_guidance,
-        guidance=guidance,
-    )
     on = device_of(device)
-    prepare.run("geneval", out=out, data=data, n=n, seed=seed, limit=limit)
-    drawing.run(
-        out, model=model, scale=scale, sampling=sampling, retry_failed=retry_failed, device=on
+    prepare.run("geneval", out=out, data=items.data, n=items.n, seed=items.seed, limit=items.limit)
+    generate.run(
+        out,
+        model=model,
+        scale=drawing.scale,
+        sampling=drawing.sampling(),
+        retry_failed=retry_failed,
+        device=on,
     )
     done = score.run(out, scorer=scorer, model=scorer_model, clip=clip, file=file, device=on)
     return scored(done, as_json)
@@ -344,17 +261,10 @@ def eval_geneval(
 @command(group, "dpg")
 def eval_dpg(
     out: Out,
-    data: Data = None,
+    *,
     model: Model = "mini",
-    n: NumPictures = None,
-    seed: Seed = 0,
-    limit: Limit = None,
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
+    items: ItemOptions,
+    drawing: DrawingOptions,
     scorer: Scorer = "tar",
     scorer_model: ScorerModel = None,
     file: ScorerFile = None,
@@ -365,20 +275,17 @@ def eval_dpg(
     as_json: Json = False,
 ) -> int:
     """DPG-Bench from its csv to its figures; the judge, --scorer, is part of their name."""
-    from tarkit.eval import generate as drawing
-    from tarkit.eval import prepare, score
+    from tarkit.eval import generate, prepare, score
 
-    sampling = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        prompt_guidance=prompt_guidance,
-        guidance=guidance,
-    )
     on = device_of(device)
-    prepare.run("dpg", out=out, data=data, n=n, seed=seed, limit=limit)
-    drawing.run(
-        out, model=model, scale=scale, sampling=sampling, retry_failed=retry_failed, device=on
+    prepare.run("dpg", out=out, data=items.data, n=items.n, seed=items.seed, limit=items.limit)
+    generate.run(
+        out,
+        model=model,
+        scale=drawing.scale,
+        sampling=drawing.sampling(),
+        retry_failed=retry_failed,
+        device=on,
     )
     done = score.run(
         out,
@@ -396,26 +303,25 @@ def eval_dpg(
 def _asking(bench: str) -> Callable[..., int]:
     def ask(
         out: Out,
+        *,
+        evaluated: EvaluatedOptions,
         data: Data = None,
         images: Pictured = None,
-        model: Model = "mini",
         limit: Limit = None,
         scale: ScaleOption = None,
-        batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
         allow_missing: AllowMissing = False,
         retry_failed: RetrySamples = False,
-        device: Device = "auto",
         as_json: Json = False,
     ) -> int:
         from tarkit.eval import answer, prepare, score
 
-        on = device_of(device)
+        on = device_of(evaluated.device)
         prepare.run(bench, out=out, data=data, images=images, limit=limit)
         answer.run(
             out,
-            model=model,
+            model=evaluated.model,
             scale=scale,
-            batch_size=batch_size,
+            batch_size=evaluated.batch_size,
             retry_failed=retry_failed,
             device=on,
         )
@@ -432,28 +338,20 @@ for _bench in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu"):
 @command(group, "reflect")
 def eval_reflect(
     out: Out,
-    model: Model = "mini",
+    *,
+    evaluated: EvaluatedOptions,
     slots: Annotated[
         int, typer.Option("--slots", min=1, help="Reported pictures of a prompt, a pool for each.")
     ] = 1,
     seed: Seed = 0,
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
+    drawing: DrawingOptions,
     limit: Limit = None,
-    validation: Annotated[
-        bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
-    ] = False,
+    validation: Validation = False,
     scorer: Annotated[
         str | None,
         typer.Option("--scorer", help="A judge beside the model: clip, tar, or module:function."),
     ] = None,
     scorer_model: ScorerModel = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Have a model choose among its own pictures: every arm at N = 1, 2, 4, 8, and its judges."""
@@ -461,64 +359,33 @@ def eval_reflect(
 
     done = reflect.run(
         out=out,
-        model=model,
+        model=evaluated.model,
         slots=slots,
         seed=seed,
-        scale=scale,
+        scale=drawing.scale,
         limit=limit,
         split="validation" if validation else "test",
-        batch_size=batch_size,
-        sampling=given(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            prompt_guidance=prompt_guidance,
-            guidance=guidance,
-        ),
+        batch_size=evaluated.batch_size,
+        sampling=drawing.sampling(),
         external=(scorer, scorer_model) if scorer else None,
-        device=device_of(device),
+        device=device_of(evaluated.device),
     )
     facts = {"path": str(done.path), "report": done.report}
     show(facts, f"{done.report.rstrip()}\n\n{done.path}", as_json)
     return 0
 
 
-Compared = Annotated[Path, typer.Argument(help="A folder of pictures, or an images artifact.")]
-
-Features = Annotated[
-    str,
-    typer.Option(
-        "--features",
-        help="tatok (a tokenizer's own), shapes (drawn world), inception (extra metrics).",
-    ),
-]
-
-
 @command(group, "rfid")
 def eval_rfid(
     samples: Compared,
     originals: Compared,
+    *,
     out: Out,
-    features: Features = "tatok",
-    model: Model = "mini",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    device: Device = "auto",
+    comparison: ComparisonOptions,
     as_json: Json = False,
 ) -> int:
     """Compare pictures with their originals: rFID, PSNR, SSIM, cosine of features."""
-    from tarkit.eval import pictures
-
-    path = pictures.run(
-        samples=samples,
-        reference=originals,
-        out=out,
-        features=features,
-        model=model,
-        device=device_of(device),
-        batch_size=batch_size,
-        metric="rfid",
-    )
-    return _compared(path, as_json)
+    return _compare("rfid", samples, reference=originals, out=out, how=comparison, as_json=as_json)
 
 
 @command(group, "gfid")
@@ -527,30 +394,36 @@ def eval_gfid(
     reference: Annotated[
         Path, typer.Argument(help="Real pictures, or an .npz of their mu and sigma.")
     ],
+    *,
     out: Out,
-    features: Features = "tatok",
-    model: Model = "mini",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    device: Device = "auto",
+    comparison: ComparisonOptions,
     as_json: Json = False,
 ) -> int:
     """Compare drawn pictures with real ones: gFID, Inception Score, precision, recall."""
+    return _compare("gfid", samples, reference=reference, out=out, how=comparison, as_json=as_json)
+
+
+def _compare(
+    metric: Literal["rfid", "gfid"],
+    samples: Path,
+    *,
+    reference: Path,
+    out: Path,
+    how: ComparisonOptions,
+    as_json: bool,
+) -> int:
     from tarkit.eval import pictures
 
     path = pictures.run(
         samples=samples,
         reference=reference,
         out=out,
-        features=features,
-        model=model,
-        device=device_of(device),
-        batch_size=batch_size,
-        metric="gfid",
+        features=how.features,
+        model=how.model,
+        device=device_of(how.device),
+        batch_size=how.batch_size,
+        metric=metric,
     )
-    return _compared(path, as_json)
-
-
-def _compared(path: Path, as_json: bool) -> int:
     report = (path / "report.md").read_text(encoding="utf-8")
     show({"path": str(path), "report": report}, f"{report.rstrip()}\n\n{path}", as_json)
     return 0
@@ -580,25 +453,24 @@ def eval_selftest(
 @command(group, "lmms")
 def eval_lmms(
     out: Out,
+    *,
+    evaluated: EvaluatedOptions,
     tasks: Annotated[
         list[str],
         typer.Option("--tasks", metavar="NAME,...", help="Of lmms-eval; may be repeated."),
     ],
-    model: Model = "mini",
     include: Annotated[
         Path | None,
         typer.Option("--include", metavar="DIR", help="A folder of tasks of your own."),
     ] = None,
     scale: ScaleOption = None,
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     simple: Annotated[
         bool, typer.Option("--simple", help="Ask as lmms-eval asks its simple models, not by chat.")
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Open no connection; data sets must be here.")
     ] = False,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Score a model on the tasks of lmms-eval, run by lmms-eval: pip install 'tarkit[lmms]'."""
@@ -607,12 +479,12 @@ def eval_lmms(
     path = lmms.run(
         tasks=tasks,
         out=out,
-        model=model,
+        model=evaluated.model,
         include=include,
         scale=scale,
         limit=limit,
-        batch_size=batch_size,
-        device=device_of(device),
+        batch_size=evaluated.batch_size,
+        device=device_of(evaluated.device),
         offline=offline,
         simple=simple,
     )

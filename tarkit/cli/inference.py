@@ -7,29 +7,23 @@ import typer
 
 from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
-    ConfigOption,
+    DetokenizerOptions,
     Device,
+    DrawingOptions,
     DryRun,
-    Dtok,
     Guidance,
     Json,
     Limit,
-    Model,
+    ModelOptions,
     Out,
-    Precision,
-    PromptGuidance,
+    ReflectOptions,
     RetryFailed,
-    ScaleOption,
     Seed,
-    Set,
-    SizePx,
-    Steps,
-    Temperature,
+    StageOptions,
     Tokenizer,
-    TopK,
-    TopP,
+    given,
 )
-from tarkit.cli.output import check_steps, device_of, given, made, part_of, previewed, show
+from tarkit.cli.output import device_of, made, part_of, previewed, show
 
 group = typer.Typer()
 
@@ -39,9 +33,8 @@ def encode(
     images: Annotated[Path, typer.Argument(help="An images artifact.")],
     tokenizer: Tokenizer,
     out: Out,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
     device: Device = "auto",
@@ -52,14 +45,14 @@ def encode(
     from tarkit.artifacts.preview import preview_rows
 
     if dry_run:
-        return previewed(preview_rows(images, "images", out=out, limit=limit), out, as_json)
+        return previewed(preview_rows(images, "images", out=out, limit=stage.limit), out, as_json)
     artifact = verb.run(
         images,
         tokenizer=part_of(tokenizer, "ta_tok"),
         out=out,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
         retry_failed=retry_failed,
         device=device_of(device),
     )
@@ -82,48 +75,18 @@ def generate(
             help="Many prompts: .txt (one a line), .jsonl, .csv, .parquet or a prompts artifact.",
         ),
     ] = None,
-    model: Model = "mini",
     image: Annotated[
         list[Path] | None,
         typer.Option("--image", metavar="FILE", help="For an <image> mark; may be repeated."),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
     seed: Seed = 0,
-    scale: ScaleOption = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    prompt_guidance: PromptGuidance = None,
-    guidance: Guidance = None,
-    best_of: Annotated[
-        int | None,
-        typer.Option(
-            "--best-of", min=2, metavar="N", help="Draw N, keep what the model judges best."
-        ),
-    ] = None,
-    reflect: Annotated[
-        int | None,
-        typer.Option(
-            "--reflect", min=2, metavar="N", help="Draw until the model says yes, N at most."
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge",
-            help="gain: how much likelier the prompt makes the picture; yes: P(yes).",
-        ),
-    ] = None,
-    judge_on: Annotated[
-        str,
-        typer.Option("--judge-on", help="pixels, or codes: then only what is kept is decoded."),
-    ] = "pixels",
+    *,
+    drawing: DrawingOptions,
+    reflecting: ReflectOptions,
     limit: Limit = None,
-    dtok: Dtok = "ar",
-    size: SizePx = None,
-    steps: Steps = None,
-    precision: Precision = "float32",
-    device: Device = "auto",
+    detokenizer: DetokenizerOptions,
+    chosen: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Draw pictures of a prompt, or of every prompt of a file."""
@@ -135,55 +98,40 @@ def generate(
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
     if prompts is None and limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
-    if best_of is not None and reflect is not None:
-        raise typer.BadParameter("give either --best-of or --reflect")
-    check_steps(dtok, steps)
-    sampling = given(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        prompt_guidance=prompt_guidance,
-        guidance=guidance,
-        dif_steps=steps,
-    )
-    reflection = None
-    if best_of or reflect:
-        from tarkit.inference.self_reflect import reflection_of
-
-        by = judge or ("gain" if best_of else "yes")
-        reflection = reflection_of(best_of or reflect or 1, by, judge_on, reflect is not None)
+    reflection = reflecting.reflection()
+    sampling = drawing.sampling() | detokenizer.sampling()
     if prompts is not None:
         done = verb.run_file(
             prompts,
             out=out,
-            model=model,
+            model=chosen.model,
             n=n,
             seed=seed,
-            scale=scale,
+            scale=drawing.scale,
             sampling=sampling,
             limit=limit,
             reflection=reflection,
-            device=device_of(device),
-            size_px=size,
-            dtok=dtok,
-            precision=precision,
+            device=device_of(chosen.device),
+            size_px=detokenizer.size,
+            dtok=detokenizer.dtok,
+            precision=chosen.precision,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
     paths = verb.run(
         str(prompt),
         out=out,
-        model=model,
+        model=chosen.model,
         images=image or (),
         n=n,
         seed=seed,
-        scale=scale,
+        scale=drawing.scale,
         sampling=sampling,
         reflection=reflection,
-        device=device_of(device),
-        size_px=size,
-        dtok=dtok,
-        precision=precision,
+        device=device_of(chosen.device),
+        size_px=detokenizer.size,
+        dtok=detokenizer.dtok,
+        precision=chosen.precision,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -193,10 +141,9 @@ def generate(
 def describe(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
     question: Annotated[str, typer.Argument(help="What to ask.")] = "Describe the image.",
-    model: Model = "mini",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
-    precision: Precision = "float32",
-    device: Device = "auto",
+    *,
+    chosen: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Answer a question about a picture."""
@@ -205,10 +152,10 @@ def describe(
     answer = verb.run(
         image,
         question,
-        model=model,
+        model=chosen.model,
         max_tokens=max_tokens,
-        precision=precision,
-        device=device_of(device),
+        precision=chosen.precision,
+        device=device_of(chosen.device),
     )
     show({"image": str(image), "question": question, "answer": answer}, answer, as_json)
     return 0
@@ -223,32 +170,28 @@ def reconstruct(
     out: Annotated[
         Path, typer.Option("--out", metavar="PNG", help="The sheet: originals beside each scale.")
     ],
-    model: Model = "mini",
     seed: Seed = 0,
     limit: Limit = None,
     guidance: Guidance = None,
-    dtok: Dtok = "ar",
-    size: SizePx = None,
-    steps: Steps = None,
-    precision: Precision = "float32",
-    device: Device = "auto",
+    *,
+    detokenizer: DetokenizerOptions,
+    chosen: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Turn pictures into codes and back, side by side with the originals, at every scale."""
     from tarkit.inference import reconstruct as verb
 
-    check_steps(dtok, steps)
     done = verb.run(
         images,
         out=out,
-        model=model,
+        model=chosen.model,
         seed=seed,
         limit=limit,
-        device=device_of(device),
-        size_px=size,
-        dtok=dtok,
-        precision=precision,
-        sampling=given(guidance=guidance, dif_steps=steps),
+        device=device_of(chosen.device),
+        size_px=detokenizer.size,
+        dtok=detokenizer.dtok,
+        precision=chosen.precision,
+        sampling=given(guidance=guidance) | detokenizer.sampling(),
     )
     for name, reason in done.failed.items():
         typer.echo(f"failed: {name}: {reason}", err=True)

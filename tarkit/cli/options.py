@@ -1,11 +1,21 @@
-"""Options that several commands share, each with its help."""
+"""Options that several commands share, each with its help, and bundles of those that go together.
 
+A bundle is a parameter of a command whose type is a dataclass: the command has an option for each
+of its fields, and the function gets one object (see tarkit.cli.command).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tarkit.checkpoints.hub import DtokName
+
+if TYPE_CHECKING:
+    from tarkit.inference.self_reflect import Reflection
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False, show_default=False)
@@ -133,3 +143,118 @@ PromptGuidance = Annotated[
 Guidance = Annotated[
     float | None, typer.Option("--guidance", min=0.0, help="Of the de-tokenizer; 1: off.")
 ]
+
+BestOf = Annotated[
+    int | None,
+    typer.Option("--best-of", min=2, metavar="N", help="Draw N, keep what the model judges best."),
+]
+
+Reflect = Annotated[
+    int | None,
+    typer.Option("--reflect", min=2, metavar="N", help="Draw until the model says yes, N at most."),
+]
+
+Judge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", help="gain: how much likelier the prompt makes the picture; yes: P(yes)."
+    ),
+]
+
+JudgeOn = Annotated[
+    str, typer.Option("--judge-on", help="pixels, or codes: then only what is kept is decoded.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """The numbers of a stage that writes an artifact, and how many rows it takes."""
+
+    config: ConfigOption = None
+    overrides: Set = None
+    limit: Limit = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which trained model, in which number format, and where it runs."""
+
+    model: Model = "mini"
+    precision: Precision = "float32"
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmOptions:
+    """Where the language model that is asked runs: on a server, or here."""
+
+    server: Server = None
+    device: Device = "auto"
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """At which scale codes are drawn, and how they are sampled; None is the model's own value."""
+
+    scale: ScaleOption = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    prompt_guidance: PromptGuidance = None
+    guidance: Guidance = None
+
+    def sampling(self) -> dict[str, float | int]:
+        """The values of checkpoints.system.Sampling that the user gave."""
+        return given(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            prompt_guidance=self.prompt_guidance,
+            guidance=self.guidance,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetokenizerOptions:
+    """Which de-tokenizer turns codes into pixels."""
+
+    dtok: Dtok = "ar"
+    size: SizePx = None
+    steps: Steps = None
+
+    def sampling(self) -> dict[str, float | int]:
+        """The values of checkpoints.system.Sampling that the user gave.
+
+        Raises typer.BadParameter for --steps with an AR-DTok, which has no steps.
+        """
+        if self.dtok == "ar" and self.steps is not None:
+            raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
+        return given(dif_steps=self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectOptions:
+    """Whether the model chooses among several candidates of each picture, and how."""
+
+    best_of: BestOf = None
+    reflect: Reflect = None
+    judge: Judge = None
+    judge_on: JudgeOn = "pixels"
+
+    def reflection(self) -> Reflection | None:
+        """None without --best-of and --reflect; typer.BadParameter with both."""
+        if self.best_of is not None and self.reflect is not None:
+            raise typer.BadParameter("give either --best-of or --reflect")
+        num_candidates = self.best_of or self.reflect
+        if num_candidates is None:
+            return None
+        from tarkit.inference.self_reflect import reflection_of
+
+        judge = self.judge or ("gain" if self.best_of else "yes")
+        return reflection_of(num_candidates, judge, self.judge_on, self.reflect is not None)
+
+
+def given(**values: float | int | None) -> dict[str, float | int]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tarkit.checkpoints.hub import DtokName
 from tarkit.cli.command import FAILED_ROWS
 
 if TYPE_CHECKING:
@@ -48,15 +47,6 @@ def previewed(counts: Mapping[str, int], out: Path, as_json: bool) -> int:
 def trained(path: Path, as_json: bool) -> int:
     show({"path": str(path)}, str(path), as_json)
     return 0
-
-
-def given(**values: float | int | None) -> dict[str, float | int]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def check_steps(dtok: DtokName, steps: int | None) -> None:
-    if dtok == "ar" and steps is not None:
-        raise typer.BadParameter("--steps goes with --dtok dif: AR-DTok has none")
 
 
 def part_of(named: Path, part: str) -> Path:

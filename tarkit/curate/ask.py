@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.map_rows import Result, Todo
-from tarkit.llm.base import Answer, Assistant, AssistantConfig, Question
+from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 
 LOG = "answers.jsonl"
 WINDOW = 8
@@ -29,7 +29,7 @@ class Lazy:
     def __init__(self, make: Callable[[], Assistant]) -> None:
         self._make = make
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         return self._assistant.answer(questions)
 
     @functools.cached_property
@@ -50,7 +50,7 @@ def ask(
     *,
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], Question],
+    question: Callable[[Todo, int], LlmQuestion],
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
@@ -67,7 +67,7 @@ def _ask_window(
     window: Sequence[Todo],
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], Question],
+    question: Callable[[Todo, int], LlmQuestion],
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
@@ -75,7 +75,7 @@ def _ask_window(
     reasons: dict[int, str] = {}
     costs: dict[int, collections.Counter[str]] = {t.place: collections.Counter() for t in window}
     for number in range(config.tries):
-        asked: list[tuple[Todo, Question]] = []
+        asked: list[tuple[Todo, LlmQuestion]] = []
         for item in left:
             try:
                 asked.append((item, question(item, number)))

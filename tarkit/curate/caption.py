@@ -22,7 +22,7 @@ from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
@@ -154,14 +154,16 @@ def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("key", "parent_key", "source", "licence")}
 
 
-def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int) -> Question:
+def _question(
+    config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int
+) -> LlmQuestion:
     seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "rewrite":
         if not todo.row["prompt"]:
             raise Refused("it has no prompt")
         told = functools.partial(REWRITE.format, config.max_words)
         shown_turns = tuple((told(asked), said) for asked, said in REWRITTEN)
-        return Question(told(todo.row["prompt"]), seed=seed, shown=shown_turns)
+        return LlmQuestion(told(todo.row["prompt"]), seed=seed, examples=shown_turns)
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
@@ -169,7 +171,7 @@ def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number
             examples, NUM_EXAMPLES
         )
         text = INSTRUCTION.format(*shown)
-    return Question(text, seed=seed, blob=todo.blob)
+    return LlmQuestion(text, seed=seed, blob=todo.blob)
 
 
 def _read(

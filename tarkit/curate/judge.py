@@ -27,7 +27,7 @@ from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
@@ -165,9 +165,9 @@ def _judged(make: Make, prompts: _Prompts, todo: Iterator[Todo]) -> Iterator[tup
 # ---- by a vision-language model -----------------------------------------------------------------
 
 
-def _question(config: JudgeConfig, todo: Todo, number: int) -> Question:
+def _question(config: JudgeConfig, todo: Todo, number: int) -> LlmQuestion:
     seed = row_seed(config.seed, todo.row["key"], number)
-    return Question(INSTRUCTION.format(todo.row["prompt"]), seed=seed, blob=todo.blob)
+    return LlmQuestion(INSTRUCTION.format(todo.row["prompt"]), seed=seed, blob=todo.blob)
 
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.manifest import file_sha256
 from tarkit.artifacts.preview import to_make
 from tarkit.artifacts.ranks import rank_and_world
@@ -260,7 +261,7 @@ def _row(artifact: Artifact, key: str, read: _Read, config: PromptsConfig) -> di
 def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"the source {source} does not exist")
-    found = [source] if source.is_file() else sorted(source.iterdir())
+    found = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
     files = [path for path in found if path.suffix in READERS and path.is_file()]
     if not files:
         raise UserError(f"{source} is no file of prompts: {', '.join(READERS)} are read")

@@ -26,7 +26,7 @@ from tarkit.artifacts.map_rows import Todo, map_rows
 from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
@@ -155,13 +155,13 @@ def run(
     return artifact
 
 
-def _question(config: SplitConfig, todo: Todo, number: int) -> Question:
+def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
     prompt = todo.row["prompt"]
     seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "paper":
-        return Question(INSTRUCTION + prompt, seed=seed)
+        return LlmQuestion(INSTRUCTION + prompt, seed=seed)
     shown = tuple((PHRASE_ALONE.format(asked), said) for asked, said in SHOWN)
-    return Question(PHRASE_ALONE.format(prompt), seed=seed, shown=shown)
+    return LlmQuestion(PHRASE_ALONE.format(prompt), seed=seed, examples=shown)
 
 
 def _read(

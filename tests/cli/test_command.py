@@ -1,5 +1,6 @@
 """How a function becomes a command: bundles of options, exit statuses."""
 
+import ast
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import tarkit.cli
 from tarkit.cli.command import command, new_group
 
 
@@ -51,3 +53,33 @@ def test_the_options_of_a_bundle_are_checked_and_have_their_help() -> None:
     assert CliRunner().invoke(group, ["one", "a", "--scale", "4"]).exit_code == 2
     assert "Of codes." in CliRunner().invoke(group, ["one", "--help"]).output
     assert calls == []
+
+
+PACKAGE = Path(tarkit.cli.__file__).parent
+MAX_PARAMETERS, MAX_LINES = 12, 560
+
+
+def crowded(tree: ast.AST) -> list[str]:
+    """The functions with more parameters than a reader can keep in mind."""
+    return [
+        f"{node.name} has {count} parameters"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (count := len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]))
+        > MAX_PARAMETERS
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
+def test_no_file_of_the_command_line_is_crowded(path: Path, request: pytest.FixtureRequest) -> None:
+    if path.name == "curate.py":
+        request.applymarker(pytest.mark.xfail(reason="its commands do not take bundles yet"))
+    text = path.read_text(encoding="utf-8")
+    assert not crowded(ast.parse(text))
+    assert len(text.splitlines()) <= MAX_LINES
+
+
+def test_a_crowded_function_would_be_noticed() -> None:
+    names = [f"p{number}" for number in range(MAX_PARAMETERS)]
+    assert crowded(ast.parse(f"def f({', '.join(names)}, *, last): pass"))
+    assert not crowded(ast.parse(f"def f({', '.join(names)}): pass"))

@@ -11,7 +11,7 @@ from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import caption
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.llm.base import Answer, Question
+from tarkit.llm.base import LlmAnswer, LlmQuestion
 
 EXAMPLES = [f"an oil painting of {count} ships" for count in "two three four five six".split()]
 
@@ -21,11 +21,11 @@ class Seer:
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
-        self.questions: list[Question] = []
+        self.questions: list[LlmQuestion] = []
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         self.questions += questions
-        return [Answer(self._next()) for _ in questions]
+        return [LlmAnswer(self._next()) for _ in questions]
 
     def _next(self) -> str:
         return self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]

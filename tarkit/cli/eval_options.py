@@ -1,0 +1,118 @@
+"""Options that several commands of `tarkit eval` share, each with its help, and their bundles."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tarkit.cli.options import Device, Limit, Model, Seed
+
+Bench = Annotated[
+    str,
+    typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
+]
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="What `tarkit eval prepare` wrote.")]
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="PATH", help="The benchmark's own file of questions."),
+]
+
+Pictured = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="The pictures that the questions name."),
+]
+
+NumPictures = Annotated[
+    int | None, typer.Option("--n", min=1, help="Pictures of each prompt; default: 4.")
+]
+
+RetrySamples = Annotated[
+    bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
+]
+
+Scorer = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; others need none.",
+    ),
+]
+
+ScorerModel = Annotated[
+    str | None,
+    typer.Option("--scorer-model", metavar="DIR|HUB-ID", help="The detector's, or the judge's."),
+]
+
+Clip = Annotated[
+    str | None, typer.Option("--clip", metavar="DIR|HUB-ID", help="That names colours.")
+]
+
+ScorerFile = Annotated[
+    Path | None,
+    typer.Option("--file", metavar="JSONL", help="Detections or answers made elsewhere."),
+]
+
+AsPublished = Annotated[
+    bool,
+    typer.Option("--as-published", help="dpg: also with the published scorer's faults, #60, #61."),
+]
+
+RetryJudge = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="dpg: also ask the judge again where it failed or its answers are damaged.",
+    ),
+]
+
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Write results though samples failed: they score 0.")
+]
+
+Validation = Annotated[
+    bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
+]
+
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+
+Compared = Annotated[Path, typer.Argument(help="A folder of pictures, or an images artifact.")]
+
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features",
+        help="tatok (a tokenizer's own), shapes (drawn world), inception (extra metrics).",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemOptions:
+    """Which items a run of a benchmark has, and how many pictures of each."""
+
+    data: Data = None
+    n: NumPictures = None
+    seed: Seed = 0
+    limit: Limit = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions:
+    """How sets of pictures are compared: by which features, of which model, on which device."""
+
+    features: Features = "tatok"
+    model: Model = "mini"
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedOptions:
+    """The model that is evaluated, the batches that it is given, and where it runs."""
+
+    model: Model = "mini"
+    batch_size: BatchSize = 16
+    device: Device = "auto"
