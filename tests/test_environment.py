@@ -1,4 +1,4 @@
-"""The same commands in two environments that differ in all that a machine may set: the same bytes."""
+"""The same commands in two environments that differ in all a machine may set: the same bytes."""
 
 import os
 import subprocess
