@@ -224,10 +224,10 @@ class _Decoding:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = out.cache
         states: Tensor = out.last_hidden_state[:, -1]
         return states
 
