@@ -1,6 +1,7 @@
-"""What tests share: a plain terminal, one worker, and which config reads which TOML."""
+"""What tests share: an environment, no deprecated calls, and which config reads which TOML."""
 
 import importlib
+import logging
 import os
 import sys
 import time
@@ -47,6 +48,34 @@ def same_environment() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+class DeprecationLog(logging.Handler):
+    """Keeps the lines in which a library calls something deprecated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage().lower():
+            self.lines.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def deprecation_log() -> Iterator[DeprecationLog]:
+    """Fails a test in which a library logs that something is deprecated.
+
+    Warnings of deprecation are errors already (pyproject.toml); transformers logs some instead.
+    """
+    handler = DeprecationLog()
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "accelerate")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert not handler.lines, f"deprecated: {handler.lines}"
 
 
 # The beginning of a file's name says whose numbers it holds: mllm_sft.toml is train mllm's.

@@ -23,7 +23,7 @@ from tarkit.images import contact_sheet
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import (
     Picture,
     Stream,
@@ -227,7 +227,7 @@ def run(
 ) -> Path:
     """Train the autoregressive de-tokenizer on pictures, from nothing or going on from `start`."""
     settings = load_config(ArDtokConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     made = str(read_config(vqvae, "vqvae")["sha256"])
     task = ArDtokTask(

@@ -46,7 +46,7 @@ from tarkit.train.chat_batches import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import Stream
 from tarkit.vocab import Scale, Vocabulary
 
@@ -342,7 +342,7 @@ def run(
     scorer's numbers is the reward; needed only where it gives several.
     """
     settings = load_config(GrpoConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     plan = plan_scorer(scorer, scorer_model, option="--scorer-model")
     column = column or (plan.columns[0] if len(plan.columns) == 1 else "")
     if column not in plan.columns:

@@ -35,7 +35,6 @@ from tarkit.models.mllm import (
     from_scratch,
     generate_codes,
     grow,
-    shrink,
 )
 from tarkit.models.pixels import from_unit_truncated
 from tarkit.train.chat_batches import (
@@ -46,7 +45,8 @@ from tarkit.train.chat_batches import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.optimizers import shrink
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 
@@ -245,7 +245,7 @@ def run(
     `dtok`, directories of an AR-DTok and its image VQ, only draws the sample sheets.
     """
     settings = load_config(MllmConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)

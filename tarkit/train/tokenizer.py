@@ -26,7 +26,7 @@ from tarkit.models.codebook import Representative, distinct_codes, representativ
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixels import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 
@@ -288,7 +288,7 @@ def run(
 ) -> Path:
     """Train TA-Tok from a vision encoder and a language model's table."""
     settings = load_config(TokenizerConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
     return train(

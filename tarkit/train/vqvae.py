@@ -22,7 +22,7 @@ from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage
 from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import Picture, Stream, picture_stream
 
 
@@ -154,7 +154,7 @@ def _pick(flat: Tensor, count: int) -> Tensor:
 def run(config: Path | None, *, images: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Train an image VQ on an images artifact; returns the model directory."""
     settings = load_config(VqvaeConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     return train(
         VqvaeTask(settings, stream), settings, out=out, name="vqvae", parents={"images": images}
