@@ -7,9 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarkit.report.html import Block, Cell, Figure, Paragraph, Section, Side, Table, Tone
+from tarkit.report.blocks import (
+    Cell,
+    Figure,
+    FigureGrid,
+    PageBlock,
+    PageTable,
+    Paragraph,
+    Section,
+    Tone,
+)
 from tarkit.report.metrics import number
-from tarkit.report.runs import Row, Run
+from tarkit.report.runs import RecordedRun, ScoreRow
 from tarkit.report.svg import Bar, deltas, signed
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
 
@@ -23,9 +32,9 @@ PAIRED_NOTE = (
 )
 
 
-def comparison(runs: Sequence[Run]) -> list[Section]:
+def comparison(runs: Sequence[RecordedRun]) -> list[Section]:
     """Each later run against the first, suite by suite; none where fewer than two are judged."""
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     scored = [each for each in runs if each.scores]
     for other in scored[1:]:
         blocks += _pair(scored[0], other)
@@ -34,8 +43,8 @@ def comparison(runs: Sequence[Run]) -> list[Section]:
     return [Section("Comparison", [*blocks, Paragraph(PAIRED_NOTE, "note")], "comparison")]
 
 
-def _pair(first: Run, other: Run) -> list[Block]:
-    blocks: list[Block] = []
+def _pair(first: RecordedRun, other: RecordedRun) -> list[PageBlock]:
+    blocks: list[PageBlock] = []
     ceilings: list[tuple[str, Compared]] = []
     for suite in first.suites():
         shared = _Shared.of(first, other, suite)
@@ -47,7 +56,7 @@ def _pair(first: Run, other: Run) -> list[Block]:
             continue
         title = f"{suite}: {other.name} against {first.name}"
         blocks.append(_delta_table(title, first.name, other.name, found, note=shared.told))
-        blocks.append(Side([_delta_figure(f"{suite}: delta", found)]))
+        blocks.append(FigureGrid([_delta_figure(f"{suite}: delta", found)]))
     if ceilings:
         title = f"ceilings: {other.name} against {first.name}"
         blocks.append(_delta_table(title, first.name, other.name, ceilings, note=""))
@@ -77,7 +86,7 @@ class _Shared:
     told: str
 
     @classmethod
-    def of(cls, first: Run, other: Run, suite: str) -> _Shared | None:
+    def of(cls, first: RecordedRun, other: RecordedRun, suite: str) -> _Shared | None:
         mine, theirs = _items(first, suite), _items(other, suite)
         both = [item for item in mine if item in theirs]
         # An item of one name and another prompt is another item.
@@ -127,21 +136,21 @@ def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
 
 
 @dataclass(frozen=True)
-class _Item:
+class _JudgedItem:
     task: str
     asked: tuple[str, str]
     cluster: str
     value: float
 
 
-def _items(run: Run, suite: str) -> dict[str, _Item]:
+def _items(run: RecordedRun, suite: str) -> dict[str, _JudgedItem]:
     """Each judged item of a suite with the share of its samples that are correct."""
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[ScoreRow]] = {}
     for row in run.scores:
         if row["suite"] == suite and row["correct"] is not None:
             rows.setdefault(row["item"], []).append(row)
     return {
-        item: _Item(
+        item: _JudgedItem(
             samples[0]["task"],
             (samples[0]["task"], samples[0]["prompt"]),
             _cluster(samples[0]),
@@ -151,7 +160,7 @@ def _items(run: Run, suite: str) -> dict[str, _Item]:
     }
 
 
-def _cluster(row: Row) -> str:
+def _cluster(row: ScoreRow) -> str:
     """What samples share: their prompt, or the picture, by its seed, that questions are about."""
     if row["file"] or row["seed"] is None:
         return f"prompt {row['prompt']}"
@@ -160,7 +169,7 @@ def _cluster(row: Row) -> str:
 
 def _delta_table(
     title: str, first: str, other: str, found: Sequence[tuple[str, Compared]], *, note: str
-) -> Table:
+) -> PageTable:
     rows: list[list[Cell | str]] = [
         [
             Cell(name, strong=name.startswith(("overall", "all"))),
@@ -180,7 +189,7 @@ def _delta_table(
         for name, each in found
     ]
     header = ["", first, other, "delta", "better", "worse", "p", "items", "clusters"]
-    return Table(header, rows, title, note)
+    return PageTable(header, rows, title, note)
 
 
 def _direction(found: Paired) -> Tone:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.report.html import Block, Cell, Figure, Side, Table, shorten
+from tarkit.report.blocks import Cell, Figure, FigureGrid, PageBlock, PageTable
+from tarkit.report.escaping import shorten
 from tarkit.report.runs import is_finite, is_number
 from tarkit.report.svg import NUM_COLOURS, Bar, Series, bars, lines, signed
 from tarkit.scoring.statistics import TASKS
@@ -135,7 +136,7 @@ def _places(metric: Any, fits: Any) -> Iterator[Named]:
 
 def summary(
     names: Sequence[str], metrics: Sequence[Metric], *, unlike: Sequence[str] = ()
-) -> Table:
+) -> PageTable:
     """One row a metric and variant, one column a run; `unlike` names rows on differing items."""
     rows: list[list[Cell | str]] = []
     for name in dict.fromkeys(name for each in metrics for name in each):
@@ -150,10 +151,10 @@ def summary(
     note = "95 % intervals in brackets, the number of prompts or other units redrawn behind them."
     if unlike:
         note += " † The runs were scored on different items: the figures do not compare."
-    return Table(["metric@variant", *names], rows, note=note)
+    return PageTable(["metric@variant", *names], rows, note=note)
 
 
-def understanding(metrics: Sequence[Metric]) -> list[Block]:
+def understanding(metrics: Sequence[Metric]) -> list[PageBlock]:
     """The paper's "Und" where the runs hold MME, GQA, SEED and POPE once each, else nothing."""
     found: dict[str, float] = {}
     for name, metric in ((n, m) for each in metrics for n, m in each.items()):
@@ -172,7 +173,7 @@ def understanding(metrics: Sequence[Metric]) -> list[Block]:
         return []
     rows: list[list[Cell | str]] = [[name, cell(value)] for name, value in figures.items()]
     note = "Harmonic means: und_paper with MME as it is, the paper's own; und_norm with MME / 20. "
-    return [Table(["understanding", ""], rows, note=note + "POPE is F1.")]
+    return [PageTable(["understanding", ""], rows, note=note + "POPE is F1.")]
 
 
 def _headline_cell(metric: Any, path: Named) -> Cell:
@@ -187,7 +188,7 @@ def _headline_cell(metric: Any, path: Named) -> Cell:
 # ---- one run ------------------------------------------------------------------------------------
 
 
-def known_tables(metrics: Metric) -> tuple[list[Block], list[str]]:
+def known_tables(metrics: Metric) -> tuple[list[PageBlock], list[str]]:
     """The evaluation's own tables, and the names of the metrics in them.
 
     None where a metric has another form than this version writes: it is then shown as it is.
@@ -203,8 +204,10 @@ def known_tables(metrics: Metric) -> tuple[list[Block], list[str]]:
         for name in of_shapes
         if name in shown or (name.startswith("ceiling_") and "ceilings" in shown)
     ]
-    blocks: list[Block] = [
-        Table(table.header, [[_own(text) for text in row] for row in table.rows], table.title, note)
+    blocks: list[PageBlock] = [
+        PageTable(
+            table.header, [[_own(text) for text in row] for row in table.rows], table.title, note
+        )
         for table in found
         for note in [table.note]
     ]
@@ -221,7 +224,7 @@ def _own(text: str) -> Cell:
     return Cell(NOTHING if text == "-" else text, strong=strong)
 
 
-def plots(metrics: Metric) -> list[Block]:
+def plots(metrics: Metric) -> list[PageBlock]:
     """Bars by task with chance, curves over N, and what the codes hold; none where none fits."""
     found = [figure for name, metric in metrics.items() for figure in _plots_of(name, metric)]
     ceilings: dict[str, dict[str, Any]] = {}
@@ -232,7 +235,7 @@ def plots(metrics: Metric) -> list[Block]:
             ceilings.setdefault(variant, {})[ceiling.removeprefix("ceiling_")] = overall
     for variant, group in ceilings.items():
         found += _bar_figure(f"ceilings@{variant}: overall", group)
-    return [Side(found)] if found else []
+    return [FigureGrid(found)] if found else []
 
 
 def _plots_of(name: str, metric: Any) -> Iterator[Figure]:
@@ -323,17 +326,17 @@ def _drawable(estimate: Metric) -> bool:
 # ---- anything -----------------------------------------------------------------------------------
 
 
-def nested(value: Any, *, title: str = "", depth: int = 0) -> list[Block]:
+def nested(value: Any, *, title: str = "", depth: int = 0) -> list[PageBlock]:
     """Tables of any JSON value: its figures, rows of alike tables, and the rest one by one."""
     if not isinstance(value, Mapping) or is_estimate(value):
         return [_figures(title, {"value": value})]
     if depth == MAX_DEPTH:
-        return [Table(["figure", "value"], [[title, cell(value)]])]
+        return [PageTable(["figure", "value"], [[title, cell(value)]])]
     if value and all(map(_is_curve, value.values())):
         return [_curve_table(title, value)]
     flat = {key: inner for key, inner in value.items() if _is_flat(inner)}
     deep = {key: inner for key, inner in value.items() if key not in flat}
-    blocks: list[Block] = [_figures(title, flat)] if flat else []
+    blocks: list[PageBlock] = [_figures(title, flat)] if flat else []
     alike = {key: inner for key, inner in deep.items() if _is_row(inner)}
     columns = list(dict.fromkeys(column for inner in alike.values() for column in inner))
     if len(alike) >= 2 and len(columns) <= MAX_COLUMNS:
@@ -365,12 +368,12 @@ def _as_table(value: Any) -> Any:
     return {str(n): each for n, each in enumerate(value)} if isinstance(value, list) else value
 
 
-def _figures(title: str, flat: Metric) -> Table:
+def _figures(title: str, flat: Metric) -> PageTable:
     """A row a figure; what estimates carry beside their interval has columns of its own."""
     estimates = [value for value in flat.values() if is_estimate(value)]
     if not estimates:
         rows: list[list[Cell | str]] = [[key, cell(value)] for key, value in flat.items()]
-        return _cut(Table(["figure", "value"], rows, title))
+        return _cut(PageTable(["figure", "value"], rows, title))
     more = list(dict.fromkeys(key for each in estimates for key in each if key not in USUAL))
     more = more[:MAX_COLUMNS]
     rows = []
@@ -380,10 +383,10 @@ def _figures(title: str, flat: Metric) -> Table:
             rows.append([key, number(value["value"]), Cell(interval(value), tone="dim"), *tail])
         else:
             rows.append([key, cell(value), *[""] * (2 + len(more))])
-    return _cut(Table(["figure", "value", "95 % interval", "n", *more], rows, title))
+    return _cut(PageTable(["figure", "value", "95 % interval", "n", *more], rows, title))
 
 
-def _curve_table(title: str, arms: Mapping[str, Metric]) -> Table:
+def _curve_table(title: str, arms: Mapping[str, Metric]) -> PageTable:
     """The curves of `_best_of` as rows, with what each point cost."""
     points = [(arm, n, curve[n]) for arm, curve in arms.items() for n in sorted(curve, key=int)]
     more = list(dict.fromkeys(key for *_, point in points for key in point if key not in USUAL))
@@ -398,23 +401,23 @@ def _curve_table(title: str, arms: Mapping[str, Metric]) -> Table:
         for arm, n, point in points
     ]
     header = ["", "N", "value", "95 % interval", "n", *more[:MAX_COLUMNS]]
-    return _cut(Table(header, rows, title))
+    return _cut(PageTable(header, rows, title))
 
 
-def _matrix(title: str, columns: Sequence[str], alike: Mapping[str, Metric]) -> Table:
+def _matrix(title: str, columns: Sequence[str], alike: Mapping[str, Metric]) -> PageTable:
     rows: list[list[Cell | str]] = [
         [key, *(cell(inner[column]) if column in inner else "" for column in columns)]
         for key, inner in alike.items()
     ]
-    return _cut(Table(["", *columns], rows, title))
+    return _cut(PageTable(["", *columns], rows, title))
 
 
-def _cut(table: Table) -> Table:
+def _cut(table: PageTable) -> PageTable:
     left_out = len(table.rows) - MAX_ROWS
     if left_out <= 0:
         return table
     note = f"{left_out} more rows stand in the file."
-    return Table(table.header, table.rows[:MAX_ROWS], table.title, note)
+    return PageTable(table.header, table.rows[:MAX_ROWS], table.title, note)
 
 
 def flattened(value: Any, path: str = "", *, depth: int = 0) -> Iterator[tuple[str, str]]:

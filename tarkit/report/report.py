@@ -19,21 +19,22 @@ import numpy as np
 
 from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
-from tarkit.report.comparison import comparison
-from tarkit.report.html import (
-    Block,
+from tarkit.report.blocks import (
     Card,
+    CardGrid,
     Cell,
-    Code,
+    CommandLines,
     Folded,
     Page,
+    PageBlock,
+    PageTable,
     Paragraph,
     Section,
-    Sheet,
-    Table,
     data_uri,
-    shorten,
 )
+from tarkit.report.comparison import comparison
+from tarkit.report.escaping import shorten
+from tarkit.report.html import render
 from tarkit.report.metrics import (
     NOTHING,
     flattened,
@@ -43,7 +44,7 @@ from tarkit.report.metrics import (
     summary,
     understanding,
 )
-from tarkit.report.runs import Row, Run, picture_of, read_runs, uncovered
+from tarkit.report.runs import RecordedRun, ScoreRow, picture_of, read_runs, uncovered
 from tarkit.report.training import training
 
 INDEX, MARKDOWN = "index.html", "report.md"
@@ -96,11 +97,11 @@ def run(
         ],
     )
     write_whole(out / MARKDOWN, shown.markdown().encode())
-    write_whole(out / INDEX, shown.html().encode())
+    write_whole(out / INDEX, render(shown).encode())
     return out / INDEX
 
 
-def _subtitle(runs: Sequence[Run]) -> str:
+def _subtitle(runs: Sequence[RecordedRun]) -> str:
     trained = sum(bool(each.log) for each in runs)
     kinds = [(len(runs) - trained, "result"), (trained, "training")]
     told = [f"{count} {kind}{'s' if count > 1 else ''}" for count, kind in kinds if count]
@@ -109,7 +110,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
     return f"{' and '.join(told)}{made}"
 
 
-def _gaps(missing: Sequence[tuple[Run, str, float]]) -> list[Block]:
+def _gaps(missing: Sequence[tuple[RecordedRun, str, float]]) -> list[PageBlock]:
     return [
         Paragraph(
             f"{each.name}: {metric} has a coverage of {coverage:.3f}. What failed is counted as "
@@ -120,7 +121,7 @@ def _gaps(missing: Sequence[tuple[Run, str, float]]) -> list[Block]:
     ]
 
 
-def _summary(runs: Sequence[Run]) -> list[Block]:
+def _summary(runs: Sequence[RecordedRun]) -> list[PageBlock]:
     with_metrics = [each for each in runs if each.metrics]
     if not with_metrics:
         return [Paragraph("Trainings alone: no run here holds metrics.", "note")]
@@ -134,7 +135,7 @@ def _summary(runs: Sequence[Run]) -> list[Block]:
     return [summary(names, metrics, unlike=unlike), *understanding(metrics)]
 
 
-def _are_unlike(runs: Sequence[Run], metric: str) -> bool:
+def _are_unlike(runs: Sequence[RecordedRun], metric: str) -> bool:
     suite = metric.partition("@")[0]
     items = [{row["item"] for row in each.scores if row["suite"] == suite} for each in runs]
     known = [each for each in items if each]
@@ -144,14 +145,14 @@ def _are_unlike(runs: Sequence[Run], metric: str) -> bool:
 # ---- one run ------------------------------------------------------------------------------------
 
 
-def _run(run: Run, anchor: str, *, pictures: int, seed: int) -> Section:
-    blocks: list[Block] = [*_metrics(run), *training(run)]
+def _run(run: RecordedRun, anchor: str, *, pictures: int, seed: int) -> Section:
+    blocks: list[PageBlock] = [*_metrics(run), *training(run)]
     blocks += _sheet(run, pictures=pictures, seed=seed)
     blocks += _answers(run, seed=seed)
     return Section(run.name, blocks, anchor, lead=_settings_line(run))
 
 
-def _settings_line(run: Run) -> str:
+def _settings_line(run: RecordedRun) -> str:
     """The settings that fit into a sentence; all of them stand at the end of the page."""
     short = {name: text for name, text in flattened(run.settings) if len(text) <= 24}
     names = ("stage", "split", "n", "limit", "scale", "read_scale", "seed", "steps", "batch_size")
@@ -159,7 +160,7 @@ def _settings_line(run: Run) -> str:
     return ", ".join(told)
 
 
-def _metrics(run: Run) -> list[Block]:
+def _metrics(run: RecordedRun) -> list[PageBlock]:
     if not run.metrics:
         return []
     blocks = plots(run.metrics)
@@ -174,21 +175,21 @@ def _metrics(run: Run) -> list[Block]:
     return [Section("Scores", blocks, level=3)]
 
 
-def _sheet(run: Run, *, pictures: int, seed: int) -> list[Block]:
+def _sheet(run: RecordedRun, *, pictures: int, seed: int) -> list[PageBlock]:
     """Judged pictures, half correct and half wrong as far as there are so many of each."""
     drawn = [row for row in run.scores if row["file"] and row["correct"] is not None]
     own = [row for row in drawn if not row["suite"].startswith("ceiling_")] or drawn
     rows = [row for row in own if row["error"] is None]
     if not rows or pictures < 1:
         return []
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     chosen = half_and_half([row["correct"] for row in rows], pictures, seed=seed)
     for verdict in (True, False):
         cards = [_card(run, rows[at]) for at in chosen if rows[at]["correct"] is verdict]
         total = sum(row["correct"] is verdict for row in rows)
         if cards:
             word = "Correct" if verdict else "Wrong"
-            blocks += [Paragraph(f"{word}: {len(cards)} of {total}"), Sheet(cards)]
+            blocks += [Paragraph(f"{word}: {len(cards)} of {total}"), CardGrid(cards)]
     failed = len(own) - len(rows)
     lead = f"Drawn by seed {seed}, half correct and half wrong: their numbers are no score."
     lead += f" {failed} samples failed and have no picture." if failed else ""
@@ -208,7 +209,7 @@ def half_and_half(correct: Sequence[bool], count: int, *, seed: int) -> list[int
     return sorted(good[:num_good] + bad[: count - num_good])
 
 
-def _card(run: Run, row: Row) -> Card:
+def _card(run: RecordedRun, row: ScoreRow) -> Card:
     uri = missing = ""
     try:
         uri = data_uri(picture_of(run, row["file"]), side_px=CARD_PX)
@@ -226,9 +227,9 @@ def _card(run: Run, row: Row) -> Card:
     )
 
 
-def _answers(run: Run, *, seed: int) -> list[Block]:
+def _answers(run: RecordedRun, *, seed: int) -> list[PageBlock]:
     """A few answers of each suite that has no pictures of its own."""
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     for suite in run.suites():
         rows = [row for row in run.scores if row["suite"] == suite and row["answer"] is not None]
         rows = [row for row in rows if row["correct"] is not None and not row["file"]]
@@ -244,7 +245,7 @@ def _answers(run: Run, *, seed: int) -> list[Block]:
             ]
             for row in (rows[place] for place in chosen)
         ]
-        blocks.append(Table(["asked", "answer", "truth", "verdict"], lines, suite))
+        blocks.append(PageTable(["asked", "answer", "truth", "verdict"], lines, suite))
     return [Section("Answers", blocks, level=3)] if blocks else []
 
 
@@ -262,22 +263,22 @@ def _truth(label: str) -> str:
 # ---- settings and repeating ---------------------------------------------------------------------
 
 
-def _differences(runs: Sequence[Run]) -> list[Section]:
+def _differences(runs: Sequence[RecordedRun]) -> list[Section]:
     """Settings and versions that are not the same in runs of one kind."""
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     for group in _kinds(runs):
         rows = _differing(group)
         names = [each.name for each in group]
         if rows:
-            blocks.append(Table(["setting", *names], rows))
+            blocks.append(PageTable(["setting", *names], rows))
         elif len(group) > 1:
             blocks.append(Paragraph(f"All settings and versions of {', '.join(names)} are alike."))
     return [Section("Differences of settings", blocks, "settings")] if blocks else []
 
 
-def _kinds(runs: Sequence[Run]) -> list[list[Run]]:
+def _kinds(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
     """Runs that have most of their settings' names in common with the first of their group."""
-    groups: list[list[Run]] = []
+    groups: list[list[RecordedRun]] = []
     for each in runs:
         mine = {name for name, _ in flattened(each.settings)}
         for group in groups:
@@ -290,7 +291,7 @@ def _kinds(runs: Sequence[Run]) -> list[list[Run]]:
     return groups
 
 
-def _differing(runs: Sequence[Run]) -> list[list[Cell | str]]:
+def _differing(runs: Sequence[RecordedRun]) -> list[list[Cell | str]]:
     each_run = [
         dict(flattened(each.settings))
         | {f"version of {name}": text for name, text in flattened(each.versions)}
@@ -309,13 +310,13 @@ def _brief(text: str) -> str:
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else shorten(text, MAX_TEXT)
 
 
-def _repeat(runs: Sequence[Run], own: str) -> Section:
-    blocks: list[Block] = []
+def _repeat(runs: Sequence[RecordedRun], own: str) -> Section:
+    blocks: list[PageBlock] = []
     for each in runs:
-        shown: list[Block] = []
+        shown: list[PageBlock] = []
         command = _command(each)
         if command:
-            shown.append(Code(command))
+            shown.append(CommandLines(command))
         else:
             shown.append(Paragraph("The run does not say by which command it was made.", "note"))
         parts = {
@@ -325,15 +326,15 @@ def _repeat(runs: Sequence[Run], own: str) -> Section:
             "sha256 of the files read": each.fingerprints,
         }
         tables = [_listing(title, values) for title, values in parts.items() if values]
-        shown.append(Folded(f"{each.name}: {', '.join(parts)}", tables, kept=True))
+        shown.append(Folded(f"{each.name}: {', '.join(parts)}", tables, in_markdown=True))
         blocks.append(Section(each.name, shown, level=3))
-    blocks.append(Section("This page", [Code(own)], level=3))
+    blocks.append(Section("This page", [CommandLines(own)], level=3))
     return Section("Repeat", blocks, "repeat")
 
 
-def _listing(title: str, values: Mapping[str, Any]) -> Table:
+def _listing(title: str, values: Mapping[str, Any]) -> PageTable:
     rows = [[name, shorten(text, MAX_SETTING)] for name, text in flattened(values)]
-    return Table(["name", "value"], rows, title)
+    return PageTable(["name", "value"], rows, title)
 
 
 def _own_command(
@@ -350,7 +351,7 @@ def _own_command(
     return shlex.join([*words, *(["--allow-missing"] if allow_missing else [])])
 
 
-def _command(run: Run) -> str:
+def _command(run: RecordedRun) -> str:
     """The command that makes the run, as far as its settings tell it; upper case is to be named.
 
     The model of an evaluation is named by its fingerprints, which stand below it.

@@ -39,11 +39,11 @@ COLUMNS = pa.schema(
     ]
 )
 
-Row = dict[str, Any]
+ScoreRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One directory. What it lacks is empty; `log` holds the rows of a training, step by step."""
 
     path: Path
@@ -53,7 +53,7 @@ class Run:
     versions: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
-    scores: Sequence[Row] = ()
+    scores: Sequence[ScoreRow] = ()
     log: Sequence[Mapping[str, Any]] = ()
     torn_lines: int = 0
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Run:
         return list(dict.fromkeys(row["suite"] for row in self.scores))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
     """The runs, named by their folders, or by their paths where two folders have one name."""
     names = [path.resolve().name for path in paths]
     return [
@@ -72,7 +72,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     ]
 
 
-def read_run(path: Path, *, name: str | None = None) -> Run:
+def read_run(path: Path, *, name: str | None = None) -> RecordedRun:
     """What lies in a directory. Raises UserError where that is neither results nor a training."""
     if not path.is_dir():
         why = "it is a file" if path.exists() else "there is no such folder"
@@ -86,7 +86,7 @@ def read_run(path: Path, *, name: str | None = None) -> Run:
         raise UserError(f"{path / RESULTS} holds no metrics: it has no table of that name")
     manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
     log, torn = _log(path / LOG)
-    return Run(
+    return RecordedRun(
         path,
         name=name or path.resolve().name,
         metrics=_mapping(document.get("metrics")),
@@ -113,7 +113,7 @@ def _home(folder: Path) -> Path:
     return above if is_scorer and read_manifest(above)["kind"] == "run" else folder
 
 
-def picture_of(run: Run, file: str) -> Image.Image:
+def picture_of(run: RecordedRun, file: str) -> Image.Image:
     """The RGB picture that a judged sample names.
 
     Raises UserError, without the picture's bytes having been read, if it lies outside the run,
@@ -135,7 +135,7 @@ def picture_of(run: Run, file: str) -> Image.Image:
     return read_picture(place)
 
 
-def uncovered(run: Run) -> Iterator[tuple[str, float]]:
+def uncovered(run: RecordedRun) -> Iterator[tuple[str, float]]:
     """(name, coverage) of every metric that does not rest on all its samples."""
 
     def walk(name: str, value: Any) -> Iterator[tuple[str, float]]:
@@ -222,7 +222,7 @@ def _log(path: Path) -> tuple[list[Mapping[str, Any]], int]:
     return rows, torn
 
 
-def _scores(path: Path) -> list[Row]:
+def _scores(path: Path) -> list[ScoreRow]:
     if not path.is_file():
         return []
     try:

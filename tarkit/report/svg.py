@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tarkit.report.html import escape, shorten
+from markupsafe import Markup
+
+from tarkit.report.escaping import escape, shorten
 
 WIDTH = 400
 HEIGHT = 230
@@ -77,7 +79,7 @@ def lines(
     x_ticks: Sequence[float] = (),
     whiskers: bool = False,
     y_name: str = "",
-) -> str:
+) -> Markup:
     """One line a series. `x_ticks` set apart evenly are places, such as N = 1, 2, 4, 8.
 
     `whiskers` draws each point's interval as a stroke, the series side by side, where bands would
@@ -85,7 +87,7 @@ def lines(
     """
     found = [each for each in found if len(each.x)]
     if not found:
-        return ""
+        return Markup("")
     ys = [y for each in found for y in (*each.y, *each.low, *each.high)]
     y_axis = _Axis.of(ys, logarithmic=_spans(ys))
     left = 14 + 7 * max(len(name) for _, name in y_axis.ticks)
@@ -186,10 +188,10 @@ def _legend(names: Sequence[str], *, left: float) -> _Legend:
 # ---- bars and deltas ----------------------------------------------------------------------------
 
 
-def bars(found: Sequence[Bar], *, top: float | None = None) -> str:
+def bars(found: Sequence[Bar], *, top: float | None = None) -> Markup:
     """Lying bars from 0 to `top` (1.0 where all fit below it), whiskers, chance as a red stroke."""
     if not found:
-        return ""
+        return Markup("")
     highest = max(value for bar in found for value in _values(bar))
     limit = top or (1.0 if highest <= 1 else _Axis.of([0.0, highest]).high)
     left, right, step = _label_width([bar.name for bar in found]), WIDTH - 52, 26
@@ -218,10 +220,10 @@ def bars(found: Sequence[Bar], *, top: float | None = None) -> str:
     return _svg(height, "; ".join(_told(bar) for bar in found), parts)
 
 
-def deltas(found: Sequence[Bar]) -> str:
+def deltas(found: Sequence[Bar]) -> Markup:
     """Differences with their intervals around a line at zero."""
     if not found:
-        return ""
+        return Markup("")
     reach = max(abs(value) for bar in found for value in _values(bar)) or 1.0
     axis = _Axis.of([-reach, reach])
     left, right, step = _label_width([bar.name for bar in found]), WIDTH - 58, 26
@@ -380,8 +382,8 @@ def _text(x: float, y: float, text: str, classes: str) -> str:
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _svg(height: float, told: str, parts: Sequence[str]) -> str:
-    return (
+def _svg(height: float, told: str, parts: Sequence[str]) -> Markup:
+    return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(told)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.report.html import Block, Figure, Paragraph, Picture, Section, Side, Table, data_uri
+from tarkit.report.blocks import (
+    CaptionedImage,
+    Figure,
+    FigureGrid,
+    PageBlock,
+    PageTable,
+    Paragraph,
+    Section,
+    data_uri,
+)
 from tarkit.report.metrics import nested, number
-from tarkit.report.runs import Run, is_finite, picture_of
+from tarkit.report.runs import RecordedRun, is_finite, picture_of
 from tarkit.report.svg import Series, lines, thinned
 
 SHEET_PX = 1100
@@ -21,13 +30,13 @@ SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "weight_rms", "rows_per_s"}
 NOT_DRAWN = {"step", "scale"}
 
 
-def training(run: Run) -> list[Block]:
+def training(run: RecordedRun) -> list[PageBlock]:
     """Its figures over the steps, as they stand at the end, and the last sheet of samples."""
     if not run.log:
         return []
     curves = Curves(run.log)
     last = {name: value for name, value in run.log[-1].items() if name not in NOT_DRAWN}
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     if run.torn_lines:
         text = f"{run.torn_lines} lines of metrics.jsonl are no rows of figures and are left out."
         blocks.append(Paragraph(text, "warning"))
@@ -41,10 +50,10 @@ def training(run: Run) -> list[Block]:
     for name in codebook:
         drawn.append(_curve(name if "codebook" in name else f"codebook: {name}", curves, [name]))
     drawn += [_curve(name, curves, [name]) for name in rest]
-    blocks.append(Side(drawn))
+    blocks.append(FigureGrid(drawn))
     scale = f", scale {number(run.log[-1]['scale'])}" if curves.scales else ""
     blocks.append(
-        Table(
+        PageTable(
             ["figure", "value"],
             [[name, number(value)] for name, value in last.items()],
             f"At step {number(run.log[-1]['step'])}{scale}",
@@ -107,7 +116,7 @@ class Curves:
         return Series(called, [float(step) for step, _ in points], [float(y) for _, y in points])
 
 
-def _last_samples(run: Run) -> list[Block]:
+def _last_samples(run: RecordedRun) -> list[PageBlock]:
     folder = run.path / "samples"
     sheets = sorted(folder.glob("[0-9]*.png")) if folder.is_dir() else []
     if not sheets:
@@ -117,4 +126,4 @@ def _last_samples(run: Run) -> list[Block]:
     except UserError as error:
         return [Paragraph(f"The last sample sheet is not shown: {error.message}", "note")]
     uri = data_uri(picture, side_px=SHEET_PX)
-    return [Picture(uri, f"Samples of the training: {sheets[-1].name}")]
+    return [CaptionedImage(uri, f"Samples of the training: {sheets[-1].name}")]
