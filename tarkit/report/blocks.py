@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from markupsafe import Markup
@@ -19,7 +19,7 @@ from tarkit.images import png_bytes
 from tarkit.report.escaping import escape_markdown, printable
 
 Tone = Literal["", "good", "bad", "dim"]
-# Texts of cells without a figure, which do not keep a column from being numeric.
+# Texts of cells without a figure: they stand in columns of numbers too.
 NO_FIGURE = ("", "–", "below")
 
 _NUMBER = re.compile(r"^[-+−]?[\d_]*\.?\d+(e[-+]?\d+)?%?$")
@@ -101,13 +101,6 @@ class PageTable:
             for column in range(len(self.header))
         ]
 
-    def first_rows(self, count: int) -> PageTable:
-        """The table itself, or its first rows and a note that counts the others."""
-        num_cut = len(self.rows) - count
-        if num_cut <= 0:
-            return self
-        return replace(self, rows=self.rows[:count], note=f"{num_cut} more rows are in the file.")
-
     def markdown(self) -> str:
         rows = [[cell.markdown() for cell in row] for row in self.cells]
         lines = [[escape_markdown(name) for name in self.header], ["---"] * len(self.header), *rows]
@@ -118,8 +111,9 @@ class PageTable:
 
 
 def _is_numeric(cells: Sequence[Cell]) -> bool:
-    texts = [cell.text for cell in cells if cell.text not in NO_FIGURE]
-    return bool(texts) and all(_NUMBER.match(text) for text in texts)
+    """Whether all cells are numbers or hold none; a column of dashes counts as numbers."""
+    texts = [cell.text for cell in cells]
+    return any(texts) and all(text in NO_FIGURE or _NUMBER.match(text) for text in texts)
 
 
 @dataclass(frozen=True)

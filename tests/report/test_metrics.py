@@ -5,17 +5,10 @@ from typing import Any
 import pytest
 
 from tarkit.report.blocks import Cell, FigureGrid, PageTable
-from tarkit.report.metrics import (
-    at,
-    cell,
-    flattened,
-    headline,
-    nested,
-    number,
-    plots,
-    summary,
-    understanding,
-)
+from tarkit.report.metrics import headline, summary, understanding
+from tarkit.report.nested import flattened, nested_tables
+from tarkit.report.plots import plots
+from tarkit.report.values import cell, number, value_at
 
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 
@@ -36,7 +29,7 @@ HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 )
 def test_one_figure_speaks_for_a_metric(metric: Any, path: tuple[str, ...] | None) -> None:
     assert headline(metric) == path
-    assert path is None or at(metric, path) in (0.5, HALF)
+    assert path is None or value_at(metric, path) in (0.5, HALF)
 
 
 def test_the_summary_has_a_row_a_metric_and_a_column_a_run() -> None:
@@ -47,7 +40,7 @@ def test_the_summary_has_a_row_a_metric_and_a_column_a_run() -> None:
 
 def test_alike_tables_become_rows_and_others_their_own() -> None:
     value = {"a": {"x": 1, "y": HALF}, "b": {"x": 2}, "c": {"deep": {"er": 3}}, "d": 4}
-    flat, rows, deeper = nested(value, title="t")
+    flat, rows, deeper = nested_tables(value, title="t")
     assert (
         isinstance(flat, PageTable)
         and isinstance(rows, PageTable)
@@ -59,15 +52,15 @@ def test_alike_tables_become_rows_and_others_their_own() -> None:
 
 
 def test_what_an_estimate_carries_beside_its_interval_is_shown() -> None:
-    (table,) = nested({"a": HALF | {"tokens": 12}, "b": {}})
+    (table,) = nested_tables({"a": HALF | {"tokens": 12}, "b": {}})
     assert isinstance(table, PageTable)
     assert list(table.header) == ["figure", "value", "95 % interval", "n", "tokens"]
 
 
 def test_many_rows_are_cut_and_counted() -> None:
-    (table,) = nested({str(n): n for n in range(450)})
+    (table,) = nested_tables({str(n): n for n in range(450)})
     assert isinstance(table, PageTable)
-    assert (len(table.rows), table.note) == (400, "50 more rows stand in the file.")
+    assert (len(table.rows), table.note) == (400, "50 more rows are in the file.")
 
 
 def test_bars_are_drawn_of_estimates_that_stand_together() -> None:
