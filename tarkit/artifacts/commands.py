@@ -1,67 +1,62 @@
-"""`commands.jsonl`: the commands that made a folder, as they were given, oldest first.
+"""`commands.jsonl`: the command lines that wrote into a directory, oldest first.
 
-A line is {"argv": [the words of the command, from `tarkit` on], "version": tarkit's}. A run from
-Python records none.
+A line is {"argv": ["tarkit", ...], "version": of tarkit}. It is a log of how a directory was made;
+nothing that is made depends on it.
 """
 
-from __future__ import annotations
-
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tarkit.artifacts.files import read_lines
+from tarkit.config import provenance
+from tarkit.errors import UserError
+
 COMMANDS = "commands.jsonl"
 
-log = logging.getLogger("tarkit")
 
+def append_command(folder: Path, argv: Sequence[str]) -> None:
+    """Add a command line to `folder`, unless it is the same as the last one there.
 
-def append_command(folder: Path, argv: Sequence[str], version: str) -> None:
-    """Record a command in an existing folder, unless it is the one that was recorded last.
-
-    The line is one write in append mode, so that processes which share a folder do not mix lines.
+    The line is written by one call to a file opened for appending, so lines of several processes
+    are never mixed. Raises OSError where the folder cannot be written.
     """
+    record = {"argv": list(argv), "version": provenance()["tarkit"]}
+    # ASCII: an argument that is not UTF-8 holds lone surrogates, which cannot be encoded.
+    line = json.dumps(record).encode("ascii") + b"\n"
     path = folder / COMMANDS
-    line = json.dumps({"argv": list(argv), "version": version}, ensure_ascii=False).encode()
-    recorded = path.read_bytes() if path.exists() else b""
-    if recorded.rstrip(b"\n").rpartition(b"\n")[2] == line:
+    before = path.read_bytes() if path.exists() else b""
+    if before.splitlines(keepends=True)[-1:] == [line]:
         return
-    # A line that was cut off has no end: the new one begins below it.
-    begin = b"" if recorded.endswith(b"\n") or not recorded else b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    # A full disk may have cut the last line off.
+    start = b"\n" if before and not before.endswith(b"\n") else b""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(descriptor, begin + line + b"\n")
+        os.write(descriptor, start + line)
     finally:
         os.close(descriptor)
 
 
 def read_commands(folder: Path) -> list[list[str]]:
-    """The recorded commands, each a list of words, oldest first; empty where there are none.
+    """The command lines that wrote into `folder`, oldest first; empty where none is recorded.
 
-    A damaged line is skipped, with a warning in the log.
+    A command that several processes ran at once is one command. Raises UserError that names the
+    line which is not a command.
     """
     path = folder / COMMANDS
-    if not path.is_file():
+    if not path.exists():
         return []
-    commands = []
-    # Not splitlines, which also splits at U+2028 and the like, and JSON may hold those as they are.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        argv = _argv(line)
-        if argv is None:
-            log.warning("%s:%d is no recorded command and is skipped", path, number)
-        else:
+    commands: list[list[str]] = []
+    for number, line in read_lines(path):
+        try:
+            argv = json.loads(line)["argv"]
+        except (ValueError, KeyError, TypeError):
+            argv = None
+        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+            raise UserError(
+                f"{path}:{number} is not a command: {line[:80]}", hint=f"remove that line of {path}"
+            )
+        if argv not in commands[-1:]:
             commands.append(argv)
     return commands
-
-
-def _argv(line: bytes) -> list[str] | None:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    argv = entry.get("argv") if isinstance(entry, dict) else None
-    is_command = isinstance(argv, list) and argv and all(isinstance(word, str) for word in argv)
-    return argv if is_command else None

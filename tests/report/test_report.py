@@ -270,7 +270,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
         task=safe,
         column=safe,
     )
-    append_command(run, ["tarkit", safe], safe)
+    append_command(run, ["tarkit", safe])
     other = make_run(tmp_path / "<b>two", OTHER, prompt=safe, task=safe)
     page = page_of(run, other, out=tmp_path / "out", title=HOSTILE)
     assert "<script>alert(1)</script>" in page.text  # as text
@@ -392,8 +392,8 @@ def test_recorded_commands_are_shown_and_never_guessed(tmp_path: Path) -> None:
     settings = {"suites": ["geneval"], "sampling": {"temperature": 0.5}, "seed": 7}
     run = make_run(tmp_path / "one", settings=settings)
     first = ["tarkit", "eval", "shapes", "--model", "my model", "--out", "work/one"]
-    append_command(run, first, "0.1.0")
-    append_command(run, [*first, "--retry-failed"], "0.1.0")
+    append_command(run, first)
+    append_command(run, [*first, "--retry-failed"])
     page = page_of(run, make_run(tmp_path / "two", settings=settings), out=tmp_path / "out")
     command = "tarkit eval shapes --model 'my model' --out work/one"
     assert f"{command}\n{command} --retry-failed" in page.words
@@ -410,8 +410,8 @@ def test_scores_of_a_run_are_shown_with_the_commands_of_the_run(tmp_path: Path) 
     home = tmp_path / "geneval"
     scores = make_run(home / "scores" / "geneval@published")
     (home / "manifest.json").write_text('{"kind": "run"}')
-    append_command(scores, ["tarkit", "eval", "score", "geneval"], "0.1.0")
-    append_command(home, ["tarkit", "eval", "generate", "geneval"], "0.1.0")
+    append_command(scores, ["tarkit", "eval", "score", "geneval"])
+    append_command(home, ["tarkit", "eval", "generate", "geneval"])
     assert read_run(scores).commands == [
         ["tarkit", "eval", "generate", "geneval"],
         ["tarkit", "eval", "score", "geneval"],
