@@ -38,22 +38,24 @@ def repeat_section(runs: Sequence[RecordedRun], command: str) -> Section:
 
 def _recorded(run: RecordedRun) -> list[PageBlock]:
     """The recorded commands, or the settings where there are none; the rest is folded."""
-    records = {
+    by_title = {
         "settings": run.settings,
         "versions": run.versions,
         "inputs": run.parents,
         "sha256 of the files read": run.fingerprints,
     }
+    tables = {title: _listing(title, values) for title, values in by_title.items() if values}
     blocks: list[PageBlock] = []
     if run.commands:
         blocks.append(CommandLines("\n".join(shlex.join(argv) for argv in run.commands)))
     else:
-        settings = records.pop("settings")
         text = "No command is recorded: the run was made from Python or by an older version."
-        blocks.append(Paragraph(f"{text} {'Its settings:' if settings else ''}".strip(), "note"))
-        blocks += [_listing("settings", settings)] if settings else []
-    tables = [_listing(title, values) for title, values in records.items() if values]
-    blocks.append(Folded(f"{run.name}: {', '.join(records)}", tables, in_markdown=True))
+        settings = tables.pop("settings", None)
+        also = "Its settings:" if settings else "It records no settings either."
+        blocks.append(Paragraph(f"{text} {also}", "note"))
+        blocks += [settings] if settings else []
+    title = f"{run.name}: {', '.join(tables)}"
+    blocks.append(Folded(title, list(tables.values()), in_markdown=True))
     return blocks
 
 

@@ -88,7 +88,7 @@ def test_counts_failures_and_texts_of_pictures(pictures: Artifact) -> None:
     assert facts["settings"] == {"seed": 7}
 
 
-def test_the_contact_sheet_shows_the_good_pictures_and_goes_beside_the_directory(
+def test_the_contact_sheet_shows_the_good_pictures_and_is_next_to_the_folder(
     pictures: Artifact, tmp_path: Path
 ) -> None:
     before = sorted(pictures.path.iterdir())

@@ -51,7 +51,7 @@ def test_alike_tables_become_rows_and_others_their_own() -> None:
     assert list(deeper.rows[0])[0] == "er"
 
 
-def test_what_an_estimate_carries_beside_its_interval_is_shown() -> None:
+def test_further_numbers_of_an_estimate_are_shown() -> None:
     (table,) = nested_tables({"a": HALF | {"tokens": 12}, "b": {}})
     assert isinstance(table, PageTable)
     assert list(table.header) == ["figure", "value", "95 % interval", "n", "tokens"]

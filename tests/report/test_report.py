@@ -436,20 +436,20 @@ def test_the_page_says_the_command_that_makes_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium on the path and no CHROME_BIN")
-def test_a_browser_shows_the_page_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_and_requests_nothing(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", OTHER)
     page = report.run([one, two], out=tmp_path / "out")
-    # The same page with a picture from elsewhere does ask, so that the test can fail; with its
-    # policy it is held back.
+    # The same page with a picture from elsewhere requests it, which shows that this test can fail;
+    # the page's own policy blocks the request.
     text = page.read_text().replace("<main>", '<main><img src="http://127.0.0.1:9/x.png">')
-    held, leaky = tmp_path / "held.html", tmp_path / "leaky.html"
-    held.write_text(text)
+    blocked, leaky = tmp_path / "blocked.html", tmp_path / "leaky.html"
+    blocked.write_text(text)
     policy = text[text.index("<meta http-equiv") : text.index('<meta name="viewport"')]
     leaky.write_text(text.replace(policy, ""))
     with open_browser(str(find_browser()), tmp_path / "profile") as browser:
         for width_px, dark in ((1200, False), (1200, True), (375, False)):
             shown = browser.show(page, width_px=width_px, dark=dark)
-            assert shown.asked == []
+            assert shown.requests == []
             assert shown.width_px == width_px  # nothing reaches over the side
             colours = shown.pixels.reshape(-1, 3)
             # Paper is most of it, light or dark; text, bars and pictures are the rest.
@@ -458,5 +458,7 @@ def test_a_browser_shows_the_page_and_asks_for_nothing(tmp_path: Path) -> None:
             ink = (np.abs(colours.astype(int) - paper).sum(axis=-1) > 60).mean()
             assert 0.02 < ink < 0.5
             assert len(np.unique(colours[::7], axis=0)) > 200
-        assert browser.show(leaky, width_px=1200, dark=False).asked == ["http://127.0.0.1:9/x.png"]
-        assert browser.show(held, width_px=1200, dark=False).asked == []
+        assert browser.show(leaky, width_px=1200, dark=False).requests == [
+            "http://127.0.0.1:9/x.png"
+        ]
+        assert browser.show(blocked, width_px=1200, dark=False).requests == []
