@@ -21,8 +21,8 @@ from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
+from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.items import Item, Listing
-from tarkit.curate.sources.tables import add_captions, add_questions
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress

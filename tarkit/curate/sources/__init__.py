@@ -9,10 +9,10 @@ stays in the list as an item with its reason.
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 
+from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.folder import list_folder
 from tarkit.curate.sources.items import Item, Listing, shown
 from tarkit.curate.sources.parquet import parquet_items
-from tarkit.curate.sources.tables import add_captions, add_questions
 from tarkit.curate.sources.tars import tar_items
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarkit.curate.sources import list_source
+from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.items import Item
-from tarkit.curate.sources.tables import add_captions, add_questions
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError
 
@@ -176,12 +176,12 @@ def test_conversations_of_llava_are_questions_of_their_picture(
         ("c.csv", "image,caption\na.png\n", "c.csv line 2 has not the 2 columns"),
         ("c.csv", "picture,caption\na.png,x\n", "c.csv line 2 names no picture: .*picture"),
         ("c.csv", "image,words\na.png,x\n", "has none of the columns prompt, caption"),
-        ("c.csv", b"image,caption\na.png,caf\xe9\n", "c.csv cannot be read: .*utf-8"),
+        ("c.csv", b"image,caption\na.png,caf\xe9\n", "c.csv line 2 is not UTF-8: .* at byte 9"),
         ("c.jsonl", '{"image": "a.png"\n', "c.jsonl line 1 is not JSON"),
         ("c.jsonl", "[" * 100_000, "c.jsonl line 1 is not JSON: nested too deeply"),
         ("c.jsonl", "3\n", "c.jsonl line 1 is not a JSON object"),
         ("c.parquet", "PAR1", "c.parquet cannot be read"),
-        ("c.xlsx", "", "none of .csv, .jsonl, .json and .parquet"),
+        ("c.xlsx", "", "none of the endings .csv, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_its_line(

@@ -4,31 +4,27 @@ A question is a row of image, question and answer, or a whole conversation in th
 ShareGPT and LLaVA: image and conversations, a list of {from: human | gpt, value}.
 """
 
-import csv
-import functools
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tarkit.artifacts.tables import read_rows
 from tarkit.curate.sources.items import (
     ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     Item,
-    json_of,
-    reason_of,
     shown,
     with_captions,
 )
 from tarkit.curate.sources.text import CONVERSATIONS, conversation
 from tarkit.errors import UserError
 from tarkit.vocab import IMAGE_MARK
+
+ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 
 def add_captions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
@@ -54,8 +50,11 @@ def _add(
         for name in {item.name, *item.aliases}:
             places.setdefault(name, []).append(place)
     known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS)
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{path} has none of the endings {', '.join(ENDINGS)}")
     num_without = 0
-    for where, row in table_rows(path, (*known, "question", "answer", CONVERSATIONS)):
+    for file_row in read_rows(path, columns=(*known, "question", "answer", CONVERSATIONS)):
+        row, where = file_row.require(), f"{path.name} {file_row.place}"
         if CONVERSATIONS in row and not any(row.get(c) for c in IMAGE_COLUMNS if c != "id"):
             num_without += 1
             continue
@@ -118,70 +117,3 @@ def _image_name(row: Mapping[str, Any], where: str) -> str:
         f"{where} names no picture: expected one of the columns {', '.join(IMAGE_COLUMNS)}, "
         f"found {', '.join(map(str, row)) or 'none'}"
     )
-
-
-def table_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("captions.csv line 3", row) for every row of a csv, jsonl or Parquet file.
-
-    Of Parquet, which may hold much else, only `columns` are read.
-    """
-    ways: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
-        ".csv": _csv_rows,
-        ".jsonl": _jsonl_rows,
-        ".json": _json_rows,
-        ".parquet": functools.partial(_parquet_rows, wanted=columns),
-    }
-    if path.suffix not in ways:
-        raise UserError(f"{path} is none of .csv, .jsonl, .json and .parquet")
-    try:
-        yield from ways[path.suffix](path)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            where = f"{path.name} line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where} has not the {len(reader.fieldnames or ())} columns")
-            yield where, dict(row)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path.name} line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json_of(line)
-            except ValueError as error:
-                raise UserError(f"{where} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where} is not a JSON object")
-            yield where, row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json_of(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path.name} is not a list of rows")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path.name} row {number} is not a JSON object")
-        yield f"{path.name} row {number}", row
-
-
-def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with pq.ParquetFile(path) as file:
-        columns = [name for name in file.schema_arrow.names if name in wanted]
-        number = 0
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                yield f"{path.name} row {number}", row
-                number += 1
