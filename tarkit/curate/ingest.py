@@ -22,7 +22,7 @@ from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.items import Item, Listing
+from tarkit.curate.sources.items import Listing, SourceItem
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
@@ -115,7 +115,7 @@ def _listing(
     return Listing(listing.form, items[:limit], listing.notes)
 
 
-def _fingerprint(items: Sequence[Item]) -> str:
+def _fingerprint(items: Sequence[SourceItem]) -> str:
     """Changes when a picture, caption or question is added, dropped, renamed or resized."""
     digest = hashlib.sha256()
     for item in items:
@@ -125,13 +125,13 @@ def _fingerprint(items: Sequence[Item]) -> str:
 
 
 def _make_shard(
-    artifact: Artifact, config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    artifact: Artifact, config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> None:
     artifact.write_pictures(name, _pictures(config, items, name, report))
 
 
 def _pictures(
-    config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> Iterator[tuple[dict[str, Any], Blob | None]]:
     first = int(name) * config.shard_size
     for index, item in enumerate(items[first : first + config.shard_size]):
@@ -140,7 +140,9 @@ def _pictures(
         report(1, int(blob is None))
 
 
-def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any], Blob | None]:
+def _picture(
+    item: SourceItem, key: str, config: IngestConfig
+) -> tuple[dict[str, Any], Blob | None]:
     row: dict[str, Any] = {
         "key": key,
         "parent_key": None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.folder import list_folder
-from tarkit.curate.sources.items import Item, Listing, shown
+from tarkit.curate.sources.items import Listing, SourceItem, shown
 from tarkit.curate.sources.parquet import parquet_items
 from tarkit.curate.sources.tars import tar_items
 from tarkit.curate.sources.urls import Link, list_urls
@@ -19,7 +19,7 @@ from tarkit.errors import UserError
 from tarkit.images import PICTURE_SUFFIXES
 
 __all__ = [
-    "Item",
+    "SourceItem",
     "Link",
     "Listing",
     "add_captions",
@@ -71,7 +71,7 @@ def _containers(root: Path, suffix: str, apart: Set[Path]) -> list[Path]:
 
 
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
-    ways: dict[str, Callable[[Path, str], Iterable[Item]]] = {
+    ways: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
         ".tar": tar_items,
         ".parquet": parquet_items,
     }

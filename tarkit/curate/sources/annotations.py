@@ -16,7 +16,7 @@ from tarkit.curate.sources.items import (
     ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    Item,
+    SourceItem,
     shown,
     with_captions,
 )
@@ -27,22 +27,22 @@ from tarkit.vocab import IMAGE_MARK
 ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 
-def add_captions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
+def add_captions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
     """`items` with the captions of a csv, jsonl or Parquet file; unknown names become items."""
     return _add(items, path, CAPTION_COLUMNS, with_captions)
 
 
-def add_questions(items: Sequence[Item], path: Path) -> tuple[Item, ...]:
+def add_questions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
     """`items` with the pairs of a file of image, question and answer, or of conversations."""
     return _add(items, path, ("question", "answer", CONVERSATIONS), _with_questions)
 
 
 def _add(
-    items: Sequence[Item],
+    items: Sequence[SourceItem],
     path: Path,
     columns: Sequence[str],
-    change: Callable[[Item, Mapping[str, Any], str], Item],
-) -> tuple[Item, ...]:
+    change: Callable[[SourceItem, Mapping[str, Any], str], SourceItem],
+) -> tuple[SourceItem, ...]:
     """`items` changed by every row of the table in `path`; a row without a picture adds one."""
     found = list(items)
     places: dict[str, list[int]] = {}
@@ -74,7 +74,7 @@ def _add(
             why = "leaves the source" if outside else "is not in the source"
             at = [len(found)]
             places[name] = at
-            found.append(Item(shown(name), error=f"named in {where}, but it {why}"))
+            found.append(SourceItem(shown(name), error=f"named in {where}, but it {why}"))
         found[at[0]] = change(found[at[0]], row, where)
     if num_without:
         told = f"{path}: {num_without} conversations show no picture; curate chats --text has them"
@@ -82,7 +82,7 @@ def _add(
     return tuple(sorted(found, key=lambda item: item.name) if len(found) > len(items) else found)
 
 
-def _with_questions(item: Item, row: Mapping[str, Any], where: str) -> Item:
+def _with_questions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
     if row.get(CONVERSATIONS) is None:
         return _with_question(item, row, where)
     try:
@@ -100,7 +100,7 @@ def _with_questions(item: Item, row: Mapping[str, Any], where: str) -> Item:
     return item
 
 
-def _with_question(item: Item, row: Mapping[str, Any], where: str) -> Item:
+def _with_question(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
     pair = [row.get("question"), row.get("answer")]
     if not all(isinstance(part, str) and part.strip() for part in pair):
         return replace(item, error=f"{where}: a question needs a question and an answer")

@@ -10,8 +10,8 @@ from pathlib import Path
 from tarkit.curate.sources.items import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    Item,
     Listing,
+    SourceItem,
     caption_of,
     reason_of,
     shown,
@@ -20,12 +20,12 @@ from tarkit.images import PICTURE_SUFFIXES
 
 
 def list_folder(root: Path, apart: Set[Path]) -> Listing:
-    items: list[Item] = []
+    items: list[SourceItem] = []
     others: Counter[str] = Counter()
 
     def unreadable(error: OSError) -> None:
         name = shown(os.path.relpath(error.filename, root))
-        items.append(Item(name, error=f"the folder cannot be read: {error.strerror}"))
+        items.append(SourceItem(name, error=f"the folder cannot be read: {error.strerror}"))
 
     real_root = root.resolve()
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
@@ -33,7 +33,7 @@ def list_folder(root: Path, apart: Set[Path]) -> Listing:
         for name in subfolders:
             if (here / name).is_symlink():
                 link = shown(os.path.relpath(here / name, root))
-                items.append(Item(link, error="a link to a folder is not followed"))
+                items.append(SourceItem(link, error="a link to a folder is not followed"))
         used = set()
         for name in names:
             stem, _, suffix = name.rpartition(".")
@@ -50,22 +50,24 @@ def list_folder(root: Path, apart: Set[Path]) -> Listing:
     return Listing("folder", tuple(items), notes)
 
 
-def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> Item:
+def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> SourceItem:
     name = shown(path.relative_to(root).as_posix())
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(real_root):
-            return Item(name, error="a link that leaves the folder is not followed")
+            return SourceItem(name, error="a link that leaves the folder is not followed")
         size = real.stat().st_size
         captions: tuple[str, ...] = ()
         if text_name:
             text = (path.parent / text_name).resolve(strict=True)
             if not text.is_relative_to(real_root):
-                return Item(name, error=f"its caption {text_name} is a link that leaves the folder")
+                return SourceItem(
+                    name, error=f"its caption {text_name} is a link that leaves the folder"
+                )
             captions = caption_of(_read_file(text, MAX_TEXT_BYTES), text_name)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        return Item(name, error=reason_of(error))
-    return Item(
+        return SourceItem(name, error=reason_of(error))
+    return SourceItem(
         name,
         fingerprint=str(size),
         captions=captions,

@@ -14,7 +14,7 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Item:
+class SourceItem:
     """One picture of a source, or what stands in its place.
 
     `name` says where it is, `aliases` are other names that a captions or questions file may use;
@@ -38,11 +38,11 @@ class Listing:
     """Every item of a source in order; `form` is folder, parquet or tar; `notes` are for people."""
 
     form: str
-    items: tuple[Item, ...]
+    items: tuple[SourceItem, ...]
     notes: tuple[str, ...] = ()
 
 
-def with_captions(item: Item, row: Mapping[str, Any], where: str) -> Item:
+def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
     try:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:

@@ -11,14 +11,14 @@ from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     MAX_FILE_BYTES,
-    Item,
+    SourceItem,
     reason_of,
     with_captions,
 )
 from tarkit.errors import UserError
 
 
-def parquet_items(path: Path, label: str) -> Iterator[Item]:
+def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
     number = 0
     try:
         num_bytes = path.stat().st_size
@@ -35,7 +35,7 @@ def parquet_items(path: Path, label: str) -> Iterator[Item]:
                     if paths:
                         aliases.append((row[column] or {}).get("path"))
                     yield with_captions(
-                        Item(
+                        SourceItem(
                             f"{label}#{number}",
                             fingerprint=str(num_bytes),
                             aliases=tuple(alias for alias in aliases if alias),
@@ -48,7 +48,9 @@ def parquet_items(path: Path, label: str) -> Iterator[Item]:
                     )
                     number += 1
     except (OSError, pa.ArrowException) as error:
-        yield Item(f"{label}#{number}", error=f"the Parquet file is damaged: {reason_of(error)}")
+        yield SourceItem(
+            f"{label}#{number}", error=f"the Parquet file is damaged: {reason_of(error)}"
+        )
 
 
 def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    Item,
+    SourceItem,
     caption_of,
     captions_of,
     json_of,
@@ -25,7 +25,7 @@ from tarkit.images import PICTURE_SUFFIXES
 MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 
-def tar_items(path: Path, label: str) -> Iterator[Item]:
+def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
     """An item for every picture, and for every sample or member that gives none."""
     sample: list[tuple[str, tarfile.TarInfo]] = []
     key: str | None = None
@@ -41,7 +41,7 @@ def tar_items(path: Path, label: str) -> Iterator[Item]:
                 if error is None and match is None:
                     error = "its name has no key and suffix as in KEY.jpg"
                 if error is not None or match is None:
-                    yield Item(name, error=error)
+                    yield SourceItem(name, error=error)
                     continue
                 if match[1] != key:
                     yield from _sample_items(path, label, key, sample)
@@ -53,7 +53,7 @@ def tar_items(path: Path, label: str) -> Iterator[Item]:
             raise OSError("there is no end mark and no sound header")
     except (tarfile.TarError, OSError, ValueError) as error:
         yield from _sample_items(path, label, key, sample)
-        yield Item(label, error=f"the tar is damaged from here on: {reason_of(error)}")
+        yield SourceItem(label, error=f"the tar is damaged from here on: {reason_of(error)}")
         return
     yield from _sample_items(path, label, key, sample)
 
@@ -74,7 +74,7 @@ def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:
 
 def _sample_items(
     path: Path, label: str, key: str | None, sample: Sequence[tuple[str, tarfile.TarInfo]]
-) -> Iterator[Item]:
+) -> Iterator[SourceItem]:
     if key is None:
         return
     captions: list[str] = []
@@ -93,9 +93,9 @@ def _sample_items(
     if not pictures:
         suffixes = ", ".join(suffix for suffix, _ in sample)
         error = f"the sample has no picture, only {suffixes}"
-        yield Item(f"{label}/{shown(key)}", captions=unique, error=error)
+        yield SourceItem(f"{label}/{shown(key)}", captions=unique, error=error)
     for member in pictures:
-        yield Item(
+        yield SourceItem(
             f"{label}/{shown(member.name)}",
             fingerprint=f"{member.offset_data}+{member.size}",
             aliases=tuple(os.path.normpath(shown(alias)) for alias in (member.name, key)),

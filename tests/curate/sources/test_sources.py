@@ -10,12 +10,12 @@ import pytest
 
 from tarkit.curate.sources import list_source
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.items import Item
+from tarkit.curate.sources.items import SourceItem
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError
 
 
-def by_name(items: tuple[Item, ...]) -> dict[str, Item]:
+def by_name(items: tuple[SourceItem, ...]) -> dict[str, SourceItem]:
     assert len({item.name for item in items}) == len(items)
     return {item.name: item for item in items}
 
