@@ -56,7 +56,11 @@ class TextSource:
         """Rows that name a picture, and are no documents."""
         self.num_documents = found if limit is None else min(limit, found)
         if not self.num_documents:
-            raise UserError(f"the text source {path} holds no document")
+            raise UserError(
+                f"the text source {path} holds no document: "
+                f"{self.num_shown} of its {len(rows)} rows name a picture",
+                hint=f"tarkit curate ingest PICTURES --questions {path} --out DIR takes those",
+            )
         self._position = 0
         self._rest = self._documents()
 
