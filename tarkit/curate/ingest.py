@@ -121,7 +121,7 @@ def _listing(
     allow_private: bool,
 ) -> Listing:
     tables = [path for path in (captions, questions) if path]
-    listing = list_source(source, besides=tables, allow_private=allow_private)
+    listing = list_source(source, exclude=tables, allow_private=allow_private)
     items = listing.items
     if captions:
         items = add_captions(items, captions)

@@ -44,13 +44,13 @@ READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
 
 
 def list_source(
-    source: str | Path, *, besides: Sequence[Path] = (), allow_private: bool = False
+    source: str | Path, *, exclude: Sequence[Path] = (), allow_private: bool = False
 ) -> Listing:
     """Everything in a folder of pictures, a Parquet file or a tar, or a folder of either.
 
     A source may also name many shards: `data-{00..99}.tar`, or a .txt with a shard a line. Of
     these, tars may be http and https URLs, whose hosts must be public unless `allow_private`.
-    `besides` are files in a folder that are no part of it: those with captions and questions.
+    `exclude` are files of a folder that hold captions or questions, and not pictures.
     Raises UserError.
     """
     pattern, source = str(source), Path(source)
@@ -68,18 +68,18 @@ def list_source(
         raise UserError(
             f"{source} is an artifact of tarkit already", hint=f"tarkit inspect {source}"
         )
-    apart = {path.resolve() for path in besides}
-    listing = list_folder(source, apart)
-    containers = {suffix: _containers(source, suffix, apart) for suffix in (".tar", ".parquet")}
+    excluded = {path.resolve() for path in exclude}
+    listing = list_folder(source, excluded)
+    containers = {suffix: _containers(source, suffix, excluded) for suffix in (".tar", ".parquet")}
     forms = [suffix for suffix, files in containers.items() if files]
     if listing.items and not forms:
         return listing
     if len(forms) == 1 and not listing.items:
         return _list_files(containers[forms[0]], forms[0], source)
     if forms:
-        found = ", ".join(["pictures"] * bool(listing.items) + forms)
+        kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
-            f"{source} holds {found}: which are meant?",
+            f"{source} holds {kinds}: which are meant?",
             hint=f"name one kind, for example: tarkit curate ingest {source}/FILE{forms[0]} ...",
         )
     raise UserError(
@@ -88,12 +88,12 @@ def list_source(
     )
 
 
-def _containers(root: Path, suffix: str, apart: Set[Path]) -> list[Path]:
-    found = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in apart]
-    for path in found:
+def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
+    paths = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in excluded]
+    for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
-    return sorted(found, key=lambda path: path.as_posix())
+    return sorted(paths, key=lambda path: path.as_posix())
 
 
 def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:

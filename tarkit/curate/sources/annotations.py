@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tarkit.artifacts.tables import read_rows
+from tarkit.artifacts.tables import AGAIN, read_rows
 from tarkit.curate.sources.items import (
     ABOUT_COLUMNS,
     CAPTION_COLUMNS,
@@ -44,9 +44,9 @@ def _add(
     change: Callable[[SourceItem, Mapping[str, Any], str], SourceItem],
 ) -> tuple[SourceItem, ...]:
     """`items` changed by every row of the table in `path`; a row without a picture adds one."""
-    found = list(items)
+    changed = list(items)
     places: dict[str, list[int]] = {}
-    for place, item in enumerate(found):
+    for place, item in enumerate(changed):
         for name in {item.name, *item.aliases}:
             places.setdefault(name, []).append(place)
     known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS)
@@ -61,25 +61,31 @@ def _add(
         name = _image_name(row, where)
         if not any(column in row for column in (*columns, *ABOUT_COLUMNS)):
             wanted = ", ".join(columns)
-            raise UserError(f"{where} has none of the columns {wanted}; it has {', '.join(row)}")
+            raise UserError(
+                f"{where} has none of the columns {wanted}; it has {', '.join(row)}", hint=AGAIN
+            )
         at = places.get(name, [])
         if len(at) > 1:
             raise UserError(
                 f"{where} names {name!r}, and {len(at)} pictures are called so: "
-                f"{found[at[0]].name}, {found[at[1]].name}",
+                f"{changed[at[0]].name}, {changed[at[1]].name}",
                 hint="name them by the longer form",
             )
         if not at:
             outside = os.path.isabs(name) or name.split("/")[0] == ".."
             why = "leaves the source" if outside else "is not in the source"
-            at = [len(found)]
+            at = [len(changed)]
             places[name] = at
-            found.append(SourceItem(shown(name), error=f"named in {where}, but it {why}"))
-        found[at[0]] = change(found[at[0]], row, where)
+            changed.append(SourceItem(shown(name), error=f"named in {where}, but it {why}"))
+        changed[at[0]] = change(changed[at[0]], row, where)
     if num_without:
-        told = f"{path}: {num_without} conversations show no picture; curate chats --text has them"
-        print(told, file=sys.stderr)
-    return tuple(sorted(found, key=lambda item: item.name) if len(found) > len(items) else found)
+        print(
+            f"{path}: {num_without} conversations show no picture; curate chats --text takes them",
+            file=sys.stderr,
+        )
+    if len(changed) > len(items):
+        changed.sort(key=lambda item: item.name)
+    return tuple(changed)
 
 
 def _with_questions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
@@ -94,7 +100,7 @@ def _with_questions(item: SourceItem, row: Mapping[str, Any], where: str) -> Sou
     if len(turns) % 2 or roles != ["user", "assistant"] * (len(turns) // 2):
         return replace(item, error=f"{where}: its turns are not question and answer in turn")
     for (_, question), (_, answer) in zip(turns[::2], turns[1::2], strict=True):
-        # Where the picture stands in the question is not the file's to say: it stands first.
+        # A chat of tarkit has the picture before the question, wherever the file marks it.
         bare = question.replace(IMAGE_MARK, "").strip()
         item = _with_question(item, {"question": bare, "answer": answer}, where)
     return item
@@ -115,5 +121,6 @@ def _image_name(row: Mapping[str, Any], where: str) -> str:
             return value if os.path.isabs(value) else os.path.normpath(value)
     raise UserError(
         f"{where} names no picture: expected one of the columns {', '.join(IMAGE_COLUMNS)}, "
-        f"found {', '.join(map(str, row)) or 'none'}"
+        f"found {', '.join(map(str, row)) or 'none'}",
+        hint=AGAIN,
     )

@@ -1,4 +1,4 @@
-"""A folder of pictures, with the captions in .txt files beside them."""
+"""A folder of pictures, with captions in .txt files of the same names."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from tarkit.curate.sources.items import (
 from tarkit.images import PICTURE_SUFFIXES
 
 
-def list_folder(root: Path, apart: Set[Path]) -> Listing:
+def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     items: list[SourceItem] = []
     others: Counter[str] = Counter()
 
@@ -42,11 +42,11 @@ def list_folder(root: Path, apart: Set[Path]) -> Listing:
                 used |= {name, text}
                 items.append(_file_item(here / name, root, real_root, text))
         for name in set(names) - used:
-            if (here / name).resolve() not in apart:
+            if (here / name).resolve() not in excluded:
                 others[shown(Path(name).suffix) or "without suffix"] += 1
     items.sort(key=lambda item: item.name)
-    left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = (f"{sum(others.values())} files are no pictures: {left}",) if others else ()
+    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    notes = (f"{sum(others.values())} files are no pictures: {suffixes}",) if others else ()
     return Listing("folder", tuple(items), notes)
 
 
@@ -79,9 +79,9 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     """The bytes of a regular file; a pipe would block for ever, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path.name} is not a regular file")
-        if found.st_size > max_bytes:
-            raise OSError(f"{path.name} has {found.st_size} bytes, more than {max_bytes}")
+        if status.st_size > max_bytes:
+            raise OSError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
         return file.read(max_bytes)

@@ -66,14 +66,14 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
             and is_bytes(kind.field("bytes").type)
         )
 
-    found = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
-    named = [field for field in found if field.name in ("image", "jpg", "png", "webp", "bytes")]
-    chosen = named if len(found) > 1 else found
+    columns = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
+    named = [field for field in columns if field.name in ("image", "jpg", "png", "webp", "bytes")]
+    chosen = named if len(columns) > 1 else columns
     if len(chosen) != 1:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        names = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise UserError(
-            f"{path} has {len(found)} columns of image bytes where one is wanted, named image "
-            f"if there are several; its columns: {columns}"
+            f"{path} has {len(columns)} columns of image bytes where one is wanted, named image "
+            f"if there are several; its columns: {names}"
         )
     return chosen[0].name, has_bytes(chosen[0].type)
 

@@ -1,8 +1,8 @@
-"""Files at http and https URLs, read in place: nothing is stored, and no more than asked is held.
+"""Files at http and https URLs, read in place: no file is stored or held in memory whole.
 
-A URL may come from a stranger's list, so the rule of `curate.url_safety` holds for it, for every
-redirect, and for the address that is connected to: a host that resolves to a public address when
-it is checked and to a private one a moment later is refused before anything is sent.
+A URL may come from somebody else's list. So the rule of `curate.url_safety` holds for it, for every
+redirect, and for the address of the connection: a host that resolves to a public address when it is
+checked and to a private one a moment later is refused before anything is sent.
 
 `webdataset.gopen` is not used, and nothing here calls it. It runs `pipe:` names in a shell, starts
 `curl` with `--location`, which follows redirects to private addresses, and rewrites URLs by an
@@ -183,10 +183,10 @@ class RemoteReader:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise self._lost("the server sends it compressed")
         if response.status == 206:
-            found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != start:
-                raise self._lost("the server answers with another part than was asked for")
-            return start, int(found[3])
+            content_range = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if content_range is None or int(content_range[1]) != start:
+                raise self._lost("the server sends another part of the file than requested")
+            return start, int(content_range[3])
         length = response.headers.get("Content-Length", "")
         if response.status != 200 or not re.fullmatch("[0-9]{1,18}", length):
             raise self._lost("the server does not say how long it is")

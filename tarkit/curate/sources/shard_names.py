@@ -1,7 +1,7 @@
 """Names of shards: braces (`data-{000000..000099}.tar`), `a.tar::b.tar`, or a .txt with one a line.
 
 Braces and `::` are webdataset's own notation, and its function expands them; they are taken from
-the command line alone, and not from a file, which may be a stranger's. A name is a local path or
+the command line alone, and not from a file, which may be somebody else's. A name is a local path or
 an http or https URL. No other scheme is ever opened, `pipe:` least of all.
 """
 

@@ -3,7 +3,7 @@
 A row has `text`, or `messages` with roles user, assistant and system, or ShareGPT's
 `conversations` of human, gpt and system. A row that cannot be read is a document with an error, so
 that counts add up; a blank line of a `.txt` is no document, nor is a row that names a picture,
-which `curate ingest --questions` takes: those are counted in `num_shown`.
+which `curate ingest --questions` takes: those are counted in `num_with_pictures`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class TextSource:
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         rows = [document is not None for document in self._rows()]
-        found = sum(rows)
-        self.num_shown = len(rows) - found
-        """Rows that name a picture, and are no documents."""
-        self.num_documents = found if limit is None else min(limit, found)
+        num_documents = sum(rows)
+        self.num_with_pictures = len(rows) - num_documents
+        """Rows that name a picture, which are not documents."""
+        self.num_documents = num_documents if limit is None else min(limit, num_documents)
         if not self.num_documents:
             raise UserError(
                 f"the text source {path} holds no document: "
-                f"{self.num_shown} of its {len(rows)} rows name a picture",
+                f"{self.num_with_pictures} of its {len(rows)} rows name a picture",
                 hint=f"tarkit curate ingest PICTURES --questions {path} --out DIR takes those",
             )
         self._position = 0
@@ -121,16 +121,16 @@ def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
     """(role, content) of ShareGPT's turns; ValueError where one cannot be read."""
     if not isinstance(turns, list) or not turns:
         raise ValueError("its conversations are no list of turns")
-    found = []
+    pairs = []
     for number, turn in enumerate(turns):
-        said = turn if isinstance(turn, Mapping) else {}
-        speaker, value = said.get("from"), said.get("value")
+        fields = turn if isinstance(turn, Mapping) else {}
+        speaker, value = fields.get("from"), fields.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise ValueError(f"turn {number} is said by {speaker!r}, not by human or gpt")
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"turn {number} has no words")
-        found.append((SPEAKERS[speaker], value.strip()))
-    return tuple(found)
+        pairs.append((SPEAKERS[speaker], value.strip()))
+    return tuple(pairs)
 
 
 def _turn(message: Any) -> tuple[str, str]:

@@ -31,7 +31,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Accept-Ranges"] = "bytes"
             start = int(range_header.removeprefix("bytes=").rstrip("-")) if range_header else 0
         if start:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            headers["Content-Range"] = f"bytes {start + server.shift}-{len(body) - 1}/{len(body)}"
         if server.says_length:
             headers["Content-Length"] = str(len(body) - start)
         self._head(206 if start else 200, headers)
@@ -65,6 +65,7 @@ class ShardServer(ThreadingHTTPServer):
         self.says_length = True
         self.etag = '"1"'
         self.failures = 0
+        self.shift = 0
         self.breaks_after: list[int] = []
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:

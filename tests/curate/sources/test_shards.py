@@ -42,7 +42,7 @@ def shard(*numbers: int) -> bytes:
     return tar_bytes(*members)
 
 
-def told(items: tuple[SourceItem, ...]) -> list[tuple[str, tuple[str, ...], str | None]]:
+def facts(items: tuple[SourceItem, ...]) -> list[tuple[str, tuple[str, ...], str | None]]:
     return [(item.name, item.captions, item.error) for item in items]
 
 
@@ -62,14 +62,14 @@ def test_braces_colons_and_a_list_name_the_same_shards(tmp_path: Path) -> None:
         (tmp_path / f"d-{n:02d}.tar").write_bytes(shard(n))
     (tmp_path / "list.txt").write_text("d-00.tar\n\nd-01.tar\n./d-02.tar\n")
     listing = list_source(f"{tmp_path}/d-{{00..02}}.tar")
-    assert (listing.form, told(listing.items)) == (
+    assert (listing.form, facts(listing.items)) == (
         "tar",
         [(f"d-{n:02d}.tar/{n:04d}.png", (f"number {n}",), None) for n in range(3)],
     )
     assert [item.read() for item in listing.items] == [png(n) for n in range(3)]
     joined = "::".join(f"{tmp_path}/d-{n:02d}.tar" for n in range(3))
     for source in (tmp_path / "list.txt", joined, tmp_path):
-        assert told(list_source(source).items) == told(listing.items)
+        assert facts(list_source(source).items) == facts(listing.items)
 
 
 def test_shards_in_several_folders_keep_their_paths_and_parquet_has_patterns_too(
@@ -98,7 +98,7 @@ def test_a_file_whose_name_has_braces_is_that_file(tmp_path: Path) -> None:
         ("{dir}/d-{0..2}.tar.gz", "no shard: .* .unpack the compression first"),
     ],
 )
-def test_a_pattern_that_is_wrong_is_told(tmp_path: Path, pattern: str, reason: str) -> None:
+def test_a_wrong_pattern_is_an_error(tmp_path: Path, pattern: str, reason: str) -> None:
     for n in range(3):
         (tmp_path / f"d-{n}.tar").write_bytes(shard(n))
     source = pattern.replace("{dir}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
@@ -172,13 +172,13 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     ]
 
 
-def test_a_sample_with_two_of_one_suffix_or_torn_apart_is_told(tmp_path: Path) -> None:
+def test_a_sample_with_two_of_one_suffix_or_torn_apart_has_an_error(tmp_path: Path) -> None:
     twice = [("a.jpg", b"1"), ("a.txt", b"one"), ("a.JPG", b"2")]
     apart = [("b.jpg", b"3"), ("c.jpg", b"4"), ("b.txt", b"three")]
     hidden = [("d/._e.png", b"5"), ("f.__bad__", b"6"), ("f.png", b"7")]
     (tmp_path / "x.tar").write_bytes(tar_bytes(*twice, *apart, *hidden))
     double = "its sample has two members with the suffix jpg"
-    assert told(list_source(tmp_path / "x.tar").items) == [
+    assert facts(list_source(tmp_path / "x.tar").items) == [
         ("x.tar/a.jpg", ("one",), double),
         ("x.tar/a.JPG", ("one",), double),
         ("x.tar/b.jpg", (), None),
@@ -362,6 +362,15 @@ def test_an_answer_that_cannot_be_read_in_place_is_refused(
         list_source(server.url("/x.tar"), allow_private=True)
 
 
+def test_another_part_than_requested_is_refused(server: ShardServer) -> None:
+    server.files["/x.tar"], server.shift = shard(1), 512
+    reader = RemoteReader(server.url("/x.tar"), allow_private=True)
+    assert len(reader.read(600)) == 600
+    reader.seek(512)
+    with pytest.raises(SourceLost, match="the server sends another part of the file"):
+        reader.read(10)
+
+
 def test_a_shard_that_is_too_long_is_refused(
     server: ShardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,7 +446,7 @@ def test_hostile_members_of_a_remote_shard_are_items_with_reasons(server: ShardS
     )
     server.files["/x.tar"] = body
     name = server.url("/x.tar")
-    assert told(list_source(name, allow_private=True).items) == [
+    assert facts(list_source(name, allow_private=True).items) == [
         (f"{name}/link.png", (), "a link in a tar is not followed (to /etc/passwd)"),
         (f"{name}/../evil.png", (), "its name leaves the tar"),
         (f"{name}/a", (), "the sample has no picture, only pyd"),

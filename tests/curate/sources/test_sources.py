@@ -351,7 +351,7 @@ def test_a_folder_with_two_forms_is_asked_about_and_its_own_tables_are_set_apart
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a ring"]}), table)
     with pytest.raises(UserError, match="holds pictures, .parquet: which are meant?"):
         list_source(tmp_path)
-    listing = list_source(tmp_path, besides=[table])
+    listing = list_source(tmp_path, exclude=[table])
     assert [item.name for item in listing.items] == ["a.png"] and listing.notes == ()
     assert add_captions(listing.items, table)[0].captions == ("a ring",)
 
