@@ -47,7 +47,11 @@ def curate_render(
 @command(group, "ingest")
 def curate_ingest(
     source: Annotated[
-        Path, typer.Argument(help="A folder, a Parquet file with image bytes, or WebDataset tars.")
+        str,
+        typer.Argument(
+            help="A folder, a Parquet file with image bytes, or WebDataset tars: also "
+            "'data-{000..099}.tar', a .txt with a shard a line, and tars at http and https URLs."
+        ),
     ],
     out: Out,
     captions: Annotated[
@@ -62,6 +66,10 @@ def curate_ingest(
             help="csv, jsonl, json: image, question, answer; or LLaVA's conversations.",
         ),
     ] = None,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Also read shards at addresses of your own network."),
+    ] = False,
     config: ConfigOption = None,
     overrides: Set = None,
     limit: Limit = None,
@@ -78,6 +86,7 @@ def curate_ingest(
         config=config,
         overrides=overrides or (),
         limit=limit,
+        allow_private=allow_private,
     )
     return made(artifact, as_json)
 

@@ -176,10 +176,9 @@ def run(
     same call again writes what is missing and what was made from shards that have changed since.
     """
     opened, settings = _open(sources, config, overrides)
-    if opened.documents and opened.documents.num_shown:
-        told = (
-            f"{opened.documents.num_shown} rows show pictures; curate ingest --questions has them"
-        )
+    if opened.documents and opened.documents.num_with_pictures:
+        num_rows = opened.documents.num_with_pictures
+        told = f"{num_rows} rows show pictures; curate ingest --questions has them"
         print(f"{opened.documents.path}: {told}", file=sys.stderr)
     parts = _parts(opened, settings, limit)
     artifact = begin_artifact(

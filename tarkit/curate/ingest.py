@@ -8,6 +8,7 @@ damaged or hostile file is a failed row with its reason.
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
-from tarkit.curate.sources.items import Item, Listing
-from tarkit.curate.sources.tables import add_captions, add_questions
+from tarkit.curate.sources.annotations import add_captions, add_questions
+from tarkit.curate.sources.items import Listing, SourceItem
+from tarkit.curate.sources.remote import SourceLost
+from tarkit.curate.sources.shard_names import shown_source
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
@@ -40,7 +43,7 @@ class IngestConfig(Config):
 
 
 def run(
-    source: Path,
+    source: str | Path,
     *,
     out: Path,
     captions: Path | None = None,
@@ -48,8 +51,12 @@ def run(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
+    allow_private: bool = False,
 ) -> Artifact:
     """Takes a folder, Parquet or tars into `out`, or goes on where an earlier run stopped.
+
+    `source` may name many shards, `data-{00..99}.tar` or a .txt with one a line, and tars at http
+    and https URLs. Those are streamed once to be listed, at every run, and once more to be read.
 
     `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
     (image, question, answer) name pictures by their path in the source. A captions file may also
@@ -57,9 +64,10 @@ def run(
     group belongs into one shard.
     """
     settings = load_config(IngestConfig, config, overrides)
-    listing = _listing(source, captions, questions, limit)
+    listing = _listing(source, captions, questions, limit, allow_private)
     for note in listing.notes:
         print(f"{source}: {note}", file=sys.stderr)
+    is_there = os.path.exists(source)  # and not a pattern or URL, which names many files
     artifact = begin_artifact(
         out,
         "images",
@@ -68,9 +76,10 @@ def run(
             "form": listing.form,
             "num_pictures": len(listing.items),
             "listing_sha256": _fingerprint(listing.items),
-        },
+        }
+        | ({} if is_there else {"source": shown_source(source)}),
         shards=shard_plan(len(listing.items), settings.shard_size),
-        parents={"source": source},
+        parents={"source": Path(source)} if is_there else {},
     )
     names = artifact.pending(None, *rank_and_world())
     total = sum(artifact.counts[name] for name in names)
@@ -81,7 +90,7 @@ def run(
 
 
 def preview(
-    source: Path,
+    source: str | Path,
     *,
     out: Path,
     captions: Path | None = None,
@@ -89,10 +98,11 @@ def preview(
     config: Path | None = None,
     overrides: Sequence[str] = (),
     limit: int | None = None,
+    allow_private: bool = False,
 ) -> dict[str, int]:
     """How many pictures and shards a run would make; lists the source and writes nothing."""
     settings = load_config(IngestConfig, config, overrides)
-    items = _listing(source, captions, questions, limit).items
+    items = _listing(source, captions, questions, limit, allow_private).items
     shards = len(shard_plan(len(items), settings.shard_size))
     return {
         "pictures": len(items),
@@ -105,9 +115,14 @@ def preview(
 
 
 def _listing(
-    source: Path, captions: Path | None, questions: Path | None, limit: int | None
+    source: str | Path,
+    captions: Path | None,
+    questions: Path | None,
+    limit: int | None,
+    allow_private: bool,
 ) -> Listing:
-    listing = list_source(source, besides=[path for path in (captions, questions) if path])
+    tables = [path for path in (captions, questions) if path]
+    listing = list_source(source, exclude=tables, allow_private=allow_private)
     items = listing.items
     if captions:
         items = add_captions(items, captions)
@@ -116,7 +131,7 @@ def _listing(
     return Listing(listing.form, items[:limit], listing.notes)
 
 
-def _fingerprint(items: Sequence[Item]) -> str:
+def _fingerprint(items: Sequence[SourceItem]) -> str:
     """Changes when a picture, caption or question is added, dropped, renamed or resized."""
     digest = hashlib.sha256()
     for item in items:
@@ -126,13 +141,13 @@ def _fingerprint(items: Sequence[Item]) -> str:
 
 
 def _make_shard(
-    artifact: Artifact, config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    artifact: Artifact, config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> None:
     artifact.write_pictures(name, _pictures(config, items, name, report))
 
 
 def _pictures(
-    config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> Iterator[tuple[dict[str, Any], Blob | None]]:
     first = int(name) * config.shard_size
     for index, item in enumerate(items[first : first + config.shard_size]):
@@ -141,7 +156,9 @@ def _pictures(
         report(1, int(blob is None))
 
 
-def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any], Blob | None]:
+def _picture(
+    item: SourceItem, key: str, config: IngestConfig
+) -> tuple[dict[str, Any], Blob | None]:
     row: dict[str, Any] = {
         "key": key,
         "parent_key": None,
@@ -166,6 +183,8 @@ def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any]
             raise ImageError(item.error)
         blob = item.read()
         picture = decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+    except SourceLost:
+        raise
     except (UserError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return row | {"status": "failed", "error": reason}, None
