@@ -1,5 +1,6 @@
 """A folder of pictures, with captions in .txt files of the same names."""
 
+import errno
 import functools
 import os
 import stat
@@ -65,7 +66,10 @@ def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -
                     name, error=f"its caption {text_name} is a link that leaves the folder"
                 )
             captions = caption_of(_read_file(text, MAX_TEXT_BYTES), text_name)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+    except (OSError, ValueError, RuntimeError) as error:
+        # A loop of links is a RuntimeError up to Python 3.12, an OSError from 3.13 on.
+        if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ELOOP:
+            return SourceItem(name, error="a loop of links")
         return SourceItem(name, error=reason_of(error))
     return SourceItem(
         name,
