@@ -1,8 +1,8 @@
 """Rows of the files that people have: .csv, .tsv, .jsonl, .json and .parquet, one at a time.
 
-What a row must hold, and whether a bad one ends the command or becomes a failed row, is for the
-caller to say: a row that cannot be read is given with its `error`. Only what leaves the rest of a
-file without meaning is raised here: a damaged Parquet file, a CSV quote that never ends.
+A row that cannot be read has an `error`. The caller decides whether it ends the command or becomes
+a failed row, and what a row must hold. An error is raised here only where the rest of the file has
+no meaning: a damaged Parquet file, a CSV quote that never ends.
 
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
