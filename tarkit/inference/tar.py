@@ -270,7 +270,7 @@ class Tar:
         scale: Scale | None = None,
         max_tokens: int = 128,
     ) -> list[str]:
-        """One answer for each picture and question, decoded greedily; default scale: `read_scale`."""
+        """One answer for each picture and question, decoded greedily; scale: `read_scale`."""
         scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
         answers = generate_text(
