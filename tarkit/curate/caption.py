@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
-from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Todo, map_rows
 from tarkit.artifacts.preview import first_rows
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import Config, load_config
@@ -24,6 +24,7 @@ from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.errors import UserError
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
+from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -156,7 +157,7 @@ def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
 def _question(
     config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int
 ) -> LlmQuestion:
-    seed = seed_of(config.seed, todo.row["key"], number)
+    seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "rewrite":
         if not todo.row["prompt"]:
             raise Refused("it has no prompt")
@@ -166,7 +167,7 @@ def _question(
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
-        shown = random.Random(seed_of(config.seed, todo.row["key"], 0)).sample(
+        shown = random.Random(row_seed(config.seed, todo.row["key"], 0)).sample(
             examples, NUM_EXAMPLES
         )
         text = INSTRUCTION.format(*shown)

@@ -38,6 +38,7 @@ from tarkit.config import Config, load_config
 from tarkit.curate.sources.text import Document, TextSource
 from tarkit.errors import UserError
 from tarkit.progress import Progress
+from tarkit.seeds import chat_seed
 from tarkit.vocab import IMAGE_MARK, judgement_question
 
 Task = Literal["t2i", "i2t", "i2i", "ti2i", "text"]
@@ -237,7 +238,7 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
             error = f"its tokens row failed: {row['error']}"
             yield Chat(key=f"{row['key']}-00", task=None, split=row["split"], error=error)
             continue
-        rng = _generator(config.seed, row["key"])
+        rng = np.random.default_rng(chat_seed(config.seed, row["key"]))
         mates = [mate for mate in groups[row["group"]] if mate != number] if row["group"] else []
         said = [
             *_draw(row, number, config),
@@ -546,8 +547,3 @@ def _table(chats: Sequence[Chat], pictures: pa.StructArray | None) -> pa.Table:
 
 def _num_failed(table: pa.Table) -> int:
     return sum(status == "failed" for status in table.column("status").to_pylist())
-
-
-def _generator(seed: int, key: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))

@@ -15,7 +15,8 @@ from typing import Any
 
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, shard_plan
+from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.preview import to_make
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards

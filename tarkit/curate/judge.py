@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
-from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows
 from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
@@ -31,6 +31,7 @@ from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
+from tarkit.seeds import row_seed
 from tarkit.shapes.prompts import clauses_of
 from tarkit.shapes.scene import satisfies, scene_from_json
 
@@ -131,7 +132,7 @@ class _Prompts:
 
     def of(self, row: Mapping[str, Any]) -> str | None:
         own: str | None = row["prompt"]
-        rng = random.Random(seed_of(self._config.seed, row["key"], 0))
+        rng = random.Random(row_seed(self._config.seed, row["key"], 0))
         if not own or rng.random() >= self._config.mismatched:
             return own
         while row["key"] not in self._of_key:
@@ -165,7 +166,7 @@ def _judged(make: Make, prompts: _Prompts, todo: Iterator[Todo]) -> Iterator[tup
 
 
 def _question(config: JudgeConfig, todo: Todo, number: int) -> LlmQuestion:
-    seed = seed_of(config.seed, todo.row["key"], number)
+    seed = row_seed(config.seed, todo.row["key"], number)
     return LlmQuestion(INSTRUCTION.format(todo.row["prompt"]), seed=seed, blob=todo.blob)
 
 

@@ -8,7 +8,6 @@ settings and i: every picture has its own seed, the hash of the run's seed and i
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, shard_names
+from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.preview import to_make
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
@@ -24,6 +24,7 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
+from tarkit.seeds import scene_seed
 from tarkit.shapes import questions
 from tarkit.shapes.captions import caption_g1, caption_g2, caption_placed, ti2i
 from tarkit.shapes.prompts import caption_g0, caption_related
@@ -163,7 +164,7 @@ def _shard(config: RenderConfig, name: str, report: Report) -> Iterator[Picture]
 
 def _group(config: RenderConfig, key: str) -> Iterator[Picture]:
     """The target, then perhaps a similar picture and a reference."""
-    rng = np.random.default_rng([_seed_of(config, key), 1])
+    rng = np.random.default_rng([scene_seed(config.seed, config.split, key), 1])
     scene = sample_scene(rng, split=config.split)
     has_similar = rng.random() < config.similar_share
     wants_reference = rng.random() < config.reference_share
@@ -186,7 +187,7 @@ def _picture(
     role: str = "target",
     template: str | None = None,
 ) -> Picture:
-    seed = _seed_of(config, key)
+    seed = scene_seed(config.seed, config.split, key)
     rng = np.random.default_rng([seed, 2])
     pixels = render(scene, np.random.default_rng(seed))
     height, width, _ = pixels.shape
@@ -250,9 +251,3 @@ def _questions(
             hint=f"--set questions={config.questions - 1}, or more kinds in [question]",
         ) from None
     return [{"question": question, "answer": answer} for question, answer in pairs]
-
-
-def _seed_of(config: RenderConfig, key: str) -> int:
-    """63 bits, which int64 holds."""
-    text = f"{config.seed}/{config.split}/{key}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

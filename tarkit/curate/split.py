@@ -22,12 +22,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
-from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Todo, map_rows
 from tarkit.artifacts.preview import first_rows
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, Lazy, Refused, ask
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
+from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -156,7 +157,7 @@ def run(
 
 def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
     prompt = todo.row["prompt"]
-    seed = seed_of(config.seed, todo.row["key"], number)
+    seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "paper":
         return LlmQuestion(INSTRUCTION + prompt, seed=seed)
     shown = tuple((PHRASE_ALONE.format(asked), said) for asked, said in SHOWN)

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, Blob, begin_artifact, open_artifact
-from tarkit.artifacts.map_rows import seed_of
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.preview import first_rows, preview_shards
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.text_to_image import Job, Painter, load_painter
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
+from tarkit.seeds import row_seed
 
 Row = Mapping[str, Any]
 
@@ -151,7 +152,7 @@ def _pictures(
         if _is_split(row):
             told.append((row["phrase"], "reference"))
         for number, (prompt, role) in enumerate(told):
-            job = Job(prompt, seed_of(config.seed, key, number))
+            job = Job(prompt, row_seed(config.seed, key, number))
             about = {"key": f"{key}-{number}", "role": role, "prompt": prompt, "seed": job.seed}
             about |= {"template": row["template"] if role == "target" else None, "status": "ok"}
             yield _Picture(blank | known | about, job)

@@ -12,7 +12,6 @@ N: image tokens. B: pictures.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -24,6 +23,7 @@ from torch import Tensor
 from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.inference.tar import Tar
+from tarkit.seeds import sample_seed
 from tarkit.vocab import Scale, judgement_question
 
 JudgeName = Literal["yes", "gain"]
@@ -71,8 +71,7 @@ def candidate_seed(seed: int, number: int) -> int:
     """The seed of candidate `number` of a picture; candidate 0 has the picture's own seed."""
     if number == 0:
         return seed
-    text = f"{seed}|candidate|{number}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+    return sample_seed(seed, "candidate", number)
 
 
 def judge(tar: Tar, codes: Tensor, prompts: Sequence[str], by: JudgeName) -> list[float]:
