@@ -1,11 +1,13 @@
 """`tarkit encode`: pictures to the codes of every scale, in one encoder pass.
 
 Source: paper Sec. 3.1 (scale-adaptive pooling comes after the encoder, so one pass serves all
-scales). A row in, a row out, in the shard of the same number: a picture that cannot be read is a
-failed row, and words travel with the codes. Codes are those of a float32 tokenizer on pictures
-squashed to its input size, by default as the published language model was trained; every batch has
-the same shape, a short one being filled up with blank pictures whose codes are dropped, so that a
-picture's codes do not depend on its neighbours.
+scales). Each row of the images artifact gives one row in the shard of the same number, with its
+texts; a picture that cannot be read gives a failed row. The tokenizer is float32, and pictures are
+squashed to its input size, by default as for the training of the published language model. Every
+batch has the same shape, so that the codes of a picture do not depend on its batch: a short batch
+is filled up with blank pictures, whose codes are dropped.
+
+S: side of the tokenizer's input in pixels.
 """
 
 from __future__ import annotations
@@ -40,12 +42,12 @@ CARRIED = [field[0] for field in (*ABOUT_PICTURE, *TEXTS)]
 
 
 class EncodeConfig(Config):
-    """What is stored, and from which pixels."""
+    """Which codes are stored, and how pictures become the pixels that they are made from."""
 
     scales: tuple[Scale, ...] = tuple(Scale)
-    """Any subset; all of them by default."""
+    """Any subset; by default all scales."""
     resize: Resize = "pil-bicubic"
-    """One of the three published ways, which give other codes (`LoadedTaTok.encode`)."""
+    """One of the three published ways, each of which gives other codes (`LoadedTaTok.encode`)."""
     batch_size: int = Field(default=32, ge=1)
 
 
@@ -60,14 +62,15 @@ def run(
     retry_failed: bool = False,
     device: str = "cpu",
 ) -> Artifact:
-    """Write the tokens artifact `out` of the images artifact `images`.
+    """Write the tokens artifact `out` from the images artifact `images`.
 
-    `limit` takes the first rows. The same call again encodes what is missing or made from other
-    pictures; with `retry_failed` also the failed rows of finished shards. Raises UserError.
+    `limit` takes the first rows. The same call again encodes the shards that are missing or whose
+    input has changed, and with `retry_failed` also the failed rows of finished shards. Raises
+    UserError when `out` was begun with other settings.
     """
     settings = load_config(EncodeConfig, config, overrides)
     source = open_artifact(images, "images")
-    rows_of = first_rows(source, limit)
+    num_rows = first_rows(source, limit)
     ta_tok = load_ta_tok(tokenizer)
     ta_tok.model.to(device)
     scales = sorted(set(settings.scales))
@@ -83,18 +86,18 @@ def run(
             "resize": f"{settings.resize}, {ta_tok.size_px} px",
             "dtype": DTYPE,
         },
-        shards=list(rows_of),
+        shards=list(num_rows),
         parents={"images": source, "tokenizer": Path(tokenizer)},
     )
     rank, world = rank_and_world()
     pending = set(artifact.pending(source, rank, world))
-    mine = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
-    total = sum(rows_of[name] for name in mine)
+    own_shards = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
+    total = sum(num_rows[name] for name in own_shards)
     with Progress("encode", total=total, unit="pictures") as progress:
-        for name in mine:
+        for name in own_shards:
             old = None if name in pending else artifact.read(name)
             table = _shard(
-                source.read(name).slice(0, rows_of[name]),
+                source.read(name).slice(0, num_rows[name]),
                 source.read_images(name),
                 old=old,
                 ta_tok=ta_tok,
@@ -118,19 +121,19 @@ def _shard(
     device: str,
     progress: Progress,
 ) -> pa.Table:
-    """The rows of `index` with their codes; what `old` has codes for is kept as it is."""
+    """The rows of `index` with their codes; rows that have codes in `old` keep them."""
     num_rows = index.num_rows
     codes = {s: np.zeros((num_rows, s.num_codes(ta_tok.grid)), np.uint16) for s in scales}
-    done = _keep(old, codes)
+    finished = _keep(old, codes)
     errors: list[str | None] = [None] * num_rows
-    progress.advance(len(done))
-    todo = (
-        (row, about, blob)
-        for row, (about, blob) in enumerate(itertools.islice(pictures, num_rows))
-        if row not in done
+    progress.advance(len(finished))
+    remaining = (
+        (row, facts, blob)
+        for row, (facts, blob) in enumerate(itertools.islice(pictures, num_rows))
+        if row not in finished
     )
     batch: list[tuple[int, np.ndarray]] = []
-    for row, pixels in _read_ahead(todo, ta_tok, settings.resize):
+    for row, pixels in _read_ahead(remaining, ta_tok, settings.resize):
         if isinstance(pixels, str):
             errors[row] = pixels
             progress.advance(1, failed=1)
@@ -153,27 +156,27 @@ def _encode_batch(
     codes: dict[Scale, np.ndarray],
     device: str,
 ) -> None:
-    """Fill in the rows of `batch`, which is encoded as one of exactly `batch_size` pictures."""
+    """Encode `batch`, filled up to `batch_size` pictures, and put its codes into `codes`."""
     pixels = np.zeros((batch_size, *batch[0][1].shape), batch[0][1].dtype)
     for place, (_, picture) in enumerate(batch):
         pixels[place] = picture
     to_tensor = to_unit if pixels.dtype == np.uint8 else channels_first
     images = to_tensor(pixels, device)
-    found = ta_tok.encode_scales(images, scales=list(codes))
+    batch_codes = ta_tok.encode_scales(images, scales=list(codes))
     for scale, array in codes.items():
-        numbers = found[scale].cpu().numpy()
+        numbers = batch_codes[scale].cpu().numpy()
         for place, (row, _) in enumerate(batch):
             array[row] = numbers[place]
 
 
 def _read_ahead(
-    todo: Iterator[tuple[int, dict[str, Any], bytes | None]], ta_tok: LoadedTaTok, way: Resize
+    rows: Iterator[tuple[int, dict[str, Any], bytes | None]], ta_tok: LoadedTaTok, way: Resize
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """(row, pixels or the reason why not) in order, decoded by threads while the encoder works."""
+    """(row, pixels or error) in order, decoded by threads while the encoder works."""
     waiting: collections.deque[tuple[int, Future[np.ndarray | str]]] = collections.deque()
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        for row, about, blob in todo:
-            waiting.append((row, pool.submit(_pixels, about, blob, ta_tok, way)))
+        for row, facts, blob in rows:
+            waiting.append((row, pool.submit(_pixels, facts, blob, ta_tok, way)))
             if len(waiting) >= READ_AHEAD:
                 ready, future = waiting.popleft()
                 yield ready, future.result()
@@ -182,11 +185,11 @@ def _read_ahead(
 
 
 def _pixels(
-    about: dict[str, Any], blob: bytes | None, ta_tok: LoadedTaTok, way: Resize
+    facts: dict[str, Any], blob: bytes | None, ta_tok: LoadedTaTok, way: Resize
 ) -> np.ndarray | str:
-    """(S, S, 3): bytes as Pillow resizes them, float32 in [0, 1] by the other ways."""
+    """RGB pixels (S, S, 3): uint8 by Pillow, float32 in [0, 1] by the other ways; or the error."""
     if blob is None:
-        return f"its images row failed: {about['error']}"
+        return f"its images row failed: {facts['error']}"
     try:
         picture = decode(blob)
     except ImageError as error:
@@ -197,7 +200,7 @@ def _pixels(
 
 
 def _keep(old: pa.Table | None, codes: dict[Scale, np.ndarray]) -> set[int]:
-    """Copy the codes of the ok rows of `old`; returns those rows."""
+    """Copy the codes of the ok rows of `old` into `codes`; returns the numbers of those rows."""
     if old is None:
         return set()
     ok = [row for row, status in enumerate(old["status"].to_pylist()) if status == "ok"]
@@ -210,6 +213,7 @@ def _keep(old: pa.Table | None, codes: dict[Scale, np.ndarray]) -> set[int]:
 def _table(
     index: pa.Table, codes: dict[Scale, np.ndarray], errors: Sequence[str | None]
 ) -> pa.Table:
+    """The rows of a tokens artifact; a row with an error is failed and has no codes."""
     failed = np.array([error is not None for error in errors], bool)
     table = index.select(CARRIED)
     for scale, array in codes.items():

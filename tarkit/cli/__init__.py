@@ -1,3 +1,3 @@
-"""The command line: signatures, help, exit codes. What a command does stands in its verb."""
+"""The command line: signatures, help, exit codes. The module of a verb does the work."""
 
 from tarkit.cli.app import main as main

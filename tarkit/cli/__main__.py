@@ -1,4 +1,4 @@
-"""`python -m tarkit.cli`, where the console script is not on the path."""
+"""`python -m tarkit.cli`, for an environment whose console script is not on the path."""
 
 from tarkit.cli.app import main
 

@@ -1,8 +1,8 @@
-"""The command line: its groups of commands; a verb is imported only when it is called.
+"""The command line and its groups of commands; a command imports its verb when it runs.
 
-Grammar: `tarkit VERB [WHAT] SOURCE --out DIR`, paths on the command line and numbers in the TOML.
-stdout is data (the path written, or JSON with --json), stderr is progress and complaints. Exit
-codes: 0 done, 1 failed, 2 misuse, 3 finished with failed rows, 130 interrupted.
+Grammar: `tarkit VERB [WHAT] SOURCE --out DIR`, with paths on the command line and numbers in TOML
+files. stdout has the result (the path written, or JSON with --json), stderr progress and errors.
+Exit codes: 0 done, 1 failed, 2 misuse, 3 finished with failed rows, 130 interrupted.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How a function becomes a command: bundles of options, its exit status, errors as sentences."""
+"""Turns functions into commands: bundles of options, exit statuses, errors, commands.jsonl."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ WORDS = "tarkit.words"  # the key of a context under which its root keeps them
 
 
 class _Group(TyperGroup):
-    """A group of commands; as the root it keeps the words that the process was given."""
+    """A group of commands; the root group keeps the words of the command line."""
 
     def make_context(
         self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
@@ -46,7 +46,7 @@ def command(
     """Register a function that returns its exit status.
 
     A parameter whose type is a dataclass is a bundle of options: the command has an option for each
-    of its fields, and the function gets them as one object. A UserError becomes a sentence.
+    of its fields, and the function gets them as one object. A UserError is printed as a sentence.
 
     `recorded_in` names the parameter with the directory whose commands.jsonl gets the command line;
     None for directories that other programs read or that are given away, where it is a stray file.
@@ -90,7 +90,7 @@ def _record(folder: Path, words: Sequence[str]) -> None:
 
 
 def unbundled(function: Callable[..., int]) -> Callable[..., int]:
-    """The same function with the fields of its bundles as parameters of its own."""
+    """The same function with the fields of its bundles as separate parameters."""
     parameters: list[inspect.Parameter] = []
     bundles: dict[str, type] = {}
     hints = typing.get_type_hints(function, include_extras=True)
@@ -143,5 +143,5 @@ def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:
         again = shlex.join(["tarkit", *words])
-        typer.echo(f"\nstopped; the same command goes on from here:\n{again}", err=True)
+        typer.echo(f"\nstopped; the same command continues from here:\n{again}", err=True)
         return INTERRUPTED

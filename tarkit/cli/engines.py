@@ -1,9 +1,8 @@
-"""One command as many tasks, on an engine that exists: datatrove's executors.
+"""Runs one command as many tasks of an executor of datatrove: local, Slurm or Ray.
 
-Every stage takes its share of the shards from RANK and WORLD_SIZE and skips what is made, so an
-engine needs to know nothing of stages: each of its tasks is the same command with its own rank.
-What datatrove notes about finished tasks is not used (`skip_completed`): artifacts know better what
-is missing, also after `--retry-failed`.
+Each task is the same command with its own rank: a stage takes its share of the shards by RANK and
+WORLD_SIZE, and skips finished shards. datatrove's record of finished tasks is not used
+(`skip_completed`), because artifacts know which shards are missing, also after `--retry-failed`.
 """
 
 from __future__ import annotations
@@ -17,38 +16,38 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tarkit.cli.command import FAILED_ROWS
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 
-FAILED_ROWS = 3
-
 
 class EngineConfig(Config):
-    """Where tasks run. `cpus`, `memory_gb` and `gpus` are of one task."""
+    """How the tasks run; `cpus`, `memory_gb` and `gpus` are for one task."""
 
     engine: Literal["local", "slurm", "ray"] = "local"
     tasks: int = Field(default=2, ge=1)
-    """Into how many parts the shards are dealt; more than there are shards do nothing."""
+    """The number of parts that the shards are divided into; without a shard a task does nothing."""
     workers: int = Field(default=-1)
-    """Tasks at a time; -1: all."""
+    """Tasks that run at the same time; -1: all."""
     logs: Path = Path("logs/engine")
-    """Where datatrove keeps its logs; for Slurm and Ray on a disk that all machines see."""
+    """The folder of the logs; for Slurm and Ray on a disk that all machines share."""
     cpus: int = Field(default=1, ge=1)
     memory_gb: int = Field(default=4, ge=1)
     gpus: int = Field(default=0, ge=0)
     time: str | None = None
-    """Slurm's limit of a task, 24:00:00."""
+    """For Slurm: the time limit of a task, such as 24:00:00."""
     partition: str | None = None
     setup: str | None = None
-    """Of Slurm: a shell command before each task, `source venv/bin/activate`."""
+    """For Slurm: a shell command before each task, such as `source venv/bin/activate`."""
     sbatch: dict[str, str] = {}
-    """Further arguments of sbatch."""
+    """For Slurm: further arguments of sbatch."""
 
 
 def spread(config: Path, words: Sequence[str]) -> int:
-    """Run `tarkit WORDS` as the tasks of an engine; the exit code of the whole.
+    """Run `tarkit WORDS` as the tasks of an engine; returns the exit status.
 
-    0 or 3 as the tasks say (for Slurm: that they were handed over). UserError where a task fails.
+    It is 3 when a task has failed rows, else 0; for Slurm 0, once the tasks are submitted. Raises
+    UserError when a task fails, or the engine is not installed.
     """
     settings = load_config(EngineConfig, config)
     try:
@@ -72,18 +71,21 @@ FAILED_MARK = ".failed_rows"
 
 
 class TaskFailed(Exception):
-    """A task's command ended with an error."""
+    """The command of a task failed."""
 
 
 def executor_of(settings: EngineConfig, words: Sequence[str]) -> Any:
-    """datatrove's executor of these settings, not yet run."""
+    """The executor of datatrove for these settings, before it runs.
+
+    Raises UserError for Slurm without time or partition.
+    """
     from datatrove import executor as executors
 
     settings.logs.mkdir(parents=True, exist_ok=True)
     for mark in settings.logs.glob(f"*{FAILED_MARK}"):
         mark.unlink()
     shared: dict[str, Any] = {
-        "pipeline": [Task(tuple(words), str(settings.logs.resolve()))],
+        "pipeline": [EngineTask(tuple(words), str(settings.logs.resolve()))],
         "tasks": settings.tasks,
         "workers": settings.workers,
         "logging_dir": str(settings.logs.resolve()),
@@ -111,16 +113,16 @@ def executor_of(settings: EngineConfig, words: Sequence[str]) -> Any:
     )
 
 
-class Task:
-    """datatrove's step: the command, with the rank that the engine gives it."""
+class EngineTask:
+    """A step of a datatrove pipeline: the command, with the rank that the engine gives it."""
 
     def __init__(self, words: tuple[str, ...], logs: str) -> None:
         self._words, self._logs = words, logs
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-        said = Path(self._logs) / f"{rank:05d}.log"
-        with said.open("w", encoding="utf-8") as file:
+        log = Path(self._logs) / f"{rank:05d}.log"
+        with log.open("w", encoding="utf-8") as file:
             code = subprocess.call(
                 [sys.executable, "-m", "tarkit.cli", *self._words],
                 env=environment,
@@ -128,9 +130,9 @@ class Task:
                 stderr=subprocess.STDOUT,
             )
         if code == FAILED_ROWS:
-            said.with_suffix(FAILED_MARK).touch()
+            log.with_suffix(FAILED_MARK).touch()
         elif code:
-            lines = said.read_text(encoding="utf-8").strip().splitlines()
+            lines = log.read_text(encoding="utf-8").strip().splitlines()
             last = "; ".join(lines[-2:])
             raise TaskFailed(f"task {rank} of {world_size} ended with {code}: {last}")
         return data

@@ -13,16 +13,18 @@ Bench = Annotated[
     typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
 ]
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="What `tarkit eval prepare` wrote.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A folder of `tarkit eval prepare`.")]
 
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="PATH", help="The benchmark's own file of questions."),
+    typer.Option(
+        "--data", metavar="PATH", help="The file of prompts or questions of the benchmark."
+    ),
 ]
 
 Pictured = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", help="The pictures that the questions name."),
+    typer.Option("--images", metavar="DIR", help="The pictures of the questions."),
 ]
 
 NumPictures = Annotated[
@@ -30,50 +32,57 @@ NumPictures = Annotated[
 ]
 
 RetrySamples = Annotated[
-    bool, typer.Option("--retry-failed", help="Also redo samples that failed or are damaged.")
+    bool, typer.Option("--retry-failed", help="Also make failed or damaged samples again.")
 ]
 
 Scorer = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; others need none.",
+        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; not for others.",
     ),
 ]
 
 ScorerModel = Annotated[
     str | None,
-    typer.Option("--scorer-model", metavar="DIR|HUB-ID", help="The detector's, or the judge's."),
+    typer.Option(
+        "--scorer-model", metavar="DIR|HUB-ID", help="The model of the detector or the judge."
+    ),
 ]
 
 Clip = Annotated[
-    str | None, typer.Option("--clip", metavar="DIR|HUB-ID", help="That names colours.")
+    str | None,
+    typer.Option("--clip", metavar="DIR|HUB-ID", help="The CLIP model that classifies colours."),
 ]
 
 ScorerFile = Annotated[
     Path | None,
-    typer.Option("--file", metavar="JSONL", help="Detections or answers made elsewhere."),
+    typer.Option("--file", metavar="JSONL", help="Detections or answers of another program."),
 ]
 
 AsPublished = Annotated[
     bool,
-    typer.Option("--as-published", help="dpg: also with the published scorer's faults, #60, #61."),
+    typer.Option(
+        "--as-published",
+        help="dpg: also score with the faults #60 and #61 of the published scorer.",
+    ),
 ]
 
 RetryJudge = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="dpg: also ask the judge again where it failed or its answers are damaged.",
+        help="dpg: also ask the judge again if it failed or its answers are damaged.",
     ),
 ]
 
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Write results though samples failed: they score 0.")
+    bool,
+    typer.Option("--allow-missing", help="Write results even if samples failed; these score 0."),
 ]
 
 Validation = Annotated[
-    bool, typer.Option("--validation", help="The lists that settings may be chosen on.")
+    bool, typer.Option("--validation", help="The validation lists, for the choice of settings.")
 ]
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]

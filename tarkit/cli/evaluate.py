@@ -1,4 +1,4 @@
-"""`tarkit eval`: every benchmark, in steps or in one."""
+"""`tarkit eval`: every benchmark, step by step or in one command."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def eval_shapes(
     validation: Validation = False,
     retry_failed: RetrySamples = False,
     score_only: Annotated[
-        bool, typer.Option("--score-only", help="Score what lies in --out; load no model.")
+        bool, typer.Option("--score-only", help="Only score the samples in --out; load no model.")
     ] = False,
     as_json: Json = False,
 ) -> int:
@@ -96,7 +96,7 @@ def eval_prepare(
     items: ItemOptions,
     as_json: Json = False,
 ) -> int:
-    """Begin a run of a benchmark: write down what is asked, before anything is answered."""
+    """Begin a run of a benchmark: write its list of prompts or questions."""
     from tarkit.eval import prepare
 
     run = prepare.run(
@@ -120,7 +120,7 @@ def eval_generate(
     drawing: DrawingOptions,
     retry_failed: RetrySamples = False,
 ) -> int:
-    """Draw the pictures that a run lacks."""
+    """Draw the missing pictures of a run."""
     from tarkit.eval import generate as verb
 
     verb.run(
@@ -144,7 +144,7 @@ def eval_answer(
     scale: ScaleOption = None,
     retry_failed: RetrySamples = False,
 ) -> int:
-    """Answer the questions that a run lacks answers to."""
+    """Answer the open questions of a run."""
     from tarkit.eval import answer
 
     answer.run(
@@ -173,7 +173,7 @@ def eval_score(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Score what a run drew or answered; every scorer has results of its own."""
+    """Score the pictures or answers of a run; each scorer writes its own results."""
     from tarkit.eval import score
 
     done = score.run(
@@ -203,7 +203,7 @@ def eval_export(
         ),
     ],
 ) -> int:
-    """Write a run's pictures or answers as an official scorer reads them."""
+    """Write the pictures or answers of a run in the layout of an official scorer."""
     from tarkit.eval import export as verb
 
     typer.echo(str(verb.run(run, out=out, layout=layout)))
@@ -213,13 +213,13 @@ def eval_export(
 @command(group, "collect", recorded_in="run")
 def eval_collect(
     run: RunDir,
-    file: Annotated[Path, typer.Argument(help="What the scorer wrote.")],
+    file: Annotated[Path, typer.Argument(help="The output of the scorer.")],
     layout: Annotated[str, typer.Option("--format", help="geneval-jsonl.")] = "geneval-jsonl",
     scorer: Annotated[
-        str, typer.Option("--scorer", help="The name its figures get: geneval@NAME.")
+        str, typer.Option("--scorer", help="A name for its figures: geneval@NAME.")
     ] = "official",
 ) -> int:
-    """Bring verdicts back that an official scorer made elsewhere."""
+    """Take in the verdicts of an official scorer."""
     from tarkit.eval import collect
 
     typer.echo(str(collect.run(run, file, layout=layout, scorer=scorer)))
@@ -241,7 +241,7 @@ def eval_geneval(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """GenEval from its prompts to its figures: prepare, generate and score in one."""
+    """GenEval in one command: prepare, generate and score."""
     from tarkit.eval import generate, prepare, score
 
     on = device_of(device)
@@ -274,7 +274,7 @@ def eval_dpg(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """DPG-Bench from its csv to its figures; the judge, --scorer, is part of their name."""
+    """DPG-Bench in one command; the names of its figures contain the judge, --scorer."""
     from tarkit.eval import generate, prepare, score
 
     on = device_of(device)
@@ -300,8 +300,8 @@ def eval_dpg(
     return scored(done, as_json)
 
 
-def _asking(bench: str) -> Callable[..., int]:
-    def ask(
+def _question_command(bench: str) -> Callable[..., int]:
+    def evaluate_answers(
         out: Out,
         *,
         evaluated: EvaluatedOptions,
@@ -327,12 +327,12 @@ def _asking(bench: str) -> Callable[..., int]:
         )
         return scored(score.run(out, allow_missing=allow_missing, device=on), as_json)
 
-    ask.__doc__ = f"Score a model on {bench.upper()}: prepare, answer and score in one."
-    return ask
+    evaluate_answers.__doc__ = f"{bench.upper()} in one command: prepare, answer and score."
+    return evaluate_answers
 
 
 for _bench in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu"):
-    command(group, _bench)(_asking(_bench))
+    command(group, _bench)(_question_command(_bench))
 
 
 @command(group, "reflect")
@@ -341,7 +341,12 @@ def eval_reflect(
     *,
     evaluated: EvaluatedOptions,
     slots: Annotated[
-        int, typer.Option("--slots", min=1, help="Reported pictures of a prompt, a pool for each.")
+        int,
+        typer.Option(
+            "--slots",
+            min=1,
+            help="Pictures of each prompt that are reported; each has its own pool.",
+        ),
     ] = 1,
     seed: Seed = 0,
     drawing: DrawingOptions,
@@ -349,12 +354,12 @@ def eval_reflect(
     validation: Validation = False,
     scorer: Annotated[
         str | None,
-        typer.Option("--scorer", help="A judge beside the model: clip, tar, or module:function."),
+        typer.Option("--scorer", help="A further judge: clip, tar, or module:function."),
     ] = None,
     scorer_model: ScorerModel = None,
     as_json: Json = False,
 ) -> int:
-    """Have a model choose among its own pictures: every arm at N = 1, 2, 4, 8, and its judges."""
+    """Let a model choose among N = 1, 2, 4, 8 of its own pictures; score each rule and judge."""
     from tarkit.eval import reflect
 
     done = reflect.run(
@@ -385,7 +390,9 @@ def eval_rfid(
     as_json: Json = False,
 ) -> int:
     """Compare pictures with their originals: rFID, PSNR, SSIM, cosine of features."""
-    return _compare("rfid", samples, reference=originals, out=out, how=comparison, as_json=as_json)
+    return _compare(
+        "rfid", samples, reference=originals, out=out, comparison=comparison, as_json=as_json
+    )
 
 
 @command(group, "gfid")
@@ -400,7 +407,9 @@ def eval_gfid(
     as_json: Json = False,
 ) -> int:
     """Compare drawn pictures with real ones: gFID, Inception Score, precision, recall."""
-    return _compare("gfid", samples, reference=reference, out=out, how=comparison, as_json=as_json)
+    return _compare(
+        "gfid", samples, reference=reference, out=out, comparison=comparison, as_json=as_json
+    )
 
 
 def _compare(
@@ -409,7 +418,7 @@ def _compare(
     *,
     reference: Path,
     out: Path,
-    how: ComparisonOptions,
+    comparison: ComparisonOptions,
     as_json: bool,
 ) -> int:
     from tarkit.eval import pictures
@@ -418,10 +427,10 @@ def _compare(
         samples=samples,
         reference=reference,
         out=out,
-        features=how.features,
-        model=how.model,
-        device=device_of(how.device),
-        batch_size=how.batch_size,
+        features=comparison.features,
+        model=comparison.model,
+        device=device_of(comparison.device),
+        batch_size=comparison.batch_size,
         metric=metric,
     )
     report = (path / "report.md").read_text(encoding="utf-8")
@@ -433,14 +442,17 @@ def _compare(
 def eval_selftest(
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="DIR", help="Benchmark files, in their owners' folders."),
+        typer.Option(
+            "--data", metavar="DIR", help="Benchmark files, in the folders of their publishers."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Of the drawn world's scenes; default: a new one.")
+        int | None,
+        typer.Option("--seed", help="Seed of the scenes of the shapes world; default: a new one."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check the scorers against published figures; what --data lacks is told and not run."""
+    """Check the scorers against published figures; files missing in --data are reported."""
     from tarkit.eval import selftest
 
     done = selftest.run(data=data, seed=seed)
@@ -457,23 +469,28 @@ def eval_lmms(
     evaluated: EvaluatedOptions,
     tasks: Annotated[
         list[str],
-        typer.Option("--tasks", metavar="NAME,...", help="Of lmms-eval; may be repeated."),
+        typer.Option("--tasks", metavar="NAME,...", help="Tasks of lmms-eval; may be repeated."),
     ],
     include: Annotated[
         Path | None,
-        typer.Option("--include", metavar="DIR", help="A folder of tasks of your own."),
+        typer.Option("--include", metavar="DIR", help="A folder with your own tasks."),
     ] = None,
     scale: ScaleOption = None,
     limit: Limit = None,
     simple: Annotated[
-        bool, typer.Option("--simple", help="Ask as lmms-eval asks its simple models, not by chat.")
+        bool,
+        typer.Option(
+            "--simple",
+            help="Use the protocol of lmms-eval for simple models, not the one for chats.",
+        ),
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Open no connection; data sets must be here.")
+        bool,
+        typer.Option("--offline", help="Open no connection; data sets must be on this machine."),
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Score a model on the tasks of lmms-eval, run by lmms-eval: pip install 'tarkit[lmms]'."""
+    """Score a model with lmms-eval on its tasks; needs pip install 'tarkit[lmms]'."""
     from tarkit.eval import lmms
 
     path = lmms.run(

@@ -1,4 +1,4 @@
-"""`tarkit encode`, `generate`, `describe`, `reconstruct`: a trained model at work."""
+"""`tarkit encode`, `generate`, `describe`, `reconstruct`: uses of a trained model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +40,7 @@ def encode(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Turn pictures into the codes of every scale, in one encoder pass."""
+    """Encode pictures as the codes of every scale, in one encoder pass."""
     from tarkit import encode as verb
     from tarkit.artifacts.preview import preview_rows
 
@@ -62,22 +62,28 @@ def encode(
 @command(group, "generate")
 def generate(
     out: Annotated[
-        Path, typer.Option("--out", metavar="PNG|DIR", help="A picture; with --prompts a folder.")
+        Path,
+        typer.Option(
+            "--out", metavar="PNG|DIR", help="File for the picture; with --prompts a folder."
+        ),
     ],
     prompt: Annotated[
-        str | None, typer.Argument(help="What to draw; <image> marks stand for --image pictures.")
+        str | None,
+        typer.Argument(help="What to draw; an <image> mark stands for a picture of --image."),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Many prompts: .txt (one a line), .jsonl, .csv, .parquet or a prompts artifact.",
+            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact.",
         ),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="For an <image> mark; may be repeated."),
+        typer.Option(
+            "--image", metavar="FILE", help="The picture for an <image> mark; may be repeated."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
     seed: Seed = 0,
@@ -86,7 +92,7 @@ def generate(
     reflecting: ReflectOptions,
     limit: Limit = None,
     detokenizer: DetokenizerOptions,
-    chosen: ModelOptions,
+    model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Draw pictures of a prompt, or of every prompt of a file."""
@@ -104,34 +110,34 @@ def generate(
         done = verb.run_file(
             prompts,
             out=out,
-            model=chosen.model,
+            model=model_options.model,
             n=n,
             seed=seed,
             scale=drawing.scale,
             sampling=sampling,
             limit=limit,
             reflection=reflection,
-            device=device_of(chosen.device),
+            device=device_of(model_options.device),
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
-            precision=chosen.precision,
+            precision=model_options.precision,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
     paths = verb.run(
         str(prompt),
         out=out,
-        model=chosen.model,
+        model=model_options.model,
         images=image or (),
         n=n,
         seed=seed,
         scale=drawing.scale,
         sampling=sampling,
         reflection=reflection,
-        device=device_of(chosen.device),
+        device=device_of(model_options.device),
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
-        precision=chosen.precision,
+        precision=model_options.precision,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -140,10 +146,12 @@ def generate(
 @command(group, "describe")
 def describe(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture file.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")] = "Describe the image.",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    question: Annotated[str, typer.Argument(help="The question.")] = "Describe the image.",
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")
+    ] = 256,
     *,
-    chosen: ModelOptions,
+    model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Answer a question about a picture."""
@@ -152,10 +160,10 @@ def describe(
     answer = verb.run(
         image,
         question,
-        model=chosen.model,
+        model=model_options.model,
         max_tokens=max_tokens,
-        precision=chosen.precision,
-        device=device_of(chosen.device),
+        precision=model_options.precision,
+        device=device_of(model_options.device),
     )
     show({"image": str(image), "question": question, "answer": answer}, answer, as_json)
     return 0
@@ -168,33 +176,34 @@ def reconstruct(
         typer.Argument(metavar="IMAGE...", help="Picture files, folders, or images artifacts."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="PNG", help="The sheet: originals beside each scale.")
+        Path,
+        typer.Option("--out", metavar="PNG", help="File for the sheet: originals and each scale."),
     ],
     seed: Seed = 0,
     limit: Limit = None,
     guidance: Guidance = None,
     *,
     detokenizer: DetokenizerOptions,
-    chosen: ModelOptions,
+    model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
-    """Turn pictures into codes and back, side by side with the originals, at every scale."""
+    """Encode and decode pictures at every scale, side by side with the originals."""
     from tarkit.inference import reconstruct as verb
 
-    done = verb.run(
+    result = verb.run(
         images,
         out=out,
-        model=chosen.model,
+        model=model_options.model,
         seed=seed,
         limit=limit,
-        device=device_of(chosen.device),
+        device=device_of(model_options.device),
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
-        precision=chosen.precision,
+        precision=model_options.precision,
         sampling=given(guidance=guidance) | detokenizer.sampling(),
     )
-    for name, reason in done.failed.items():
+    for name, reason in result.failed.items():
         typer.echo(f"failed: {name}: {reason}", err=True)
-    facts = {"path": str(done.path), "pictures": done.num_pictures, "failed": done.failed}
-    show(facts, str(done.path), as_json)
-    return FAILED_ROWS if done.failed else 0
+    facts = {"path": str(result.path), "pictures": result.num_pictures, "failed": result.failed}
+    show(facts, str(result.path), as_json)
+    return FAILED_ROWS if result.failed else 0

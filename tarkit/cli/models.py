@@ -22,7 +22,7 @@ from tarkit.cli.output import show, trained
 export = new_group("Write a model for other programs.")
 
 models = typer.Typer(
-    help="Published models: list them, fetch them, read them strictly and without running them.",
+    help="Published models: list, fetch and convert them, without running their code.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
@@ -46,7 +46,7 @@ def assemble(
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Put the trained parts into one model directory, which --model takes."""
+    """Put the trained parts into one model directory for --model."""
     from tarkit.checkpoints import assemble as verb
 
     path = verb.run(
@@ -64,7 +64,7 @@ def assemble(
 
 @models.callback()
 def models_known(context: typer.Context, as_json: Json = False) -> None:
-    """List what a --model name stands for, and what of it is on this machine."""
+    """List the names that --model takes, and which of their parts are on this machine."""
     if context.invoked_subcommand is None:
         _list_models(as_json)
 
@@ -79,7 +79,7 @@ def _list_models(as_json: bool) -> None:
         licence = row.licence or "see its model card"
         lines.append(f"{row.part:<16} {on_disk:<10} {row.place}   ({licence})")
     lines.append(
-        f"looked for in {cache_dir()}; tarkit models fetch tar-1.5b   gets what is missing"
+        f"searched in {cache_dir()}; `tarkit models fetch tar-1.5b` downloads missing parts"
     )
     facts = {
         "embedded": {name: str(path) for name, path in EMBEDDED.items()},
@@ -104,11 +104,11 @@ def models_fetch(
     dtok: Dtok = "ar",
     as_json: Json = False,
 ) -> int:
-    """Download what a published model lacks: language model, TA-Tok and one de-tokenizer."""
+    """Download the missing parts of a model: language model, TA-Tok and one de-tokenizer."""
     from tarkit.checkpoints.hub import fetch
 
-    found = fetch(model, size_px=size, dtok=dtok)
-    paths = {part: str(path) for part, path in found.parts.items()}
+    places = fetch(model, size_px=size, dtok=dtok)
+    paths = {part: str(path) for part, path in places.parts.items()}
     show(paths, "\n".join(f"{part:<8} {path}" for part, path in paths.items()), as_json)
     return 0
 
@@ -125,7 +125,7 @@ def models_convert(
     ] = "stored",
     as_json: Json = False,
 ) -> int:
-    """Turn a published weight file into a model directory, which every command takes."""
+    """Convert a published weight file into a model directory for all commands."""
     from tarkit.checkpoints import convert
 
     return trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
@@ -133,12 +133,12 @@ def models_convert(
 
 @command(export, "hf", recorded_in=None)
 def export_hf(
-    model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as --model takes it.")],
+    model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as for --model.")],
     out: Out,
     precision: Precision = "float32",
     as_json: Json = False,
 ) -> int:
-    """Write the language model as a directory that transformers and vLLM load."""
+    """Write the language model as a directory for transformers and vLLM."""
     from tarkit.checkpoints import export_hf as verb
 
     return trained(verb.run(model, out=out, precision=precision), as_json)

@@ -23,21 +23,21 @@ ConfigFile = Annotated[
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="TOML", exists=True, dir_okay=False, help="Numbers."),
+    typer.Option(
+        "--config", metavar="TOML", exists=True, dir_okay=False, help="Settings of the command."
+    ),
 ]
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one number; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; may be repeated."),
 ]
 
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first rows: a prefix of the whole.")
-]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first rows.")]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be made; write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be made; write nothing.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the path or text.")]
 
@@ -45,12 +45,16 @@ Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="An images
 
 Tokenizer = Annotated[
     Path,
-    typer.Option("--tokenizer", metavar="DIR|NAME", help="A trained TA-Tok, or that of a model."),
+    typer.Option(
+        "--tokenizer", metavar="DIR|NAME", help="A trained TA-Tok, or a model that has one."
+    ),
 ]
 
 Vqvae = Annotated[
     Path,
-    typer.Option("--vqvae", metavar="DIR|NAME", help="A trained image VQ, or that of a model."),
+    typer.Option(
+        "--vqvae", metavar="DIR|NAME", help="A trained image VQ, or a model that has one."
+    ),
 ]
 
 Model = Annotated[
@@ -65,13 +69,13 @@ SizePx = Annotated[
     typer.Option(
         "--size",
         metavar="PX",
-        help="Which published de-tokenizer: 256, 512 or 1024, by --dtok dif 512 or 1024; default: "
-        "the smallest here.",
+        help="Size of the published de-tokenizer: 256, 512 or 1024; with --dtok dif 512 or 1024. "
+        "Default: the smallest on this machine.",
     ),
 ]
 
 Dtok = Annotated[
-    DtokName, typer.Option("--dtok", help="What turns codes into pixels: AR-DTok, or by diffusion.")
+    DtokName, typer.Option("--dtok", help="The de-tokenizer: ar (AR-DTok) or dif (diffusion).")
 ]
 
 Steps = Annotated[
@@ -82,18 +86,20 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of language model and de-tokenizer: float32, bfloat16 or float16.",
+        help="Of the language model and the de-tokenizer: float32, bfloat16 or float16.",
     ),
 ]
 
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto: the GPU if there is one.")
 ]
 
 Llm = Annotated[
     str,
     typer.Option(
-        "--llm", metavar="DIR|HUB-ID", help="The model that writes; with --server its name there."
+        "--llm",
+        metavar="DIR|HUB-ID",
+        help="The language model; with --server its name on the server.",
     ),
 ]
 
@@ -102,15 +108,15 @@ Server = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="An OpenAI-compatible server, http://HOST:8000/v1; its key: OPENAI_API_KEY.",
+        help="An OpenAI-compatible server, http://HOST:8000/v1; OPENAI_API_KEY holds its key.",
     ),
 ]
 
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Also redo failed rows of finished shards.")
+    bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="All randomness comes from it.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all randomness.")]
 
 ScaleOption = Annotated[
     int | None,
@@ -118,40 +124,52 @@ ScaleOption = Annotated[
         "--scale",
         min=1,
         max=3,
-        help="1 is full, 2 half, 3 a third: what is drawn at, or read at where nothing is drawn; "
-        "of `eval shapes` both. Default: the model's own.",
+        help="Scale of the codes: 1 full, 2 half, 3 a third. Of drawn pictures, or else of "
+        "those that are read; of both for `eval shapes`. Default: the model's own.",
     ),
 ]
 
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", min=0.0, help="Of the language model.")
+    float | None, typer.Option("--temperature", min=0.0, help="Sampling of the language model.")
 ]
 
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Of the language model; 0: off.")]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=0, help="Sampling of the language model; 0: off.")
+]
 
 TopP = Annotated[
-    float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of the language model; 1: off.")
+    float | None,
+    typer.Option("--top-p", min=0.0, max=1.0, help="Sampling of the language model; 1: off."),
 ]
 
 PromptGuidance = Annotated[
     float | None,
     typer.Option(
-        "--prompt-guidance", min=0.0, help="Of the language model, towards the prompt; 1: off."
+        "--prompt-guidance",
+        min=0.0,
+        help="Guidance of the language model towards the prompt; 1: off.",
     ),
 ]
 
 Guidance = Annotated[
-    float | None, typer.Option("--guidance", min=0.0, help="Of the de-tokenizer; 1: off.")
+    float | None, typer.Option("--guidance", min=0.0, help="Guidance of the de-tokenizer; 1: off.")
 ]
 
 BestOf = Annotated[
     int | None,
-    typer.Option("--best-of", min=2, metavar="N", help="Draw N, keep what the model judges best."),
+    typer.Option(
+        "--best-of",
+        min=2,
+        metavar="N",
+        help="Draw N candidates and keep the one that the model judges best.",
+    ),
 ]
 
 Reflect = Annotated[
     int | None,
-    typer.Option("--reflect", min=2, metavar="N", help="Draw until the model says yes, N at most."),
+    typer.Option(
+        "--reflect", min=2, metavar="N", help="Draw until the model accepts a candidate, at most N."
+    ),
 ]
 
 Judge = Annotated[
@@ -162,7 +180,8 @@ Judge = Annotated[
 ]
 
 JudgeOn = Annotated[
-    str, typer.Option("--judge-on", help="pixels, or codes: then only what is kept is decoded.")
+    str,
+    typer.Option("--judge-on", help="pixels, or codes: then only the kept candidate is decoded."),
 ]
 
 

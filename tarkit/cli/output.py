@@ -1,4 +1,4 @@
-"""What a command prints and which status it ends with; how its words become arguments."""
+"""Prints the results of commands and returns their exit statuses; resolves --device and parts."""
 
 import json
 from collections.abc import Mapping

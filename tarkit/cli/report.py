@@ -1,4 +1,4 @@
-"""`tarkit inspect`, `report`, `version`: what is there, and how it was made."""
+"""`tarkit inspect`, `report`, `version`: what was made, and how."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +14,13 @@ group = typer.Typer()
 
 @command(group, "inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="Anything that tarkit made.")],
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that tarkit made.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PNG", help="Where a contact sheet goes.")
+        Path | None, typer.Option("--out", metavar="PNG", help="File for a contact sheet.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Say what a directory is: kind, counts, lineage, settings, and a sheet of its pictures."""
+    """Describe a directory: kind, counts, lineage, settings, and a sheet of its pictures."""
     from tarkit.report import inspect as verb
 
     verb.run(path, out=out, as_json=as_json)
@@ -29,7 +29,7 @@ def inspect(
 
 @command(group, "version")
 def version(as_json: Json = False) -> int:
-    """Print the version; with --json also Python's and the packages'."""
+    """Print the version; with --json also the versions of Python and of the packages."""
     from tarkit.config import provenance
 
     versions = provenance()
@@ -43,18 +43,20 @@ def report(
         list[Path],
         typer.Argument(metavar="RUN...", help="Results of evaluations, or folders of trainings."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the page goes.")],
-    title: Annotated[str | None, typer.Option("--title", help="Above the page.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the page.")],
+    title: Annotated[str | None, typer.Option("--title", help="Title of the page.")] = None,
     pictures: Annotated[
-        int, typer.Option("--pictures", min=0, help="Judged pictures shown of each run.")
+        int, typer.Option("--pictures", min=0, help="Number of judged pictures of each run.")
     ] = 24,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws those pictures.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed that chooses those pictures.")
+    ] = 0,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Also show figures that lack samples.")
+        bool, typer.Option("--allow-missing", help="Also show figures with missing samples.")
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Write one page of runs, for any browser: tables, plots, pictures, paired comparisons."""
+    """Write one HTML page of runs: tables, plots, pictures, paired comparisons."""
     from tarkit.report import report as verb
 
     page = verb.run(

@@ -10,14 +10,14 @@ from tarkit.cli.options import ConfigFile, Device, Images, Json, Model, Out, Set
 from tarkit.cli.output import device_of, part_of, trained
 from tarkit.errors import UserError
 
-group = new_group("Train one part of the system; the same command again goes on.")
+group = new_group("Train one part of the system; the same command again continues.")
 
 
 @command(group, "vqvae")
 def train_vqvae(
     config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
 ) -> int:
-    """Train the image VQ: pixels to codes and back."""
+    """Train the image VQ, from pixels to codes and back."""
     from tarkit.train import vqvae
 
     return trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
@@ -27,7 +27,7 @@ def train_vqvae(
 def train_encoder(
     config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
 ) -> int:
-    """Train a small SigLIP on pictures and captions, in place of the one the paper downloads."""
+    """Train a small SigLIP on pictures and captions, instead of the pretrained one of the paper."""
     from tarkit.train import encoder
 
     return trained(encoder.run(config, images=images, out=out, overrides=overrides or ()), as_json)
@@ -41,13 +41,16 @@ def train_tokenizer(
         Path, typer.Option("--encoder", metavar="DIR", help="The vision encoder to start from.")
     ],
     lm: Annotated[
-        Path, typer.Option("--lm", metavar="DIR", help="The language model to take rows from.")
+        Path,
+        typer.Option(
+            "--lm", metavar="DIR", help="The language model whose embeddings make the codebook."
+        ),
     ],
     out: Out,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train TA-Tok: pictures to codes whose codebook is the language model's own embeddings."""
+    """Train TA-Tok, whose codebook is made of the embeddings of a language model."""
     from tarkit.train import tokenizer
 
     path = tokenizer.run(
@@ -65,12 +68,12 @@ def train_ar_dtok(
     out: Out,
     start: Annotated[
         Path | None,
-        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to go on from."),
+        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to start from."),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the autoregressive de-tokenizer: TA-Tok's codes to the image VQ's."""
+    """Train the autoregressive de-tokenizer, from codes of TA-Tok to codes of the image VQ."""
     from tarkit.train import ar_dtok
 
     path = ar_dtok.run(
@@ -99,20 +102,26 @@ def train_mllm(
     ] = None,
     lm: Annotated[
         Path | None,
-        typer.Option("--lm", metavar="DIR", help="The language model to grow; else from scratch."),
+        typer.Option(
+            "--lm", metavar="DIR", help="The language model to extend; default: from scratch."
+        ),
     ] = None,
     ar_dtok: Annotated[
         Path | None,
-        typer.Option("--ar-dtok", metavar="DIR", help="Draws the sample sheets, with --vqvae."),
+        typer.Option(
+            "--ar-dtok", metavar="DIR", help="The de-tokenizer for sample sheets; needs --vqvae."
+        ),
     ] = None,
     vqvae: Annotated[
         Path | None,
-        typer.Option("--vqvae", metavar="DIR", help="Draws the sample sheets, with --ar-dtok."),
+        typer.Option(
+            "--vqvae", metavar="DIR", help="The image VQ for sample sheets; needs --ar-dtok."
+        ),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the language model that reads and draws codes (text-only without --tokenizer)."""
+    """Train the language model on text and codes (only on text without --tokenizer)."""
     from tarkit.train import mllm
 
     if (ar_dtok is None) != (vqvae is None):
@@ -136,7 +145,7 @@ def train_grpo(
     config: ConfigFile,
     prompts: Annotated[
         Path,
-        typer.Option("--prompts", metavar="PATH", help="Prompts to draw: a file or an artifact."),
+        typer.Option("--prompts", metavar="PATH", help="The prompts, a file or an artifact."),
     ],
     scorer: Annotated[
         str,
@@ -148,25 +157,29 @@ def train_grpo(
     model: Model = "mini",
     scorer_model: Annotated[
         str | None,
-        typer.Option("--scorer-model", metavar="DIR|HUB-ID|NAME", help="What the scorer loads."),
+        typer.Option("--scorer-model", metavar="DIR|HUB-ID|NAME", help="The model of the scorer."),
     ] = None,
     column: Annotated[
         str | None,
-        typer.Option("--column", metavar="NAME", help="Its number to reward, where it gives many."),
+        typer.Option(
+            "--column", metavar="NAME", help="The column of the scorer that is the reward."
+        ),
     ] = None,
     chats: Annotated[
         list[Path] | None,
-        typer.Option("--chats", metavar="DIR", help="Chats learnt beside; may be repeated."),
+        typer.Option(
+            "--chats", metavar="DIR", help="Chats to train on at the same time; may be repeated."
+        ),
     ] = None,
     device: Device = "auto",
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train a model by the scores of what it draws (GRPO): scored higher, drawn more often.
+    """Train a model by reinforcement learning (GRPO) on the scores of the pictures that it draws.
 
-    --scorer shapes rewards pictures of the drawn world that show their prompt.
-    --device is the scorer's; the model is where accelerate puts it.
-    What comes out is a language model for `tarkit assemble`.
+    --scorer shapes rewards pictures of the shapes world that show their prompt.
+    --device is for the scorer; accelerate places the model.
+    The result is a language model for `tarkit assemble`.
     """
     from tarkit.train import grpo
 

@@ -1,4 +1,4 @@
-"""`tarkit describe`: an answer to a question about a picture, in words."""
+"""`tarkit describe`: the answer of a model to a question about a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(
     device: str = "cpu",
     precision: str = "float32",
 ) -> str:
-    """The model's answer, greedily decoded. Raises UserError."""
+    """The model's answer, decoded greedily. Raises UserError for a file that is not a picture."""
     picture = read_picture(image)
     tar = Tar.load(model, device=device, dtok=None, precision=precision)
     return tar.describe(picture, question, max_tokens=max_tokens)

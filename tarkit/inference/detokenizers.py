@@ -1,7 +1,10 @@
-"""What turns TA-Tok's decoded features into pixels: autoregressive or by diffusion.
+"""The two de-tokenizers, which turn TA-Tok's decoded features into pixels.
 
-Source: paper Sec. 3.2 (AR-DTok and Dif-DTok). Both draw from one condition (B, N, W) and one
-generator a picture, so that a picture depends on its own codes and seed alone.
+Source: paper Sec. 3.2 (AR-DTok, autoregressive, and Dif-DTok, by diffusion). Each picture has its
+own random generator, so it depends only on its own codes and seed.
+
+B: pictures, N: image tokens, W: width of the features, S: side of a picture in pixels, M: length of
+the negative embeddings.
 """
 
 from __future__ import annotations
@@ -35,15 +38,15 @@ class ArDetokenizer(NamedTuple):
 
     @classmethod
     def load(cls, ar_dtok: Path, vqvae: Path, dtype: torch.dtype = torch.float32) -> ArDetokenizer:
-        """Load both, the image VQ in float32 whatever `dtype` AR-DTok's weights are kept in.
+        """Load both; `dtype` is for AR-DTok, the image VQ is always float32.
 
-        Raises UserError where the one writes more or fewer codes than the other reads.
+        Raises UserError when their codebooks differ in size.
         """
         loaded = cls(load_ar_dtok(ar_dtok, dtype), load_vqvae(vqvae))
-        written, read = loaded.ar_dtok.arch.vocab_size, loaded.vqvae.arch.num_codes
-        if written != read:
+        vocab_size, num_codes = loaded.ar_dtok.arch.vocab_size, loaded.vqvae.arch.num_codes
+        if vocab_size != num_codes:
             raise UserError(
-                f"{ar_dtok} has vocab_size {written}, the parts beside it need {read}",
+                f"{ar_dtok} has vocab_size {vocab_size}, but {vqvae} has {num_codes} codes",
                 hint="name parts that belong together",
             )
         return loaded
@@ -54,7 +57,7 @@ class ArDetokenizer(NamedTuple):
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures drawn."""
+        """Side of the pictures that it draws."""
         return math.isqrt(self.ar_dtok.arch.num_codes) * self.vqvae.arch.downsampling
 
     def to(self, device: str | torch.device) -> None:
@@ -83,16 +86,17 @@ class ArDetokenizer(NamedTuple):
         return self.vqvae.decode(codes)
 
 
-MAX_SIZE_PX = 4096  # the largest SANA; a config.json could claim any size
+MAX_SIZE_PX = 4096  # of the largest SANA; a config.json may state any size
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
 REFETCH = "tarkit models fetch tar-1.5b --dtok dif"
 
 
 @dataclass(frozen=True)
 class DifDetokenizer:
-    """Dif-DTok: SANA with TA-Tok's features where its text embeddings would be.
+    """Dif-DTok: SANA, with TA-Tok's features in the place of its text embeddings.
 
-    The features of an empty picture, against which guidance works, come with the model: (M, W).
+    `negative` (M, W) holds the features of an empty picture for guidance; they are published with
+    the model.
     """
 
     pipeline: SanaPipeline
@@ -100,10 +104,11 @@ class DifDetokenizer:
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> DifDetokenizer:
-        """Load a published folder, strictly; `dtype` is the transformer's, the VAE has float32.
+        """Load a published folder; `dtype` is for the transformer, the VAE is always float32.
 
-        Only transformer, VAE, scheduler and negative embeddings are read, each as the class that is
-        known here: what else the folder holds or names is neither loaded nor run.
+        Reads only transformer, VAE, scheduler and negative embeddings, each by a class that is
+        fixed here; other files and classes that the folder names are neither loaded nor run.
+        Raises UserError when a part is missing or does not fit.
         """
         try:
             from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
@@ -116,7 +121,8 @@ class DifDetokenizer:
         absent = [name for name in (*SANA_PARTS, NEGATIVE) if not (folder / name).exists()]
         if absent:
             raise UserError(
-                f"{folder} is no diffusion de-tokenizer: it lacks {', '.join(absent)}", hint=REFETCH
+                f"{folder} is not a diffusion de-tokenizer: it lacks {', '.join(absent)}",
+                hint=REFETCH,
             )
         pipeline = SanaPipeline(
             tokenizer=None,
@@ -143,7 +149,7 @@ class DifDetokenizer:
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures it was trained on."""
+        """Side of the pictures that it was trained on."""
         return int(self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor)
 
     def to(self, device: str | torch.device) -> None:
@@ -160,21 +166,21 @@ class DifDetokenizer:
     ) -> Tensor:
         """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1].
 
-        Condition and negative embeddings may differ in length, as they do at scales 2 and 3: the
-        shorter is masked up to the longer, which changes neither (the published program can only
-        concatenate equal lengths). A picture is drawn at the size the model was trained on, where
-        the published program leaves diffusers' 1024 px to every model.
+        Condition and negative embeddings differ in length at scales 2 and 3: the shorter is
+        extended by masked positions, which do not change the result (the published program can only
+        concatenate equal lengths). A picture has the size that the model was trained on (the
+        published program uses the default of diffusers, 1024 px, for every model).
         """
         negative = self.negative.to(condition).expand(len(condition), -1, -1)
         length = max(condition.shape[1], negative.shape[1])
-        wanted, wanted_mask = _masked(condition, length)
-        unwanted, unwanted_mask = _masked(negative, length)
+        positive, positive_mask = _masked(condition, length)
+        negative, negative_mask = _masked(negative, length)
         return self.pipeline(
-            prompt_embeds=wanted,
-            prompt_attention_mask=wanted_mask,
+            prompt_embeds=positive,
+            prompt_attention_mask=positive_mask,
             negative_prompt=None,
-            negative_prompt_embeds=unwanted,
-            negative_prompt_attention_mask=unwanted_mask,
+            negative_prompt_embeds=negative,
+            negative_prompt_attention_mask=negative_mask,
             guidance_scale=guidance,
             num_inference_steps=steps,
             height=self.size_px,
@@ -186,14 +192,15 @@ class DifDetokenizer:
 
 
 def _check_sizes(pipeline: SanaPipeline, folder: Path) -> None:
-    """UserError where the parts do not fit each other, or would draw what no SANA draws."""
-    latents, drawn = pipeline.vae.config.latent_channels, pipeline.transformer.config
-    if latents != drawn.in_channels:
+    """Raises UserError when the parts do not fit each other, or for a size that no SANA has."""
+    latents, transformer = pipeline.vae.config.latent_channels, pipeline.transformer.config
+    if latents != transformer.in_channels:
         raise UserError(
-            f"{folder}: the VAE has {latents} latent channels, the transformer {drawn.in_channels}",
+            f"{folder}: the VAE has {latents} latent channels, "
+            f"the transformer {transformer.in_channels}",
             hint=REFETCH,
         )
-    side = drawn.sample_size * pipeline.vae_scale_factor
+    side = transformer.sample_size * pipeline.vae_scale_factor
     if not isinstance(side, int) or side % 32 or not 0 < side <= MAX_SIZE_PX:
         raise UserError(
             f"{folder} would draw {side} px: expected a multiple of 32 up to {MAX_SIZE_PX}",
@@ -202,7 +209,7 @@ def _check_sizes(pipeline: SanaPipeline, folder: Path) -> None:
 
 
 def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """(B, n, W) filled with zeros up to (B, length, W), and which of them are real."""
+    """(B, n, W) -> zero-padded features (B, length, W), and their mask (B, length), 1 up to n."""
     batch, own, width = features.shape
     filled = features.new_zeros(batch, length, width)
     filled[:, :own] = features
@@ -212,43 +219,43 @@ def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _strict(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A diffusers model from its folder; UserError names every key that does not fit."""
+    """A diffusers model from its folder. Raises UserError that names the keys that do not fit."""
     try:
-        model, told = cls.from_pretrained(
+        model, loading_info = cls.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # diffusers raises many kinds for what is wrong with a folder
+    except Exception as error:  # diffusers raises exceptions of many types
         message = " ".join(str(error).split())[:400]
-        raise UserError(f"{folder} is no {cls.__name__}: {message}", hint=REFETCH) from None
-    faults = [f"missing {key}" for key in told["missing_keys"]]
-    faults += [f"unexpected {key}" for key in told["unexpected_keys"]]
-    faults += [f"misshaped {key}" for key in told["mismatched_keys"]]
+        raise UserError(f"{folder} is not a {cls.__name__}: {message}", hint=REFETCH) from None
+    faults = [f"missing {key}" for key in loading_info["missing_keys"]]
+    faults += [f"unexpected {key}" for key in loading_info["unexpected_keys"]]
+    faults += [f"misshaped {key}" for key in loading_info["mismatched_keys"]]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""
         raise UserError(
-            f"{folder} does not fit its own sizes: {'; '.join(faults[:6])}{more}", hint=REFETCH
+            f"{folder} does not match its config.json: {'; '.join(faults[:6])}{more}", hint=REFETCH
         )
     return model.eval()
 
 
 def _scheduler(folder: Path) -> Any:
-    """The scheduler a folder names, if it is one that SANA is used with."""
+    """The scheduler that a folder names. Raises UserError when SANA is not used with it."""
     import diffusers
 
     try:
-        named = json.loads((folder / "scheduler_config.json").read_text("utf-8"))["_class_name"]
+        name = json.loads((folder / "scheduler_config.json").read_text("utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} holds no scheduler: {error!r}", hint=REFETCH) from None
-    if named not in SCHEDULERS:
+        raise UserError(f"{folder} has no scheduler: {error!r}", hint=REFETCH) from None
+    if name not in SCHEDULERS:
         raise UserError(
-            f"{folder} names the scheduler {named!r}, expected {' or '.join(SCHEDULERS)}",
+            f"{folder} names the scheduler {name!r}, expected {' or '.join(SCHEDULERS)}",
             hint=REFETCH,
         )
     try:
-        return getattr(diffusers, named).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above: a value that its constructor does not take
-        raise UserError(f"{folder} makes no {named}: {error}", hint=REFETCH) from None
+        return getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above, for a value that the constructor refuses
+        raise UserError(f"{folder} cannot make a {name}: {error}", hint=REFETCH) from None

@@ -1,10 +1,10 @@
 """`tarkit generate`: pictures of one prompt, or of every prompt of a file.
 
-A picture's seed is `seed + 1000 * prompt row + sample`; with the prompt, the model and the whole of
-the sampling it is written into the PNG and into a jsonl beside the pictures: what was drawn can be
-drawn again. With a `Reflection` the model draws several candidates of each picture, judges them and
-keeps one; the record names the judge, its score and the candidate. A file's pictures are
-`DIR/00000/0000.png` (prompt row, sample); the same command again draws the missing ones.
+The seed of a picture is `seed + 1000 * prompt row + sample`. The PNG and a .jsonl file hold it with
+the prompt, the model and all sampling settings, so every picture can be drawn again. With a
+`Reflection` the model draws several candidates of each picture, judges them and keeps one; the
+record then has the judge, its score and the number of the candidate. The pictures of a file of
+prompts are `DIR/00000/0000.png` (prompt row, sample); the same command again draws missing ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tarkit.checkpoints.system import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
-from tarkit.inference.self_reflect import Choice, Reflection, best_of, draw
+from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
 from tarkit.inference.tar import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import IMAGE_MARK, Scale
@@ -37,7 +37,7 @@ SHEET_PICTURES = 100
 
 
 class Sample(NamedTuple):
-    """One picture to draw: `row` of the prompt file, `number` among the prompt's samples."""
+    """One picture to draw: the `row` of its prompt and its `number` among the prompt's samples."""
 
     row: int
     number: int
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Generated:
-    """A folder of pictures and how many of them it holds."""
+    """A folder of pictures, and the number of pictures in it."""
 
     path: Path
     num_pictures: int
@@ -75,21 +75,24 @@ def run(
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
-    How each was drawn also stands in `out` + ".jsonl", a line a picture. `images` stand at the
-    prompt's `<image>` marks in order. Raises UserError.
+    `out` + ".jsonl" gets a line for each picture with the settings that drew it. `images` replace
+    the `<image>` marks of the prompt in their order. Raises UserError for a prompt that cannot be
+    drawn, before the model is loaded.
     """
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
-    given = [read_picture(path) for path in images]
+    conditions = [read_picture(path) for path in images]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    how = _How.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for start in range(0, n, BATCH_SIZE):
         batch = samples[start : start + BATCH_SIZE]
-        for sample, (picture, choice) in zip(batch, _draw(tar, batch, how, given), strict=True):
-            write_whole(files[sample.number], png_bytes(picture, how.text(sample, choice)))
-    records = [_record(how, sample, files[sample.number]) for sample in samples]
+        for sample, (picture, kept) in zip(
+            batch, _draw(tar, batch, settings, conditions), strict=True
+        ):
+            write_whole(files[sample.number], png_bytes(picture, settings.text(sample, kept)))
+    records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
 
@@ -112,37 +115,37 @@ def run_file(
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
-    `limit` takes the first prompts. A picture does not depend on which ones were there already:
-    the batches are those of the whole run, and one that lacks a picture is drawn again.
+    `limit` takes the first prompts. A run that is continued gives the same pictures: its batches
+    stay the same, and a batch with a missing picture is drawn again as a whole.
     """
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    how = _How.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    settings = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
+    plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(
-        out, "pictures", settings={**settings, "batch_size": BATCH_SIZE, **how.settings()}
+        out, "pictures", settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()}
     )
     samples = _samples(texts, n, seed)
     with Progress("generate", total=len(samples), unit="pictures") as progress:
         for start in range(0, len(samples), BATCH_SIZE):
             batch = samples[start : start + BATCH_SIZE]
             missing = [sample for sample in batch if not (out / sample.file).exists()]
-            drawn = _draw(tar, batch, how, ()) if missing else []
-            for sample, (picture, choice) in zip(batch, drawn, strict=bool(missing)):
+            pictures = _draw(tar, batch, settings, ()) if missing else []
+            for sample, (picture, kept) in zip(batch, pictures, strict=bool(missing)):
                 if sample in missing:
-                    write_whole(out / sample.file, png_bytes(picture, how.text(sample, choice)))
+                    write_whole(out / sample.file, png_bytes(picture, settings.text(sample, kept)))
             progress.advance(len(batch))
-    records = [_record(how, sample, out / sample.file, sample.file) for sample in samples]
+    records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
     _write_jsonl(out / "samples.jsonl", records)
     write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
     return Generated(out, len(samples))
 
 
 @dataclass(frozen=True)
-class _How:
-    """What a run's pictures have in common: the model, the scale and the whole of the sampling."""
+class _Settings:
+    """What all pictures of a run share: the model, the scales and all sampling settings."""
 
     model: str
     model_sha256: str
@@ -161,37 +164,32 @@ class _How:
         changes: Mapping[str, float | int] | None,
         precision: str,
         reflection: Reflection | None,
-    ) -> _How:
-        chosen = Scale(scale) if scale is not None else tar.default_scale
-        complete = tar.sampling.changed(changes)
+    ) -> _Settings:
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
             precision=precision,
-            scale=chosen,
+            scale=Scale(scale) if scale is not None else tar.default_scale,
             read_scale=tar.read_scale,
-            sampling=complete,
+            sampling=tar.sampling.changed(changes),
             reflection=reflection,
         )
 
-    def settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {
+    def facts(self) -> dict[str, Any]:
+        """The settings for a manifest or a record."""
+        facts: dict[str, Any] = {
             "model_sha256": self.model_sha256,
             "precision": self.precision,
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
         }
         if self.reflection:
-            settings["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
-        return settings
+            facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
+        return facts
 
-    def text(self, sample: Sample, choice: Choice | None) -> dict[str, str]:
-        """The text chunks of a PNG; that of `reflection` says what was chosen and why."""
-        chosen = choice and {
-            "score": choice.score,
-            "candidate": choice.number,
-            "tried": choice.tried,
-        }
+    def text(self, sample: Sample, kept: BestCandidate | None) -> dict[str, str]:
+        """The text chunks of a PNG; `reflection` holds the score of the kept candidate."""
+        chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
             "prompt": sample.prompt,
@@ -205,24 +203,26 @@ class _How:
         }
 
 
-def _record(how: _How, sample: Sample, file: Path, name: str | None = None) -> dict[str, Any]:
-    """One line of the jsonl beside the pictures; what was chosen is read from the picture."""
-    about = {"file": name or file.name, "prompt_row": sample.row, "sample": sample.number}
-    record = {**about, "prompt": sample.prompt, "seed": sample.seed, **how.settings()}
-    if how.reflection:
+def _record(
+    settings: _Settings, sample: Sample, file: Path, name: str | None = None
+) -> dict[str, Any]:
+    """One line of the .jsonl file; the kept candidate is read from the PNG."""
+    picture_facts = {"file": name or file.name, "prompt_row": sample.row, "sample": sample.number}
+    record = {**picture_facts, "prompt": sample.prompt, "seed": sample.seed, **settings.facts()}
+    if settings.reflection:
         with Image.open(file) as picture:
             record["chosen"] = json.loads(picture.info["reflection"])
     return record
 
 
 def _fingerprint(tar: Tar) -> str:
-    """One sha256 of a model: that of its parts' own, in their fixed order."""
+    """One sha256 of a model: of the identities of its parts, in their fixed order."""
     return hashlib.sha256("\n".join(tar.identities()).encode()).hexdigest()
 
 
 def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
     if n > SEEDS_PER_PROMPT:
-        raise UserError(f"--n {n}: a prompt has {SEEDS_PER_PROMPT} seeds and no more")
+        raise UserError(f"--n {n}: a prompt has at most {SEEDS_PER_PROMPT} samples")
     return [
         Sample(row, number, prompt, seed + SEEDS_PER_PROMPT * row + number)
         for row, prompt in enumerate(prompts)
@@ -231,35 +231,38 @@ def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
 
 
 def _draw(
-    tar: Tar, batch: Sequence[Sample], how: _How, images: Sequence[Image.Image]
-) -> list[tuple[Image.Image, Choice | None]]:
-    """A picture of each sample, and with a reflection why it is this one."""
+    tar: Tar, batch: Sequence[Sample], settings: _Settings, images: Sequence[Image.Image]
+) -> list[tuple[Image.Image, BestCandidate | None]]:
+    """The picture of each sample, and with a reflection its kept candidate."""
     prompts, seeds = [sample.prompt for sample in batch], [sample.seed for sample in batch]
-    given = [list(images) for _ in batch] if images else None
-    if how.reflection is None:
+    conditions = [list(images) for _ in batch] if images else None
+    if settings.reflection is None:
         pictures = tar.imagine_many(
-            prompts, seeds=seeds, scale=how.scale, images=given, sampling=how.sampling
+            prompts,
+            seeds=seeds,
+            scale=settings.scale,
+            images=conditions,
+            sampling=settings.sampling,
         )
         return [(picture, None) for picture in pictures]
-    choices = best_of(
+    candidates = best_of(
         tar,
         prompts,
         seeds=seeds,
-        how=how.reflection,
-        scale=how.scale,
-        sampling=how.sampling,
-        images=given,
+        reflection=settings.reflection,
+        scale=settings.scale,
+        sampling=settings.sampling,
+        images=conditions,
     )
-    return list(zip(draw(tar, choices, sampling=how.sampling), choices, strict=True))
+    return list(zip(draw(tar, candidates, sampling=settings.sampling), candidates, strict=True))
 
 
 def _checked(prompt: str, num_images: int, place: str) -> str:
-    """The prompt, if it is text and has a mark for every picture and none more."""
+    """The prompt; UserError unless it is text with one `<image>` mark for each picture."""
     marks = prompt.count(IMAGE_MARK)
     if marks != num_images:
         raise UserError(
-            f"{place} has {marks} {IMAGE_MARK} marks, and {num_images} pictures were given: "
-            f"{prompt!r}",
+            f"{place} has {marks} {IMAGE_MARK} marks for {num_images} pictures: {prompt!r}",
             hint=f'tarkit generate "a red {IMAGE_MARK}" --image FILE --out picture.png',
         )
     try:
@@ -281,7 +284,7 @@ def _numbered(out: Path, number: int) -> Path:
 
 
 def _sheet(out: Path, samples: Sequence[Sample], n: int) -> Image.Image:
-    shown = samples[:SHEET_PICTURES]
-    pictures = [decode((out / sample.file).read_bytes()) for sample in shown]
+    first = samples[:SHEET_PICTURES]
+    pictures = [decode((out / sample.file).read_bytes()) for sample in first]
     columns = n if 4 <= n <= 10 else 8
-    return contact_sheet(pictures, [sample.prompt for sample in shown], columns=columns)
+    return contact_sheet(pictures, [sample.prompt for sample in first], columns=columns)

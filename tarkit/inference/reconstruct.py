@@ -1,4 +1,4 @@
-"""`tarkit reconstruct`: pictures to codes and back, at every scale beside the originals."""
+"""`tarkit reconstruct`: pictures to codes and back at every scale, on one sheet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PICTURES = 200
 
 @dataclass
 class Reconstructed:
-    """The sheet, how many pictures are on it, and why the others are not."""
+    """The sheet, the number of pictures on it, and the names of unreadable ones with the reason."""
 
     path: Path
     num_pictures: int = 0
@@ -46,58 +46,58 @@ def run(
     precision: str = "float32",
     sampling: Mapping[str, float | int] | None = None,
 ) -> Reconstructed:
-    """Write a sheet with a row a picture: the original, then each scale, full first.
+    """Write a sheet with one row for each picture: the original, then each scale, full first.
 
-    `images` are files, folders of files, or images artifacts; what cannot be read is listed in the
-    result. Raises UserError where nothing can be.
+    `images` are files, folders of files, or images artifacts. The result lists pictures that cannot
+    be read. Raises UserError when none can be read, or more than MAX_PICTURES.
     """
     require_png(out)
-    done = Reconstructed(out)
-    named = []
+    result = Reconstructed(out)
+    named_pictures = []
     for name, picture in itertools.islice(_pictures(images), limit):
         if isinstance(picture, str):
-            done.failed[name] = picture
+            result.failed[name] = picture
         else:
-            named.append((name, picture))
-        if len(named) > MAX_PICTURES:
+            named_pictures.append((name, picture))
+        if len(named_pictures) > MAX_PICTURES:
             raise UserError(
                 f"more than {MAX_PICTURES} pictures do not fit on a sheet",
                 hint=f"the same command with --limit {MAX_PICTURES}",
             )
-    if not named:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in done.failed.items())
+    if not named_pictures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    how = tar.sampling.changed(sampling)
+    all_sampling = tar.sampling.changed(sampling)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []
     captions: list[str] = []
-    with Progress("reconstruct", total=len(named), unit="pictures") as progress:
-        for start in range(0, len(named), BATCH_SIZE):
-            batch = named[start : start + BATCH_SIZE]
+    with Progress("reconstruct", total=len(named_pictures), unit="pictures") as progress:
+        for start in range(0, len(named_pictures), BATCH_SIZE):
+            batch = named_pictures[start : start + BATCH_SIZE]
             seeds = range(seed + start, seed + start + len(batch))
             names, originals = zip(*batch, strict=True)
-            for name, row in zip(names, _rows(tar, originals, seeds, how), strict=True):
+            for name, row in zip(names, _rows(tar, originals, seeds, all_sampling), strict=True):
                 cells += row
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
     sheet = contact_sheet(cells, captions, columns=1 + len(Scale))
     write_whole(out, png_bytes(sheet))
-    done.num_pictures = len(named)
-    return done
+    result.num_pictures = len(named_pictures)
+    return result
 
 
 def _rows(
     tar: Tar, pictures: Sequence[Image.Image], seeds: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[Image.Image, ...]]:
-    """For each picture: the original and its drawing from the codes of every scale."""
+    """For each picture: the original and its reconstruction from the codes of every scale."""
     codes = tar.encode(list(pictures), list(Scale))
-    drawn = [tar.draw(codes[scale], seeds=seeds, sampling=sampling) for scale in Scale]
-    yield from zip(pictures, *drawn, strict=True)
+    reconstructions = [tar.draw(codes[scale], seeds=seeds, sampling=sampling) for scale in Scale]
+    yield from zip(pictures, *reconstructions, strict=True)
 
 
 def _pictures(images: Sequence[Path]) -> Iterator[tuple[str, Image.Image | str]]:
-    """(name, picture or the reason why there is none) of everything named, in order."""
+    """(name, picture or the reason why it cannot be read) of everything in `images`, in order."""
     for path in images:
         if (path / MANIFEST).exists():
             artifact = open_artifact(path, "images")

@@ -1,16 +1,19 @@
 """Self-reflect: a model draws several pictures of a prompt and keeps the one it judges best.
 
-Source: paper Sec. 4.3 and Tables 2 and 10, which give neither the number of pictures, nor the
-question, nor the rule; this is tarkit's own protocol. A judge reads TA-Tok codes: those that the
-model wrote, and then only the picture that is kept is ever drawn, or those of the drawn pictures,
-which tell of the de-tokenizer's errors too. `yes` is P(yes) to "does this image match ...?"; `gain`
-is how much likelier the codes are after the prompt than after none, which needs no training.
+Source: paper Sec. 4.3 and Tables 2 and 10. They give neither the number of pictures, nor the
+question, nor the rule of choice, so this protocol is tarkit's own. A judge reads TA-Tok codes. On
+`codes` these are the codes that the model wrote, and only the kept picture is decoded. On `pixels`
+they are the codes of the decoded pictures, which also show the errors of the de-tokenizer.
+The judge `yes` is P(yes) to "does this image match ...?". The judge `gain` is how much likelier the
+codes are after the prompt than without it, which needs no training.
+
+N: image tokens. B: pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -28,12 +31,12 @@ Medium = Literal["codes", "pixels"]
 JUDGES: tuple[JudgeName, ...] = get_args(JudgeName)
 
 ACCEPTED = {"yes": 0.5, "gain": 0.0}
-"""Above it a judge says yes: a probability, and nats a code."""
+"""A judge accepts a score above this value: a probability for yes, nats per code for gain."""
 
 
 @dataclass(frozen=True)
 class Reflection:
-    """How one picture is chosen among up to `n`; with `until_yes` the first that is accepted."""
+    """How to choose one of `n` candidates; with `until_yes` the first that the judge accepts."""
 
     n: int
     by: JudgeName = "gain"
@@ -42,19 +45,19 @@ class Reflection:
 
 
 def reflection_of(n: int, by: str, on: str, until_yes: bool) -> Reflection:
-    """A reflection of names that a user gave; raises UserError for those that are none."""
+    """A reflection by a judge and a medium that a user named; UserError for an unknown name."""
     judges: dict[str, JudgeName] = {name: name for name in JUDGES}
     media: dict[str, Medium] = {name: name for name in get_args(Medium)}
     if by not in judges or on not in media:
-        raise UserError(f"no judge {by} on {on}: yes or gain, on codes or pixels")
+        raise UserError(f"the judge {by} on {on} is unknown: give yes or gain, on codes or pixels")
     return Reflection(n, judges[by], media[on], until_yes)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What is kept of a prompt: codes (N,), the seed to draw them with, the judge's score.
+class BestCandidate:
+    """The kept candidate of a prompt: codes (N,), the seed to decode them with, the judge's score.
 
-    `number` is that of the candidate, `tried` how many there were.
+    `number` is its place among the candidates, from 0; `tried` is how many were judged.
     """
 
     codes: Tensor
@@ -65,25 +68,26 @@ class Choice:
 
 
 def candidate_seed(seed: int, number: int) -> int:
-    """The seed of a picture's candidate; the first has the picture's own."""
+    """The seed of candidate `number` of a picture; candidate 0 has the picture's own seed."""
     if number == 0:
         return seed
     return sample_seed(seed, "candidate", number)
 
 
 def judge(tar: Tar, codes: Tensor, prompts: Sequence[str], by: JudgeName) -> list[float]:
-    """How well the pictures whose codes (B, N) are given show their prompts."""
+    """A score for each picture, by its codes (B, N): how well it shows its prompt."""
     if by == "yes":
         return tar.yes_probability(codes, [judgement_question(prompt) for prompt in prompts])
     return tar.prompt_gain(codes, prompts)
 
 
-def reading_scale(tar: Tar, by: JudgeName, drawn_at: Scale) -> Scale:
-    """The scale at which a judge reads drawn pictures.
+def reading_scale(tar: Tar, by: JudgeName, drawing_scale: Scale) -> Scale:
+    """The scale at which a judge reads decoded pictures.
 
-    P(yes) reads at `read_scale`; the gain compares with how they were drawn, so at that scale.
+    `yes` reads at the model's `read_scale`; `gain` reads at the scale they were drawn at, because
+    it scores the codes as the model would write them.
     """
-    return tar.read_scale if by == "yes" else drawn_at
+    return tar.read_scale if by == "yes" else drawing_scale
 
 
 def best_of(
@@ -91,53 +95,55 @@ def best_of(
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
-    how: Reflection,
+    reflection: Reflection,
     scale: Scale | None = None,
     sampling: Sampling | None = None,
     images: Sequence[Sequence[Image.Image]] | None = None,
-) -> list[Choice]:
-    """The best of `how.n` candidates of each prompt; of equal ones the first.
+) -> list[BestCandidate]:
+    """The best of `reflection.n` candidates of each prompt; of equal ones the first.
 
-    With `how.until_yes` candidates are drawn one after the other, and a prompt is done when the
-    judge says yes (`ACCEPTED`) to one; where it says so to none, the best is kept.
+    With `until_yes` a prompt gets further candidates only until the judge accepts one (`ACCEPTED`);
+    when it accepts none, the best is kept. Raises UserError for n below 1 or an unknown judge.
     """
-    n, by, until_yes = how.n, how.by, how.until_yes
+    n, by, until_yes = reflection.n, reflection.by, reflection.until_yes
     if n < 1 or by not in JUDGES:
         raise UserError(f"best of {n} by {by!r}: n is 1 or more, judges are {', '.join(JUDGES)}")
-    found: list[Choice | None] = [None] * len(prompts)
+    candidates: list[BestCandidate | None] = [None] * len(prompts)
     for number in range(n):
-        places = [i for i, best in enumerate(found) if not (until_yes and _accepted(best, by))]
-        if not places:
+        open_prompts = [
+            i for i, best in enumerate(candidates) if not (until_yes and _accepted(best, by))
+        ]
+        if not open_prompts:
             break
-        drawn_by = [candidate_seed(seeds[i], number) for i in places]
+        candidate_seeds = [candidate_seed(seeds[i], number) for i in open_prompts]
         codes = tar.imagine_codes(
-            [prompts[i] for i in places],
-            seeds=drawn_by,
+            [prompts[i] for i in open_prompts],
+            seeds=candidate_seeds,
             scale=scale,
-            images=[images[i] for i in places] if images else None,
+            images=[images[i] for i in open_prompts] if images else None,
             sampling=sampling,
         )
-        seen = codes
-        if how.on == "pixels":
-            pictures = tar.draw(codes, seeds=drawn_by, sampling=sampling)
-            read_at = reading_scale(tar, by, scale or tar.default_scale)
-            seen = tar.encode(pictures, [read_at])[read_at]
-        scores = judge(tar, seen, [prompts[i] for i in places], by)
-        for i, row, seed, score in zip(places, codes, drawn_by, scores, strict=True):
-            best = found[i]
+        judged_codes = codes
+        if reflection.on == "pixels":
+            pictures = tar.draw(codes, seeds=candidate_seeds, sampling=sampling)
+            judging_scale = reading_scale(tar, by, scale or tar.default_scale)
+            judged_codes = tar.encode(pictures, [judging_scale])[judging_scale]
+        scores = judge(tar, judged_codes, [prompts[i] for i in open_prompts], by)
+        for i, row, seed, score in zip(open_prompts, codes, candidate_seeds, scores, strict=True):
+            best = candidates[i]
             if best is None or score > best.score:
-                best = Choice(row, seed, score, number, number + 1)
-            found[i] = Choice(best.codes, best.seed, best.score, best.number, number + 1)
-    return [choice for choice in found if choice is not None]
+                best = BestCandidate(row, seed, score, number, number + 1)
+            candidates[i] = replace(best, tried=number + 1)
+    return [best for best in candidates if best is not None]
 
 
 def draw(
-    tar: Tar, choices: Sequence[Choice], *, sampling: Sampling | None = None
+    tar: Tar, candidates: Sequence[BestCandidate], *, sampling: Sampling | None = None
 ) -> list[Image.Image]:
-    """The pictures that were kept."""
-    codes = torch.stack([choice.codes for choice in choices])
-    return tar.draw(codes, seeds=[choice.seed for choice in choices], sampling=sampling)
+    """The pictures of kept candidates."""
+    codes = torch.stack([candidate.codes for candidate in candidates])
+    return tar.draw(codes, seeds=[candidate.seed for candidate in candidates], sampling=sampling)
 
 
-def _accepted(best: Choice | None, by: JudgeName) -> bool:
+def _accepted(best: BestCandidate | None, by: JudgeName) -> bool:
     return best is not None and best.score > ACCEPTED[by]

@@ -1,11 +1,11 @@
-"""`Tar`, the system assembled from a model directory: pictures to words and words to pictures.
+"""`Tar`, a complete system loaded from a model directory: pictures to words, words to pictures.
 
     from tarkit import Tar
     tar = Tar.load("mini")
     picture = tar.imagine("a photo of a red circle left of a blue square")
     tar.describe(picture, "what colour is the circle?")
 
-Source: paper Fig. 2 and Sec. 3.3 (inference).
+Source: paper Fig. 2 and Sec. 3.3 (inference). B: pictures, N: image tokens of one scale.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ NO = ("no", "No", "NO")
 
 @dataclass(frozen=True)
 class Tar:
-    """Language model, TA-Tok and one of the two de-tokenizers, ready to use on one device.
+    """Language model, TA-Tok and one of the two de-tokenizers, on one device.
 
-    What only reads pictures needs no de-tokenizer: `dtok` may be None.
+    `dtok` may be None, because reading pictures needs no de-tokenizer.
     """
 
     mllm: LoadedMllm
@@ -55,12 +55,12 @@ class Tar:
     dtok: ArDetokenizer | DifDetokenizer | None
     sampling: Sampling
     default_scale: Scale
-    """What pictures are drawn at."""
+    """The scale at which pictures are drawn."""
     read_scale: Scale
-    """What pictures are read at, to answer questions about them."""
+    """The scale at which pictures are read for questions about them."""
     places: ModelPaths
     sha256: str
-    """Identity of the tokenizer, as codes carry it."""
+    """Identity of TA-Tok; artifacts of codes name it."""
 
     @classmethod
     def load(
@@ -72,13 +72,13 @@ class Tar:
         dtok: DtokName | None = "ar",
         precision: str = "float32",
     ) -> Tar:
-        """Load a model, strictly; UserError says what is missing or does not fit.
+        """Load a model. Raises UserError that says what is missing or does not fit.
 
         `model` is an embedded model, an assembled or published folder, a known name or a hub id
-        (`tarkit.checkpoints.hub.find`); `dtok` says which de-tokenizer draws (None loads none),
-        `size_px` the side of what a published one does. `precision` (float32, bfloat16 or float16)
-        is what language model and de-tokenizer are kept and computed in; TA-Tok, whose codes are an
-        argmax, and what turns latents into pixels have float32.
+        (`tarkit.checkpoints.hub.find`). `dtok` chooses the de-tokenizer (None loads none), and
+        `size_px` the side of the pictures of a published one. `precision` (float32, bfloat16 or
+        float16) is for the language model and the de-tokenizer; TA-Tok, whose codes are an argmax,
+        and the decoder from latents to pixels are float32.
         """
         dtype = precision_of(precision)
         places = find(model, size_px=size_px, dtok=dtok)
@@ -88,18 +88,18 @@ class Tar:
         ta_tok = load_ta_tok(places.ta_tok)
         if assembled:
             _check_trained_on(places.mllm, ta_tok)
-        drawing: ArDetokenizer | DifDetokenizer | None = None
+        detokenizer: ArDetokenizer | DifDetokenizer | None = None
         if places.ar_dtok and places.vqvae:
             if assembled:
                 _check_trained_on(places.ar_dtok, ta_tok)
-            drawing = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
+            detokenizer = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
         elif places.dif_dtok:
-            drawing = DifDetokenizer.load(places.dif_dtok, dtype)
-        _check_sizes(places, mllm, ta_tok, drawing)
+            detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
+        _check_sizes(places, mllm, ta_tok, detokenizer)
         return cls(
             mllm=mllm,
             ta_tok=ta_tok,
-            dtok=drawing,
+            dtok=detokenizer,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
             read_scale=defaults.read_scale or defaults.default_scale,
@@ -108,18 +108,18 @@ class Tar:
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
-        """The same, every part of it moved."""
+        """This system, with all its parts moved to `device`."""
         for module in (self.mllm.model, self.ta_tok.model, self.dtok):
             if module is not None:
                 module.to(device)
         return self
 
     def identities(self) -> list[str]:
-        """What each part is known by: its training's sha256, or that of its published files."""
+        """The identity of each part: the sha256 of its training or of its published files."""
         return [identity_of(part, path) for part, path in self.places.parts.items()]
 
     def fingerprints(self) -> dict[str, str]:
-        """sha256 of every weights file, by part."""
+        """The sha256 of the weights, by part."""
         return fingerprints(self.places)
 
     @property
@@ -128,7 +128,7 @@ class Tar:
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures the encoder reads."""
+        """Side of the pictures that the encoder reads."""
         return self.ta_tok.size_px
 
     @property
@@ -153,19 +153,20 @@ class Tar:
         images: Sequence[Sequence[Image.Image]] | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Prompts -> TA-Tok codes (B, N): exactly N = `scale.num_codes(grid)` for each.
+        """Prompts -> TA-Tok codes (B, N), N = `scale.num_codes(grid)`.
 
-        `images` holds, for each prompt, one picture for every `<image>` in it (TI2I, I2I).
+        `images` has for each prompt one picture for every `<image>` mark (TI2I, I2I). Raises
+        UserError for a model without visual tokens, or another number of pictures than marks.
         """
         scale = scale or self.default_scale
         sampling = sampling or self.sampling
         visual = self.mllm.vocabulary.visual
         if visual is None:
             raise UserError(f"{self.places.mllm} has no visual tokens and cannot draw")
-        given = images or [()] * len(prompts)
+        conditions = images or [()] * len(prompts)
         ids = [
-            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, own, scale), draw=scale)
-            for prompt, own in zip(prompts, given, strict=True)
+            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
+            for prompt, pictures in zip(prompts, conditions, strict=True)
         ]
         empty = self.mllm.vocabulary.prompt("", draw=scale)
         return generate_codes(
@@ -186,6 +187,7 @@ class Tar:
     def _marked(
         self, prompt: str, images: Sequence[Image.Image], scale: Scale
     ) -> list[tuple[Scale, list[int]]]:
+        """The scale and codes of the picture at each `<image>` mark of a prompt, in order."""
         if not images:
             return []
         if prompt.count(IMAGE_MARK) != len(images):
@@ -199,7 +201,10 @@ class Tar:
     def draw(
         self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
     ) -> list[Image.Image]:
-        """TA-Tok codes (B, N) of any one scale -> pictures, by the de-tokenizer."""
+        """TA-Tok codes (B, N) of any one scale -> pictures.
+
+        Raises UserError without a de-tokenizer.
+        """
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
         generators = [
@@ -215,7 +220,7 @@ class Tar:
                 generators=generators,
             )
         elif self.dtok is None:
-            raise UserError("this model was loaded without a de-tokenizer, and cannot draw")
+            raise UserError("this model was loaded without a de-tokenizer and cannot draw")
         else:
             pixels = self.dtok.draw(
                 condition,
@@ -234,7 +239,7 @@ class Tar:
         images: Sequence[Image.Image] = (),
         sampling: Sampling | None = None,
     ) -> Image.Image:
-        """One picture of a prompt; `images` stand at its `<image>` marks."""
+        """One picture of a prompt; `images` replace its `<image>` marks."""
         return self.imagine_many(
             [prompt], seeds=[seed], scale=scale, images=[images], sampling=sampling
         )[0]
@@ -248,29 +253,16 @@ class Tar:
         images: Sequence[Sequence[Image.Image]] | None = None,
         sampling: Sampling | None = None,
     ) -> list[Image.Image]:
-        """One picture for each prompt; a picture depends on its own prompt and seed alone."""
+        """One picture for each prompt; it depends only on its own prompt and seed."""
         codes = self.imagine_codes(
             prompts, seeds=seeds, scale=scale, images=images, sampling=sampling
         )
         return self.draw(codes, seeds=seeds, sampling=sampling)
 
-    def reconstruct(
-        self,
-        images: Sequence[Image.Image],
-        *,
-        scale: Scale | None = None,
-        seeds: Sequence[int] | None = None,
-        sampling: Sampling | None = None,
-    ) -> list[Image.Image]:
-        """Picture -> codes -> picture: the ceiling of whatever a language model can draw."""
-        scale = scale or self.default_scale
-        codes = self.encode(images, [scale])[scale]
-        return self.draw(codes, seeds=seeds or [0] * len(images), sampling=sampling)
-
     def describe(
         self, image: Image.Image, question: str = "Describe the image.", *, max_tokens: int = 128
     ) -> str:
-        """The model's answer to a question about a picture, greedily."""
+        """The model's answer to a question about a picture, decoded greedily."""
         return self.describe_many([image], [question], max_tokens=max_tokens)[0]
 
     def describe_many(
@@ -281,7 +273,7 @@ class Tar:
         scale: Scale | None = None,
         max_tokens: int = 128,
     ) -> list[str]:
-        """One answer for each picture and question, greedily; at `read_scale` without a scale."""
+        """One answer for each picture and question, decoded greedily; scale: `read_scale`."""
         scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
         answers = generate_text(
@@ -294,9 +286,10 @@ class Tar:
         return [vocabulary.text.decode(ids).strip() for ids in answers]
 
     def yes_probability(self, codes: Tensor, questions: Sequence[str]) -> list[float]:
-        """P(yes) / (P(yes) + P(no)) of the first answer token, over their surface forms.
+        """P(yes) / (P(yes) + P(no)) of the first answer token, in [0, 1].
 
-        `codes` (B, N), of any one scale, may be of pictures or drawn by the model itself.
+        P(yes) sums the tokens that begin YES, P(no) those that begin NO. `codes` (B, N), of any one
+        scale, may come from pictures or from the model itself.
         """
         logits = next_logits(self.mllm.model, self._questions(codes, questions))
         p = logits.double().softmax(-1)
@@ -305,29 +298,29 @@ class Tar:
         return [float(value) for value in yes / (yes + no)]
 
     def prompt_gain(self, codes: Tensor, prompts: Sequence[str]) -> list[float]:
-        """How much likelier each picture's codes (B, N) are after its prompt than after none.
+        """How much likelier each picture's codes (B, N) are with its prompt than without.
 
-        Nats a code: mean log p(codes | prompt) - mean log p(codes), the pointwise mutual
-        information of the two by this model's own account; 0 where the prompt says nothing.
+        In nats per code: mean log p(codes | prompt) - mean log p(codes), an estimate of the
+        pointwise mutual information by this model; 0 for a prompt that does not matter.
         """
         visual = self.mllm.vocabulary.visual
         if visual is None:
-            raise UserError(f"{self.places.mllm} has no visual tokens and knows no pictures")
+            raise UserError(f"{self.places.mllm} has no visual tokens and cannot read pictures")
         scale = Scale.of(codes.shape[1], self.grid)
-        read = self.mllm.vocabulary.prompt
-        after, alone = (
+        ids_of = self.mllm.vocabulary.prompt
+        with_prompt, without_prompt = (
             code_log_likelihood(self.mllm.model, ids, codes, visual=visual)
             for ids in (
-                [read(prompt, draw=scale) for prompt in prompts],
-                [read("", draw=scale) for _ in prompts],
+                [ids_of(prompt, draw=scale) for prompt in prompts],
+                [ids_of("", draw=scale) for _ in prompts],
             )
         )
-        return [float(value) for value in after - alone]
+        return [float(value) for value in with_prompt - without_prompt]
 
     def _questions(self, codes: Tensor, questions: Sequence[str]) -> list[list[int]]:
-        """Ids of `picture, newline, question` up to where the answer begins (spec: App. C.1)."""
+        """Ids of `picture, newline, question` up to the start of the answer (paper App. C.1)."""
         scale = Scale.of(codes.shape[1], self.grid)
-        # The picture's mark stands first; what the question says about marks is just words.
+        # The picture comes first; a mark in the question is plain text.
         return [
             self.mllm.vocabulary.question(question, (scale, row))
             for row, question in zip(codes.tolist(), questions, strict=True)
@@ -335,11 +328,12 @@ class Tar:
 
 
 def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
-    made_for = read_config(part).get("tokenizer_sha256")
-    if made_for != ta_tok.sha256:
+    """Raises UserError when `part` was trained on the codes of another TA-Tok."""
+    sha256 = read_config(part).get("tokenizer_sha256")
+    if sha256 != ta_tok.sha256:
         raise UserError(
-            f"{part} was trained on codes of tokenizer {str(made_for)[:12]}, the ta_tok folder "
-            f"beside it holds {ta_tok.sha256[:12]}",
+            f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the ta_tok folder "
+            f"next to it holds {ta_tok.sha256[:12]}",
             hint=ASSEMBLE,
         )
 
@@ -350,16 +344,16 @@ def _check_sizes(
     ta_tok: LoadedTaTok,
     dtok: ArDetokenizer | DifDetokenizer | None,
 ) -> None:
-    """Published files do not say what they were trained on; their sizes must fit at least."""
+    """Raises UserError for sizes that differ; published files do not name their tokenizer."""
     visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
-    drawing = places.ar_dtok or places.dif_dtok
-    fits = [
+    dtok_path = places.ar_dtok or places.dif_dtok
+    sizes = [
         (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
-        (drawing, "condition_width", dtok and dtok.condition_width, width),
+        (dtok_path, "condition_width", dtok and dtok.condition_width, width),
     ]
-    for path, name, found, needed in fits:
-        if found is not None and found != needed:
+    for path, name, size, needed in sizes:
+        if size is not None and size != needed:
             raise UserError(
-                f"{path} has {name} {found}, the parts beside it need {needed}",
+                f"{path} has {name} {size}, but the other parts need {needed}",
                 hint="name parts that belong together",
             )

@@ -125,7 +125,7 @@ def test_a_published_folder_takes_what_lies_beside_it(empty_cache: Path, tmp_pat
 def test_parts_that_do_not_belong_together_are_refused(empty_cache: Path) -> None:
     fill(empty_cache, without="mllm")
     publish(snapshot(empty_cache, "csuhan/Tar-1.5B"), num_codes=12)
-    with pytest.raises(UserError, match="has codes 12, the parts beside it need 128"):
+    with pytest.raises(UserError, match="has codes 12, but the other parts need 128"):
         Tar.load("tar-1.5b")
 
 

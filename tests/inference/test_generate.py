@@ -17,7 +17,7 @@ from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.inference import generate
-from tarkit.inference.self_reflect import Choice, Reflection
+from tarkit.inference.self_reflect import BestCandidate, Reflection
 from tarkit.vocab import Scale
 from tests.parts import ASSEMBLED
 
@@ -118,8 +118,8 @@ def test_pictures_stand_at_the_marks_in_order(tar: GreyTar, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("prompt", "num_images", "reason"),
     [
-        ("a ring", 1, "has 0 <image> marks, and 1 pictures were given"),
-        ("a ring above <image>", 0, "has 1 <image> marks, and 0 pictures were given"),
+        ("a ring", 1, "has 0 <image> marks for 1 pictures"),
+        ("a ring above <image>", 0, "has 1 <image> marks for 0 pictures"),
         ("  ", 0, "the prompt is empty"),
         ("a \udcff ring", 0, "is not UTF-8 text"),
     ],
@@ -231,8 +231,10 @@ def test_a_mark_in_a_prompt_file_is_named_with_its_row(tar: GreyTar, tmp_path: P
 def test_the_record_of_a_chosen_picture_names_the_judge_and_where_it_read(
     tar: GreyTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chosen(tar: Any, prompts: Sequence[str], *, seeds: Sequence[int], **_: Any) -> list[Choice]:
-        return [Choice(torch.zeros(4), seed, 0.7, 2, 4) for seed in seeds]
+    def chosen(
+        tar: Any, prompts: Sequence[str], *, seeds: Sequence[int], **_: Any
+    ) -> list[BestCandidate]:
+        return [BestCandidate(torch.zeros(4), seed, 0.7, 2, 4) for seed in seeds]
 
     monkeypatch.setattr(generate, "best_of", chosen)
     monkeypatch.setattr(generate, "draw", lambda *_, **__: [Image.new("RGB", (8, 8))])

@@ -45,7 +45,9 @@ def test_the_best_is_kept_and_drawn_as_it_would_be_alone(
     tar: Tar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = judged(monkeypatch, [[0.2, 0.9], [0.7, 0.1], [0.7, 0.3]])
-    first, second = best_of(tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3, by="yes", on="codes"))
+    first, second = best_of(
+        tar, PROMPTS, seeds=[5, 6], reflection=Reflection(n=3, by="yes", on="codes")
+    )
     assert asked == [2, 2, 2]
     assert (first.number, first.score, first.tried) == (1, 0.7, 3)  # of equal ones the first
     assert (second.number, second.score, second.tried) == (0, 0.9, 3)
@@ -58,7 +60,7 @@ def test_the_best_is_kept_and_drawn_as_it_would_be_alone(
 def test_until_yes_only_the_rejected_go_on(tar: Tar, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = judged(monkeypatch, [[0.2, 0.9], [0.1], [0.4]])
     first, second = best_of(
-        tar, PROMPTS, seeds=[5, 6], how=Reflection(n=3, by="yes", on="codes", until_yes=True)
+        tar, PROMPTS, seeds=[5, 6], reflection=Reflection(n=3, by="yes", on="codes", until_yes=True)
     )
     assert asked == [2, 1, 1]
     assert (first.number, first.tried) == (2, 3) and (second.number, second.tried) == (0, 1)
@@ -77,7 +79,7 @@ def test_both_judges_know_a_prompt_from_its_opposite(tar: Tar) -> None:
 
 def test_no_judge_and_no_candidate_are_errors(tar: Tar) -> None:
     with pytest.raises(UserError, match="n is 1 or more"):
-        best_of(tar, PROMPTS, seeds=[0, 1], how=Reflection(n=0))
+        best_of(tar, PROMPTS, seeds=[0, 1], reflection=Reflection(n=0))
 
 
 def test_on_pixels_the_judge_reads_the_codes_of_what_was_drawn(
@@ -90,15 +92,15 @@ def test_on_pixels_the_judge_reads_the_codes_of_what_was_drawn(
         return [0.0] * len(prompts)
 
     monkeypatch.setattr(self_reflect, "judge", judge)
-    (choice,) = best_of(tar, PROMPTS[:1], seeds=[5], how=Reflection(n=1))
+    (choice,) = best_of(tar, PROMPTS[:1], seeds=[5], reflection=Reflection(n=1))
     (picture,) = draw(tar, [choice])
     seen = tar.encode([picture], [tar.default_scale])[tar.default_scale]
     assert torch.equal(read[0], seen) and not torch.equal(read[0][0], choice.codes)
     # It is asked at the scale at which pictures are read.
     reads = replace(tar, read_scale=Scale.FULL)
-    best_of(reads, PROMPTS[:1], seeds=[5], how=Reflection(n=1, by="yes"))
+    best_of(reads, PROMPTS[:1], seeds=[5], reflection=Reflection(n=1, by="yes"))
     assert torch.equal(read[1], tar.encode([picture], [Scale.FULL])[Scale.FULL])
-    best_of(reads, PROMPTS[:1], seeds=[5], how=Reflection(n=1, by="gain"))
+    best_of(reads, PROMPTS[:1], seeds=[5], reflection=Reflection(n=1, by="gain"))
     assert torch.equal(read[2], seen)
 
 
@@ -107,5 +109,5 @@ def test_names_that_are_no_judge_are_refused() -> None:
         4, "yes", "codes", True
     )
     for by, on in (("taste", "codes"), ("yes", "paper")):
-        with pytest.raises(UserError, match=f"no judge {by} on {on}"):
+        with pytest.raises(UserError, match=f"the judge {by} on {on} is unknown"):
             self_reflect.reflection_of(4, by, on, False)

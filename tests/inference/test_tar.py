@@ -175,9 +175,6 @@ def test_codes_of_every_scale_become_a_picture(tar: Tar, scale: Scale) -> None:
             np.asarray(image), (expected.permute(1, 2, 0) * 255).floor().numpy().astype(np.uint8)
         )
     assert pixels([one, two]) == pixels(tar.draw(codes, seeds=[8, 9], sampling=greedy))
-    assert pixels(tar.reconstruct([noise(0), noise(1)], scale=scale, sampling=greedy)) == pixels(
-        [one, two]
-    )
 
 
 def test_a_drawn_picture_depends_on_its_own_codes_and_seed_alone(tar: Tar) -> None:
