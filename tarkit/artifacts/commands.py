@@ -5,24 +5,30 @@ nothing that is made depends on it.
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tarkit.artifacts.files import read_lines
 from tarkit.config import provenance
-from tarkit.errors import UserError
 
 COMMANDS = "commands.jsonl"
+PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
+
+log = logging.getLogger("tarkit")
 
 
 def append_command(folder: Path, argv: Sequence[str]) -> None:
     """Add a command line to `folder`, unless it is the same as the last one there.
 
     The line is written by one call to a file opened for appending, so lines of several processes
-    are never mixed. Raises OSError where the folder cannot be written.
+    are never mixed. A password within a URL is not written down. Raises OSError where the folder
+    cannot be written.
     """
-    record = {"argv": list(argv), "version": provenance()["tarkit"]}
+    words = [PASSWORD.sub(r"\1***@", word) for word in argv]
+    record = {"argv": words, "version": provenance()["tarkit"]}
     # ASCII: an argument that is not UTF-8 holds lone surrogates, which cannot be encoded.
     line = json.dumps(record).encode("ascii") + b"\n"
     path = folder / COMMANDS
@@ -41,8 +47,8 @@ def append_command(folder: Path, argv: Sequence[str]) -> None:
 def read_commands(folder: Path) -> list[list[str]]:
     """The command lines that wrote into `folder`, oldest first; empty where none is recorded.
 
-    A command that several processes ran at once is one command. Raises UserError that names the
-    line which is not a command.
+    A command that several processes ran at once is one command. A damaged line is left out, with a
+    warning: it is a log, and nothing depends on it.
     """
     path = folder / COMMANDS
     if not path.exists():
@@ -51,12 +57,11 @@ def read_commands(folder: Path) -> list[list[str]]:
     for number, line in read_lines(path):
         try:
             argv = json.loads(line)["argv"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             argv = None
         if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
-            raise UserError(
-                f"{path}:{number} is not a command: {line[:80]}", hint=f"remove that line of {path}"
-            )
+            log.warning("%s:%d is not a command and is left out: %s", path, number, line[:80])
+            continue
         if argv not in commands[-1:]:
             commands.append(argv)
     return commands

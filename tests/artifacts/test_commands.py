@@ -8,7 +8,6 @@ import pytest
 
 from tarkit.artifacts.commands import COMMANDS, append_command, read_commands
 from tarkit.config import provenance
-from tarkit.errors import UserError
 
 ENCODE = ["tarkit", "encode", "pictures", "--out", "o"]
 # A space, a line feed, a letter outside ASCII and a byte that is not UTF-8, as sys.argv holds it.
@@ -38,19 +37,31 @@ def test_a_folder_without_commands_has_none(tmp_path: Path) -> None:
     assert read_commands(tmp_path) == []
 
 
-def test_a_line_that_was_cut_off_stays_a_line_of_its_own_and_is_named(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_is_left_out_and_the_next_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / COMMANDS).write_text('{"argv": ["tarkit", "enc')
     append_command(tmp_path, ENCODE)
     assert (tmp_path / COMMANDS).read_bytes().count(b"\n") == 2
-    with pytest.raises(UserError, match=r"commands\.jsonl:1 is not a command"):
-        read_commands(tmp_path)
+    assert read_commands(tmp_path) == [ENCODE]
+    assert "commands.jsonl:1 is not a command" in caplog.text
 
 
-@pytest.mark.parametrize("line", ['["tarkit"]', "{}", '{"argv": "tarkit"}', '{"argv": [1]}', "3"])
-def test_a_line_of_another_form_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line", ['["tarkit"]', "{}", '{"argv": "tarkit"}', '{"argv": [1]}', "3", "[" * 100_000]
+)
+def test_a_line_of_another_form_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
     (tmp_path / COMMANDS).write_text(line + "\n")
-    with pytest.raises(UserError, match="is not a command"):
-        read_commands(tmp_path)
+    append_command(tmp_path, ENCODE)
+    assert read_commands(tmp_path) == [ENCODE]
+    assert "commands.jsonl:1 is not a command" in caplog.text
+
+
+def test_a_password_in_a_url_is_not_written_down(tmp_path: Path) -> None:
+    append_command(tmp_path, ["tarkit", "--server", "http://me:se:cret@host:8000/v1"])
+    assert read_commands(tmp_path) == [["tarkit", "--server", "http://me:***@host:8000/v1"]]
 
 
 def test_a_command_of_several_processes_is_read_as_one(tmp_path: Path) -> None:
