@@ -1,4 +1,4 @@
-"""Experiments as frozen pydantic models read from TOML, and what they ran with."""
+"""Configs as frozen pydantic models read from TOML, and the versions that a result depends on."""
 
 import difflib
 import importlib.metadata

@@ -31,6 +31,9 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
+INGEST = "name another file; tarkit curate ingest FOLDER --out DIR tells good pictures from damaged"
+
 ResizeMode = Literal["squash", "crop"]
 
 
@@ -75,7 +78,7 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
 
 
 def image_format(blob: bytes) -> str:
-    """Pillow's name of the format of encoded bytes ("JPEG"), or "" when it is none we read."""
+    """Pillow's name of the format of encoded bytes ("JPEG"), or "" for any other format."""
     try:
         with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
             return picture.format or ""
@@ -86,7 +89,7 @@ def image_format(blob: bytes) -> str:
 def to_uint8(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 pixels of an RGB picture."""
     if image.mode != "RGB":
-        raise ValueError(f"to_uint8 wants an RGB picture, got mode {image.mode}")
+        raise ValueError(f"to_uint8 needs an RGB picture, got mode {image.mode}")
     return np.array(image)
 
 
@@ -196,12 +199,6 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return Image.alpha_composite(white, colour).convert("RGB")
     # convert() returns a copy in every case, so nothing points into the closed file.
     return picture.convert("RGB")
-
-
-PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
-
-
-INGEST = "name another file; tarkit curate ingest FOLDER --out DIR tells good pictures from damaged"
 
 
 def read_picture(path: Path) -> Image.Image:

@@ -321,4 +321,5 @@ def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> str:
 
 
 def judgement_question(prompt: str) -> str:
+    """The question whose answer, yes or no, judges a picture of `prompt`."""
     return f'does this image match "{prompt}"?'

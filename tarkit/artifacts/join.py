@@ -1,4 +1,4 @@
-"""Artifacts that stand beside another, shard by shard and key by key: captions, scores."""
+"""Artifacts joined shard by shard and key by key: images or codes with their captions, scores."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from tarkit.errors import UserError
 
 
 class Joined:
-    """`main` with the artifacts beside it, of whose rows each has the key of one of its own.
+    """`main` with other artifacts, each of whose rows has the key of a row of `main`.
 
-    What is made from it is made again when a shard of any of them has changed.
+    What is made from them is made again when a shard of any of them has changed. Raises UserError
+    where two of them were made from different pictures.
     """
 
-    def __init__(self, main: Artifact, beside: Sequence[Artifact]) -> None:
-        self.main, self._beside = main, tuple(beside)
-        for other in beside:
+    def __init__(self, main: Artifact, others: Sequence[Artifact]) -> None:
+        self.main, self._others = main, tuple(others)
+        for other in others:
             pictures = [a.parents["images"] for a in (main, other) if "images" in a.parents]
             if len({parent["manifest_sha256"] for parent in pictures}) > 1:
                 named = " and ".join(parent["path"] for parent in pictures)
                 raise UserError(
-                    f"{other.path} was made of other pictures than {main.path}: {named}",
+                    f"{other.path} was made from other pictures than {main.path}: {named}",
                     hint=f"tarkit inspect {other.path}",
                 )
 
     def shard_sha256(self, name: str) -> str:
-        """Of the shard and of those beside it; of the shard's own file where there are none."""
+        """sha256 of the shards of all artifacts; of the file alone where there is only `main`."""
         own = self.main.shard_sha256(name)
-        if not self._beside:
+        if not self._others:
             return own
-        all_of_them = [own, *(other.shard_sha256(name) for other in self._beside)]
-        return hashlib.sha256("\n".join(all_of_them).encode()).hexdigest()
+        digests = [own, *(other.shard_sha256(name) for other in self._others)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def by_key(artifact: Artifact, name: str, columns: Sequence[str]) -> Mapping[str, dict[str, Any]]:
@@ -42,11 +43,11 @@ def by_key(artifact: Artifact, name: str, columns: Sequence[str]) -> Mapping[str
     return {row["key"]: row for row in rows}
 
 
-def row_of(found: Mapping[str, dict[str, Any]], key: str, artifact: Artifact) -> dict[str, Any]:
-    """The row of a key; UserError where there is none."""
-    if key not in found:
+def row_of(rows: Mapping[str, dict[str, Any]], key: str, artifact: Artifact) -> dict[str, Any]:
+    """The row of a key; UserError that names `artifact` where it has none."""
+    if key not in rows:
         raise UserError(
-            f"{artifact.path} has no row {key}: it was made of other pictures, or of fewer",
+            f"{artifact.path} has no row {key}: it was made from other pictures, or from fewer",
             hint=f"tarkit inspect {artifact.path}",
         )
-    return found[key]
+    return rows[key]

@@ -145,8 +145,8 @@ def _input(parent: Mapping[str, str]) -> str:
 def _begin_hint(path: Path) -> str:
     for folder in (path, *path.parents):
         if folder.is_dir():
-            found = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]
-            return f"artifacts in {folder}: {', '.join(found)}" if found else NOTHING_NEAR
+            names = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]
+            return f"artifacts in {folder}: {', '.join(names)}" if names else NOTHING_NEAR
     return NOTHING_NEAR
 
 

@@ -19,7 +19,7 @@ CODE_LISTS = pa.struct([(f"codes_{scale}", pa.list_(pa.uint16())) for scale in (
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 OUTCOME = [("status", pa.string()), ("error", pa.string())]
 
-# What `encode` carries over from a picture's row beside its codes.
+# The columns that `encode` copies from a picture's row.
 ABOUT_PICTURE = [
     ("key", pa.string()),
     ("parent_key", pa.string()),

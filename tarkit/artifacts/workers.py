@@ -53,10 +53,10 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
             for ready in wait(list(workers)):
                 assert isinstance(ready, Connection)
                 try:
-                    told = ready.recv()
-                    if isinstance(told, _Refusal):
-                        raise UserError(told.message, hint=told.hint)
-                    done, failed = told
+                    message = ready.recv()
+                    if isinstance(message, _Refusal):
+                        raise UserError(message.message, hint=message.hint)
+                    done, failed = message
                     progress.advance(done, failed=failed)
                 except EOFError:
                     ended = workers.pop(ready)
@@ -72,7 +72,7 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
 
 
 def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         for name in names:
             job(name, lambda done, failed: sender.send((done, failed)))
