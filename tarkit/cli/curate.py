@@ -1,47 +1,57 @@
-"""`tarkit curate`: training data out of pictures, prompts and text."""
+"""`tarkit curate`: makes training data from pictures, prompts and text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tarkit.cli.command import command, new_group
 from tarkit.cli.options import (
-    ConfigOption,
     Device,
     DryRun,
     Json,
-    Limit,
     Llm,
+    LlmOptions,
     Out,
     Precision,
     RetryFailed,
-    Server,
-    Set,
+    StageOptions,
 )
 from tarkit.cli.output import device_of, made, previewed
 from tarkit.errors import UserError
 
+if TYPE_CHECKING:
+    from tarkit.artifacts.plan import ShardPlan
+    from tarkit.curate.ask import LanguageModel
+    from tarkit.curate.judge import Judge
+
 group = new_group("Make training data: pictures in, rows of text and codes out.")
+
+
+def preview_or_run(plan: "ShardPlan", *, dry_run: bool, as_json: bool) -> int:
+    if dry_run:
+        return previewed(plan.preview(), plan.out, as_json)
+    return made(plan.run(), as_json)
 
 
 @command(group, "render")
 def curate_render(
     out: Out,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Draw the shapes world: pictures with captions, questions, pairs and triples."""
-    from tarkit.curate import render
+    from tarkit.curate.render import RenderPlan
 
-    if dry_run:
-        counts = render.preview(out=out, config=config, overrides=overrides or (), limit=limit)
-        return previewed(counts, out, as_json)
-    artifact = render.run(out=out, config=config, overrides=overrides or (), limit=limit)
-    return made(artifact, as_json)
+    plan = RenderPlan(
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
+    )
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "ingest")
@@ -62,24 +72,24 @@ def curate_ingest(
             help="csv, jsonl, json: image, question, answer; or LLaVA's conversations.",
         ),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Take your own pictures in; a damaged file becomes a failed row with its reason."""
-    from tarkit.curate import ingest
+    from tarkit.curate.ingest import IngestPlan
 
-    artifact = ingest.run(
+    plan = IngestPlan(
         source,
-        out=out,
         captions=captions,
         questions=questions,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "prompts")
@@ -101,36 +111,24 @@ def curate_prompts(
             help="Prompts that are left out, of a benchmark for example; may be repeated.",
         ),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Take prompts that people wrote, or make them by rule: cleaned, and each but once."""
-    from tarkit.curate import prompts
+    from tarkit.curate.prompts import PromptsPlan
 
-    if dry_run:
-        counts = prompts.preview(
-            source,
-            out=out,
-            style=style,
-            exclude=exclude or (),
-            config=config,
-            overrides=overrides or (),
-            limit=limit,
-        )
-        return previewed(counts, out, as_json)
-    artifact = prompts.run(
+    plan = PromptsPlan(
         source,
-        out=out,
         style=style,
         exclude=exclude or (),
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "download")
@@ -156,9 +154,8 @@ def curate_download(
         bool,
         typer.Option("--allow-private", help="Also fetch from addresses of your own network."),
     ] = False,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     as_json: Json = False,
@@ -179,24 +176,26 @@ def curate_download(
 
     An answer whose X-Robots-Tag says noai, noimageai or noindex is not taken.
     """
-    from tarkit.curate import download
+    from tarkit.curate.download import DownloadPlan
 
-    if dry_run:
-        counts = download.preview(
-            urls, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = download.run(
+    plan = DownloadPlan(
         urls,
-        out=out,
         img2dataset=img2dataset,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         allow_private=allow_private,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
+
+
+def language_model(name: str, options: LlmOptions) -> "LanguageModel":
+    from tarkit.curate.ask import LanguageModel
+
+    device = device_of(options.device)
+    return LanguageModel(name, options.server, device, options.precision)
 
 
 @command(group, "caption")
@@ -212,14 +211,11 @@ def curate_caption(
             help="Prompts whose style is followed, a line each; three are shown at a time.",
         ),
     ] = None,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
     """Have a vision-language model write a prompt (or a short caption) for each picture.
@@ -227,28 +223,19 @@ def curate_caption(
     With style="rewrite" a language model words the picture's own prompt anew and
     sees no picture.
     """
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import caption
+    from tarkit.curate.caption import CaptionPlan
 
-    if dry_run:
-        tries = load_config(caption.CaptionConfig, config, overrides or ()).assistant.tries
-        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = caption.run(
+    plan = CaptionPlan(
         images,
-        out=out,
-        llm=llm,
+        llm=language_model(llm, options),
         examples=examples,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "split")
@@ -256,38 +243,26 @@ def curate_split(
     prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
     llm: Llm,
     out: Out,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
     """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import split
+    from tarkit.curate.split import SplitPlan
 
-    if dry_run:
-        tries = load_config(split.SplitConfig, config, overrides or ()).assistant.tries
-        counts = preview_rows(prompts, "prompts", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = split.run(
+    plan = SplitPlan(
         prompts,
-        out=out,
-        llm=llm,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        llm=language_model(llm, options),
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "synthesize")
@@ -302,9 +277,8 @@ def curate_synthesize(
         ),
     ],
     out: Out,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     device: Device = "auto",
@@ -312,25 +286,20 @@ def curate_synthesize(
     as_json: Json = False,
 ) -> int:
     """Draw prompts by a text-to-image model; `--set seeds=2` makes pairs of similar pictures."""
-    from tarkit.curate import synthesize
+    from tarkit.curate.synthesize import SynthesizePlan
 
-    if dry_run:
-        counts = synthesize.preview(
-            prompts, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = synthesize.run(
+    plan = SynthesizePlan(
         prompts,
-        out=out,
         generator=generator,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         device=device_of(device),
         precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "score")
@@ -349,9 +318,8 @@ def curate_score(
         str | None,
         typer.Option("--model", metavar="DIR|HUB-ID|NAME", help="What clip, classifier, tar load."),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     device: Device = "auto",
@@ -373,23 +341,32 @@ def curate_score(
 
     module:function makes an object with `columns` and `score(shown)`.
     """
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.curate import score
+    from tarkit.curate.score import ScorePlan
 
-    if dry_run:
-        return previewed(preview_rows(images, "images", out=out, limit=limit), out, as_json)
-    artifact = score.run(
+    plan = ScorePlan(
         images,
-        out=out,
         scorer=scorer,
         model=model,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         device=device_of(device),
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
+
+
+def picture_judge(llm: str | None, exact: bool, options: LlmOptions) -> "Judge":
+    if exact == (llm is not None):
+        raise UserError("give a judge: either --llm or, for the shapes world, --exact")
+    if llm is None:
+        from tarkit.curate.exact_judge import ExactJudge
+
+        return ExactJudge()
+    from tarkit.curate.judge import LanguageModelJudge
+
+    return LanguageModelJudge(language_model(llm, options))
 
 
 @command(group, "judge")
@@ -407,41 +384,26 @@ def curate_judge(
     exact: Annotated[
         bool, typer.Option("--exact", help="Pictures of the shapes world, judged exactly.")
     ] = False,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
     """Have each picture judged: does it show its prompt, yes or no, and why."""
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import judge
+    from tarkit.curate.judge import JudgePlan
 
-    if dry_run:
-        tries = (
-            load_config(judge.JudgeConfig, config, overrides or ()).assistant.tries if llm else None
-        )
-        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = judge.run(
+    plan = JudgePlan(
         images,
-        out=out,
-        llm=llm,
-        exact=exact,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        judge=picture_judge(llm, exact, options),
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "chats")
@@ -485,28 +447,26 @@ def curate_chats(
         str | None,
         typer.Option("--by", metavar="COLUMN", help="Which score, where --keep has several."),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Make the chats that the language model learns from, of codes, captions and text."""
-    from tarkit.curate import chats
+    from tarkit.curate.chat_inputs import MinScore
+    from tarkit.curate.chats import ChatsPlan
 
     if (keep is None) != (least is None) or (by and keep is None):
-        raise UserError("--keep SCORES and --min NUMBER go together, --by COLUMN with them")
-    sources = chats.Sources(
-        tokens=tokens,
+        raise UserError("--keep SCORES and --min NUMBER go together, and --by COLUMN needs them")
+    plan = ChatsPlan(
+        tokens,
         text=text,
         captions=captions or (),
         judgements=judgements,
-        keep=chats.Keep(keep, least, by) if keep and least is not None else None,
+        min_score=MinScore(keep, least, by) if keep and least is not None else None,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    if dry_run:
-        counts = chats.preview(
-            sources, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = chats.run(sources, out=out, config=config, overrides=overrides or (), limit=limit)
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
