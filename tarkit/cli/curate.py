@@ -77,7 +77,7 @@ def curate_ingest(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Take your own pictures in; a damaged file becomes a failed row with its reason."""
+    """Take in your own pictures; a damaged file becomes a failed row with its reason."""
     from tarkit.curate.ingest import IngestPlan
 
     plan = IngestPlan(
@@ -116,7 +116,7 @@ def curate_prompts(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Take prompts that people wrote, or make them by rule: cleaned, and each but once."""
+    """Take prompts that people wrote, or make them by rule; clean them, remove duplicates."""
     from tarkit.curate.prompts import PromptsPlan
 
     plan = PromptsPlan(
@@ -162,19 +162,20 @@ def curate_download(
 ) -> int:
     """Fetch a list of URLs with img2dataset; every URL is a row, a failed one with its reason.
 
-    Only http and https. A URL whose host is, or resolves to, an address that is
-    not public is a failed row, and is not asked.
+    Only http and https URLs are fetched. A URL whose host is, or resolves to, an
+    address that is not public becomes a failed row without a request.
 
-    Two things img2dataset cannot enforce: it follows redirects wherever they
-    lead, and looks a host up anew when it fetches. Where that matters, set
-    HTTP_PROXY and HTTPS_PROXY to a proxy that refuses private addresses; of
-    your environment it is given the proxies alone.
+    img2dataset itself follows all redirects, and looks up a host again when it
+    fetches. Where that matters, set HTTP_PROXY and HTTPS_PROXY to a proxy that
+    refuses private addresses. The proxies (and the SSL_CERT variables) are all
+    that img2dataset gets of your environment.
 
-    Nor has it a limit on the length of an answer: memory_mb bounds its processes
-    while they read, max_bytes what is kept. A server that never stops sending is
-    cut off when no piece of the list was finished for stall_s.
+    img2dataset does not limit the length of a response: memory_mb bounds its
+    processes while they read, and max_bytes the pictures that are kept. It is
+    stopped, as by a server that never stops sending, when no piece of the list
+    was finished for stall_s.
 
-    An answer whose X-Robots-Tag says noai, noimageai or noindex is not taken.
+    A response whose X-Robots-Tag says noai, noimageai or noindex is refused.
     """
     from tarkit.curate.download import DownloadPlan
 
@@ -208,7 +209,7 @@ def curate_caption(
         typer.Option(
             "--examples",
             metavar="FILE",
-            help="Prompts whose style is followed, a line each; three are shown at a time.",
+            help="Prompts whose style to follow, one per line; each request shows three of them.",
         ),
     ] = None,
     *,
@@ -220,8 +221,8 @@ def curate_caption(
 ) -> int:
     """Have a vision-language model write a prompt (or a short caption) for each picture.
 
-    With style="rewrite" a language model words the picture's own prompt anew and
-    sees no picture.
+    With style="rewrite" a language model writes the picture's own prompt in other
+    words and sees no picture.
     """
     from tarkit.curate.caption import CaptionPlan
 
@@ -250,7 +251,7 @@ def curate_split(
     options: LlmOptions,
     as_json: Json = False,
 ) -> int:
-    """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
+    """Have a language model replace a phrase of each prompt by <image>, and check the result."""
     from tarkit.curate.split import SplitPlan
 
     plan = SplitPlan(
@@ -325,19 +326,19 @@ def curate_score(
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Give every picture numbers, in columns of their own; nothing is deleted.
+    """Give every picture numbers, in an artifact of their own; no picture is deleted.
 
     pixels: spread of the levels, 0 for a blank picture.
 
-    shapes: 1 where a picture of the drawn world shows its prompt, else 0.
+    shapes: 1 where a picture of the shapes world shows its prompt, else 0.
 
     clip: raw cosine of picture and prompt by a CLIP or SigLIP; how many tokens
     of the prompt were cut off.
 
     classifier: probabilities of a picture classifier's labels (NSFW and such).
 
-    tar: how much likelier a Tar model finds the picture after its prompt than
-    after none; `--model mini` for the shapes world.
+    tar: how much likelier the picture is for a Tar model with its prompt than
+    without; `--model mini` for the shapes world.
 
     module:function makes an object with `columns` and `score(shown)`.
     """
@@ -391,7 +392,7 @@ def curate_judge(
     options: LlmOptions,
     as_json: Json = False,
 ) -> int:
-    """Have each picture judged: does it show its prompt, yes or no, and why."""
+    """Judge each picture: does it show its prompt, yes or no, and why."""
     from tarkit.curate.judge import JudgePlan
 
     plan = JudgePlan(
@@ -410,7 +411,7 @@ def curate_judge(
 def curate_chats(
     out: Out,
     tokens: Annotated[
-        Path | None, typer.Argument(help="A tokens artifact; may be left out beside --text.")
+        Path | None, typer.Argument(help="A tokens artifact; optional with --text.")
     ] = None,
     text: Annotated[
         Path | None,
@@ -425,13 +426,13 @@ def curate_chats(
         typer.Option(
             "--captions",
             metavar="DIR",
-            help="What `curate caption` wrote for these pictures; may be repeated.",
+            help="The output of `curate caption` for these pictures; may be repeated.",
         ),
     ] = None,
     judgements: Annotated[
         Path | None,
         typer.Option(
-            "--judgements", metavar="DIR", help="What `curate judge` said of these pictures."
+            "--judgements", metavar="DIR", help="The output of `curate judge` for these pictures."
         ),
     ] = None,
     keep: Annotated[
@@ -452,7 +453,7 @@ def curate_chats(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Make the chats that the language model learns from, of codes, captions and text."""
+    """Make the chats that the language model learns from: codes, captions and text."""
     from tarkit.curate.chat_inputs import MinScore
     from tarkit.curate.chats import ChatsPlan
 

@@ -323,7 +323,9 @@ def test_the_program_gets_bounds_proxies_and_nothing_else_of_the_environment(
     monkeypatch.setenv("A_SECRET", "s3cret")
     told = program(tmp_path / "told", "ulimit -v; ulimit -f; env; echo last words")
     settings = ("memory_mb=3000", "piece_size=10")
-    with pytest.raises(UserError, match="fetched nothing, .* status 0; its last line: last words") as e:
+    with pytest.raises(
+        UserError, match="fetched nothing, .* status 0; its last line: last words"
+    ) as e:
         fetched(["/good.jpg"], *settings, img2dataset=told)
     log = tmp_path / "out" / ".download" / "00000" / "0" / "log.txt"
     assert str(log) in e.value.hint
