@@ -2,18 +2,16 @@
 
 import difflib
 import importlib.metadata
-import json
-import math
 import platform
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
+import tomli_w
 
 from tarkit.errors import UserError
 
@@ -59,7 +57,7 @@ def provenance() -> dict[str, str]:
 
 def write_toml(config: pydantic.BaseModel) -> str:
     """The resolved config as TOML text that `load_config` reads back; unset values are left out."""
-    return "".join(_toml_lines(config.model_dump(mode="json"), prefix=()))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -130,38 +128,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _toml_lines(table: Mapping[str, Any], *, prefix: tuple[str, ...]) -> Iterator[str]:
-    """Plain values first, then sub-tables: TOML puts what follows a header into that table."""
-    for key, value in table.items():
-        if value is not None and not isinstance(value, Mapping):
-            yield f"{_toml_key(key)} = {_toml_text(value)}\n"
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            path = (*prefix, key)
-            yield "\n[" + ".".join(map(_toml_key, path)) + "]\n"
-            yield from _toml_lines(value, prefix=path)
-
-
-def _toml_key(key: str) -> str:
-    bare = key.replace("_", "").replace("-", "")
-    return key if bare.isalnum() and bare.isascii() else _toml_text(key)
-
-
-def _toml_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Enum):
-        return _toml_text(value.value)
-    if isinstance(value, str):
-        # JSON's escapes are a subset of TOML's, but for DEL, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, Mapping):
-        pairs = (f"{_toml_key(key)} = {_toml_text(item)}" for key, item in value.items())
-        return "{ " + ", ".join(pairs) + " }"
-    return "[" + ", ".join(_toml_text(item) for item in value) + "]"

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
@@ -30,6 +29,7 @@ from tarkit.checkpoints.load import LoadedTaTok, Resize, load_ta_tok
 from tarkit.config import Config, load_config
 from tarkit.images import ImageError, decode, to_uint8
 from tarkit.images import resize as resize_picture
+from tarkit.models.pixels import channels_first, to_unit
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 
@@ -157,9 +157,8 @@ def _encode_batch(
     pixels = np.zeros((batch_size, *batch[0][1].shape), batch[0][1].dtype)
     for place, (_, picture) in enumerate(batch):
         pixels[place] = picture
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
-    if pixels.dtype == np.uint8:
-        images = images / 255
+    to_tensor = to_unit if pixels.dtype == np.uint8 else channels_first
+    images = to_tensor(pixels, device)
     found = ta_tok.encode_scales(images, scales=list(codes))
     for scale, array in codes.items():
         numbers = found[scale].cpu().numpy()
@@ -194,8 +193,7 @@ def _pixels(
         return str(error)
     if way == "pil-bicubic":
         return to_uint8(resize_picture(picture, ta_tok.size_px, "squash"))
-    whole = torch.from_numpy(to_uint8(picture)).permute(2, 0, 1)[None].float() / 255
-    return ta_tok.sized(whole, way)[0].permute(1, 2, 0).numpy()
+    return ta_tok.sized(to_unit(to_uint8(picture)[None]), way)[0].permute(1, 2, 0).numpy()
 
 
 def _keep(old: pa.Table | None, codes: dict[Scale, np.ndarray]) -> set[int]:

@@ -1,9 +1,11 @@
-"""What tests share: a plain terminal, one worker, and which config reads which TOML."""
+"""What tests share: an environment, no deprecated calls, and which config reads which TOML."""
 
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +16,66 @@ from tarkit.config import Config
 # the test's own module by its name.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-# Set before anything draws: width, colour and the number of workers differ by environment.
-PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100"}
+# An environment of the suite's own, set before anything is imported that reads it: where tests run
+# must not decide what they find. tests/test_environment.py varies it on purpose.
+FIXED = {
+    **{"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "100", "LINES": "40"},
+    **{"TZ": "UTC", "LC_ALL": "C.UTF-8", "LANG": "C.UTF-8"},
+}
+UNSET = ("FORCE_COLOR", "PYTHONHASHSEED", "OPENAI_API_KEY", "LANGUAGE", "WDS_SECURE")
+UNSET_PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "ACCELERATE_", "TARKIT_")
+# Of one worker among several: a test that wants them sets them.
 PLACES = ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_ARRAY_TASK_ID")
-os.environ.update(PLAIN)
+# Names the programs and models that tests marked slow need, and so is kept.
+KEPT = ("TARKIT_LMMS_PYTHON", "TARKIT_IMG2DATASET")
+
+for name in list(os.environ):
+    if name in (*UNSET, *PLACES) or (name.startswith(UNSET_PREFIXES) and name not in KEPT):
+        del os.environ[name]
+os.environ.update(FIXED)
+time.tzset()
+os.umask(0o022)
 # The tests' models are so small that a second thread costs more than it does.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in PLAIN.items():
-        monkeypatch.setenv(name, value)
-    for name in ("FORCE_COLOR", *PLACES):
-        monkeypatch.delenv(name, raising=False)
+def same_environment() -> Iterator[None]:
+    """What a test leaves in the environment does not reach the next one."""
+    before, mask = dict(os.environ), os.umask(0o022)
+    yield
+    os.umask(mask)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+class DeprecationLog(logging.Handler):
+    """Keeps the lines in which a library calls something deprecated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage().lower():
+            self.lines.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def deprecation_log() -> Iterator[DeprecationLog]:
+    """Fails a test in which a library logs that something is deprecated.
+
+    Warnings of deprecation are errors already (pyproject.toml); transformers logs some instead.
+    """
+    handler = DeprecationLog()
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "accelerate")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert not handler.lines, f"deprecated: {handler.lines}"
 
 
 # The beginning of a file's name says whose numbers it holds: mllm_sft.toml is train mllm's.

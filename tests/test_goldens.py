@@ -28,8 +28,6 @@ from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary
 FOLDER = Path(__file__).parent / "goldens"
 FLOATS: dict[str, Any] = {"atol": 5e-5, "rtol": 0.0}
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def vectors(name: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file

@@ -1,56 +1,35 @@
-"""What lies on disk: kinds and schemas, the manifest, and shard reading, writing, resuming.
+"""An artifact on disk: its plan, its progress, and the rows of its shards, read and written.
 
 An artifact is a directory: `manifest.json`, which is the plan, and numbered shards, which are the
-progress. The plan is written once (temporary file + os.link: the first worker wins, the others
-compare); a shard appears whole (temporary file, then rename) and records the sha256 of the input
-shard it was made from, so that the same command again redoes what is missing or stale and no
-more. Same input, same bytes. No torch, no Pillow, no maths.
+progress. The plan is written once (the first worker wins, the others compare). A shard appears
+whole or not at all and records the sha256 of the input shard it was made from, so that the same
+command again redoes what is missing or stale and no more. Same input, same bytes. No torch, no
+Pillow, no maths.
 """
 
-import contextlib
-import io
 import json
-import os
 import re
-import socket
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tarkit.artifacts.manifest import (
-    begin_directory,
-    file_sha256,
-    read_manifest,
-    temporary_path,
-)
-from tarkit.artifacts.schema import (
-    IMAGES,
-    KEY,
-    KINDS,
-    NEEDED_SETTINGS,
-    Row,
-    check_row,
-    checked_table,
-    schema_of,
-)
+from tarkit.artifacts.files import whole_file
+from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
+from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
+from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
+from tarkit.artifacts.schema import KINDS, NEEDED_SETTINGS, Row, checked_table, schema_of
 from tarkit.errors import UserError
 
 PREFIX = "tarkit."
 SHARD_NAME = re.compile(r"[0-9]{5,}")
-EXTENSION = re.compile(r"[a-z0-9]{1,5}")
-MAX_MEMBER_BYTES = 256 << 20
-
-Blob = tuple[str, bytes]  # (extension, encoded picture)
 
 
 class Source(Protocol):
-    """What shards are made from: an artifact, or one with others beside it."""
+    """What shards are made from: an artifact, or several joined by their keys (join.py)."""
 
     def shard_sha256(self, name: str) -> str: ...
 
@@ -86,7 +65,7 @@ class Artifact:
     # ---- progress -----------------------------------------------------------------------------
 
     def shard_path(self, name: str) -> Path:
-        """The Parquet file of a shard; for images it is the index beside the tar."""
+        """The Parquet file of a shard; for images it is the index of the tar."""
         return self.path / f"{name}.parquet"
 
     def tar_path(self, name: str) -> Path:
@@ -122,12 +101,12 @@ class Artifact:
         return counts
 
     def shard_sha256(self, name: str) -> str:
-        """Fingerprint of a shard; for images of its index, which holds that of the tar."""
+        """sha256 of a shard; for images of its index, which holds the tar's."""
         return file_sha256(self._existing(name))
 
     def source_sha256(self, name: str) -> str | None:
         """The sha256 of the input shard that an existing shard was made from."""
-        return self._metadata(name).get(PREFIX + "source_sha256")
+        return read_metadata(self._existing(name)).get(PREFIX + "source_sha256")
 
     def _is_current(self, name: str, source: "Source | None") -> bool:
         if not self.shard_path(name).exists():
@@ -149,42 +128,27 @@ class Artifact:
             )
         return path
 
-    def _metadata(self, name: str) -> dict[str, str]:
-        with _readable(self._existing(name)) as path:
-            metadata = pq.read_schema(path).metadata or {}
-        return {key.decode(): value.decode() for key, value in metadata.items()}
-
     # ---- reading ------------------------------------------------------------------------------
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a shard (for images: of its index), all columns or those named."""
-        with _readable(self._existing(name)) as path:
-            # ParquetFile and not read_table: the latter takes names like `a=1` for partitions.
-            with pq.ParquetFile(path) as file:
-                found = file.schema_arrow
-                unknown = [column for column in columns or () if column not in found.names]
-                if unknown:
-                    raise UserError(
-                        f"{path} has no column {unknown[0]!r}; it has {', '.join(found.names)}"
-                    )
-                table = file.read(columns=list(columns) if columns else None)
-        return table
+        return read_parquet(self._existing(name), columns)
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows of a shard as dicts; slow for codes, whose column buffers are to be read."""
+        """The rows of a shard as dicts; slow for codes, whose column buffers are faster."""
         return self.read(name, columns).to_pylist()
 
     def read_images(self, name: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         """Each row with its encoded picture, None for a failed row."""
         rows = self.rows(name)
         offsets, sizes = self.image_offsets(name)
-        places = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
+        members = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
         with self.tar_path(name).open("rb") as tar:
             for row in rows:
                 if row["status"] != "ok":
                     yield row, None
                     continue
-                offset, size = next(places)
+                offset, size = next(members)
                 tar.seek(offset)
                 blob = tar.read(size)
                 if len(blob) != size:
@@ -195,31 +159,16 @@ class Artifact:
         """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread into the tar."""
         rows = self.read(name, ["key", "status"]).to_pylist()
         keys = [row["key"] for row in rows if row["status"] == "ok"]
-        found = self._picture_members(name)
-        if [key for key, _, _ in found] != keys:
-            raise self._torn(
-                name, f"the index lists {len(keys)} pictures, the tar holds {len(found)} others"
-            )
-        places = np.array([place for _, *place in found], dtype=np.int64).reshape(-1, 2)
-        return places[:, 0], places[:, 1]
-
-    def _picture_members(self, name: str) -> list[tuple[str, int, int]]:
-        """(key, offset, size) of every member but the JSON ones; links and folders are refused."""
-        self._existing(name)
-        members = []
         try:
-            with tarfile.open(self.tar_path(name), "r:") as tar:
-                for member in tar:
-                    key, _, extension = member.name.partition(".")
-                    if not member.isreg() or not KEY.fullmatch(key):
-                        raise self._torn(name, f"it has a member {member.name!r}")
-                    if member.size > MAX_MEMBER_BYTES:
-                        raise self._torn(name, f"{member.name} has {member.size} bytes")
-                    if extension != "json":
-                        members.append((key, member.offset_data, member.size))
-        except (OSError, tarfile.TarError) as error:
+            members = picture_members(self.tar_path(name))
+        except ValueError as error:
             raise self._torn(name, str(error)) from None
-        return members
+        if [member.key for member in members] != keys:
+            raise self._torn(
+                name, f"the index lists {len(keys)} pictures, the tar holds {len(members)} others"
+            )
+        places = np.array([[m.offset, m.size] for m in members], dtype=np.int64).reshape(-1, 2)
+        return places[:, 0], places[:, 1]
 
     def _torn(self, name: str, why: str) -> UserError:
         index, tar = self.shard_path(name), self.tar_path(name)
@@ -270,13 +219,8 @@ class Artifact:
         """As `write_images` from (row, blob) pairs, of which one at a time is held in memory."""
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
-        rows: list[Row] = []
-        with _written_whole(self.tar_path(name)) as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for row, blob in pictures:
-                    check_row(row, IMAGES, len(rows))
-                    _add_picture(tar, row, blob)
-                    rows.append(row)
+        with whole_file(self.tar_path(name)) as temporary:
+            rows = write_tar(temporary, pictures)
             table = checked_table(self.kind, self.settings, rows)
             self._check_planned(name, table)
         metadata = {PREFIX + "tar_sha256": file_sha256(self.tar_path(name))}
@@ -306,8 +250,8 @@ class Artifact:
             metadata[PREFIX + key] = (
                 value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             )
-        with _written_whole(self.shard_path(name)) as file:
-            _write_parquet(table.replace_schema_metadata(metadata), file)
+        with whole_file(self.shard_path(name)) as temporary:
+            write_parquet(table.replace_schema_metadata(metadata), temporary)
 
 
 # ---- beginning and opening ----------------------------------------------------------------------
@@ -345,16 +289,16 @@ def begin_artifact(
 
 
 def open_artifact(path: Path, kind: str | None = None) -> Artifact:
-    """The artifact in a directory; raises UserError when it is none, or of another kind."""
+    """The artifact in a directory; UserError for another directory or another kind."""
     manifest = read_manifest(path)
-    found = manifest.get("kind")
-    if kind is not None and found != kind:
+    own = manifest.get("kind")
+    if kind is not None and own != kind:
         raise UserError(
-            f"{path} holds {found}, where {kind} are wanted", hint=f"tarkit inspect {path}"
+            f"{path} holds {own}, where {kind} are wanted", hint=f"tarkit inspect {path}"
         )
-    if found not in KINDS:
+    if own not in KINDS:
         raise UserError(
-            f"{path} is a {found} directory, not an artifact of shards",
+            f"{path} is a {own} directory, not an artifact of shards",
             hint=f"tarkit inspect {path}",
         )
     return _artifact(path, manifest)
@@ -380,106 +324,3 @@ def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
         parents=manifest["parents"],
         counts=manifest["counts"],
     )
-
-
-# ---- bytes --------------------------------------------------------------------------------------
-
-
-def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
-    """zstd; codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split."""
-    codes = [name for name in table.schema.names if name.startswith("codes_")]
-    pq.write_table(
-        table,
-        file,
-        compression="zstd",
-        row_group_size=2048,
-        use_dictionary=_leaf_paths(table.schema, skip=codes),
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in codes},
-    )
-
-
-def _leaf_paths(schema: pa.Schema, *, skip: Sequence[str]) -> list[str]:
-    """Parquet's names of the string leaves, which alone gain from a dictionary."""
-    paths: list[str] = []
-
-    def walk(kind: pa.DataType, path: str) -> None:
-        if pa.types.is_struct(kind):
-            for number in range(kind.num_fields):
-                walk(kind.field(number).type, f"{path}.{kind.field(number).name}")
-        elif pa.types.is_list(kind):
-            walk(kind.value_type, f"{path}.list.element")
-        elif pa.types.is_string(kind):
-            paths.append(path)
-
-    for column in schema:
-        if column.name not in skip:
-            walk(column.type, column.name)
-    return paths
-
-
-def _add_picture(tar: tarfile.TarFile, row: Row, blob: Blob | None) -> None:
-    """KEY.png and KEY.json as webdataset groups them, with mtime 0 and no owner."""
-    if (blob is None) != (row["status"] == "failed"):
-        raise ValueError(f"{row['key']} is {row['status']}: an ok row has a picture")
-    if blob is None:
-        return
-    extension, data = blob
-    if not EXTENSION.fullmatch(extension) or extension == "json":
-        raise ValueError(f"{row['key']}: {extension!r} is no extension of a picture")
-    if len(data) > MAX_MEMBER_BYTES:
-        raise ValueError(f"{row['key']}: {len(data)} bytes, more than {MAX_MEMBER_BYTES}")
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False).encode()
-    for name, content in ((extension, data), ("json", text)):
-        member = tarfile.TarInfo(f"{row['key']}.{name}")
-        member.size, member.mode = len(content), 0o644
-        tar.addfile(member, io.BytesIO(content))
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name whole or not at all, also when the machine stops."""
-    _sweep(path)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Removes what killed processes of this machine left of `path`."""
-    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.tmp"):
-        pid = left.suffixes[-2].removeprefix(".")
-        if pid.isdigit() and not _is_alive(int(pid)):
-            left.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process can still write; one that ended and was not waited for cannot."""
-    with contextlib.suppress(OSError):  # no /proc: ask the system
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return state[:1] not in ([b"Z"], [b"X"])
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[Path]:
-    """Turns Arrow's complaint about a damaged file into one that names the next step."""
-    try:
-        yield path
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged: {reason}",
-            hint=f"rm {path} and run the command that made it again",
-        ) from None

@@ -1,17 +1,33 @@
-"""Single files that a user names: a picture in, its name in every complaint; bytes out, whole."""
+"""Single files: text in, with the file's name in every complaint; bytes out, whole or not at all.
+
+A file that must never be seen half written is written under another name in the same folder and
+renamed at the end. The other name says which process of which host writes it, so that what a killed
+process has left can be removed by the next one that writes the same file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from tarkit.errors import UserError
 
+MAX_LINE_CHARS = 256 << 20
+"""Of a line and of a CSV cell; a cell may hold a picture in base64."""
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def read_text(path: Path, *, hint: str = "") -> str:
-    """The text of a UTF-8 file; raises UserError with the line that is none, and with `hint`."""
+    """The text of a UTF-8 file; raises UserError with the line that is not UTF-8, and `hint`."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         where, why = str(path), error.strerror
     except UnicodeDecodeError as error:
@@ -20,16 +36,149 @@ def read_text(path: Path, *, hint: str = "") -> str:
     raise UserError(f"{where} cannot be read: {why}", hint=hint)
 
 
-def read_lines(path: Path, *, hint: str = "") -> list[tuple[int, str]]:
-    """(number from 1, line) of the lines that are not blank; raises UserError as `read_text`."""
-    # Not splitlines, which also splits at U+2028 and the like, and JSON may hold those as they are.
-    lines = read_text(path, hint=hint).split("\n")
-    return [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+def numbered_lines(
+    path: Path, *, newline: str | None = "\n", hint: str = ""
+) -> Iterator[tuple[int, str, str | None]]:
+    """(number from 1, line with its end, error) of every line, one at a time.
+
+    `error` says why a line is not UTF-8. `newline` is that of `open`: with a line feed no other
+    character ends a line. Raises UserError with `hint` where a file cannot be read, or a line is
+    longer than `MAX_LINE_CHARS`.
+    """
+    try:
+        # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and the lines
+        # after it keep their numbers.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+            lines = iter(lambda: file.readline(MAX_LINE_CHARS + 1), "")
+            for number, line in enumerate(lines, start=1):
+                if len(line) > MAX_LINE_CHARS:
+                    raise UserError(
+                        f"{path}:{number} is longer than {MAX_LINE_CHARS} characters", hint=hint
+                    )
+                yield number, line, _not_utf8(line)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+def _not_utf8(line: str) -> str | None:
+    if line.isascii() or not LONE_SURROGATE.search(line):
+        return None
+    try:
+        line.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8: {error.reason} at byte {error.start}"
+    raise AssertionError(f"{line!r} is UTF-8, and has lone surrogates")
+
+
+def read_lines(path: Path, *, hint: str = "") -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of the lines that are not blank; raises UserError with `hint`."""
+    for number, line, error in numbered_lines(path, hint=hint):
+        if error:
+            raise UserError(f"{path}:{number} cannot be read: it {error}", hint=hint)
+        if line.strip():
+            yield number, line.rstrip("\n")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """`data` under its name, whole or not at all; folders are made."""
+    """Write a file whole or not at all; missing folders are made."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a file unless there is one; True for the one process that wrote it."""
+    with _temporary(path) as temporary:
+        temporary.write_bytes(data)
+        _sync(temporary)
+        try:
+            os.link(temporary, path)  # unlike rename, refuses to replace
+        except FileExistsError:
+            return False
+        _sync(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; at the end of the block its file becomes `path`.
+
+    It does so whole or not at all, also when the machine stops: the file is on the disk before it
+    is renamed, and its name after. An exception in the block leaves what was there before. Missing
+    folders are made.
+    """
+    with _temporary(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write whole files to; at the end of the block it becomes `path`.
+
+    `path` must not exist, or be an empty folder.
+    """
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        os.replace(temporary, path)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Where this process writes what becomes `path`; nothing stays there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_bytes(data)
-    os.replace(draft, path)
+    _sweep(path)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{socket.gethostname()}."
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    else:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder, and say so with one of these.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead processes of this host left of `path`."""
+    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        pid = left.suffixes[-2].removeprefix(".")
+        if pid.isdigit() and not _is_alive(int(pid)):
+            _remove(left)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process can still write; one that ended and was not waited for cannot."""
+    with contextlib.suppress(OSError):  # no /proc: ask the system
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return state[:1] not in ([b"Z"], [b"X"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -8,11 +8,11 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import write_once
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -39,15 +39,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def write_manifest_once(path: Path, manifest: Mapping[str, Any]) -> bool:
     """Writes `manifest.json` unless one is there; True for the one worker that wrote it."""
     text = json.dumps(_plain(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    temporary = temporary_path(path / MANIFEST)
-    temporary.write_text(text, encoding="utf-8")
-    try:
-        os.link(temporary, path / MANIFEST)  # unlike rename, refuses to replace
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    return True
+    return write_once(path / MANIFEST, text.encode())
 
 
 def begin_directory(
@@ -81,11 +73,6 @@ def begin_directory(
 def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
     return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
-
-
-def temporary_path(path: Path) -> Path:
-    """Where a process writes what is to become `path`; the name says whose it is."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def file_sha256(path: Path) -> str:

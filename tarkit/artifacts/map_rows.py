@@ -7,7 +7,6 @@ when only failures are redone, that every row is accounted for, and how often ea
 from __future__ import annotations
 
 import collections
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,9 +122,3 @@ def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, bytes | None]]:
 def kind_of(error: str) -> str:
     """The reason without its particulars, so that equal reasons are counted together."""
     return re.sub(r"\d+", "N", error.split(":")[0])[:80]
-
-
-def seed_of(seed: int, key: str, number: int) -> int:
-    """The seed of a row's n-th draw, below 2**31: it outlives any change of the other rows."""
-    digest = hashlib.sha256(f"{seed}/{key}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "little") >> 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -32,41 +33,43 @@ def run(
     config: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Copy the parts into `out`, in float16 on request; parts of other codes are refused."""
+    """Copy the parts into `out`, in float16 on request; returns `out`.
+
+    UserError where a part was trained with another tokenizer or image VQ.
+    """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
-    read = {kind: read_config(path, kind) for kind, path in parts.items()}
-    made = read["ta_tok"]["sha256"]
+    configs = {kind: read_config(path, kind) for kind, path in parts.items()}
+    tokenizer_sha256 = configs["ta_tok"]["sha256"]
     for kind in ("mllm", "ar_dtok"):
-        wants = read[kind].get("tokenizer_sha256")
-        if wants != made:
+        trained_with = configs[kind].get("tokenizer_sha256")
+        if trained_with != tokenizer_sha256:
             raise UserError(
-                f"{parts[kind]} was trained with tokenizer {str(wants)[:12]}, "
-                f"{tokenizer} is {made[:12]}",
+                f"{parts[kind]} was trained with tokenizer {str(trained_with)[:12]}, "
+                f"{tokenizer} is {tokenizer_sha256[:12]}",
                 hint="name the tokenizer that both were trained with",
             )
-    _check_pixels(read, parts)
+    _check_vqvae(configs, parts)
     for path in parts.values():
         require_weights(path)
-    out.mkdir(parents=True, exist_ok=True)
     for kind, path in parts.items():
-        (out / kind).mkdir(exist_ok=True)
         for name in (CONFIG, "run.toml", TOKENIZER, WEIGHTS):
             if (path / name).exists():
-                shutil.copyfile(path / name, out / kind / name)
+                with whole_file(out / kind / name) as copy:
+                    shutil.copyfile(path / name, copy)
         if half_precision:
             half(out / kind)
     description = {"kind": "tar", **settings.model_dump(mode="json")}
-    (out / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+    write_whole(out / CONFIG, (json.dumps(description, indent=1) + "\n").encode())
     return out
 
 
-def _check_pixels(read: Mapping[str, dict[str, Any]], parts: Mapping[str, Path]) -> None:
+def _check_vqvae(configs: Mapping[str, dict[str, Any]], parts: Mapping[str, Path]) -> None:
     """Refuse an image VQ other than the one whose codes the de-tokenizer learned."""
-    made_for, made = read["ar_dtok"].get("vqvae_sha256"), read["vqvae"]["sha256"]
-    if made_for not in (None, made):
+    trained_with, vqvae_sha256 = configs["ar_dtok"].get("vqvae_sha256"), configs["vqvae"]["sha256"]
+    if trained_with not in (None, vqvae_sha256):
         raise UserError(
-            f"{parts['ar_dtok']} was trained with image VQ {made_for[:12]}, "
-            f"{parts['vqvae']} is {made[:12]}",
+            f"{parts['ar_dtok']} was trained with image VQ {trained_with[:12]}, "
+            f"{parts['vqvae']} is {vqvae_sha256[:12]}",
             hint="name the image VQ that the de-tokenizer was trained with",
         )

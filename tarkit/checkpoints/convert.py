@@ -20,7 +20,8 @@ Precision = Literal["stored", "float32", "float16", "bfloat16"]
 def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
     """Convert a TA-Tok, AR-DTok or image VQ; the weights as they are stored or in `precision`.
 
-    Raises UserError for what is no published file, does not fit, or would go over other weights.
+    Raises UserError where `file` is not a published file, its weights do not fit its sizes, or
+    `out` already holds a model.
     """
     import torch
 
@@ -28,11 +29,11 @@ def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
         raise UserError(
             f"precision {precision!r} is unknown", hint=f"one of {', '.join(get_args(Precision))}"
         )
-    found = read_published(file)
-    check_published(found, file)
+    published = read_published(file)
+    check_published(published, file)
     if (out / WEIGHTS).exists():
         raise UserError(f"{out} already holds a model", hint="give another --out")
-    state = found.state
+    state = published.state
     if precision != "stored":
         dtype = getattr(torch, precision)
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
@@ -44,9 +45,9 @@ def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
         out,
         {name: value.contiguous() for name, value in state.items()},
         {
-            "kind": found.kind,
-            "arch": found.arch.model_dump(mode="json"),
-            "published": {"file": os.path.basename(file), "ignored": list(found.ignored)},
+            "kind": published.kind,
+            "arch": published.arch.model_dump(mode="json"),
+            "published": {"file": os.path.basename(file), "ignored": list(published.ignored)},
         },
         identity=file,
     )

@@ -1,22 +1,23 @@
-"""Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`), loaded strictly.
+"""Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`, `run.toml`).
 
-Where a TA-Tok, an AR-DTok or an image VQ is named, a published file may stand for a directory. A
-model is built without memory of its own and takes its weights as they are mapped from the file;
-what is stored in another precision than the one asked for is converted.
+How one is written, and how its files are read: the sizes, the tensors, and a network filled with
+them strictly. load.py and language_model.py make the models. A network is built without memory of
+its own and takes its weights as they are mapped from the file; what is stored in another precision
+than the one wanted is converted.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
@@ -24,9 +25,6 @@ from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-
-if TYPE_CHECKING:
-    pass
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ArchT = TypeVar("ArchT", bound=Config)
@@ -37,13 +35,17 @@ PRECISIONS: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# Sizes and network of each kind of model that is tarkit's own; a language model is transformers'.
+MODELS: Mapping[str, tuple[type[Config], Callable[[Any], nn.Module]]] = {
+    "encoder": (EncoderArch, VisionEncoder),
+    "ta_tok": (TaTokArch, TaTok),
+    "ar_dtok": (ArDtokArch, ArDtok),
+    "vqvae": (VqvaeArch, Vqvae),
+}
+REFETCH = "download the file again from its publisher"
 
 
-def precision_of(name: str) -> torch.dtype:
-    """The torch type of weights in the named precision; UserError for a name that is none."""
-    if name not in PRECISIONS:
-        raise UserError(f"precision {name!r} is unknown", hint=f"one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def save_model(
@@ -55,8 +57,7 @@ def save_model(
     identity, which a half-precision copy keeps.
     """
     if run is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "run.toml").write_text(write_toml(run))
+        write_whole(out / "run.toml", write_toml(run).encode())
     write_model(out, _unshared(model), config)
 
 
@@ -69,12 +70,27 @@ def write_model(
     """
     from safetensors.torch import save_file
 
-    out.mkdir(parents=True, exist_ok=True)
-    draft = out / f".{WEIGHTS}.{os.getpid()}"
-    save_file(dict(state), draft, metadata={"format": "pt"})
-    text = json.dumps({**config, "sha256": file_sha256(identity or draft)}, indent=1, default=str)
-    (out / CONFIG).write_text(text + "\n")
-    os.replace(draft, out / WEIGHTS)
+    with whole_file(out / WEIGHTS) as weights:
+        save_file(dict(state), weights, metadata={"format": "pt"})
+        config = {**config, "sha256": file_sha256(identity or weights)}
+        text = json.dumps(config, indent=1, default=str) + "\n"
+        write_whole(out / CONFIG, text.encode())
+
+
+def half(path: Path) -> None:
+    """Turn a model directory's weights into float16, in place.
+
+    UserError where a weight is beyond float16's range.
+    """
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path / WEIGHTS)
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    worst = max((float(v.abs().max()) for v in halved.values() if v.numel()), default=0.0)
+    if not torch.isfinite(torch.tensor(worst)):
+        raise UserError(f"{path} has weights beyond float16's range")
+    with whole_file(path / WEIGHTS) as weights:
+        save_file(halved, weights, metadata={"format": "pt"})
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
@@ -89,8 +105,11 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+# ---- reading -------------------------------------------------------------------------------------
+
+
 def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """The config.json of a model directory; UserError where it is none or of another kind."""
+    """The config.json of a model directory; UserError for no model, or one of another kind."""
     file = path / CONFIG
     if not path.is_dir():
         raise UserError(
@@ -117,7 +136,7 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
         )
     if (kind in MODELS or kind == "mllm") and not isinstance(config.get("sha256"), str):
         raise UserError(
-            f"{file} says no sha256, by which its codes would be known",
+            f"{file} has no sha256, which identifies the model's codes",
             hint=f"copy {file.name} of {path} from its training again",
         )
     return config
@@ -141,7 +160,20 @@ def _unfinished(path: Path) -> str:
     return f"its training is unfinished: run the `tarkit train` command with --out {path} again"
 
 
+def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
+    """The sizes in a config.json; UserError names every key that does not fit."""
+    try:
+        return cls.model_validate(config.get("arch"))
+    except pydantic.ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(
+            f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
+            hint=f"tarkit inspect {path}",
+        ) from None
+
+
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a model directory in one precision; UserError where there are none."""
     return in_precision(read_tensors(require_weights(path)), dtype)
 
 
@@ -157,23 +189,33 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def damaged(file: Path, error: Exception) -> UserError:
+    """The error for a safetensors file that cannot be parsed."""
     return UserError(f"{file} is damaged: {error}", hint="copy or train the model again")
 
 
-def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
-    """The sizes in a config.json; UserError names every key that does not fit."""
-    try:
-        return cls.model_validate(config.get("arch"))
-    except pydantic.ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UserError(
-            f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
-            hint=f"tarkit inspect {path}",
-        ) from None
+def precision_of(name: str) -> torch.dtype:
+    """The torch type of a precision by its name; UserError for an unknown name."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r} is unknown", hint=f"one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors with their floats in `dtype`; those stored in it stay mapped, not copied."""
+    return {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in state.items()
+    }
+
+
+# ---- filling a network ---------------------------------------------------------------------------
 
 
 def fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> ModuleT:
-    """Load strictly: every missing, unexpected or misshaped key is named."""
+    """`model` in eval mode with the tensors of `file`.
+
+    Strict: UserError names the missing, unexpected and misshaped keys.
+    """
     own = model.state_dict()
     faults = [f"missing {k}" for k in own if k not in state]
     faults += [f"unexpected {k}" for k in state if k not in own]
@@ -192,36 +234,5 @@ def fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> 
 
 
 def fill_directory(model: ModuleT, state: Mapping[str, Tensor], path: Path) -> ModuleT:
+    """As `fill`, with the weights of a model directory."""
     return fill(model, state, path / WEIGHTS, f"copy both files of {path} from one training again")
-
-
-# Sizes and network of each kind of model that is tarkit's own; a language model is transformers'.
-MODELS: Mapping[str, tuple[type[Config], Callable[[Any], nn.Module]]] = {
-    "encoder": (EncoderArch, VisionEncoder),
-    "ta_tok": (TaTokArch, TaTok),
-    "ar_dtok": (ArDtokArch, ArDtok),
-    "vqvae": (VqvaeArch, Vqvae),
-}
-REFETCH = "download the file again from its publisher"
-
-
-def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Plain values of one precision; what is stored in it stays where it is mapped."""
-    return {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for name, value in state.items()
-    }
-
-
-def half(path: Path) -> None:
-    """Turn a model directory's weights into half precision, in place."""
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(path / WEIGHTS)
-    draft = path / f".{WEIGHTS}.{os.getpid()}"
-    halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    worst = max((float(v.abs().max()) for v in halved.values() if v.numel()), default=0.0)
-    if not torch.isfinite(torch.tensor(worst)):
-        raise UserError(f"{path} has weights beyond float16's range")
-    save_file(halved, draft, metadata={"format": "pt"})
-    os.replace(draft, path / WEIGHTS)

@@ -33,7 +33,7 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     ends = [special[CHAT_END], special[END_OF_TEXT]]
     network.config.eos_token_id = special[CHAT_END]
     network.config.pad_token_id = special[END_OF_TEXT]
-    # No temperature or top_p stands here: whoever draws must say how.
+    # No temperature or top_p is written: whoever draws chooses them.
     network.generation_config = type(network.generation_config)(
         eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
     )
@@ -79,18 +79,18 @@ def chat_template(system: str | None) -> str:
     )
     if not system:
         return template
-    said = json.dumps(f"{CHAT_START}system\n{system}{CHAT_END}\n")
-    unsaid = "not messages or messages[0]['role'] != 'system'"
-    return f"{{% if {unsaid} %}}{{{{ {said} }}}}{{% endif %}}{template}"
+    turn = json.dumps(f"{CHAT_START}system\n{system}{CHAT_END}\n")
+    absent = "not messages or messages[0]['role'] != 'system'"
+    return f"{{% if {absent} %}}{{{{ {turn} }}}}{{% endif %}}{template}"
 
 
 def _card(model: str, loaded: LoadedMllm, precision: str) -> str:
+    from huggingface_hub import ModelCardData
+
     visual, grid = loaded.vocabulary.visual, loaded.config.get("grid")
+    about = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
+        f"---\n{about}\n---",
         f"# The language model of {model}",
         "",
         f"Written by `tarkit export hf {model}` in {precision}. A causal language model whose "

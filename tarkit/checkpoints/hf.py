@@ -1,4 +1,4 @@
-"""Reading with transformers, where what it raises becomes a UserError."""
+"""Models loaded with transformers: float32, safetensors alone, its errors as UserError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tarkit.errors import UserError
 
 
 def from_transformers(family: Any, model: str, **options: Any) -> Any:
-    """What `family.from_pretrained` makes of a folder or hub id: float32, safetensors alone."""
+    """The model or processor of class `family` in a folder or under a hub id.
+
+    A model is float32 and read from safetensors alone; UserError where it cannot be loaded.
+    """
     if hasattr(family, "_model_mapping") or hasattr(family, "base_model_prefix"):
         options |= {"use_safetensors": True, "dtype": torch.float32}
     try:

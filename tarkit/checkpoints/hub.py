@@ -1,7 +1,7 @@
 """Where a model's parts lie: in the package, in a folder, or in the hub's cache by its name.
 
-Nothing here opens a connection but `fetch`: a named model is looked for in the cache as it is, so
-a machine without a network needs no switch.
+Only `fetch` opens a connection. All else looks into the cache as it is, so a machine without a
+network needs no switch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DtokName = Literal["ar", "dif"]
 
 
 @dataclass(frozen=True)
-class Remote:
+class HubFile:
     """A file in a repository of the hub; without a name the language model's files in it."""
 
     repo: str
@@ -37,14 +37,14 @@ LANGUAGE_MODELS: Mapping[str, str] = {
     "tar-1.5b": "csuhan/Tar-1.5B",
     "tar-7b": "csuhan/Tar-7B-v0.1",
 }
-TA_TOK = Remote("csuhan/TA-Tok", "ta_tok.pth")
-AR_DTOK: Mapping[int, Remote] = {
-    px: Remote("csuhan/TA-Tok", f"ar_dtok_lp_{px}px.pth") for px in (256, 512, 1024)
+TA_TOK = HubFile("csuhan/TA-Tok", "ta_tok.pth")
+AR_DTOK: Mapping[int, HubFile] = {
+    px: HubFile("csuhan/TA-Tok", f"ar_dtok_lp_{px}px.pth") for px in (256, 512, 1024)
 }
-VQVAE = Remote("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
-# A folder of diffusers' SanaPipeline; this file of it is Tar's own, and tells that it is one.
-DIF_DTOK: Mapping[int, Remote] = {
-    px: Remote(f"csuhan/Tar-SANA-600M-{px}px", "negative_prompt_embeds.pth") for px in (512, 1024)
+VQVAE = HubFile("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
+# Folders of diffusers' SanaPipeline. The file named here is Tar's own and marks them.
+DIF_DTOK: Mapping[int, HubFile] = {
+    px: HubFile(f"csuhan/Tar-SANA-600M-{px}px", "negative_prompt_embeds.pth") for px in (512, 1024)
 }
 DIF_FILES = ("transformer/*", "vae/*", "scheduler/*", "*.pth", "README.md")
 
@@ -54,10 +54,11 @@ LM_FILES = ("*.json", "*.safetensors", "README.md")
 
 
 @dataclass(frozen=True)
-class Places:
-    """The folder or file of each part; `folder` is that of an assembled model.
+class ModelPaths:
+    """The folder or file of each part of a model, None for a part that is not used.
 
-    What draws is AR-DTok and its image VQ, or Dif-DTok, or nothing: the others are None.
+    A model draws with AR-DTok and its image VQ, with Dif-DTok, or not at all. `folder` is that of
+    an assembled model.
     """
 
     mllm: Path
@@ -69,18 +70,21 @@ class Places:
 
     @property
     def parts(self) -> dict[str, Path]:
-        """Every part that there is, by name."""
+        """The parts that are used, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: path for name, path in named.items() if path and name != "folder"}
 
 
-def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName | None = "ar") -> Places:
+def find(
+    model: str | Path, *, size_px: int | None = None, dtok: DtokName | None = "ar"
+) -> ModelPaths:
     """The parts of an embedded model, a folder, a known name or a hub id.
 
-    A folder is an assembled model, or a published language model, beside which TA-Tok, AR-DTok and
-    image VQ may lie under their published names; what does not lie there is looked for in the
-    hub's cache. `size_px` chooses the published de-tokenizer; by default it is the smallest that
-    is here; `dtok=None` wants none. UserError names every file that is missing, and how to get it.
+    A folder is an assembled model or a published language model. A published one may hold TA-Tok,
+    AR-DTok and image VQ under their published names; parts that it lacks are looked for in the
+    hub's cache. `size_px` chooses the published de-tokenizer, by default the smallest that is on
+    this machine; with `dtok=None` there is none. UserError names every file that is missing, and
+    the command that fetches it.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if folder.is_dir():
@@ -105,7 +109,7 @@ def find(model: str | Path, *, size_px: int | None = None, dtok: DtokName | None
             f"{', '.join([*EMBEDDED, *LANGUAGE_MODELS])}",
             hint="tarkit models",
         )
-    return _published(str(model), Remote(repo), size_px, dtok)
+    return _published(str(model), HubFile(repo), size_px, dtok)
 
 
 DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
@@ -115,20 +119,20 @@ DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
 }
 
 
-def _assembled(folder: Path, dtok: DtokName | None) -> Places:
+def _assembled(folder: Path, dtok: DtokName | None) -> ModelPaths:
     if dtok == "dif" and not (folder / "dif_dtok").is_dir():
         raise UserError(
             f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",
             hint="leave --dtok out: its AR-DTok draws",
         )
     parts = ("mllm", "ta_tok", *DRAWING[dtok])
-    return Places(**{part: folder / part for part in parts}, folder=folder)
+    return ModelPaths(**{part: folder / part for part in parts}, folder=folder)
 
 
 def _published(
-    name: str, mllm: Path | Remote, size_px: int | None, dtok: DtokName | None
-) -> Places:
-    wanted: dict[str, Path | Remote] = {"mllm": mllm, "ta_tok": TA_TOK}
+    name: str, mllm: Path | HubFile, size_px: int | None, dtok: DtokName | None
+) -> ModelPaths:
+    wanted: dict[str, Path | HubFile] = {"mllm": mllm, "ta_tok": TA_TOK}
     options = ""
     if dtok is not None:
         sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
@@ -142,15 +146,15 @@ def _published(
             )
         wanted |= dict(zip(DRAWING[dtok], (sizes[size_px], VQVAE), strict=False))
         options = f" --size {size_px}" + (" --dtok dif" if dtok == "dif" else "")
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     missing = []
     for part, place in wanted.items():
         there = place if isinstance(place, Path) else _beside(mllm, place) or cached(place)
         if there is None:
             missing.append(str(place))
         else:
-            found[part] = there
-    if isinstance(mllm, Remote) and str(mllm) in missing and mllm.repo == name:
+            paths[part] = there
+    if isinstance(mllm, HubFile) and str(mllm) in missing and mllm.repo == name:
         # What was typed may have been meant as a path.
         raise UserError(
             f"there is no folder {name}, and no language model of that hub id in {cache_dir()}",
@@ -163,12 +167,12 @@ def _published(
             f"(looked for in {cache_dir()})",
             hint=f"tarkit models fetch {name}{options}{beside}",
         )
-    if "dif_dtok" in found:
-        found["dif_dtok"] = found["dif_dtok"].parent
-    return Places(**found)
+    if "dif_dtok" in paths:
+        paths["dif_dtok"] = paths["dif_dtok"].parent
+    return ModelPaths(**paths)
 
 
-PUBLISHED: Mapping[str, tuple[Remote, ...]] = {
+PUBLISHED: Mapping[str, tuple[HubFile, ...]] = {
     "ta_tok": (TA_TOK,),
     "ar_dtok": tuple(AR_DTOK.values()),
     "vqvae": (VQVAE,),
@@ -178,8 +182,8 @@ PUBLISHED: Mapping[str, tuple[Remote, ...]] = {
 def find_part(named: Path, part: str) -> Path:
     """One part alone (ta_tok, ar_dtok or vqvae): a path, or a model's name or its hub id.
 
-    A path that is not there is returned as it is, for its reader to say so; UserError where a name
-    stands for a file that is not in the hub's cache.
+    A path that does not exist is returned as it is: its reader raises the error. UserError where
+    the file that a name stands for is not in the hub's cache.
     """
     name = str(named)
     if named.exists():
@@ -199,8 +203,8 @@ def find_part(named: Path, part: str) -> Path:
     return here
 
 
-def _beside(mllm: Path | Remote, place: Remote) -> Path | None:
-    """A published file that lies in the language model's own folder, Dif-DTok's in one of its."""
+def _beside(mllm: Path | HubFile, place: HubFile) -> Path | None:
+    """A published file in the language model's folder; Dif-DTok's lies in a folder within it."""
     if not isinstance(mllm, Path):
         return None
     folder = mllm / place.repo.split("/")[1] if place in DIF_DTOK.values() else mllm
@@ -209,12 +213,12 @@ def _beside(mllm: Path | Remote, place: Remote) -> Path | None:
 
 
 def _config(folder: Path) -> Mapping[str, object]:
-    """The config.json of a folder, as far as it can be read: what it is for, others say."""
+    """The config.json of a folder; empty where there is none or it cannot be read."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 # - the hub's cache -
@@ -227,7 +231,7 @@ def cache_dir() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached(place: Remote) -> Path | None:
+def cached(place: HubFile) -> Path | None:
     """The file in the cache, for a language model the folder of its files; None if it lacks one."""
     if place.file:
         return _cached(place.repo, place.file)
@@ -254,25 +258,25 @@ def _shards(folder: Path) -> list[str]:
 def _cached(repo: str, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir())
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(repo, file, cache_dir=cache_dir())
+    return Path(path) if isinstance(path, str) else None
 
 
 @dataclass(frozen=True)
-class Known:
-    """One published part, and what of it is on this machine."""
+class KnownPart:
+    """One published part, and the files of it that are on this machine."""
 
     part: str
-    place: Remote
+    place: HubFile
     path: Path | None
     num_bytes: int
     licence: str | None
-    """As its model card in the cache says."""
+    """The one in its model card, where that is in the cache."""
 
 
-def known() -> Iterator[Known]:
+def known() -> Iterator[KnownPart]:
     """Every published part that a name stands for."""
-    places = [(name, Remote(repo)) for name, repo in LANGUAGE_MODELS.items()]
+    places = [(name, HubFile(repo)) for name, repo in LANGUAGE_MODELS.items()]
     places += [("ta_tok", TA_TOK)]
     places += [(f"ar_dtok {px} px", place) for px, place in AR_DTOK.items()]
     places += [("vqvae", VQVAE)]
@@ -281,7 +285,7 @@ def known() -> Iterator[Known]:
         path = cached(place)
         if path is not None and place in DIF_DTOK.values():
             path = path.parent
-        yield Known(part, place, path, _num_bytes(path), _licence(place.repo))
+        yield KnownPart(part, place, path, _num_bytes(path), _licence(place.repo))
 
 
 def _num_bytes(path: Path | None) -> int:
@@ -292,22 +296,20 @@ def _num_bytes(path: Path | None) -> int:
 
 
 def _licence(repo: str) -> str | None:
-    import yaml
+    from huggingface_hub import ModelCard
 
-    card = _cached(repo, "README.md")
-    if card is None:
+    file = _cached(repo, "README.md")
+    if file is None:
         return None
-    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
     try:
-        said = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+        licence = ModelCard.load(file, ignore_metadata_errors=True).data.license
+    except Exception:  # a damaged card says nothing; its YAML raises what its parser raises
         return None
-    licence = said.get("license") if isinstance(said, dict) else None
     return str(licence) if licence else None
 
 
-def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> Places:
-    """Download what a named model lacks into the hub's cache; UserError says what failed."""
+def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> ModelPaths:
+    """Download what a named model lacks into the hub's cache; UserError where a file fails."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -315,9 +317,10 @@ def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> P
     sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
     px = min(sizes) if size_px is None else size_px
     if not HUB_ID.fullmatch(repo) or px not in sizes:
-        return find(model, size_px=size_px, dtok=dtok)  # says what is wrong, or that all is there
+        # Not a model of the hub, or no such size: this raises the error, or all is here already.
+        return find(model, size_px=size_px, dtok=dtok)
     files = [TA_TOK, sizes[px], *([VQVAE] if dtok == "ar" else [])]
-    cards = [Remote(place.repo, "README.md") for place in files]
+    cards = [HubFile(place.repo, "README.md") for place in files]
     try:
         snapshot_download(repo, allow_patterns=list(LM_FILES), cache_dir=cache_dir())
         if dtok == "dif":
@@ -334,8 +337,7 @@ def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> P
     return find(model, size_px=size_px, dtok=dtok)
 
 
-# What is read of a published Dif-DTok's folder, a SanaPipeline's: not the text encoder, which it
-# names and never uses.
+# The parts of a published Dif-DTok that are read; the text encoder that it names is never used.
 NEGATIVE = next(iter(DIF_DTOK.values())).file
 SANA_PARTS = ("transformer", "vae", "scheduler")
 

@@ -1,4 +1,8 @@
-"""Language models read from disk: weights, text tokenizer, vocabulary, token embeddings."""
+"""Language models read from disk: weights, text tokenizer, vocabulary, token embeddings.
+
+Two layouts are read: tarkit's model directory, and the published one, a transformers directory
+whose tokenizer.json holds Tar's visual tokens among its added ones.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,9 @@ from tarkit.vocab import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# A published file may hold its training's vision tower: TA-Tok, which is read from its own file.
+VISION_TOWER = "model.vision_tower."
+
 
 @dataclass(frozen=True)
 class LoadedMllm:
@@ -51,10 +58,10 @@ class LoadedMllm:
 
 
 def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
-    """A language model (grown or text-only) in eval mode.
+    """A language model in eval mode, with visual tokens or with text alone.
 
-    `path` is a tarkit model directory or a published one: a transformers directory with Tar's
-    visual tokens in its tokenizer.json.
+    `path` is a model directory of tarkit's or a published one. Raises UserError where its files do
+    not fit each other.
     """
     from tarkit.models.mllm import skeleton
 
@@ -67,10 +74,6 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
     fill_directory(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
-
-
-# The vision tower that a demo training leaves in the file: TA-Tok again, from its own file here.
-LEFT_OVER = "model.vision_tower."
 
 
 def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedMllm:
@@ -96,7 +99,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
         raise UserError(
             f"{path} has {rows:,} embeddings, its tokenizer {visual.size:,} tokens", hint=REFETCH
         )
-    state = {k: v for k, v in state.items() if not k.startswith(LEFT_OVER)}
+    state = {k: v for k, v in state.items() if not k.startswith(VISION_TOWER)}
     state = in_precision(state, dtype)
     arch = {**config, "model_type": "qwen2", "vocab_size": visual.size}
     for name in ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"):
@@ -111,7 +114,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
 
 
 def _tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the head that is its embeddings again, where it is."""
+    """The state with the head where it is tied to the embeddings, and so stored once."""
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return state
@@ -129,18 +132,22 @@ def _weight_files(path: Path) -> list[Path]:
     files = [path / str(name) for name in names]
     for file in files:
         if file.parent != path or not file.is_file():
-            raise UserError(f"{index} names {file.name}, which is not beside it", hint=REFETCH)
+            raise UserError(f"{index} names {file.name}, which is not in that folder", hint=REFETCH)
     return files
 
 
-def _tokenizer_json(path: Path) -> str:
-    file = path / TOKENIZER
-    if not file.exists():
-        raise UserError(
-            f"{path} has no {TOKENIZER}: only fast tokenizers can be read",
-            hint=f"tarkit inspect {path}",
-        )
-    return file.read_text(encoding="utf-8")
+# ---- tokenizers and vocabularies -----------------------------------------------------------------
+
+
+def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a tarkit language model directory."""
+    text = read_text_tokenizer(path)
+    visual = config.get("visual")
+    return Vocabulary(
+        text=text,
+        visual=VisualVocabulary(**visual) if visual else None,
+        system=config.get("system"),
+    )
 
 
 def read_text_tokenizer(path: Path) -> TextTokenizer:
@@ -165,6 +172,16 @@ def has_visual_tokens(path: Path) -> bool:
         raise UserError(f"{path / TOKENIZER}: {error}", hint=REFETCH) from None
 
 
+def _tokenizer_json(path: Path) -> str:
+    file = path / TOKENIZER
+    if not file.exists():
+        raise UserError(
+            f"{path} has no {TOKENIZER}: only fast tokenizers can be read",
+            hint=f"tarkit inspect {path}",
+        )
+    return file.read_text(encoding="utf-8")
+
+
 def _check_tags(text: TextTokenizer, file: Path) -> None:
     missing = [name for name in (CHAT_START, CHAT_END, END_OF_TEXT) if name not in text.special]
     if missing:
@@ -174,29 +191,22 @@ def _check_tags(text: TextTokenizer, file: Path) -> None:
         )
 
 
-def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary of a tarkit language model directory."""
-    text = read_text_tokenizer(path)
-    visual = config.get("visual")
-    return Vocabulary(
-        text=text,
-        visual=VisualVocabulary(**visual) if visual else None,
-        system=config.get("system"),
-    )
+# ---- embeddings ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """A language model's input embeddings, and which rows its training text used."""
+class TokenEmbeddings:
+    """A language model's input embeddings, and the rows that its training text used."""
 
     table: Tensor  # (V, E) float32
     used: Tensor  # (U,) int64, ascending
 
 
-def read_embeddings(path: Path) -> Embeddings:
+def read_embeddings(path: Path) -> TokenEmbeddings:
     """The input embeddings of any causal LM directory, by that one tensor alone.
 
-    A tarkit model knows which rows its text used; of another model every row counts as used.
+    A tarkit model has counted the tokens of its text; of another model every row counts as used.
+    Raises UserError where the directory has no such tensor.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -210,14 +220,14 @@ def read_embeddings(path: Path) -> Embeddings:
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                found = [name for name in names if name in opened.keys()]  # noqa: SIM118 (no dict)
-                table = opened.get_tensor(found[0]).float() if found else None
+                present = [name for name in names if name in opened.keys()]  # noqa: SIM118 (no dict)
+                table = opened.get_tensor(present[0]).float() if present else None
         except SafetensorError as error:
             raise damaged(file, error) from None
         if table is not None:
             counts = read_config(path).get("token_counts")
             used = torch.tensor(counts) > 0 if counts else torch.ones(len(table)).bool()
-            return Embeddings(table, used.nonzero()[:, 0])
+            return TokenEmbeddings(table, used.nonzero()[:, 0])
     raise UserError(
         f"no embedding table in {path}: looked for {', '.join(names)}",
         hint="name the directory of a causal language model with --lm",

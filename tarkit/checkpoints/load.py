@@ -1,4 +1,7 @@
-"""Models read from a directory or a published file: the image VQ, the encoder, TA-Tok, AR-DTok."""
+"""The models that are tarkit's own, loaded: the image VQ, the encoder, TA-Tok and AR-DTok.
+
+Each is read from a model directory (directory.py) or from a published file (published.py).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -32,6 +34,7 @@ from tarkit.images import resize as resize_picture
 from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.encoder import VisionEncoder
+from tarkit.models.pixels import from_unit, to_unit
 from tarkit.models.ta_tok import TaTok
 from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale
@@ -49,35 +52,35 @@ def _load(
     build: Callable[[Any], ModuleT],
     dtype: torch.dtype = torch.float32,
 ) -> tuple[ModuleT, str]:
-    """A model in eval mode, and what identifies it: the sha256 of its weights."""
+    """A model in eval mode and its identity, the sha256 of its weights."""
     if path.is_file():
-        found = read_published(path)
-        return _published(found, path, kind, build, dtype), file_sha256(path)
+        model = _from_published(read_published(path), path, kind, build, dtype)
+        return model, file_sha256(path)
     config = read_config(path, kind)
     model = _empty(build, read_arch(MODELS[kind][0], path, config))
     return fill_directory(model, read_weights(path, dtype), path), str(config["sha256"])
 
 
-def check_published(found: Published, path: Path) -> None:
+def check_published(published: Published, path: Path) -> None:
     """UserError where a published file's weights do not fit its own sizes."""
-    fill(_empty(MODELS[found.kind][1], found.arch), found.state, path, REFETCH)
+    fill(_empty(MODELS[published.kind][1], published.arch), published.state, path, REFETCH)
 
 
-def _published(
-    found: Published,
+def _from_published(
+    published: Published,
     path: Path,
     kind: str,
     build: Callable[[Any], ModuleT],
     dtype: torch.dtype,
 ) -> ModuleT:
     """The model of a published file's content; UserError where it is of another kind."""
-    if found.kind != kind:
+    if published.kind != kind:
         raise UserError(
-            f"{path} is a published {found.kind}, where a model of kind {kind} is needed",
+            f"{path} is a published {published.kind}, where a model of kind {kind} is needed",
             hint=f"tarkit models convert {path} --out DIR",
         )
-    state = in_precision(found.state, dtype)
-    return fill(_empty(build, found.arch), state, path, REFETCH)
+    state = in_precision(published.state, dtype)
+    return fill(_empty(build, published.arch), state, path, REFETCH)
 
 
 def load_vqvae(path: Path) -> Vqvae:
@@ -86,7 +89,7 @@ def load_vqvae(path: Path) -> Vqvae:
 
 
 def load_encoder(path: Path) -> VisionEncoder:
-    """A vision encoder in eval mode, float32."""
+    """A vision encoder in eval mode, float32; `path` is a model directory."""
     return _load(Path(path), "encoder", VisionEncoder)[0]
 
 
@@ -95,7 +98,7 @@ Resize = Literal["pil-bicubic", "bilinear", "bilinear-noaa"]
 
 @dataclass(frozen=True)
 class LoadedTaTok:
-    """TA-Tok and what identifies its codes."""
+    """TA-Tok and the sha256 that identifies its codes."""
 
     model: TaTok
     sha256: str
@@ -121,7 +124,7 @@ class LoadedTaTok:
         Pictures of another size are resized, the whole of each to a square. The three published
         ways give other codes: "pil-bicubic" is what the published language model was trained with,
         "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
-        antialiasing) with earlier ones. Raises ValueError for pixels that are none.
+        antialiasing) with earlier ones. Raises ValueError for pixels outside [0, 1].
         """
         pixels = self.sized(images, resize)
         return self.encode_scales(pixels, [Scale(scale)])[Scale(scale)]
@@ -146,12 +149,11 @@ class LoadedTaTok:
         if tuple(images.shape[-2:]) == size:
             return images
         if resize == "pil-bicubic":
-            rows = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             sized = [
-                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash")) for row in rows
+                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash"))
+                for row in from_unit(images)
             ]
-            stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2)
-            return stacked.to(images.device).float() / 255
+            return to_unit(sized, images.device)
         if resize not in ("bilinear", "bilinear-noaa"):
             raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
         # Resized as the model sees them, in [-1, 1], as the published scripts do.
@@ -175,5 +177,5 @@ def load_ta_tok(path: Path) -> LoadedTaTok:
 
 
 def load_ar_dtok(path: Path, dtype: torch.dtype = torch.float32) -> ArDtok:
-    """An autoregressive de-tokenizer, likewise; its weights may be kept in half precision."""
+    """An AR-DTok in eval mode, in `dtype`; `path` is a model directory or a published file."""
     return _load(Path(path), "ar_dtok", ArDtok, dtype)[0]

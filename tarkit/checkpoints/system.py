@@ -1,4 +1,4 @@
-"""A whole Tar on disk: the numbers it is assembled with, and what its parts are known by."""
+"""A whole Tar on disk: the numbers it draws with, and the sha256 of each of its parts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pydantic
 
 from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import CONFIG, read_config
-from tarkit.checkpoints.hub import Places, weight_files
+from tarkit.checkpoints.hub import ModelPaths, weight_files
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.vocab import Scale
 
 
 class Sampling(Config):
-    """Every number that decides a draw; nothing is inherited from anywhere.
+    """Every number that decides a draw; none comes from a model's own files.
 
     The defaults are the published scripts': the language model's, then the de-tokenizer's.
     """
@@ -29,7 +29,7 @@ class Sampling(Config):
     guidance: float = 4.0
     """Classifier-free guidance of the de-tokenizer; 1 is off."""
     dtok_temperature: float = 1.0
-    """AR-DTok's own draw; Dif-DTok reads none of these three."""
+    """These three are AR-DTok's; Dif-DTok reads none of them."""
     dtok_top_k: int = 0
     dtok_top_p: float = 1.0
     dif_steps: int = 20
@@ -53,7 +53,7 @@ ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR
 
 
 def read_defaults(path: Path) -> AssembleConfig:
-    """What the config.json of an assembled model says beside its kind."""
+    """The settings in the config.json of an assembled model; UserError for any that do not fit."""
     config = read_config(path, "tar")
     try:
         return AssembleConfig.model_validate({k: v for k, v in config.items() if k != "kind"})
@@ -63,12 +63,13 @@ def read_defaults(path: Path) -> AssembleConfig:
 
 
 def identity_of(part: str, path: Path) -> str:
-    known_by = read_config(path).get("sha256") if (path / CONFIG).exists() else None
-    return str(known_by or "+".join(_digests(part, path).values()))
+    """A part's sha256: the one in its config.json, else of its weights files."""
+    sha256 = read_config(path).get("sha256") if (path / CONFIG).exists() else None
+    return str(sha256 or "+".join(_digests(part, path).values()))
 
 
-def fingerprints(places: Places) -> dict[str, str]:
-    """sha256 of every weights file of a model that need not be loaded, by part."""
+def fingerprints(places: ModelPaths) -> dict[str, str]:
+    """sha256 of every weights file by part; the model is not loaded."""
     return {
         name: digest
         for part, path in places.parts.items()

@@ -5,14 +5,13 @@ stdout is data (the path written, or JSON with --json), stderr is progress and c
 codes: 0 done, 1 failed, 2 misuse, 3 finished with failed rows, 130 interrupted.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tarkit.cli import curate, evaluate, inference, models, report, train
-from tarkit.cli.command import guarded, new_group
+from tarkit.cli.command import WORDS, guarded, new_group
 
 app = new_group(
     "The whole chain of Tar: curate pictures, train each part, encode, generate, describe, score."
@@ -27,6 +26,14 @@ app.add_typer(models.export, name="export")
 app.add_typer(models.models, name="models")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tarkit.config import provenance
+
+        typer.echo(provenance()["tarkit"])
+        raise typer.Exit
+
+
 @app.callback()
 def _engine(
     context: typer.Context,
@@ -39,10 +46,16 @@ def _engine(
             "tarkit --engine FILE curate caption ...",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     if engine is None or context.invoked_subcommand is None:
         return
-    words = sys.argv[1:]
+    words = list(context.meta[WORDS])
     at = next(n for n, word in enumerate(words) if word.split("=")[0] == "--engine")
     del words[at : at + (1 if "=" in words[at] else 2)]
 
@@ -51,7 +64,7 @@ def _engine(
 
         return run(engine, words)
 
-    raise typer.Exit(guarded(spread))
+    raise typer.Exit(guarded(spread, context.meta[WORDS]))
 
 
 def main() -> None:

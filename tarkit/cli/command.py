@@ -3,43 +3,90 @@
 import dataclasses
 import functools
 import inspect
+import logging
 import shlex
-import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
+from tarkit.artifacts.commands import append_command
 from tarkit.errors import UserError
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 
+LOG = logging.getLogger("tarkit")
+WORDS = "tarkit.words"  # the key of a context under which its root keeps them
+
+
+class _Group(TyperGroup):
+    """A group of commands; as the root it keeps the words that the process was given."""
+
+    def make_context(
+        self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        words = list(args)  # parsing empties the list
+        context = super().make_context(info_name, args, parent=parent, **extra)
+        context.meta.setdefault(WORDS, words)  # one dictionary for the root and all below it
+        return context
+
 
 def new_group(help_text: str, **options: Any) -> typer.Typer:
     return typer.Typer(
-        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, **options
+        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, cls=_Group, **options
     )
 
 
-def command(group: typer.Typer, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def command(
+    group: typer.Typer, name: str, *, recorded_in: str | None = "out"
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register a function that returns its exit status.
 
     A parameter whose type is a dataclass is a bundle of options: the command has an option for each
     of its fields, and the function gets them as one object. A UserError becomes a sentence.
+
+    `recorded_in` names the parameter with the directory whose commands.jsonl gets the command line;
+    None for directories that other programs read or that are given away, where it is a stray file.
     """
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         flat = unbundled(function)
 
         @functools.wraps(flat)
-        def exiting(**options: Any) -> int:
-            raise typer.Exit(guarded(lambda: flat(**options)))
+        def exiting(context: typer.Context, **options: Any) -> int:
+            words = context.meta[WORDS]
+            status = guarded(lambda: flat(**options), words)
+            folder = options.get(recorded_in) if recorded_in else None
+            if status in (0, FAILED_ROWS) and folder and not options.get("dry_run"):
+                _record(folder, words)
+            raise typer.Exit(status)
 
+        _set_parameters(
+            exiting,
+            [
+                inspect.Parameter(
+                    "context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+                ),
+                *inspect.signature(flat).parameters.values(),
+            ],
+        )
         group.command(name)(exiting)
         return function
 
     return register
+
+
+def _record(folder: Path, words: Sequence[str]) -> None:
+    """Write the command line into the directory that it wrote; a failure is only logged."""
+    if not folder.is_dir():  # a picture, say
+        return
+    try:
+        append_command(folder, ["tarkit", *words])
+    except OSError as error:
+        LOG.debug("the command is not recorded in %s: %s", folder, error)
 
 
 def unbundled(function: Callable[..., int]) -> Callable[..., int]:
@@ -72,14 +119,21 @@ def unbundled(function: Callable[..., int]) -> Callable[..., int]:
             options[name] = kind(**{field: options.pop(field) for field in fields})
         return function(**options)
 
-    # Typer reads the signature and the annotations, not the code.
-    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = {each.name: each.annotation for each in parameters}
+    _set_parameters(flat, parameters)
     return flat
 
 
-def guarded(function: Callable[[], int]) -> int:
-    """The exit code of a function; a UserError is told with the next command."""
+def _set_parameters(function: Callable[..., int], parameters: list[inspect.Parameter]) -> None:
+    # Typer reads the signature and the annotations, not the code.
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
+    """The exit status of a function; a UserError is printed with the next command.
+
+    `words` are the command's, without `tarkit`: an interrupted command is printed again.
+    """
     try:
         return function()
     except UserError as error:
@@ -88,6 +142,6 @@ def guarded(function: Callable[[], int]) -> int:
             typer.echo(f"next: {error.hint}", err=True)
         return FAILED
     except KeyboardInterrupt:
-        again = shlex.join(["tarkit", *sys.argv[1:]])
+        again = shlex.join(["tarkit", *words])
         typer.echo(f"\nstopped; the same command goes on from here:\n{again}", err=True)
         return INTERRUPTED

@@ -57,7 +57,11 @@ def curate_render(
 @command(group, "ingest")
 def curate_ingest(
     source: Annotated[
-        Path, typer.Argument(help="A folder, a Parquet file with image bytes, or WebDataset tars.")
+        str,
+        typer.Argument(
+            help="A folder, a Parquet file with image bytes, or WebDataset tars: also "
+            "'data-{000..099}.tar', a .txt with a shard a line, and tars at http and https URLs."
+        ),
     ],
     out: Out,
     captions: Annotated[
@@ -72,6 +76,10 @@ def curate_ingest(
             help="csv, jsonl, json: image, question, answer; or LLaVA's conversations.",
         ),
     ] = None,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Also read shards at addresses of your own network."),
+    ] = False,
     *,
     stage: StageOptions,
     dry_run: DryRun = False,
@@ -84,6 +92,7 @@ def curate_ingest(
         source,
         captions=captions,
         questions=questions,
+        allow_private=allow_private,
         out=out,
         config=stage.config,
         overrides=stage.overrides or (),

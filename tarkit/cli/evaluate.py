@@ -112,7 +112,7 @@ def eval_prepare(
     return 0
 
 
-@command(group, "generate")
+@command(group, "generate", recorded_in="run")
 def eval_generate(
     run: RunDir,
     *,
@@ -136,7 +136,7 @@ def eval_generate(
     return 0
 
 
-@command(group, "answer")
+@command(group, "answer", recorded_in="run")
 def eval_answer(
     run: RunDir,
     *,
@@ -159,7 +159,7 @@ def eval_answer(
     return 0
 
 
-@command(group, "score")
+@command(group, "score", recorded_in="run")
 def eval_score(
     run: RunDir,
     scorer: Scorer = None,
@@ -191,7 +191,7 @@ def eval_score(
     return scored(done, as_json)
 
 
-@command(group, "export")
+@command(group, "export", recorded_in=None)
 def eval_export(
     run: RunDir,
     out: Out,
@@ -210,7 +210,7 @@ def eval_export(
     return 0
 
 
-@command(group, "collect")
+@command(group, "collect", recorded_in="run")
 def eval_collect(
     run: RunDir,
     file: Annotated[Path, typer.Argument(help="What the scorer wrote.")],

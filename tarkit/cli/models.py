@@ -131,7 +131,7 @@ def models_convert(
     return trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
 
 
-@command(export, "hf")
+@command(export, "hf", recorded_in=None)
 def export_hf(
     model: Annotated[str, typer.Argument(metavar="NAME|DIR", help="A model, as --model takes it.")],
     out: Out,

@@ -37,7 +37,7 @@ def version(as_json: Json = False) -> int:
     return 0
 
 
-@command(group, "report")
+@command(group, "report", recorded_in=None)
 def report(
     runs: Annotated[
         list[Path],

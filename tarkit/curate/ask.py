@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.map_rows import Result, Todo
-from tarkit.llm.base import Answer, Assistant, AssistantConfig, Question
+from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 from tarkit.llm.load import load
 
 LOG = "answers.jsonl"
@@ -62,7 +62,7 @@ class LazyAssistant:
     def __init__(self, make: Callable[[], Assistant]) -> None:
         self._make = make
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         return self._assistant.answer(questions)
 
     @functools.cached_property
@@ -83,7 +83,7 @@ def ask(
     *,
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], Question],
+    question: Callable[[Todo, int], LlmQuestion],
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
@@ -100,7 +100,7 @@ def _ask_window(
     window: Sequence[Todo],
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], Question],
+    question: Callable[[Todo, int], LlmQuestion],
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
@@ -108,7 +108,7 @@ def _ask_window(
     reasons: dict[int, str] = {}
     costs: dict[int, collections.Counter[str]] = {t.place: collections.Counter() for t in window}
     for number in range(config.tries):
-        questions: list[tuple[Todo, Question]] = []
+        questions: list[tuple[Todo, LlmQuestion]] = []
         for item in remaining:
             try:
                 questions.append((item, question(item, number)))

@@ -18,13 +18,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Todo, map_rows
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
 from tarkit.errors import UserError
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
+from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -151,20 +152,22 @@ def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("key", "parent_key", "source", "licence")}
 
 
-def _question(config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int) -> Question:
-    seed = seed_of(config.seed, todo.row["key"], number)
+def _question(
+    config: CaptionConfig, examples: Sequence[str], todo: Todo, number: int
+) -> LlmQuestion:
+    seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "rewrite":
         if not todo.row["prompt"]:
             raise Refused("it has no prompt")
         instruction = functools.partial(REWRITE.format, config.max_words)
         turns = tuple((instruction(prompt), rewritten) for prompt, rewritten in REWRITTEN)
-        return Question(instruction(todo.row["prompt"]), seed=seed, shown=turns)
+        return LlmQuestion(instruction(todo.row["prompt"]), seed=seed, examples=turns)
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
-        rng = random.Random(seed_of(config.seed, todo.row["key"], 0))
+        rng = random.Random(row_seed(config.seed, todo.row["key"], 0))
         text = INSTRUCTION.format(*rng.sample(examples, NUM_EXAMPLES))
-    return Question(text, seed=seed, blob=todo.blob)
+    return LlmQuestion(text, seed=seed, blob=todo.blob)
 
 
 def _read(

@@ -117,9 +117,10 @@ class ChatsPlan(ShardPlan):
 
     def make(self, artifact: Artifact) -> None:
         documents = self.inputs.documents
-        if documents and documents.num_shown:
+        if documents and documents.num_with_pictures:
+            num_rows = documents.num_with_pictures
             print(
-                f"{documents.path}: {documents.num_shown} rows name pictures and are not used; "
+                f"{documents.path}: {num_rows} rows name pictures and are not used; "
                 "curate ingest --questions takes them",
                 file=sys.stderr,
             )

@@ -24,8 +24,9 @@ from typing import Any
 import pydantic
 from PIL import Image
 
-from tarkit.artifacts.artifact import MAX_MEMBER_BYTES, Artifact, Blob, shard_plan
+from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
+from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config

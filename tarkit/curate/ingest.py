@@ -8,6 +8,7 @@ their bytes; other formats become PNG. A damaged or hostile file is a failed row
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -17,14 +18,17 @@ from typing import Any
 
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, Blob, shard_plan
+from tarkit.artifacts.artifact import Artifact, shard_plan
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
-from tarkit.curate.sources.items import Item, Listing
-from tarkit.curate.sources.tables import add_captions, add_questions
+from tarkit.curate.sources.annotations import add_captions, add_questions
+from tarkit.curate.sources.items import Listing, SourceItem
+from tarkit.curate.sources.remote import SourceLost
+from tarkit.curate.sources.shard_names import shown_source
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
@@ -44,16 +48,21 @@ class IngestConfig(Config):
 class IngestPlan(ShardPlan):
     """Takes the pictures of `source_path`: a folder, a Parquet file or tars.
 
+    `source_path` may also name many shards, as `data-{00..99}.tar` or as a .txt with one per line,
+    and tars at http and https URLs. Remote tars are streamed once to list them, in every run, and
+    once more to read them. With `allow_private` their hosts may have private addresses.
+
     `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
     (image, question, answer) name pictures by their path in the source. A captions file may also
     have the columns group, role (target, similar, reference) and template of I2I and TI2I data; all
     pictures of a group must be in one shard.
     """
 
-    source_path: Path
+    source_path: str | Path
     _: KW_ONLY
     captions: Path | None = None
     questions: Path | None = None
+    allow_private: bool = False
 
     kind = "images"
 
@@ -65,13 +74,18 @@ class IngestPlan(ShardPlan):
     def listing(self) -> Listing:
         """The pictures of the source, with their captions and questions."""
         tables = [path for path in (self.captions, self.questions) if path]
-        listing = list_source(self.source_path, besides=tables)
+        listing = list_source(self.source_path, exclude=tables, allow_private=self.allow_private)
         items = listing.items
         if self.captions:
             items = add_captions(items, self.captions)
         if self.questions:
             items = add_questions(items, self.questions)
         return Listing(listing.form, items[: self.limit], listing.notes)
+
+    @cached_property
+    def is_file_or_folder(self) -> bool:
+        """Whether the source is one path here, and not a pattern or a URL of shards."""
+        return os.path.exists(self.source_path)  # unlike Path.exists, takes a name of any length
 
     @property
     def recorded(self) -> Mapping[str, Any]:
@@ -80,6 +94,7 @@ class IngestPlan(ShardPlan):
             "form": self.listing.form,
             "num_pictures": len(self.listing.items),
             "listing_sha256": _fingerprint(self.listing.items),
+            **({} if self.is_file_or_folder else {"source": shown_source(self.source_path)}),
         }
 
     @property
@@ -88,7 +103,7 @@ class IngestPlan(ShardPlan):
 
     @property
     def parents(self) -> Mapping[str, Artifact | Path]:
-        return {"source": self.source_path}
+        return {"source": Path(self.source_path)} if self.is_file_or_folder else {}
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -110,7 +125,7 @@ class IngestPlan(ShardPlan):
             make_shards(job, names, num_workers=self.settings.num_workers, progress=progress)
 
 
-def _fingerprint(items: Sequence[Item]) -> str:
+def _fingerprint(items: Sequence[SourceItem]) -> str:
     """A hash that changes when a picture is added, removed, renamed, resized or described anew."""
     digest = hashlib.sha256()
     for item in items:
@@ -120,13 +135,13 @@ def _fingerprint(items: Sequence[Item]) -> str:
 
 
 def _make_shard(
-    artifact: Artifact, config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    artifact: Artifact, config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> None:
     artifact.write_pictures(name, _pictures(config, items, name, report))
 
 
 def _pictures(
-    config: IngestConfig, items: Sequence[Item], name: str, report: Report
+    config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> Iterator[tuple[dict[str, Any], Blob | None]]:
     first = int(name) * config.shard_size
     for index, item in enumerate(items[first : first + config.shard_size]):
@@ -135,7 +150,9 @@ def _pictures(
         report(1, int(blob is None))
 
 
-def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any], Blob | None]:
+def _picture(
+    item: SourceItem, key: str, config: IngestConfig
+) -> tuple[dict[str, Any], Blob | None]:
     row: dict[str, Any] = {
         "key": key,
         "parent_key": None,
@@ -160,6 +177,8 @@ def _picture(item: Item, key: str, config: IngestConfig) -> tuple[dict[str, Any]
             raise ImageError(item.error)
         blob = item.read()
         picture = decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+    except SourceLost:
+        raise
     except (UserError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return row | {"status": "failed", "error": reason}, None

@@ -21,11 +21,12 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows
 from tarkit.artifacts.plan import RowPlan
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
+from tarkit.seeds import row_seed
 
 INSTRUCTION = """\
 This picture was made from the prompt: {}
@@ -155,7 +156,7 @@ class _JudgedPrompts:
     def prompt_for(self, row: Mapping[str, Any]) -> str | None:
         """The row's own prompt, or for a share of the rows that of another; None without one."""
         own: str | None = row["prompt"]
-        rng = random.Random(seed_of(self._config.seed, row["key"], 0))
+        rng = random.Random(row_seed(self._config.seed, row["key"], 0))
         if not own or rng.random() >= self._config.mismatched:
             return own
         while row["key"] not in self._shard_prompts:
@@ -190,9 +191,9 @@ def _judgements(
 # ---- asking a vision-language model -------------------------------------------------------------
 
 
-def _question(seed: int, todo: Todo, number: int) -> Question:
+def _question(seed: int, todo: Todo, number: int) -> LlmQuestion:
     text = INSTRUCTION.format(todo.row["prompt"])
-    return Question(text, seed=seed_of(seed, todo.row["key"], number), blob=todo.blob)
+    return LlmQuestion(text, seed=row_seed(seed, todo.row["key"], number), blob=todo.blob)
 
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:

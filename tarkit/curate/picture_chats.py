@@ -14,7 +14,6 @@ are `[prompt, *captions]`. Each task asks and answers (`->`):
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pydantic import Field
 
 from tarkit.config import Config
 from tarkit.curate.sources.text import Document
+from tarkit.seeds import chat_seed
 from tarkit.vocab import IMAGE_MARK, judgement_question
 
 ChatTask = Literal["t2i", "i2t", "i2i", "ti2i", "text"]
@@ -104,7 +104,7 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
             error = f"its tokens row failed: {row['error']}"
             yield Chat(key=f"{row['key']}-00", task=None, split=row["split"], error=error)
             continue
-        rng = _generator(config.seed, row["key"])
+        rng = np.random.default_rng(chat_seed(config.seed, row["key"]))
         mates = [mate for mate in groups[row["group"]] if mate != number] if row["group"] else []
         chats = [
             *_t2i(row, number, config),
@@ -243,8 +243,3 @@ def _checked(chat: Chat, *, key: str, split: str | None) -> Chat:
     if error is not None:
         return Chat(key=key, task=chat.task, split=split, error=error)
     return Chat(key=key, task=chat.task, split=split, turns=chat.turns, pictures=chat.pictures)
-
-
-def _generator(seed: int, key: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))

@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, shard_plan
+from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.manifest import file_sha256
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
@@ -272,7 +273,7 @@ def _row(artifact: Artifact, key: str, row: _SourceRow, config: PromptsConfig) -
 def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"the source {source} does not exist")
-    paths = [source] if source.is_file() else sorted(source.iterdir())
+    paths = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
     files = [path for path in paths if path.suffix in READERS and path.is_file()]
     if not files:
         raise UserError(f"{source} is no file of prompts: {', '.join(READERS)} are read")

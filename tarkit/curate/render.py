@@ -9,7 +9,6 @@ picture is the hash of the run's seed, the split and the picture's key, so that
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, Blob, shard_names
+from tarkit.artifacts.artifact import Artifact, shard_names
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
@@ -26,6 +26,7 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
+from tarkit.seeds import scene_seed
 from tarkit.shapes import questions
 from tarkit.shapes.captions import caption_g1, caption_g2, caption_placed, ti2i
 from tarkit.shapes.prompts import caption_g0, caption_related
@@ -151,7 +152,7 @@ def _shard(config: RenderConfig, name: str, report: Report) -> Iterator[Picture]
 
 def _group(config: RenderConfig, key: str) -> Iterator[Picture]:
     """The target, then a similar picture and a reference where the seed says so."""
-    rng = np.random.default_rng([_seed_of(config, key), 1])
+    rng = np.random.default_rng([scene_seed(config.seed, config.split, key), 1])
     scene = sample_scene(rng, split=config.split)
     has_similar = rng.random() < config.similar_share
     wants_reference = rng.random() < config.reference_share
@@ -174,7 +175,7 @@ def _picture(
     role: str = "target",
     template: str | None = None,
 ) -> Picture:
-    seed = _seed_of(config, key)
+    seed = scene_seed(config.seed, config.split, key)
     rng = np.random.default_rng([seed, 2])
     pixels = render(scene, np.random.default_rng(seed))
     height, width, _ = pixels.shape
@@ -239,9 +240,3 @@ def _questions(
             hint=f"--set questions={config.questions - 1}, or more kinds in [question]",
         ) from None
     return [{"question": question, "answer": answer} for question, answer in pairs]
-
-
-def _seed_of(config: RenderConfig, key: str) -> int:
-    """A hash of 63 bits, so that it fits into int64."""
-    text = f"{config.seed}/{config.split}/{key}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -23,11 +23,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.map_rows import Todo, map_rows, seed_of
+from tarkit.artifacts.map_rows import Todo, map_rows
 from tarkit.artifacts.plan import RowPlan
 from tarkit.config import Config, load_config
 from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
+from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -145,13 +146,13 @@ class SplitPlan(RowPlan):
             print(f"split: {summary}", file=sys.stderr)
 
 
-def _question(config: SplitConfig, todo: Todo, number: int) -> Question:
+def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
     prompt = todo.row["prompt"]
-    seed = seed_of(config.seed, todo.row["key"], number)
+    seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "paper":
-        return Question(INSTRUCTION + prompt, seed=seed)
+        return LlmQuestion(INSTRUCTION + prompt, seed=seed)
     turns = tuple((PHRASE_ALONE.format(text), phrase) for text, phrase in EXAMPLES)
-    return Question(PHRASE_ALONE.format(prompt), seed=seed, shown=turns)
+    return LlmQuestion(PHRASE_ALONE.format(prompt), seed=seed, examples=turns)
 
 
 def _read(

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, Blob
-from tarkit.artifacts.map_rows import Row, seed_of
+from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.map_rows import Row
+from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.text_to_image import Painter, PictureRequest, load_painter
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
+from tarkit.seeds import row_seed
 
 
 class SynthesizeConfig(Config):
@@ -135,7 +137,7 @@ def _plan_pictures(
         if _is_split(row):
             prompts.append((row["phrase"], "reference"))
         for number, (prompt, role) in enumerate(prompts):
-            seed = seed_of(config.seed, key, number)
+            seed = row_seed(config.seed, key, number)
             own = {"key": f"{key}-{number}", "role": role, "prompt": prompt, "seed": seed}
             own |= {"template": row["template"] if role == "target" else None, "status": "ok"}
             yield _PlannedPicture(blank | shared | own, PictureRequest(prompt, seed))

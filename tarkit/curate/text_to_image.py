@@ -129,7 +129,7 @@ def load_painter(model: str, *, device: str, precision: str) -> Painter:
         ) from None
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=True
+            model, dtype=dtype, use_safetensors=True
         )
     except Exception as error:  # diffusers raises many kinds of errors for a bad folder
         raise UserError(

@@ -23,8 +23,6 @@ Official scorers need programs of their own age; `tarkit eval collect` brings th
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tarkit.artifacts.files import whole_file, whole_folder
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.choices import _mmmu_json
 from tarkit.eval.benchmarks.dpg import _dpg_grid
@@ -63,13 +62,8 @@ def run(path: Path, *, out: Path, layout: str) -> Path:
         )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; give another --out")
-    target = out.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as draft:
-        folder = Path(draft) / "export"
-        folder.mkdir()
+    with whole_folder(out.resolve()) as folder:
         chosen.write(asked, folder)
-        os.replace(folder, target)
     return out
 
 
@@ -80,7 +74,8 @@ def _adm_npz(asked: Run, folder: Path) -> None:
     """Picture by picture, for 50,000 of 256 x 256 are 10 GB; stored, as `np.savez` would."""
     size = None
     with (
-        zipfile.ZipFile(folder / "samples.npz", "w") as archive,
+        whole_file(folder / "samples.npz") as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
         archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array,
     ):
         for row, _, pictures in _drawn(asked):

@@ -26,6 +26,7 @@ from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST, begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.eval.samples import Failure, read_answers
+from tarkit.seeds import sample_seed
 
 ITEMS = "items.parquet"
 SCHEMA = pa.schema(
@@ -91,9 +92,8 @@ class Run:
     seed: int
 
     def seed_of(self, item: Item, sample: int) -> int:
-        """48 bits that depend on nothing but the run's seed and what the sample is."""
-        text = f"{self.seed}|{self.bench}|{item.id}|{sample}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+        """A seed that depends on nothing but the run's seed and what the sample is."""
+        return sample_seed(self.seed, self.bench, item.id, sample)
 
     def drawn(self) -> list[Drawn]:
         """Every picture there should be, prompts one after the other, `n` pictures each."""

@@ -270,14 +270,12 @@ def _probe_codes(tar: Tar, plan: Plan, scale: Scale) -> dict[str, Any]:
 
 def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pixels -> the image VQ's codes -> pixels, at the size that AR-DTok draws."""
-    import torch
+    from tarkit.models.pixels import from_unit_truncated, to_unit
 
     dtok: ArDetokenizer = tar.dtok  # type: ignore[assignment]  # what an evaluation loads
-    sized = np.stack([to_uint8(resize(picture, dtok.size_px, "squash")) for picture in pictures])
-    pixels = torch.from_numpy(sized).permute(0, 3, 1, 2).to(tar.device).float() / 255
-    decoded = dtok.vqvae.decode(dtok.vqvae.encode(pixels))
-    drawn = (decoded * 255).to(torch.uint8).permute(0, 2, 3, 1)  # truncated, as Tar.draw does
-    return [Image.fromarray(array) for array in drawn.cpu().numpy()]
+    sized = [to_uint8(resize(picture, dtok.size_px, "squash")) for picture in pictures]
+    decoded = dtok.vqvae.decode(dtok.vqvae.encode(to_unit(sized, tar.device)))
+    return [Image.fromarray(row) for row in from_unit_truncated(decoded)]
 
 
 # - scores -

@@ -216,7 +216,7 @@ def _strict(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     try:
         model, told = cls.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

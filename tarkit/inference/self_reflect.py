@@ -9,7 +9,6 @@ is how much likelier the codes are after the prompt than after none, which needs
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,6 +20,7 @@ from torch import Tensor
 from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.inference.tar import Tar
+from tarkit.seeds import sample_seed
 from tarkit.vocab import Scale, judgement_question
 
 JudgeName = Literal["yes", "gain"]
@@ -68,8 +68,7 @@ def candidate_seed(seed: int, number: int) -> int:
     """The seed of a picture's candidate; the first has the picture's own."""
     if number == 0:
         return seed
-    text = f"{seed}|candidate|{number}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+    return sample_seed(seed, "candidate", number)
 
 
 def judge(tar: Tar, codes: Tensor, prompts: Sequence[str], by: JudgeName) -> list[float]:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of, read_config
-from tarkit.checkpoints.hub import DtokName, Places, find
+from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.checkpoints.system import (
@@ -35,6 +35,8 @@ from tarkit.errors import UserError
 from tarkit.images import resize
 from tarkit.inference.detokenizers import ArDetokenizer, DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.models.pixels import from_unit_truncated, to_unit
+from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
 YES = ("yes", "Yes", "YES")
@@ -56,7 +58,7 @@ class Tar:
     """What pictures are drawn at."""
     read_scale: Scale
     """What pictures are read at, to answer questions about them."""
-    places: Places
+    places: ModelPaths
     sha256: str
     """Identity of the tokenizer, as codes carry it."""
 
@@ -136,8 +138,7 @@ class Tar:
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
         sized = [np.asarray(resize(i.convert("RGB"), self.size_px, "squash")) for i in images]
-        stacked = torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2).to(self.device)
-        return stacked.float() / 255
+        return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
@@ -175,7 +176,9 @@ class Tar:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            generator=[_generator(seed, "words") for seed in seeds],
+            generator=[
+                torch.Generator().manual_seed(generator_seed(seed, "words")) for seed in seeds
+            ],
             guidance=sampling.prompt_guidance,
             unguided=[empty] * len(ids),
         )
@@ -199,7 +202,9 @@ class Tar:
         """TA-Tok codes (B, N) of any one scale -> pictures, by the de-tokenizer."""
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
-        generators = [_generator(seed, "pixels") for seed in seeds]
+        generators = [
+            torch.Generator().manual_seed(generator_seed(seed, "pixels")) for seed in seeds
+        ]
         if isinstance(self.dtok, ArDetokenizer):
             pixels = self.dtok.draw(
                 condition,
@@ -218,9 +223,7 @@ class Tar:
                 steps=sampling.dif_steps,
                 generators=generators,
             )
-        # Truncated to bytes, not rounded, as the published program does.
-        rows = (pixels * 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return [Image.fromarray(a) for a in rows.cpu().numpy()]
+        return [Image.fromarray(row) for row in from_unit_truncated(pixels)]
 
     def imagine(
         self,
@@ -331,12 +334,6 @@ class Tar:
         ]
 
 
-def _generator(seed: int, use: str) -> torch.Generator:
-    """A generator of its own for each use of a seed, so that neither disturbs the other."""
-    offset = {"words": 0, "pixels": 1}[use]
-    return torch.Generator().manual_seed(2 * seed + offset)
-
-
 def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
     made_for = read_config(part).get("tokenizer_sha256")
     if made_for != ta_tok.sha256:
@@ -348,7 +345,7 @@ def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
 
 
 def _check_sizes(
-    places: Places,
+    places: ModelPaths,
     mllm: LoadedMllm,
     ta_tok: LoadedTaTok,
     dtok: ArDetokenizer | DifDetokenizer | None,

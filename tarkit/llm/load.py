@@ -1,4 +1,4 @@
-"""The language model behind a name: of a server, or loaded here."""
+"""Loads a language model by its name: on a server, or on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def load(
     device: str = "cpu",
     precision: str = "float32",
 ) -> Assistant:
-    """The model behind a name: of a server, or loaded here by transformers (a folder or hub id).
+    """The model `model` of a server, or without one the folder or hub id, loaded by transformers.
 
-    `sees`: it is asked about pictures. Raises UserError where it cannot be had.
+    `sees` is True for questions with pictures. Raises UserError when it cannot be loaded.
     """
     if server is not None:
         from tarkit.llm.server import ServerAssistant

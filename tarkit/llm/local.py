@@ -1,11 +1,13 @@
-"""A writing model loaded here by transformers: a causal language model, or one that sees pictures.
+"""A language model on this machine, loaded by transformers: text only, or with vision.
 
-No code of a repository is run, and only safetensors are read. Pictures are prepared by Pillow:
-torchvision is neither needed nor used, so the processors that want it are built by hand.
+No code from a model's repository runs, and weights are read from safetensors only. Pillow prepares
+the pictures, without torchvision; for Qwen2-VL, whose processor needs torchvision, the inputs are
+built here.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,19 +17,22 @@ from torch import Tensor
 from tarkit.checkpoints.directory import precision_of
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
-from tarkit.llm.base import Answer, Assistant, AssistantConfig, Question
+from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
 MAX_PICTURE_PX = 1024
-"""Longer sides are made this long before a picture is shown."""
+"""A picture with a longer side is made smaller, to this, before the model sees it."""
 
 
 def load_local(
     model: str, *, config: AssistantConfig, sees: bool, device: str, precision: str
 ) -> Assistant:
-    """The model of a folder or hub id; UserError where it is not there or is no such model."""
+    """The model of a folder or hub id.
+
+    Raises UserError when it is missing, of another kind, or has no chat template.
+    """
     import transformers
 
     dtype = precision_of(precision)
@@ -47,7 +52,7 @@ def load_local(
             hint="name a folder or hub id, or an OpenAI-compatible --server URL",
         ) from None
     if tokenizer.chat_template is None:
-        raise UserError(f"{model} has no chat template: it is no model that answers")
+        raise UserError(f"{model} has no chat template, so it cannot answer questions")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -56,7 +61,7 @@ def load_local(
 
 
 def _model_type(model: str) -> str:
-    """What config.json says; "" where it is not on this disk and a processor is left to decide."""
+    """The model_type of config.json; "" when there is no such file, and AutoProcessor decides."""
     from transformers import PretrainedConfig
 
     try:
@@ -67,75 +72,75 @@ def _model_type(model: str) -> str:
 
 
 class LocalAssistant:
-    """Answers in batches; a batch's draws come from the seed of its first question."""
+    """Answers in batches; the seed of a batch is that of its first question."""
 
     def __init__(
         self,
         network: Any,
         tokenizer: Any,
         processor: Any,
-        by_hand: bool,
+        is_qwen_vl: bool,
         config: AssistantConfig,
         device: str,
     ) -> None:
         self._network, self._tokenizer, self._processor = network, tokenizer, processor
-        self._by_hand, self._config, self._device = by_hand, config, device
+        self._is_qwen_vl, self._config, self._device = is_qwen_vl, config, device
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         size = self._config.batch_size
-        answers: list[Answer] = []
+        answers: list[LlmAnswer] = []
         for start in range(0, len(questions), size):
             answers += self._batch(questions[start : start + size])
         return answers
 
-    def _batch(self, questions: Sequence[Question]) -> list[Answer]:
+    def _batch(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         try:
             inputs = self._inputs(questions)
         except ImageError as error:
             if len(questions) == 1:
-                return [Answer(error=f"the picture cannot be shown: {error}")]
+                return [LlmAnswer(error=f"the picture cannot be shown: {error}")]
             return [answer for question in questions for answer in self._batch([question])]
         greedy = self._config.temperature == 0
-        how: dict[str, Any] = {"do_sample": not greedy}
+        sampling: dict[str, Any] = {"do_sample": not greedy}
         if not greedy:
-            how |= {"temperature": self._config.temperature, "top_p": self._config.top_p}
-            how |= {"top_k": 0}
+            sampling |= {"temperature": self._config.temperature, "top_p": self._config.top_p}
+            sampling |= {"top_k": 0}
         devices = [self._device] if self._device.startswith("cuda") else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(questions[0].seed)
             ids = self._network.generate(
                 **{name: value.to(self._device) for name, value in inputs.items()},
-                **how,
+                **sampling,
                 max_new_tokens=self._config.max_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        asked = inputs["attention_mask"].sum(1).tolist()
-        said = ids[:, inputs["input_ids"].shape[1] :]
-        return [self._read(row, num) for row, num in zip(said, asked, strict=True)]
+        prompt_lengths = inputs["attention_mask"].sum(1).tolist()
+        answers = ids[:, inputs["input_ids"].shape[1] :]
+        return [self._read(row, num) for row, num in zip(answers, prompt_lengths, strict=True)]
 
-    def _read(self, ids: Tensor, num_asked: int) -> Answer:
-        """The text up to the end mark; without one the answer was cut off."""
+    def _read(self, ids: Tensor, num_prompt_tokens: int) -> LlmAnswer:
+        """The text up to the end token; an answer without one was cut off."""
         ends = self._network.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends, self._tokenizer.eos_token_id]
-        found = [place for place, token in enumerate(ids.tolist()) if token in ends]
-        kept = ids[: found[0]] if found else ids
-        text = self._tokenizer.decode(kept, skip_special_tokens=True).strip()
-        error = None if found else "the answer is cut off"
+        positions = [place for place, token in enumerate(ids.tolist()) if token in ends]
+        text_ids = ids[: positions[0]] if positions else ids
+        text = self._tokenizer.decode(text_ids, skip_special_tokens=True).strip()
+        error = None if positions else "the answer is cut off"
         if error is None and not text:
             error = "the answer is empty"
-        return Answer(
+        return LlmAnswer(
             text="" if error else text,
             error=error,
-            num_prompt_tokens=num_asked,
-            num_tokens=len(kept) + len(found[:1]),
+            num_prompt_tokens=num_prompt_tokens,
+            num_tokens=len(text_ids) + len(positions[:1]),
         )
 
-    def _inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
-        pictures = [_shown(q.blob) for q in questions if q.blob is not None]
+    def _inputs(self, questions: Sequence[LlmQuestion]) -> Mapping[str, Tensor]:
+        pictures = [_small_picture(q.blob) for q in questions if q.blob is not None]
         if self._processor is None or not pictures:
-            texts = [self._chat(question.text, question.shown) for question in questions]
+            texts = [self._chat(question.text, question.examples) for question in questions]
             return dict(self._tokenizer(texts, return_tensors="pt", padding=True))
-        if self._by_hand:
+        if self._is_qwen_vl:
             return self._qwen_vl([question.text for question in questions], pictures)
         chats = [
             [{"role": "user", "content": [{"type": "text", "text": q.text}, {"type": "image"}]}]
@@ -147,32 +152,33 @@ class LocalAssistant:
         rows = [[picture] for picture in pictures]
         return dict(self._processor(text=texts, images=rows, return_tensors="pt", padding=True))
 
-    def _chat(self, text: str, shown: Sequence[tuple[str, str]] = ()) -> str:
-        """A user's turn as the model was trained to read it; the text can spell no special token.
+    def _chat(self, text: str, examples: Sequence[tuple[str, str]] = ()) -> str:
+        """The chat template filled with the turns, in which no text can spell a special token.
 
-        (`split_special_tokens` would be the tokenizer's way, which not every one has.)
+        The option `split_special_tokens` does the same, but not every tokenizer has it.
         """
-        turns = [self._unmarked(part) for pair in shown for part in pair] + [self._unmarked(text)]
+        turns = [self._unmarked(turn) for turn in (*itertools.chain(*examples), text)]
         messages = [
             {"role": "assistant" if number % 2 else "user", "content": turn}
             for number, turn in enumerate(turns)
         ]
-        made: str = self._tokenizer.apply_chat_template(
+        chat: str = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        return made
+        return chat
 
     def _unmarked(self, text: str) -> str:
+        """`text` with spaces between the letters of every special token that it spells."""
         for mark in map(str, self._tokenizer.added_tokens_decoder.values()):
             text = text.replace(mark, " ".join(mark))
         return text
 
     def _qwen_vl(self, texts: Sequence[str], pictures: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Qwen2-VL's inputs: each picture's mark repeated once for every merged patch."""
-        seen = self._processor(images=list(pictures), return_tensors="pt")
+        """Qwen2-VL's inputs: a picture's placeholder token is repeated for every merged patch."""
+        vision = self._processor(images=list(pictures), return_tensors="pt")
         merged = self._processor.merge_size**2
         prompts = []
-        for text, grid in zip(texts, seen["image_grid_thw"], strict=True):
+        for text, grid in zip(texts, vision["image_grid_thw"], strict=True):
             patches = int(grid.prod()) // merged
             mark = PICTURE.replace(IMAGE_PAD, IMAGE_PAD * patches)
             prompts.append(self._chat(text + "\x00").replace("\x00", mark))
@@ -180,12 +186,12 @@ class LocalAssistant:
         pad = self._tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == pad).int()
         return inputs | {
-            "pixel_values": seen["pixel_values"],
-            "image_grid_thw": seen["image_grid_thw"],
+            "pixel_values": vision["pixel_values"],
+            "image_grid_thw": vision["image_grid_thw"],
         }
 
 
-def _shown(blob: bytes) -> Any:
+def _small_picture(blob: bytes) -> Any:
     picture = decode(blob)
     picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
     return picture

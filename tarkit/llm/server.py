@@ -1,7 +1,7 @@
-"""Any server that speaks the OpenAI protocol: vLLM, SGLang, `transformers serve`.
+"""A language model on any server with the OpenAI protocol: vLLM, SGLang, `transformers serve`.
 
-An HTTP 200 proves nothing: servers are known to drop what they do not support, so an answer is
-checked by whoever asked. What is retried here is the connection, not the content.
+The caller checks the content of an answer: with status 200 a server may have ignored a part of the
+request that it does not support. Only failed connections are retried here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tarkit.errors import UserError
 from tarkit.images import image_format
-from tarkit.llm.base import Answer, AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion
 
 API_KEY = "OPENAI_API_KEY"
 MAX_ANSWER_CHARS = 100_000
@@ -22,7 +22,7 @@ ROLES = ("user", "assistant")
 
 
 class ServerAssistant:
-    """`batch_size` requests are open at a time; the key is the environment's OPENAI_API_KEY."""
+    """At most `batch_size` requests are open; the key is OPENAI_API_KEY of the environment."""
 
     def __init__(self, model: str, url: str, config: AssistantConfig) -> None:
         try:
@@ -32,17 +32,19 @@ class ServerAssistant:
                 "the openai client is not installed", hint="pip install 'tarkit[caption]'"
             ) from None
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"--server {url} is no address", hint="--server http://HOST:8000/v1")
+            raise UserError(
+                f"--server {url} is not an http:// or https:// address",
+                hint="--server http://HOST:8000/v1",
+            )
         self._openai = openai
         self._model, self._url, self._config = model, url, config
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         return asyncio.run(self._all(questions))
 
-    async def _all(self, questions: Sequence[Question]) -> list[Answer]:
+    async def _all(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         gate = asyncio.Semaphore(self._config.batch_size)
         key = os.environ.get(API_KEY, "none")
-        # No body is kept beyond its timeout, and none is retried by two parties at once.
         async with self._openai.AsyncOpenAI(
             base_url=self._url,
             api_key=key,
@@ -51,11 +53,11 @@ class ServerAssistant:
         ) as client:
             return await asyncio.gather(*(self._one(client, gate, q) for q in questions))
 
-    async def _one(self, client: Any, gate: asyncio.Semaphore, question: Question) -> Answer:
+    async def _one(self, client: Any, gate: asyncio.Semaphore, question: LlmQuestion) -> LlmAnswer:
         openai = self._openai
         async with gate:
             try:
-                # The client's own timeout is that of a read: a server that drips never meets it.
+                # The client's timeout is for each read, which a slow server may never reach.
                 async with asyncio.timeout(self._config.timeout_s):
                     reply = await client.chat.completions.create(
                         model=self._model,
@@ -66,19 +68,21 @@ class ServerAssistant:
                         seed=question.seed,
                     )
             except (TimeoutError, openai.APITimeoutError):
-                return Answer(error=f"the server gave no answer: {self._config.timeout_s:g} s")
+                return LlmAnswer(error=f"the server gave no answer: {self._config.timeout_s:g} s")
             except openai.APIStatusError as error:
-                return Answer(error=f"the server refused with {error.status_code}: {_brief(error)}")
+                return LlmAnswer(
+                    error=f"the server refused with {error.status_code}: {_brief(error)}"
+                )
             except openai.APIConnectionError as error:
-                return Answer(error=f"the server cannot be reached: {_brief(error)}")
+                return LlmAnswer(error=f"the server cannot be reached: {_brief(error)}")
             except (openai.OpenAIError, ValueError) as error:
-                return Answer(error=f"the server's answer cannot be read: {_brief(error)}")
+                return LlmAnswer(error=f"the server's answer cannot be read: {_brief(error)}")
         return _read(reply)
 
 
-def _messages(question: Question) -> list[dict[str, Any]]:
+def _messages(question: LlmQuestion) -> list[dict[str, Any]]:
     turns = [
-        (role, text) for pair in question.shown for role, text in zip(ROLES, pair, strict=True)
+        (role, text) for pair in question.examples for role, text in zip(ROLES, pair, strict=True)
     ]
     return [
         *({"role": role, "content": text} for role, text in turns),
@@ -86,7 +90,7 @@ def _messages(question: Question) -> list[dict[str, Any]]:
     ]
 
 
-def _content(question: Question) -> str | list[dict[str, Any]]:
+def _content(question: LlmQuestion) -> str | list[dict[str, Any]]:
     if question.blob is None:
         return question.text
     kind = image_format(question.blob).lower() or "png"
@@ -95,16 +99,16 @@ def _content(question: Question) -> str | list[dict[str, Any]]:
     return [{"type": "text", "text": question.text}, picture]
 
 
-def _read(reply: Any) -> Answer:
-    """The text of a reply of any shape: strangers' servers leave fields out."""
+def _read(reply: Any) -> LlmAnswer:
+    """The text of a reply, any field of which may be missing: servers differ."""
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list) or not choices:
-        return Answer(error="the server's answer has no choices")
-    found = getattr(getattr(choices[0], "message", None), "content", None)
-    text = found if isinstance(found, str) else ""
+        return LlmAnswer(error="the server's answer has no choices")
+    content = getattr(getattr(choices[0], "message", None), "content", None)
+    text = content if isinstance(content, str) else ""
     usage = getattr(reply, "usage", None)
-    asked = getattr(usage, "prompt_tokens", None)
-    said = getattr(usage, "completion_tokens", None)
+    num_prompt_tokens = getattr(usage, "prompt_tokens", None)
+    num_tokens = getattr(usage, "completion_tokens", None)
     error = None
     if not text.strip():
         error = "the answer is empty"
@@ -112,11 +116,11 @@ def _read(reply: Any) -> Answer:
         error = "the answer is cut off"
     elif len(text) > MAX_ANSWER_CHARS:
         error = f"the answer is too long: {len(text)} characters"
-    return Answer(
+    return LlmAnswer(
         text="" if error else text,
         error=error,
-        num_prompt_tokens=asked if isinstance(asked, int) else 0,
-        num_tokens=said if isinstance(said, int) else 0,
+        num_prompt_tokens=num_prompt_tokens if isinstance(num_prompt_tokens, int) else 0,
+        num_tokens=num_tokens if isinstance(num_tokens, int) else 0,
     )
 
 

@@ -116,15 +116,6 @@ def grow(
     return model
 
 
-@torch.no_grad()
-def shrink(model: PreTrainedModel, factor: float) -> None:
-    """Multiply every matrix but the input embeddings and the head by a factor, in place."""
-    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    for parameter in model.parameters():
-        if parameter.dim() == 2 and id(parameter) not in tables:
-            parameter.mul_(factor)
-
-
 class Packed(NamedTuple):
     """Several chats side by side in each row; no chat sees another."""
 
@@ -224,10 +215,10 @@ class _Decoding:
             input_ids=ids,
             attention_mask=self.mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         )
-        self.cache = out.past_key_values
+        self.cache = out.cache
         states: Tensor = out.last_hidden_state[:, -1]
         return states
 

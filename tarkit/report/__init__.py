@@ -1,1 +1,1 @@
-"""Pages and sheets that show what runs made: nothing is computed here that a run did not write."""
+"""One page about runs, and the facts of any folder, from the numbers that commands wrote."""

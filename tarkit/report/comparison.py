@@ -1,4 +1,4 @@
-"""Runs against each other on the items that both judged: paired deltas, task by task."""
+"""The first run against each later one, on the items that both judged: paired differences."""
 
 from __future__ import annotations
 
@@ -7,117 +7,178 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarkit.report.html import Block, Cell, Figure, Paragraph, Section, Side, Table, Tone
-from tarkit.report.metrics import number
-from tarkit.report.runs import Row, Run
+from tarkit.report.blocks import (
+    Cell,
+    Figure,
+    FigureGrid,
+    PageBlock,
+    PageTable,
+    Paragraph,
+    Section,
+    TableRow,
+    Tone,
+)
+from tarkit.report.readers import ScoreRow
+from tarkit.report.runs import RecordedRun
 from tarkit.report.svg import Bar, deltas, signed
+from tarkit.report.values import number
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
 
 PAIRED_NOTE = (
-    "Delta is the later run less the first, over the items of both; its 95 % interval from "
-    "redrawing prompts (pictures, where questions share one), paired. Better and worse count "
-    "prompts that rose and fell, p is the exact two-sided sign test of the two counts. No "
-    "correction is made for the number of rows: of twenty, one falls below p = 0.05 by chance. "
-    "Overall is the mean over tasks. A delta has a colour where its interval leaves zero out and "
-    "p is below 0.05."
+    "Delta is the score of the later run minus that of the first, on the items of both. Its 95 % "
+    "interval comes from redrawing prompts (pictures, where several questions are about one), "
+    "paired. Better and worse are the numbers of prompts that rose and fell; p is the exact "
+    "two-sided sign test of these two. There is no correction for the number of rows: of twenty, "
+    "one falls below p = 0.05 by chance. Overall is the mean over tasks. A delta has a colour "
+    "where its interval excludes zero and p is below 0.05."
 )
-
-
-def comparison(runs: Sequence[Run]) -> list[Section]:
-    """Each later run against the first, suite by suite; none where fewer than two are judged."""
-    blocks: list[Block] = []
-    scored = [each for each in runs if each.scores]
-    for other in scored[1:]:
-        blocks += _pair(scored[0], other)
-    if not blocks:
-        return []
-    return [Section("Comparison", [*blocks, Paragraph(PAIRED_NOTE, "note")], "comparison")]
-
-
-def _pair(first: Run, other: Run) -> list[Block]:
-    blocks: list[Block] = []
-    ceilings: list[tuple[str, Compared]] = []
-    for suite in first.suites():
-        shared = _Shared.of(first, other, suite)
-        if shared is None:
-            continue
-        found = list(shared.compared())
-        if suite.startswith("ceiling_"):
-            ceilings += [(suite.removeprefix("ceiling_"), found[-1][1])]
-            continue
-        title = f"{suite}: {other.name} against {first.name}"
-        blocks.append(_delta_table(title, first.name, other.name, found, note=shared.told))
-        blocks.append(Side([_delta_figure(f"{suite}: delta", found)]))
-    if ceilings:
-        title = f"ceilings: {other.name} against {first.name}"
-        blocks.append(_delta_table(title, first.name, other.name, ceilings, note=""))
-    if not blocks:
-        text = f"{other.name} shares no judged item with {first.name}: nothing is compared."
-        return [Paragraph(text, "note")]
-    return blocks
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Both means and what lies between them."""
+    """The mean scores of the first and the later run, and their paired difference."""
 
     before: float
     after: float
     paired: Paired
 
 
+ComparedTasks = Sequence[tuple[str, Compared]]
+
+
+def comparison(runs: Sequence[RecordedRun]) -> list[Section]:
+    """One section, or none where fewer than two runs have judged samples."""
+    blocks: list[PageBlock] = []
+    judged = [each for each in runs if each.scores]
+    for later in judged[1:]:
+        blocks += _pair(judged[0], later)
+    if not blocks:
+        return []
+    return [Section("Comparison", [*blocks, Paragraph(PAIRED_NOTE, "note")], "comparison")]
+
+
+def _pair(first: RecordedRun, later: RecordedRun) -> list[PageBlock]:
+    """A table and a plot for each suite of both runs, and one table of all ceilings."""
+    blocks: list[PageBlock] = []
+    ceilings: list[tuple[str, Compared]] = []
+    names = (first.name, later.name)
+    for suite in first.suites():
+        shared = _SharedItems.of(first, later, suite)
+        if shared is None:
+            continue
+        tasks = list(shared.compare())
+        if suite.startswith("ceiling_"):
+            _, over_all_tasks = tasks[-1]
+            ceilings.append((suite.removeprefix("ceiling_"), over_all_tasks))
+            continue
+        title = f"{suite}: {later.name} against {first.name}"
+        blocks.append(_delta_table(title, names, tasks, note=shared.note))
+        blocks.append(FigureGrid([_delta_figure(f"{suite}: delta", tasks)]))
+    if ceilings:
+        title = f"ceilings: {later.name} against {first.name}"
+        blocks.append(_delta_table(title, names, ceilings, note=""))
+    if not blocks:
+        text = f"{later.name} shares no judged item with {first.name}: nothing is compared."
+        return [Paragraph(text, "note")]
+    return blocks
+
+
+# ---- items --------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _Shared:
-    """What two runs say of the items of one suite that both have, an item a place."""
+class _JudgedItem:
+    """An item of a suite; `score` is the share of its samples that are correct."""
+
+    task: str
+    prompt: str
+    cluster: str
+    score: float
+
+
+def _judged_items(run: RecordedRun, suite: str) -> dict[str, _JudgedItem]:
+    rows: dict[str, list[ScoreRow]] = {}
+    for row in run.scores:
+        if row["suite"] == suite and row["correct"] is not None:
+            rows.setdefault(row["item"], []).append(row)
+    return {
+        item: _JudgedItem(
+            samples[0]["task"],
+            samples[0]["prompt"],
+            _cluster(samples[0]),
+            sum(bool(row["correct"]) for row in samples) / len(samples),
+        )
+        for item, samples in rows.items()
+    }
+
+
+def _cluster(row: ScoreRow) -> str:
+    """The name of what samples share: a prompt, or the picture (its seed) of several questions."""
+    if row["file"] or row["seed"] is None:
+        return f"prompt {row['prompt']}"
+    return f"picture {row['seed']}"
+
+
+@dataclass(frozen=True)
+class _SharedItems:
+    """The items of a suite that both runs judged, one a place; `note` counts those left out."""
 
     tasks: Sequence[str]
     clusters: Sequence[str]
     before: Sequence[float]
     after: Sequence[float]
-    told: str
+    note: str
 
     @classmethod
-    def of(cls, first: Run, other: Run, suite: str) -> _Shared | None:
-        mine, theirs = _items(first, suite), _items(other, suite)
-        both = [item for item in mine if item in theirs]
-        # An item of one name and another prompt is another item.
-        alike = [item for item in both if mine[item].asked == theirs[item].asked]
-        if not alike:
+    def of(cls, first: RecordedRun, later: RecordedRun, suite: str) -> _SharedItems | None:
+        """None where the runs share no item."""
+        items, others = _judged_items(first, suite), _judged_items(later, suite)
+        both = [item for item in items if item in others]
+        # Items of one name but with another task or prompt are different items.
+        shared = [
+            item
+            for item in both
+            if (items[item].task, items[item].prompt) == (others[item].task, others[item].prompt)
+        ]
+        if not shared:
             return None
-        told = f"{len(alike)} shared items"
-        single = len(mine) + len(theirs) - 2 * len(both)
-        told += f"; {single} that only one run has are left out" if single else ""
-        differ = len(both) - len(alike)
-        told += f"; {differ} of one name but other prompts are left out" if differ else ""
+        note = f"{len(shared)} shared items"
+        num_single = len(items) + len(others) - 2 * len(both)
+        note += f"; {num_single} that only one run has are left out" if num_single else ""
+        num_differing = len(both) - len(shared)
+        other = f"; {num_differing} of one name but other prompts are left out"
+        note += other if num_differing else ""
         return cls(
-            [mine[item].task for item in alike],
-            [mine[item].cluster for item in alike],
-            [mine[item].value for item in alike],
-            [theirs[item].value for item in alike],
-            told + ".",
+            tasks=[items[item].task for item in shared],
+            clusters=[items[item].cluster for item in shared],
+            before=[items[item].score for item in shared],
+            after=[others[item].score for item in shared],
+            note=f"{note}.",
         )
 
-    def compared(self) -> Iterator[tuple[str, Compared]]:
-        """A row a task, and last one over all: GenEval's overall of its tasks, else the mean."""
+    def compare(self) -> Iterator[tuple[str, Compared]]:
+        """Each task, and last all items: GenEval's overall if the tasks are its own, or the mean.
+
+        GenEval's overall is the unweighted mean of its tasks, without the drawn world's own task.
+        """
         names = [task for task in dict.fromkeys(self.tasks) if task]
         names.sort(key=lambda name: TASKS.index(name) if name in TASKS else len(TASKS))
         for name in names if len(names) > 1 else ():
-            yield name, self._over([task == name for task in self.tasks])
-        six = [task in TASKS for task in self.tasks]
+            yield name, self._compare([task == name for task in self.tasks])
         known = {task for task in names if task != COLOR_POSITION}
         if known and known <= set(TASKS):
-            over = f"overall over {len(known)} tasks" if len(known) < len(TASKS) else "overall"
-            yield over, self._over(six, by_task=True)
+            name = f"overall over {len(known)} tasks" if len(known) < len(TASKS) else "overall"
+            yield name, self._compare([task in TASKS for task in self.tasks], by_task=True)
         else:
-            yield "all", self._over([True] * len(self.tasks))
+            yield "all", self._compare([True] * len(self.tasks))
 
-    def _over(self, chosen: Sequence[bool], *, by_task: bool = False) -> Compared:
-        places = [place for place, is_in in enumerate(chosen) if is_in]
-        before, after = ([values[p] for p in places] for values in (self.before, self.after))
+    def _compare(self, is_chosen: Sequence[bool], *, by_task: bool = False) -> Compared:
+        places = np.flatnonzero(is_chosen).tolist()
+        before, after = ([scores[p] for p in places] for scores in (self.before, self.after))
         groups = [self.tasks[place] if by_task else "" for place in places]
         clusters = [self.clusters[place] for place in places]
-        found = paired(before, after, clusters=clusters, groups=groups)
-        return Compared(_mean(before, groups), _mean(after, groups), found)
+        difference = paired(before, after, clusters=clusters, groups=groups)
+        return Compared(_mean(before, groups), _mean(after, groups), difference)
 
 
 def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
@@ -126,77 +187,49 @@ def _mean(values: Sequence[float], groups: Sequence[str]) -> float:
     return float(np.mean([array[names == name].mean() for name in dict.fromkeys(groups)]))
 
 
-@dataclass(frozen=True)
-class _Item:
-    task: str
-    asked: tuple[str, str]
-    cluster: str
-    value: float
-
-
-def _items(run: Run, suite: str) -> dict[str, _Item]:
-    """Each judged item of a suite with the share of its samples that are correct."""
-    rows: dict[str, list[Row]] = {}
-    for row in run.scores:
-        if row["suite"] == suite and row["correct"] is not None:
-            rows.setdefault(row["item"], []).append(row)
-    return {
-        item: _Item(
-            samples[0]["task"],
-            (samples[0]["task"], samples[0]["prompt"]),
-            _cluster(samples[0]),
-            sum(row["correct"] for row in samples) / len(samples),
-        )
-        for item, samples in rows.items()
-    }
-
-
-def _cluster(row: Row) -> str:
-    """What samples share: their prompt, or the picture, by its seed, that questions are about."""
-    if row["file"] or row["seed"] is None:
-        return f"prompt {row['prompt']}"
-    return f"picture {row['seed']}"
+# ---- tables and plots ---------------------------------------------------------------------------
 
 
 def _delta_table(
-    title: str, first: str, other: str, found: Sequence[tuple[str, Compared]], *, note: str
-) -> Table:
-    rows: list[list[Cell | str]] = [
+    title: str, names: tuple[str, str], tasks: ComparedTasks, *, note: str
+) -> PageTable:
+    rows: list[TableRow] = [
         [
             Cell(name, strong=name.startswith(("overall", "all"))),
             number(each.before),
             number(each.after),
-            Cell(
-                signed(each.paired.delta),
-                f"[{signed(each.paired.low)}, {signed(each.paired.high)}]",
-                _direction(each.paired),
-            ),
+            _delta_cell(each.paired),
             str(each.paired.better),
             str(each.paired.worse),
-            _p(each.paired.p),
+            _p_value(each.paired.p),
             f"{each.paired.num_items}",
             f"{each.paired.num_clusters}",
         ]
-        for name, each in found
+        for name, each in tasks
     ]
-    header = ["", first, other, "delta", "better", "worse", "p", "items", "clusters"]
-    return Table(header, rows, title, note)
+    header = ["", *names, "delta", "better", "worse", "p", "items", "clusters"]
+    return PageTable(header, rows, title, note)
 
 
-def _direction(found: Paired) -> Tone:
-    """A colour only where the interval leaves zero out and the sign test agrees.
+def _delta_cell(difference: Paired) -> Cell:
+    ends = f"[{signed(difference.low)}, {signed(difference.high)}]"
+    return Cell(signed(difference.delta), ends, _tone(difference))
 
-    Of one prompt, or few, the bootstrap's interval is too narrow to be believed alone.
+
+def _tone(difference: Paired) -> Tone:
+    """A colour only where the interval excludes zero and the sign test agrees.
+
+    The bootstrap's interval is too narrow to be trusted alone where there are few prompts.
     """
-    if found.p >= 0.05:
+    if difference.p >= 0.05:
         return ""
-    return "good" if found.low > 0 else "bad" if found.high < 0 else ""
+    return "good" if difference.low > 0 else "bad" if difference.high < 0 else ""
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
-def _delta_figure(title: str, found: Sequence[tuple[str, Compared]]) -> Figure:
-    shown = [Bar(name, c.paired.delta, c.paired.low, c.paired.high) for name, c in found]
-    return Figure(deltas(shown), title, "95 % intervals")
+def _delta_figure(title: str, tasks: ComparedTasks) -> Figure:
+    bars = [Bar(name, c.paired.delta, c.paired.low, c.paired.high) for name, c in tasks]
+    return Figure(deltas(bars), title, "95 % intervals")

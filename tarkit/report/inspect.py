@@ -1,12 +1,13 @@
-"""Says what a directory is: kind, counts, failures, settings, lineage, and what is special to it.
+"""`tarkit inspect`: what a folder is, with counts, failures, settings, commands and lineage.
 
-Pictures give a contact sheet, codes their usage and perplexity, a model its parameters and last
-figures, results their table. Reads only; the sheet goes beside the directory, never into it.
+Images get a contact sheet, tokens the usage and perplexity of their codes, a model its parameters
+and last figures, results their table. The folder is only read: the sheet is written next to it.
 """
 
 import json
 import math
 import re
+import shlex
 import struct
 import sys
 from collections import Counter
@@ -19,22 +20,26 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.commands import read_commands
+from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
-from tarkit.images import contact_sheet, decode
+from tarkit.images import contact_sheet, decode, png_bytes
+from tarkit.report.readers import read_log, read_table
 
 MAX_SHEET = 36
 MAX_FAILED = 20
-MOST_NUMBERS = 12  # of a list on one line
-MAX_HEADER_BYTES = 100 << 20  # what safetensors itself allows
-COUNTED = ("status", "split", "role", "task")
+MAX_NUMBERS = 12  # of a list on one line
+MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
+COUNTED_COLUMNS = ("status", "split", "role", "task")
 
 
 def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[str, Any]:
-    """Prints what `path` is to stdout, as text or JSON, and returns the same facts.
+    """Print the facts of a folder to stdout, as text or JSON, and return them.
 
-    `out` is where the contact sheet of an images artifact goes; without it `DIR.png` beside it.
+    `out` is the file of an images artifact's contact sheet, by default `DIR.png` next to the
+    folder. Raises UserError for a folder that tarkit did not make, and for `out` without images.
     """
     facts = describe(path)
     if facts["kind"] == "images":
@@ -46,17 +51,21 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     elif out is not None:
         raise UserError(f"{path} holds {facts['kind']}: only images have a contact sheet")
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        # In ASCII: words of a command that are not UTF-8 could not be written otherwise.
+        print(json.dumps(facts))
     else:
         _show(facts)
     return facts
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The facts of an artifact, model or results directory, as JSON can hold them."""
+    """The facts of an artifact, a model or results, as JSON values.
+
+    Raises UserError for a folder that tarkit did not make.
+    """
     if not path.is_dir():
-        why = "it is a file" if path.exists() else "there is no such folder"
-        raise UserError(f"{path} is no directory of tarkit's: {why}")
+        reason = "it is a file" if path.exists() else "there is no such folder"
+        raise UserError(f"{path} is no folder that tarkit made: {reason}")
     facts: dict[str, Any] = {"path": str(path)}
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
@@ -65,19 +74,21 @@ def describe(path: Path) -> dict[str, Any]:
             facts |= _shards(open_artifact(path))
         facts["settings"] = manifest.get("settings", {})
         facts["lineage"] = _lineage(path)
+    facts["commands"] = read_commands(path)
     if (path / "config.json").exists() or facts.get("kind") == "model":
         facts = {"kind": "model"} | facts | _model(path)
     if (path / "results.json").exists():
-        facts = {"kind": "results"} | facts | {"results": _json(path / "results.json")}
+        facts = {"kind": "results"} | facts | {"results": read_table(path / "results.json")}
     if "kind" not in facts:
         raise UserError(
-            f"{path} is nothing that tarkit made: it has no {MANIFEST}, config.json or results.json"
+            f"{path} is no folder that tarkit made: it has no {MANIFEST}, config.json or "
+            "results.json"
         )
     return facts
 
 
 def draw_sheet(artifact: Artifact, *, count: int = MAX_SHEET) -> Image.Image | None:
-    """The first `count` good pictures with their prompts; None when there are none."""
+    """The first `count` pictures that did not fail, with their prompts; None without any."""
     pictures: list[Image.Image] = []
     captions: list[str] = []
     for name in artifact.shards:
@@ -98,18 +109,18 @@ def _shards(artifact: Artifact) -> dict[str, Any]:
     missing = artifact.missing()
     present = [name for name in artifact.shards if name not in set(missing)]
     counts: dict[str, Counter[str]] = {
-        name: Counter() for name in COUNTED if name in artifact.schema.names
+        name: Counter() for name in COUNTED_COLUMNS if name in artifact.schema.names
     }
     errors: Counter[str] = Counter()
     failed: list[str] = []
-    called = "source" if "source" in artifact.schema.names else "key"
+    label = "source" if "source" in artifact.schema.names else "key"
     for name in present:
-        table = artifact.read(name, [*counts, "error", *{called, "key"}])
+        table = artifact.read(name, [*counts, "error", *{label, "key"}])
         for row in table.filter(pc.is_valid(table["error"])).to_pylist():
-            # One reason with many numbers in it is still one reason.
+            # Reasons that differ only in their numbers count as one reason.
             errors[re.sub(r"\d+", "N", row["error"])] += 1
             if len(failed) < MAX_FAILED:
-                failed.append(f"{row[called] or row['key']}: {row['error']}")
+                failed.append(f"{row[label] or row['key']}: {row['error']}")
         for column, counter in counts.items():
             counter.update(str(value) for value in table[column].to_pylist())
     facts: dict[str, Any] = {
@@ -119,13 +130,14 @@ def _shards(artifact: Artifact) -> dict[str, Any]:
         "failures": dict(errors.most_common(10)),
         "failed": failed,
     }
-    special = {"images": _pictures, "tokens": _codes, "scores": _scores, "chats": _chats}
-    if artifact.kind in special and present:
-        facts |= special[artifact.kind](artifact, present)
+    by_kind = {"images": _pictures, "tokens": _codes, "scores": _scores, "chats": _chats}
+    if artifact.kind in by_kind and present:
+        facts |= by_kind[artifact.kind](artifact, present)
     return facts
 
 
 def _pictures(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
+    """The commonest sizes of the pictures, and the numbers of their texts."""
     sizes: Counter[tuple[int, int]] = Counter()
     texts: Counter[str] = Counter({"prompt": 0, "captions": 0, "questions": 0, "template": 0})
     for name in names:
@@ -142,37 +154,38 @@ def _pictures(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _codes(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
-    """Per scale: codes a picture, the share of the codebook in use, and its perplexity.
+    """For each scale: codes per picture, the share of the codebook in use, and its perplexity.
 
-    Perplexity is exp of the entropy of the codes' frequencies: K when all are used alike.
+    Perplexity is exp of the entropy of the codes' frequencies: K if all K codes are equally common.
     """
     codebook_size = int(artifact.settings["codebook_size"])
     columns = [name for name in artifact.schema.names if name.startswith("codes_")]
-    used: dict[str, Any] = {}
+    usage: dict[str, Any] = {}
     for column in columns:
         counts = np.zeros(codebook_size, dtype=np.int64)
         for name in names:
             codes = artifact.read(name, [column])[column].combine_chunks().flatten().to_numpy()
             counts += np.bincount(codes, minlength=codebook_size)
         shares = counts[counts > 0] / max(1, counts.sum())
-        used[column] = {
+        usage[column] = {
             "per_picture": artifact.schema.field(column).type.list_size,
             "num_used": int((counts > 0).sum()),
             "usage": float((counts > 0).mean()),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0,
         }
-    return {"codebook_size": codebook_size, "codes": used}
+    return {"codebook_size": codebook_size, "codes": usage}
 
 
 def _scores(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """The least, mean and greatest value of each column of scores."""
+    ranges: dict[str, Any] = {}
     for column in artifact.settings["columns"]:
         chunks = [artifact.read(name, [column])[column].drop_null() for name in names]
         values = np.concatenate([chunk.to_numpy() for chunk in chunks])
         if len(values):
             figures = (values.min(), values.mean(), values.max())
-            found[column] = dict(zip(("min", "mean", "max"), map(float, figures), strict=True))
-    return {"scores": found}
+            ranges[column] = dict(zip(("min", "mean", "max"), map(float, figures), strict=True))
+    return {"scores": ranges}
 
 
 def _chats(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
@@ -192,17 +205,17 @@ def _chats(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _lineage(path: Path) -> list[dict[str, Any]]:
-    """Inputs, their inputs and so on, nearest first, each with how it stands today."""
-    found: list[dict[str, Any]] = []
+    """The inputs, their inputs and so on, nearest first, each with its state today."""
+    lineage: list[dict[str, Any]] = []
     seen = {path.resolve()}
-    todo = [path]
-    while todo:
-        here = todo.pop(0)
-        for name, parent in read_manifest(here).get("parents", {}).items():
-            place = (here / parent["path"]).resolve()
-            found.append(
+    folders = [path]
+    while folders:
+        folder = folders.pop(0)
+        for name, parent in read_manifest(folder).get("parents", {}).items():
+            place = (folder / parent["path"]).resolve()
+            lineage.append(
                 {
-                    "of": here.name,
+                    "of": folder.name,
                     "name": name,
                     "kind": parent["kind"],
                     "path": str(place),
@@ -211,16 +224,17 @@ def _lineage(path: Path) -> list[dict[str, Any]]:
             )
             if place not in seen and (place / MANIFEST).exists():
                 seen.add(place)
-                todo.append(place)
-    return found
+                folders.append(place)
+    return lineage
 
 
 def _state(place: Path, sha256: str) -> str:
+    """Whether an input is still there and has the fingerprint that was recorded."""
     if not place.exists():
         return "gone"
     for file in (place / MANIFEST, place, place / "config.json"):
         if file.is_file():
-            return "as it was" if file_sha256(file) == sha256 else "changed since"
+            return "unchanged" if file_sha256(file) == sha256 else "changed since"
     return "not fingerprinted"
 
 
@@ -228,21 +242,21 @@ def _state(place: Path, sha256: str) -> str:
 
 
 def _model(path: Path) -> dict[str, Any]:
-    """config.json, parameters from the weights' header, last figures, and the parts of a system."""
+    """config.json, the parameters in the weights' header, last figures, and a system's parts."""
     facts: dict[str, Any] = {}
     if (path / "config.json").exists():
-        facts["config"] = _json(path / "config.json")
+        facts["config"] = read_table(path / "config.json")
     if (path / "model.safetensors").exists():
         tensors = _safetensors_header(path / "model.safetensors")
         facts["num_parameters"] = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
         facts["dtypes"] = dict(Counter(tensor["dtype"] for tensor in tensors.values()))
         facts["num_bytes"] = (path / "model.safetensors").stat().st_size
-    metrics = path / "metrics.jsonl"
-    if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        if lines:
-            facts["last_metrics"] = json.loads(lines[-1])
-    finished = "num_parameters" in facts
+    log = read_log(path / "metrics.jsonl")
+    if log.rows:
+        facts["last_metrics"] = log.rows[-1]
+    if log.num_damaged_lines:
+        facts["damaged_metrics_lines"] = log.num_damaged_lines
+    has_weights = "num_parameters" in facts
     parts = {
         folder.name: _model(folder)
         for folder in sorted(path.iterdir())
@@ -253,13 +267,13 @@ def _model(path: Path) -> dict[str, Any]:
         facts["num_parameters"] = facts.get("num_parameters", 0) + sum(
             part.get("num_parameters", 0) for part in parts.values()
         )
-    elif not finished:
+    elif not has_weights:
         facts["unfinished"] = True
     return facts
 
 
 def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Names, shapes and types of the tensors, without reading one or importing torch."""
+    """Names, shapes and types of the tensors; reads no tensor and needs no torch."""
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -272,16 +286,9 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
 def _save(sheet: Image.Image, place: Path) -> None:
     try:
-        sheet.save(place, format="PNG")
+        write_whole(place, png_bytes(sheet))
     except OSError as error:
         raise UserError(
             f"the contact sheet cannot be written to {place}: {error.strerror}",
@@ -289,11 +296,11 @@ def _save(sheet: Image.Image, place: Path) -> None:
         ) from None
 
 
-# ---- for people ---------------------------------------------------------------------------------
+# ---- text ---------------------------------------------------------------------------------------
 
 
 def _show(facts: Mapping[str, Any]) -> None:
-    """Two columns, a section for each fact; long values wrap."""
+    """Print two columns, names and values; long values wrap."""
     import rich.box
     import rich.console
     import rich.table
@@ -317,6 +324,9 @@ def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, st
         label = indent + _printable(name.replace("_", " "))
         if name == "lineage":
             yield from _lineage_lines(value)
+        elif name == "commands":
+            for number, argv in enumerate(value):
+                yield label if number == 0 else "", _printable(shlex.join(argv))
         elif isinstance(value, Mapping) and any(map(_is_nested, value.values())):
             yield label, ""
             yield from _lines(value, indent + "  ")
@@ -331,7 +341,7 @@ def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, st
 
 
 def _is_nested(value: Any) -> bool:
-    """Whether it takes more than its part of a line: a table, or a list of texts."""
+    """Whether a value needs lines of its own: a table, or a list of texts."""
     if isinstance(value, list):
         return any(isinstance(item, str) for item in value)
     return isinstance(value, Mapping)
@@ -350,12 +360,12 @@ def _value(value: Any) -> str:
         return f"{value:_}" if value >= 10_000 else str(value)
     if isinstance(value, str):
         return _printable(value)
-    if isinstance(value, list) and len(value) > MOST_NUMBERS:
-        shown = json.dumps(value[:MOST_NUMBERS], ensure_ascii=False)
-        return _printable(f"{shown[:-1]}, ...] ({len(value):_} in all, by --json)")
+    if isinstance(value, list) and len(value) > MAX_NUMBERS:
+        shown = json.dumps(value[:MAX_NUMBERS], ensure_ascii=False)
+        return _printable(f"{shown[:-1]}, ...] ({len(value):_} in all, see --json)")
     return _printable(json.dumps(value, ensure_ascii=False))
 
 
 def _printable(text: str) -> str:
-    """Names and captions are strangers': an escape in them would steer the terminal."""
+    """The text, escaped where it holds characters that would steer the terminal."""
     return text if text.isprintable() else ascii(text)

@@ -1,55 +1,27 @@
-"""One page that says what runs amount to: tables, plots, pictures, comparisons, how to repeat.
+"""`tarkit report`: one page of runs, with tables, plots, pictures, comparisons and commands.
 
-`out/index.html` stands alone, without a script or anything from elsewhere, and `out/report.md`
-holds its tables and texts. A run is a directory with a `results.json`, with or without judged
-samples, or one of a training. The same runs and numbers give the same bytes.
+`out/index.html` stands alone, without a script and without anything from elsewhere;
+`out/report.md` holds its tables and texts. A run is the folder of an evaluation's results, with or
+without judged samples, or of a training. The same runs and options give the same bytes.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
+from tarkit.report.blocks import Page, PageBlock, Paragraph, Section
 from tarkit.report.comparison import comparison
-from tarkit.report.html import (
-    Block,
-    Card,
-    Cell,
-    Code,
-    Folded,
-    Page,
-    Paragraph,
-    Section,
-    Sheet,
-    Table,
-    data_uri,
-    shorten,
-)
-from tarkit.report.metrics import (
-    NOTHING,
-    flattened,
-    known_tables,
-    nested,
-    plots,
-    summary,
-    understanding,
-)
-from tarkit.report.runs import Row, Run, picture_of, read_runs, uncovered
-from tarkit.report.training import training
+from tarkit.report.html import render
+from tarkit.report.metrics import summary, understanding
+from tarkit.report.repeat import repeat_section, report_command, settings_that_differ
+from tarkit.report.run_section import run_section
+from tarkit.report.runs import RecordedRun, incomplete_metrics, read_runs
 
 INDEX, MARKDOWN = "index.html", "report.md"
-CARD_PX = 224
-NUM_ANSWERS = 8
-MAX_TEXT, MAX_SETTING = 240, 2000
 
 
 def run(
@@ -61,323 +33,85 @@ def run(
     seed: int = 0,
     allow_missing: bool = False,
 ) -> Path:
-    """Write the page of the runs; the first is what the others are compared with.
+    """Write the page of the runs and return its path; the others are compared with the first.
 
-    `pictures` judged ones are shown of each run, half correct and half wrong, drawn by `seed`.
-    Raises UserError for a directory that is no run, and where samples are missing unless
-    `allow_missing`.
+    The page shows at most `pictures` judged pictures of each run, half of them correct and half
+    wrong, chosen by `seed`. Raises UserError for a folder that is no run, and for a run that lacks
+    samples unless `allow_missing`.
     """
     if not runs:
         raise UserError("no run is named", hint="tarkit report DIR --out DIR")
-    found = read_runs(runs)
-    if len({each.path.resolve() for each in found}) < len(found):
+    recorded = read_runs(runs)
+    if len({each.path.resolve() for each in recorded}) < len(recorded):
         raise UserError("a run is named twice; a run does not compare with itself")
-    missing = [(each, *gap) for each in found for gap in uncovered(each)]
-    if missing and not allow_missing:
-        where, metric, coverage = missing[0]
+    incomplete = [(each, *metric) for each in recorded for metric in incomplete_metrics(each)]
+    if incomplete and not allow_missing:
+        first, metric, coverage = incomplete[0]
         raise UserError(
-            f"{where.path}: {metric} has a coverage of {coverage:.3f}; what failed is counted as "
-            "wrong, so that its figures are lower than the model's",
+            f"{first.path}: {metric} has a coverage of {coverage:.3f}; samples that failed count "
+            "as wrong, so the figures are lower than the model's",
             hint="make the missing samples (tarkit eval shapes --retry-failed), or show the "
             "figures as they are: --allow-missing",
         )
-    shown = Page(
-        title or ", ".join(each.name for each in found),
-        _subtitle(found),
+    command = report_command(
+        runs, out=out, title=title, pictures=pictures, seed=seed, allow_missing=allow_missing
+    )
+    page = Page(
+        title or ", ".join(each.name for each in recorded),
+        _subtitle(recorded),
         [
-            Section("Summary", [*_gaps(missing), *_summary(found)], "summary"),
+            Section("Summary", [*_warnings(incomplete), *_summary(recorded)], "summary"),
             *(
-                _run(each, f"run{place}", pictures=pictures, seed=seed)
-                for place, each in enumerate(found, 1)
+                run_section(each, f"run{number}", pictures=pictures, seed=seed)
+                for number, each in enumerate(recorded, 1)
             ),
-            *comparison(found),
-            *_differences(found),
-            _repeat(found, _own_command(runs, out, title, pictures, seed, allow_missing)),
+            *comparison(recorded),
+            *settings_that_differ(recorded),
+            repeat_section(recorded, command),
         ],
     )
-    write_whole(out / MARKDOWN, shown.markdown().encode())
-    write_whole(out / INDEX, shown.html().encode())
+    write_whole(out / MARKDOWN, page.markdown().encode())
+    write_whole(out / INDEX, render(page).encode())
     return out / INDEX
 
 
-def _subtitle(runs: Sequence[Run]) -> str:
-    trained = sum(bool(each.log) for each in runs)
-    kinds = [(len(runs) - trained, "result"), (trained, "training")]
-    told = [f"{count} {kind}{'s' if count > 1 else ''}" for count, kind in kinds if count]
+def _subtitle(runs: Sequence[RecordedRun]) -> str:
+    num_trainings = sum(bool(each.log.rows) for each in runs)
+    counts = {"result": len(runs) - num_trainings, "training": num_trainings}
+    parts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count]
     versions = {str(each.versions["tarkit"]) for each in runs if "tarkit" in each.versions}
-    made = f", tarkit {', '.join(sorted(versions))}" if versions else ""
-    return f"{' and '.join(told)}{made}"
+    version = f", tarkit {', '.join(sorted(versions))}" if versions else ""
+    return f"{' and '.join(parts)}{version}"
 
 
-def _gaps(missing: Sequence[tuple[Run, str, float]]) -> list[Block]:
+def _warnings(incomplete: Sequence[tuple[RecordedRun, str, float]]) -> list[PageBlock]:
     return [
         Paragraph(
-            f"{each.name}: {metric} has a coverage of {coverage:.3f}. What failed is counted as "
+            f"{each.name}: {metric} has a coverage of {coverage:.3f}. Samples that failed count as "
             "wrong.",
             "warning",
         )
-        for each, metric, coverage in missing
+        for each, metric, coverage in incomplete
     ]
 
 
-def _summary(runs: Sequence[Run]) -> list[Block]:
+def _summary(runs: Sequence[RecordedRun]) -> list[PageBlock]:
     with_metrics = [each for each in runs if each.metrics]
     if not with_metrics:
-        return [Paragraph("Trainings alone: no run here holds metrics.", "note")]
+        return [Paragraph("These are trainings: no run here has metrics.", "note")]
     unlike = [
         name
         for name in dict.fromkeys(name for each in with_metrics for name in each.metrics)
-        if _are_unlike([each for each in with_metrics if name in each.metrics], name)
+        if _have_other_items([each for each in with_metrics if name in each.metrics], name)
     ]
     names = [each.name for each in with_metrics]
     metrics = [each.metrics for each in with_metrics]
     return [summary(names, metrics, unlike=unlike), *understanding(metrics)]
 
 
-def _are_unlike(runs: Sequence[Run], metric: str) -> bool:
+def _have_other_items(runs: Sequence[RecordedRun], metric: str) -> bool:
+    """Whether two of the runs have judged samples of a metric's suite, but of different items."""
     suite = metric.partition("@")[0]
     items = [{row["item"] for row in each.scores if row["suite"] == suite} for each in runs]
     known = [each for each in items if each]
     return any(one != other for one, other in combinations(known, 2))
-
-
-# ---- one run ------------------------------------------------------------------------------------
-
-
-def _run(run: Run, anchor: str, *, pictures: int, seed: int) -> Section:
-    blocks: list[Block] = [*_metrics(run), *training(run)]
-    blocks += _sheet(run, pictures=pictures, seed=seed)
-    blocks += _answers(run, seed=seed)
-    return Section(run.name, blocks, anchor, lead=_settings_line(run))
-
-
-def _settings_line(run: Run) -> str:
-    """The settings that fit into a sentence; all of them stand at the end of the page."""
-    short = {name: text for name, text in flattened(run.settings) if len(text) <= 24}
-    names = ("stage", "split", "n", "limit", "scale", "read_scale", "seed", "steps", "batch_size")
-    told = [f"{name} {short[name]}" for name in names if name in short and short[name] != "null"]
-    return ", ".join(told)
-
-
-def _metrics(run: Run) -> list[Block]:
-    if not run.metrics:
-        return []
-    blocks = plots(run.metrics)
-    own, covered = known_tables(run.metrics)
-    blocks += own
-    for name, metric in run.metrics.items():
-        if name not in covered:
-            blocks.append(Section(name, nested(metric), level=3))
-    if covered:
-        everything = [block for name in covered for block in nested(run.metrics[name], title=name)]
-        blocks.append(Folded("Every figure of these tables as results.json holds it", everything))
-    return [Section("Scores", blocks, level=3)]
-
-
-def _sheet(run: Run, *, pictures: int, seed: int) -> list[Block]:
-    """Judged pictures, half correct and half wrong as far as there are so many of each."""
-    drawn = [row for row in run.scores if row["file"] and row["correct"] is not None]
-    own = [row for row in drawn if not row["suite"].startswith("ceiling_")] or drawn
-    rows = [row for row in own if row["error"] is None]
-    if not rows or pictures < 1:
-        return []
-    blocks: list[Block] = []
-    chosen = half_and_half([row["correct"] for row in rows], pictures, seed=seed)
-    for verdict in (True, False):
-        cards = [_card(run, rows[at]) for at in chosen if rows[at]["correct"] is verdict]
-        total = sum(row["correct"] is verdict for row in rows)
-        if cards:
-            word = "Correct" if verdict else "Wrong"
-            blocks += [Paragraph(f"{word}: {len(cards)} of {total}"), Sheet(cards)]
-    failed = len(own) - len(rows)
-    lead = f"Drawn by seed {seed}, half correct and half wrong: their numbers are no score."
-    lead += f" {failed} samples failed and have no picture." if failed else ""
-    return [Section("Pictures", blocks, level=3, lead=lead)]
-
-
-def half_and_half(correct: Sequence[bool], count: int, *, seed: int) -> list[int]:
-    """Places of `count` samples, ascending: half of them correct, an odd one wrong.
-
-    Where one half has too few, the other fills up.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(correct)).tolist()
-    good = [place for place in order if correct[place]]
-    bad = [place for place in order if not correct[place]]
-    num_good = min(len(good), max(count // 2, count - len(bad)))
-    return sorted(good[:num_good] + bad[: count - num_good])
-
-
-def _card(run: Run, row: Row) -> Card:
-    uri = missing = ""
-    try:
-        uri = data_uri(picture_of(run, row["file"]), side_px=CARD_PX)
-    except UserError as error:
-        # The message names the place, which is not the reader's concern and may be hostile.
-        missing = error.message.replace(str(run.path.resolve()), run.name)
-    return Card(
-        uri,
-        prompt=shorten(row["prompt"], MAX_TEXT),
-        verdict="correct" if row["correct"] else "wrong",
-        good=row["correct"],
-        reason=shorten(row["reason"] or "", MAX_TEXT),
-        aside=" · ".join(part for part in (row["task"], row["column"]) if part),
-        missing=shorten(missing, MAX_TEXT),
-    )
-
-
-def _answers(run: Run, *, seed: int) -> list[Block]:
-    """A few answers of each suite that has no pictures of its own."""
-    blocks: list[Block] = []
-    for suite in run.suites():
-        rows = [row for row in run.scores if row["suite"] == suite and row["answer"] is not None]
-        rows = [row for row in rows if row["correct"] is not None and not row["file"]]
-        chosen = half_and_half([row["correct"] for row in rows], NUM_ANSWERS, seed=seed)
-        if not chosen:
-            continue
-        lines: list[list[Cell | str]] = [
-            [
-                shorten(row["prompt"], MAX_TEXT),
-                shorten(row["answer"], MAX_TEXT),
-                shorten(_truth(row["label"] or ""), MAX_TEXT),
-                Cell("correct", tone="good") if row["correct"] else Cell("wrong", tone="bad"),
-            ]
-            for row in (rows[place] for place in chosen)
-        ]
-        blocks.append(Table(["asked", "answer", "truth", "verdict"], lines, suite))
-    return [Section("Answers", blocks, level=3)] if blocks else []
-
-
-def _truth(label: str) -> str:
-    """A label as it is; of a scene its objects, each with the middle's place in pixels."""
-    try:
-        objects = json.loads(label)["objects"]
-        return ", ".join(
-            f"{o['colour']} {o['shape']} ({o['x']:.0f}, {o['y']:.0f})" for o in objects
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return label
-
-
-# ---- settings and repeating ---------------------------------------------------------------------
-
-
-def _differences(runs: Sequence[Run]) -> list[Section]:
-    """Settings and versions that are not the same in runs of one kind."""
-    blocks: list[Block] = []
-    for group in _kinds(runs):
-        rows = _differing(group)
-        names = [each.name for each in group]
-        if rows:
-            blocks.append(Table(["setting", *names], rows))
-        elif len(group) > 1:
-            blocks.append(Paragraph(f"All settings and versions of {', '.join(names)} are alike."))
-    return [Section("Differences of settings", blocks, "settings")] if blocks else []
-
-
-def _kinds(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that have most of their settings' names in common with the first of their group."""
-    groups: list[list[Run]] = []
-    for each in runs:
-        mine = {name for name, _ in flattened(each.settings)}
-        for group in groups:
-            theirs = {name for name, _ in flattened(group[0].settings)}
-            if 2 * len(mine & theirs) >= len(mine | theirs):
-                group.append(each)
-                break
-        else:
-            groups.append([each])
-    return groups
-
-
-def _differing(runs: Sequence[Run]) -> list[list[Cell | str]]:
-    each_run = [
-        dict(flattened(each.settings))
-        | {f"version of {name}": text for name, text in flattened(each.versions)}
-        for each in runs
-    ]
-    keys = dict.fromkeys(key for found in each_run for key in found)
-    return [
-        [key, *(_brief(found.get(key, NOTHING)) for found in each_run)]
-        for key in keys
-        if len({found.get(key) for found in each_run}) > 1
-    ]
-
-
-def _brief(text: str) -> str:
-    """A fingerprint by its beginning; in full it stands with what is needed to repeat the run."""
-    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else shorten(text, MAX_TEXT)
-
-
-def _repeat(runs: Sequence[Run], own: str) -> Section:
-    blocks: list[Block] = []
-    for each in runs:
-        shown: list[Block] = []
-        command = _command(each)
-        if command:
-            shown.append(Code(command))
-        else:
-            shown.append(Paragraph("The run does not say by which command it was made.", "note"))
-        parts = {
-            "settings": each.settings,
-            "versions": each.versions,
-            "inputs": each.parents,
-            "sha256 of the files read": each.fingerprints,
-        }
-        tables = [_listing(title, values) for title, values in parts.items() if values]
-        shown.append(Folded(f"{each.name}: {', '.join(parts)}", tables, kept=True))
-        blocks.append(Section(each.name, shown, level=3))
-    blocks.append(Section("This page", [Code(own)], level=3))
-    return Section("Repeat", blocks, "repeat")
-
-
-def _listing(title: str, values: Mapping[str, Any]) -> Table:
-    rows = [[name, shorten(text, MAX_SETTING)] for name, text in flattened(values)]
-    return Table(["name", "value"], rows, title)
-
-
-def _own_command(
-    runs: Sequence[Path],
-    out: Path,
-    title: str | None,
-    pictures: int,
-    seed: int,
-    allow_missing: bool,
-) -> str:
-    words = ["tarkit", "report", *map(str, runs), "--out", str(out)]
-    words += ["--title", title] if title else []
-    words += ["--pictures", str(pictures), "--seed", str(seed)]
-    return shlex.join([*words, *(["--allow-missing"] if allow_missing else [])])
-
-
-def _command(run: Run) -> str:
-    """The command that makes the run, as far as its settings tell it; upper case is to be named.
-
-    The model of an evaluation is named by its fingerprints, which stand below it.
-    """
-    settings = run.settings
-    if isinstance(settings.get("suites"), list) and isinstance(settings.get("sampling"), Mapping):
-        sampling = settings["sampling"]
-        words = ["tarkit", "eval", "shapes", "--model", "MODEL"]
-        for suite in settings["suites"]:
-            words += ["--suite", str(suite)]
-        # A scale that is asked for is that of drawing and reading; two are the model's own.
-        same = settings.get("scale") == settings.get("read_scale")
-        for name in ("n", "seed", *(("scale",) if same else ()), "limit", "batch_size"):
-            words += _option(name, settings.get(name))
-        for name in ("temperature", "top_k", "top_p", "prompt_guidance", "guidance"):
-            words += _option(name, sampling.get(name))
-        words += ["--validation"] if settings.get("split") == "validation" else []
-        return shlex.join([*words, "--out", "DIR"])
-    if run.log and isinstance(settings.get("stage"), str):
-        words = ["tarkit", "train", settings["stage"], str(run.path / "run.toml")]
-        for name, parent in run.parents.items():
-            path = parent.get("path") if isinstance(parent, Mapping) else None
-            place = str(run.path / path) if isinstance(path, str) else None
-            words += _option(re.sub(r"_\d+$", "", name), place)
-        return shlex.join([*words, "--out", "DIR"])
-    return ""
-
-
-def _option(name: str, value: Any) -> list[str]:
-    return [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

@@ -1,50 +1,42 @@
-"""What a run left in its directory: results, judged samples, a training's log. Reads only.
-
-A directory may come from elsewhere: sizes are limited, types are checked, and a picture that is
-named in `scores.parquet` is read only from inside the directory.
-"""
+"""A run's folder as one object: metrics, settings, judged samples, a training's log, commands."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
 from tarkit.errors import UserError
 from tarkit.images import read_picture
-
-RESULTS, SCORES, LOG, CONFIG = "results.json", "scores.parquet", "metrics.jsonl", "config.json"
-MAX_TEXT_BYTES = 256 << 20
-MAX_SCORE_BYTES = 1 << 30
-"""Of the columns read, unpacked: a few million judged samples."""
-MAX_PICTURE_BYTES = 64 << 20
-MAX_DEPTH = 64
-
-# The columns of the evaluations' scores.parquet that are read; one that is absent is null.
-COLUMNS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("suite", "task", "column", "item")),
-        ("seed", pa.int64()),
-        *((name, pa.string()) for name in ("prompt", "file", "answer", "label")),
-        ("correct", pa.bool_()),
-        *((name, pa.string()) for name in ("reason", "error")),
-    ]
+from tarkit.report.readers import (
+    MAX_TEXT_BYTES,
+    ScoreRow,
+    TrainingLog,
+    as_table,
+    is_finite,
+    is_number,
+    read_log,
+    read_scores,
+    read_table,
 )
 
-Row = dict[str, Any]
+RESULTS, SCORES, LOG, CONFIG = "results.json", "scores.parquet", "metrics.jsonl", "config.json"
+MAX_IMAGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Run:
-    """One directory. What it lacks is empty; `log` holds the rows of a training, step by step."""
+class RecordedRun:
+    """Results of an evaluation or a training. A field is empty where the folder lacks its file.
+
+    `figures` are those of a trained model's config.json, `fingerprints` the sha256 of the files
+    read, `commands` the recorded commands, oldest first.
+    """
 
     path: Path
     name: str
@@ -53,17 +45,17 @@ class Run:
     versions: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
-    scores: Sequence[Row] = ()
-    log: Sequence[Mapping[str, Any]] = ()
-    torn_lines: int = 0
+    scores: Sequence[ScoreRow] = ()
+    log: TrainingLog = field(default_factory=TrainingLog)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[Sequence[str]] = ()
 
     def suites(self) -> list[str]:
-        """Of the judged samples, in their order."""
+        """The suites of the judged samples, in their order."""
         return list(dict.fromkeys(row["suite"] for row in self.scores))
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
     """The runs, named by their folders, or by their paths where two folders have one name."""
     names = [path.resolve().name for path in paths]
     return [
@@ -72,71 +64,83 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     ]
 
 
-def read_run(path: Path, *, name: str | None = None) -> Run:
-    """What lies in a directory. Raises UserError where that is neither results nor a training."""
+def read_run(path: Path, *, name: str | None = None) -> RecordedRun:
+    """The run in a folder. Raises UserError where it has neither results nor a training's log."""
     if not path.is_dir():
-        why = "it is a file" if path.exists() else "there is no such folder"
-        raise UserError(f"{path} is no run: {why}")
+        reason = "it is a file" if path.exists() else "there is no such folder"
+        raise UserError(f"{path} is no run: {reason}")
     if not any((path / file).is_file() for file in (RESULTS, LOG)):
         raise UserError(
             f"{path} is no run: it has neither {RESULTS} nor {LOG}", hint=f"tarkit inspect {path}"
         )
-    document = _json(path / RESULTS)
-    if (path / RESULTS).is_file() and not isinstance(document.get("metrics"), Mapping):
+    results = read_table(path / RESULTS)
+    if (path / RESULTS).is_file() and not isinstance(results.get("metrics"), Mapping):
         raise UserError(f"{path / RESULTS} holds no metrics: it has no table of that name")
     manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
-    log, torn = _log(path / LOG)
-    return Run(
+    log = read_log(path / LOG)
+    return RecordedRun(
         path,
         name=name or path.resolve().name,
-        metrics=_mapping(document.get("metrics")),
-        settings=_mapping(document.get("settings")) or _mapping(manifest.get("settings")),
-        versions=_mapping(document.get("versions"))
+        metrics=as_table(results.get("metrics")),
+        settings=as_table(results.get("settings")) or as_table(manifest.get("settings")),
+        versions=as_table(results.get("versions"))
         or ({"tarkit": manifest["tarkit"]} if "tarkit" in manifest else {}),
-        parents=_mapping(manifest.get("parents")),
-        figures=_mapping(_json(path / CONFIG).get("figures")) if log else {},
-        scores=_scores(path / SCORES),
+        parents=as_table(manifest.get("parents")),
+        figures=as_table(read_table(path / CONFIG).get("figures")) if log.rows else {},
+        scores=read_scores(path / SCORES),
         log=log,
-        torn_lines=torn,
         fingerprints={
             file: file_sha256(path / file)
             for file in (RESULTS, SCORES, LOG, MANIFEST)
             if (path / file).is_file()
         },
+        commands=_commands(path),
     )
 
 
+def _commands(path: Path) -> list[list[str]]:
+    """The commands recorded in the folder, after those of the run that it holds the scores of."""
+    folder, home = path.resolve(), _home(path.resolve())
+    commands: list[list[str]] = []
+    for each in dict.fromkeys((home, folder)):
+        file = each / COMMANDS
+        if file.is_file() and file.stat().st_size > MAX_TEXT_BYTES:
+            raise UserError(f"{file} has {file.stat().st_size} bytes, more than {MAX_TEXT_BYTES}")
+        commands += read_commands(each)
+    return commands
+
+
 def _home(folder: Path) -> Path:
-    """Where a run's pictures are: RUN for the results of one of its scorers, RUN/scores/NAME."""
+    """The folder with the run's pictures: RUN for the results of its scorer in RUN/scores/NAME."""
     above = folder.parent.parent
     is_scorer = folder.parent.name == "scores" and (above / MANIFEST).is_file()
     return above if is_scorer and read_manifest(above)["kind"] == "run" else folder
 
 
-def picture_of(run: Run, file: str) -> Image.Image:
-    """The RGB picture that a judged sample names.
+def read_image(run: RecordedRun, file: str) -> Image.Image:
+    """The RGB picture of a judged sample.
 
-    Raises UserError, without the picture's bytes having been read, if it lies outside the run,
-    and for anything that is no sound picture of a bearable size.
+    Raises UserError for a file that is no sound picture or is too large, and, without reading it,
+    for one outside the run's folder.
     """
     home = _home(run.path.resolve())
     try:
         place = (home / file).resolve()
-        inside = place.is_relative_to(home) and place.is_file()
-        size = place.stat().st_size if inside else 0
+        is_inside = place.is_relative_to(home) and place.is_file()
+        size = place.stat().st_size if is_inside else 0
     except (OSError, ValueError) as error:  # too long a name, a zero byte in it, a loop of links
         raise UserError(f"the picture's name cannot be read: {type(error).__name__}") from None
     if not place.is_relative_to(home):
         raise UserError("the picture's path leaves the run's folder")
-    if not inside:
+    if not is_inside:
         raise UserError("the picture is not there")
-    if size > MAX_PICTURE_BYTES:
-        raise UserError(f"the picture has {size} bytes, more than {MAX_PICTURE_BYTES}")
+    if size > MAX_IMAGE_BYTES:
+        raise UserError(f"the picture has {size} bytes, more than {MAX_IMAGE_BYTES}")
     return read_picture(place)
 
 
-def uncovered(run: Run) -> Iterator[tuple[str, float]]:
-    """(name, coverage) of every metric that does not rest on all its samples."""
+def incomplete_metrics(run: RecordedRun) -> Iterator[tuple[str, float]]:
+    """(name, coverage) of every metric that lacks some of its samples."""
 
     def walk(name: str, value: Any) -> Iterator[tuple[str, float]]:
         for key, inner in value.items() if isinstance(value, Mapping) else ():
@@ -146,101 +150,3 @@ def uncovered(run: Run) -> Iterator[tuple[str, float]]:
 
     for name, value in run.metrics.items():
         yield from walk(name, value)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether it can be drawn; an integer beyond the floats cannot."""
-    try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_TEXT_BYTES:
-        raise UserError(f"{path} has {size} bytes, more than {MAX_TEXT_BYTES}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    """The table in a file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if _is_deep(found):
-        raise UserError(f"{path} holds tables in tables to a depth of {MAX_DEPTH} and more")
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not a table")
-    return found
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether tables and lists lie too deep in each other for what walks through them."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += each.values()
-            elif isinstance(each, list):
-                inner += each
-        level = inner
-    return bool(level)
-
-
-def _log(path: Path) -> tuple[list[Mapping[str, Any]], int]:
-    """Rows with a step, and how many lines are none: a training may be writing at this moment."""
-    rows: list[Mapping[str, Any]] = []
-    torn = 0
-    for line in _text(path).splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and is_finite(row.get("step")) and not _is_deep(row):
-            rows.append(row)
-        else:
-            torn += 1
-    return rows, torn
-
-
-def _scores(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    try:
-        file = pq.ParquetFile(path)
-        there = [name for name in COLUMNS.names if name in file.schema_arrow.names]
-        size = sum(
-            file.metadata.row_group(group).total_byte_size
-            for group in range(file.metadata.num_row_groups)
-        )
-        if size > MAX_SCORE_BYTES:
-            raise UserError(f"{path} unpacks to {size} bytes, more than {MAX_SCORE_BYTES}")
-        read = file.read(columns=there)
-        arrays = [
-            read[name].cast(kind) if name in there else pa.nulls(read.num_rows, kind)
-            for name, kind in zip(COLUMNS.names, COLUMNS.types, strict=True)
-        ]
-        rows = pa.Table.from_arrays(arrays, schema=COLUMNS).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as judged samples: {error}") from None
-    texts = ("suite", "task", "column", "item", "prompt")
-    return [{**row, **{name: row[name] or "" for name in texts}} for row in rows]

@@ -1,8 +1,9 @@
 """Plots as inline SVG, written by hand: lines with bands or whiskers, bars and deltas.
 
-Colours are classes of the style sheet in `html`, so a plot follows the page into the dark. A
-drawing is 400 units wide, about its width in pixels on a phone as in a column on a desk, so its
-text stays readable. Points carry their figures as titles, which browsers show on hovering.
+Colours are classes of the page's style sheet, so a plot follows the page into the dark. A drawing
+is 400 units wide, which is about its width in pixels on a phone and in a column on a desktop, so
+its text stays readable. Points and bars carry their figures as titles, which browsers show on
+hovering. Every function returns markup, with the names in it escaped.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tarkit.report.html import escape, shorten
+from markupsafe import Markup
+
+from tarkit.report.escaping import escape, shorten
 
 WIDTH = 400
 HEIGHT = 230
 NUM_COLOURS = 6
 MAX_POINTS = 100
 LOG_FROM = 30.0
-"""A line whose highest value is so many times its lowest is drawn on a logarithmic axis."""
+"""The axis is logarithmic if the highest value is at least this many times the lowest."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its interval and, where it is known, what chance would give."""
+    """A value with its interval and, where it is known, the value of chance."""
 
     name: str
     value: float
@@ -44,22 +47,22 @@ class Bar:
 
 
 def thinned(series: Series, *, most: int = MAX_POINTS) -> Series:
-    """At most `most` points: means of neighbours, whose least and greatest are the band."""
+    """At most `most` points: means of neighbours, with their lowest and highest as the band."""
     count = len(series.x)
     if count <= most:
         return series
     edges = [round(part * count / most) for part in range(most + 1)]
     parts = [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
 
-    def each(values: Sequence[float], what: Callable[[Sequence[float]], float]) -> list[float]:
-        return [what(values[part]) for part in parts]
+    def reduced(values: Sequence[float], reduce: Callable[[Sequence[float]], float]) -> list[float]:
+        return [reduce(values[part]) for part in parts]
 
     return Series(
         series.name,
-        each(series.x, _mean),
-        each(series.y, _mean),
-        each(series.low or series.y, min),
-        each(series.high or series.y, max),
+        reduced(series.x, _mean),
+        reduced(series.y, _mean),
+        reduced(series.low or series.y, min),
+        reduced(series.high or series.y, max),
     )
 
 
@@ -71,36 +74,36 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def lines(
-    found: Sequence[Series],
+    series: Sequence[Series],
     *,
     x_name: str,
     x_ticks: Sequence[float] = (),
     whiskers: bool = False,
     y_name: str = "",
-) -> str:
-    """One line a series. `x_ticks` set apart evenly are places, such as N = 1, 2, 4, 8.
+) -> Markup:
+    """One line for each series. `x_ticks`, such as N = 1, 2, 4, 8, are drawn at equal distances.
 
-    `whiskers` draws each point's interval as a stroke, the series side by side, where bands would
-    hide each other. Values that are no finite numbers are left out by the caller.
+    `whiskers` draws the interval of each point as a stroke, with the series side by side, where
+    bands would hide each other. All values must be finite.
     """
-    found = [each for each in found if len(each.x)]
-    if not found:
-        return ""
-    ys = [y for each in found for y in (*each.y, *each.low, *each.high)]
-    y_axis = _Axis.of(ys, logarithmic=_spans(ys))
+    series = [each for each in series if len(each.x)]
+    if not series:
+        return Markup("")
+    ys = [y for each in series for y in (*each.y, *each.low, *each.high)]
+    y_axis = _Axis.of(ys, logarithmic=_is_wide(ys))
     left = 14 + 7 * max(len(name) for _, name in y_axis.ticks)
-    legend = _legend([each.name for each in found], left=left)
+    legend = _legend([each.name for each in series], left=left)
     top = 8 + legend.height
     height = HEIGHT + legend.height
     bottom = height - 38
     places = {x: place for place, x in enumerate(x_ticks)}
-    xs = [x for each in found for x in each.x]
+    xs = [x for each in series for x in each.x]
     x_axis = _Axis.of(xs, exact=True)
     right = WIDTH - 14
 
     def across(x: float, number: int) -> float:
         if places:
-            dodge = (number - (len(found) - 1) / 2) * 7 if whiskers else 0.0
+            dodge = (number - (len(series) - 1) / 2) * 7 if whiskers else 0.0
             return left + (places[x] + 0.5) / len(places) * (right - left) + dodge
         return left + x_axis.share(x) * (right - left)
 
@@ -112,18 +115,18 @@ def lines(
         y = down(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(left - 6, y + 4, name, "soft end"))
-    centre = (len(found) - 1) // 2 if len(found) % 2 else 0
+    centre = (len(series) - 1) // 2 if len(series) % 2 else 0
     ticks = [(x, _number(x)) for x in x_ticks] if places else x_axis.ticks
     for value, name in ticks:
         x = across(value, centre)
-        if places and whiskers and len(found) % 2 == 0:
-            x += (len(found) - 1) / 2 * 7
+        if places and whiskers and len(series) % 2 == 0:
+            x += (len(series) - 1) / 2 * 7
         parts.append(_text(x, bottom + 16, name, "soft mid"))
     parts.append(
         f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>'
     )
     parts.append(_text((left + right) / 2, height - 6, x_name, "soft mid"))
-    for number, each in enumerate(found):
+    for number, each in enumerate(series):
         at = [(across(x, number), down(y)) for x, y in zip(each.x, each.y, strict=True)]
         ends = list(zip(each.low, each.high, strict=True))
         if ends and not whiskers:
@@ -140,22 +143,22 @@ def lines(
             ]
         if len(at) <= 40:
             parts += _dots(each, at, number)
-    name = y_name or ", ".join(each.name for each in found)
+    name = y_name or ", ".join(each.name for each in series)
     return _svg(height, f"{name} over {x_name}", parts)
 
 
-def _spans(values: Sequence[float]) -> bool:
+def _is_wide(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= LOG_FROM
 
 
 def _dots(series: Series, at: Sequence[tuple[float, float]], number: int) -> Iterator[str]:
     for place, (x, y) in enumerate(at):
-        told = f"{series.name}, {_number(series.x[place])}: {_number(series.y[place])}"
+        title = f"{series.name}, {_number(series.x[place])}: {_number(series.y[place])}"
         if series.low:
-            told += f" [{_number(series.low[place])}, {_number(series.high[place])}]"
+            title += f" [{_number(series.low[place])}, {_number(series.high[place])}]"
         yield (
             f'<circle class="f{number % NUM_COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
-            f"<title>{escape(told)}</title></circle>"
+            f"<title>{escape(title)}</title></circle>"
         )
 
 
@@ -166,7 +169,7 @@ class _Legend:
 
 
 def _legend(names: Sequence[str], *, left: float) -> _Legend:
-    """Names with their colours in rows above the plot; none for a single line."""
+    """Names with their colours in rows above the plot; empty for a single line."""
     if len(names) < 2:
         return _Legend("", 0)
     parts, x, y = [], left, 12.0
@@ -186,26 +189,29 @@ def _legend(names: Sequence[str], *, left: float) -> _Legend:
 # ---- bars and deltas ----------------------------------------------------------------------------
 
 
-def bars(found: Sequence[Bar], *, top: float | None = None) -> str:
-    """Lying bars from 0 to `top` (1.0 where all fit below it), whiskers, chance as a red stroke."""
-    if not found:
-        return ""
-    highest = max(value for bar in found for value in _values(bar))
+def bars(group: Sequence[Bar], *, top: float | None = None) -> Markup:
+    """Horizontal bars from 0 to `top`, with whiskers for intervals and a red stroke for chance.
+
+    Without `top` the axis ends at 1.0, or above that where a value does.
+    """
+    if not group:
+        return Markup("")
+    highest = max(value for bar in group for value in _values(bar))
     limit = top or (1.0 if highest <= 1 else _Axis.of([0.0, highest]).high)
-    left, right, step = _label_width([bar.name for bar in found]), WIDTH - 52, 26
-    height = step * len(found) + 26
+    left, right, step = _label_width([bar.name for bar in group]), WIDTH - 52, 26
+    height = step * len(group) + 26
 
     def across(value: float) -> float:
         return left + min(1.0, max(0.0, value / limit)) * (right - left)
 
-    parts = _upright(_Axis.between(0.0, limit), left, right, height)
-    for number, bar in enumerate(found):
+    parts = _vertical_grid(_Axis.between(0.0, limit), left, right, height)
+    for number, bar in enumerate(group):
         y = step * number + 6
         parts.append(_text(left - 8, y + 12, shorten_label(bar.name, 22), "end"))
-        told = f"<title>{escape(_told(bar))}</title>"
+        title = f"<title>{escape(_bar_text(bar))}</title>"
         parts.append(
             f'<rect class="bar f0" x="{left:.1f}" y="{y}" height="16" rx="2" '
-            f'width="{max(0.5, across(bar.value) - left):.1f}">{told}</rect>'
+            f'width="{max(0.5, across(bar.value) - left):.1f}">{title}</rect>'
         )
         if bar.low is not None and bar.high is not None:
             parts.append(_whisker(across(bar.low), across(bar.high), y + 8))
@@ -215,35 +221,35 @@ def bars(found: Sequence[Bar], *, top: float | None = None) -> str:
                 f'<line class="chance" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2}" y2="{y + 18}"/>'
             )
         parts.append(_text(right + 8, y + 12, _short(bar.value), ""))
-    return _svg(height, "; ".join(_told(bar) for bar in found), parts)
+    return _svg(height, "; ".join(_bar_text(bar) for bar in group), parts)
 
 
-def deltas(found: Sequence[Bar]) -> str:
+def deltas(group: Sequence[Bar]) -> Markup:
     """Differences with their intervals around a line at zero."""
-    if not found:
-        return ""
-    reach = max(abs(value) for bar in found for value in _values(bar)) or 1.0
+    if not group:
+        return Markup("")
+    reach = max(abs(value) for bar in group for value in _values(bar)) or 1.0
     axis = _Axis.of([-reach, reach])
-    left, right, step = _label_width([bar.name for bar in found]), WIDTH - 58, 26
-    height = step * len(found) + 26
+    left, right, step = _label_width([bar.name for bar in group]), WIDTH - 58, 26
+    height = step * len(group) + 26
 
     def across(value: float) -> float:
         return left + axis.share(value) * (right - left)
 
-    parts = _upright(axis, left, right, height, signed=True)
+    parts = _vertical_grid(axis, left, right, height, signed=True)
     zero = across(0.0)
     parts.append(f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height - 22}"/>')
-    for number, bar in enumerate(found):
+    for number, bar in enumerate(group):
         y = step * number + 13
         parts.append(_text(left - 8, y + 4, shorten_label(bar.name, 22), "end"))
         if bar.low is not None and bar.high is not None:
             parts.append(_whisker(across(bar.low), across(bar.high), y))
         parts.append(
             f'<circle class="f0" cx="{across(bar.value):.1f}" cy="{y}" r="4.5">'
-            f"<title>{escape(_told(bar))}</title></circle>"
+            f"<title>{escape(_bar_text(bar))}</title></circle>"
         )
-        parts.append(_text(right + 8, y + 4, signed(bar.value), ""))
-    return _svg(height, "; ".join(_told(bar) for bar in found), parts)
+        parts.append(_text(right + 12, y + 4, signed(bar.value), ""))
+    return _svg(height, "; ".join(_bar_text(bar) for bar in group), parts)
 
 
 def signed(value: float) -> str:
@@ -255,15 +261,16 @@ def signed(value: float) -> str:
 
 
 def shorten_label(text: str, length: int) -> str:
+    """At most `length` characters, the last one an ellipsis if the text was cut."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _values(bar: Bar) -> list[float]:
-    given = (bar.value, bar.low, bar.high, bar.chance)
-    return [value for value in given if value is not None]
+    values = (bar.value, bar.low, bar.high, bar.chance)
+    return [value for value in values if value is not None]
 
 
-def _told(bar: Bar) -> str:
+def _bar_text(bar: Bar) -> str:
     text = f"{shorten(bar.name, 80)}: {_short(bar.value)}"
     if bar.low is not None and bar.high is not None:
         text += f" [{_short(bar.low)}, {_short(bar.high)}]"
@@ -274,10 +281,10 @@ def _label_width(names: Sequence[str]) -> float:
     return 16 + 7.3 * min(22, max(len(name) for name in names))
 
 
-def _upright(
+def _vertical_grid(
     axis: _Axis, left: float, right: float, height: int, *, signed: bool = False
 ) -> list[str]:
-    """The upright grid and its figures below."""
+    """Vertical lines at the ticks, with the values below."""
     parts = []
     for value, name in axis.ticks:
         x = left + axis.share(value) * (right - left)
@@ -297,7 +304,7 @@ def _whisker(low: float, high: float, y: float) -> str:
 
 @dataclass(frozen=True)
 class _Axis:
-    """From `low` to `high`, with the values and names of its ticks."""
+    """An axis from `low` to `high`, with the values and names of its ticks."""
 
     low: float
     high: float
@@ -336,7 +343,7 @@ class _Axis:
         return cls(10.0**first, 10.0**last, ticks, logarithmic=True)
 
     def share(self, value: float) -> float:
-        """Where a value stands, 0.0 at the low end and 1.0 at the high."""
+        """The position of a value, 0.0 at the low end and 1.0 at the high."""
         if self.logarithmic:
             low, high, value = (math.log10(each) for each in (self.low, self.high, value))
         else:
@@ -345,7 +352,7 @@ class _Axis:
 
 
 def _step(least: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+    """The lowest of 1, 2, 5 times a power of ten that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
@@ -359,7 +366,7 @@ def _tick(value: float, step: float) -> str:
 
 
 def _number(value: float) -> str:
-    """At most four digits that count: 12k, 0.0125, 3e-05."""
+    """At most four significant digits: 12k, 0.0125, 3e-05."""
     if value and abs(value) >= 1e6 and not value % 1e5:
         return f"{value / 1e6:g}M"
     if value and abs(value) >= 1e4 and not value % 100:
@@ -380,8 +387,8 @@ def _text(x: float, y: float, text: str, classes: str) -> str:
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _svg(height: float, told: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(told)}">'
+def _svg(height: float, label: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -21,16 +21,15 @@ from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
+from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.loop import LoopConfig, train
+from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import (
     Picture,
     Stream,
     draw_scale,
     picture_stream,
     sized,
-    to_bytes,
-    to_pixels,
 )
 from tarkit.vocab import Scale
 
@@ -108,8 +107,8 @@ class ArDtokTask:
     def _encode(self, rows: Sequence[Picture]) -> Codes:
         """The codes of pictures at every scale that is trained, and the image VQ's."""
         raw = [row.pixels() for row in rows]
-        seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
-        drawn = to_pixels([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
+        seen = to_signed([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
+        drawn = to_signed([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
         codes: Codes = {None: self.vqvae.encode(drawn)}
         for scale, found in self.ta_tok.encode_scales(seen, self.scales).items():
             codes[scale] = found
@@ -177,7 +176,7 @@ class ArDtokTask:
             codes = self.model.sample(
                 condition, guidance=self.config.sample_guidance, temperature=0.0
             )
-            cells += [Image.fromarray(a) for a in to_bytes(self.vqvae.decode(codes))]
+            cells += [Image.fromarray(a) for a in from_unit_truncated(self.vqvae.decode(codes))]
             captions += [f"{condition.shape[1]} codes"] * 8
         return contact_sheet(cells, captions, columns=8, cell_px=96)
 
@@ -228,7 +227,7 @@ def run(
 ) -> Path:
     """Train the autoregressive de-tokenizer on pictures, from nothing or going on from `start`."""
     settings = load_config(ArDtokConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     made = str(read_config(vqvae, "vqvae")["sha256"])
     task = ArDtokTask(

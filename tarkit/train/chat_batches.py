@@ -20,7 +20,8 @@ from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Packed, pack
-from tarkit.train.streams import Stream, draw_scale, seed_of
+from tarkit.seeds import training_seed
+from tarkit.train.streams import Stream, draw_scale
 from tarkit.vocab import END_OF_TEXT, Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -100,12 +101,12 @@ class ChatStreams:
                     f"the ratio asks for {task} rows, but the chats given hold none",
                     hint="tarkit inspect the chats, or set the ratio of that task to 0",
                 )
-            self.streams[task] = _places(rows, seed_of(seed, task))
+            self.streams[task] = _places(rows, training_seed(seed, task))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
         turn, within = divmod(slot, len(self.round))
-        order = np.random.default_rng(seed_of(self.seed, turn, "round")).permutation(
+        order = np.random.default_rng(training_seed(self.seed, turn, "round")).permutation(
             len(self.round)
         )
         task = self.round[int(order[within])]
@@ -186,7 +187,7 @@ def _prompted(chat: dict[str, Any], slot: int, config: ChatsConfig) -> dict[str,
     dropout = config.prompt_dropout
     if chat["task"] != "t2i" or not dropout:
         return chat
-    if np.random.default_rng(seed_of(config.seed, slot, "prompt")).random() >= dropout:
+    if np.random.default_rng(training_seed(config.seed, slot, "prompt")).random() >= dropout:
         return chat
     bare = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
     return chat | {"messages": bare}

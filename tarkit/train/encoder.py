@@ -28,9 +28,10 @@ from tarkit.models.encoder import (
     VisionEncoder,
     sigmoid_contrastive_loss,
 )
+from tarkit.models.pixels import to_signed
 from tarkit.shapes.scene import SIDE_PX, bounding_box, scene_from_json
-from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import Picture, Stream, picture_stream, sized, to_pixels
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.streams import Picture, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 
@@ -199,7 +200,7 @@ class EncoderTask:
         same = torch.tensor([[a == b for b in captions] for a in captions])
         pictures = [sized(row.pixels(), self.config.arch.size_px) for row in rows]
         regions = self._regions(rows) if self.config.grounding else None
-        return Pair(to_pixels(pictures), table, mask, same, regions)
+        return Pair(to_signed(pictures), table, mask, same, regions)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> ids (B, T) and mask; UserError where one has no room."""
@@ -276,7 +277,7 @@ def covered(bounds: np.ndarray, side: int, *, least: float = 0.25) -> tuple[Tens
 def run(config: Path | None, *, images: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Train a vision encoder on captioned pictures; returns the model directory."""
     settings = load_config(EncoderConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     return train(
         EncoderTask(settings, stream), settings, out=out, name="encoder", parents={"images": images}

@@ -37,6 +37,7 @@ from tarkit.images import contact_sheet
 from tarkit.inference.tar import Tar
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
+from tarkit.seeds import training_seed
 from tarkit.train.chat_batches import (
     ChatsConfig,
     ChatStreams,
@@ -45,8 +46,8 @@ from tarkit.train.chat_batches import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import Stream, seed_of
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.streams import Stream
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -190,7 +191,9 @@ class GrpoTask:
         self.column = column
         self.vocabulary = tar.mllm.vocabulary
         self.streams = streams
-        self.prompts = Stream([len(prompts)], lambda _: prompts, seed=seed_of(config.seed, "grpo"))
+        self.prompts = Stream(
+            [len(prompts)], lambda _: prompts, seed=training_seed(config.seed, "grpo")
+        )
         self.sampling = Sampling(
             temperature=config.temperature,
             top_k=0,
@@ -221,7 +224,7 @@ class GrpoTask:
         tar, size = self.tar, self.config.draw_size
         device = tar.mllm.model.device
         tar.to(device)
-        seeds = [seed_of(seed, place) >> 2 for place in range(len(prompts))]
+        seeds = [training_seed(seed, place) >> 2 for place in range(len(prompts))]
         ids = [self.vocabulary.prompt(prompt, draw=tar.default_scale) for prompt in prompts]
         codes, values = list[Tensor](), list[float]()
         for at in range(0, len(prompts), size):
@@ -277,7 +280,7 @@ class GrpoTask:
             # Not in the background, as the next round must be drawn with what this one taught.
             model.eval()
             rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
-            self.round = self._drawn(batch.prompts, seed_of(config.seed, step, rank, "round"))
+            self.round = self._drawn(batch.prompts, training_seed(config.seed, step, rank, "round"))
             model.train()
         assert self.round is not None
         drawn = self.round
@@ -339,7 +342,7 @@ def run(
     scorer's numbers is the reward; needed only where it gives several.
     """
     settings = load_config(GrpoConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     plan = plan_scorer(scorer, scorer_model, option="--scorer-model")
     column = column or (plan.columns[0] if len(plan.columns) == 1 else "")
     if column not in plan.columns:

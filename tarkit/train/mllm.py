@@ -35,8 +35,8 @@ from tarkit.models.mllm import (
     from_scratch,
     generate_codes,
     grow,
-    shrink,
 )
+from tarkit.models.pixels import from_unit_truncated
 from tarkit.train.chat_batches import (
     ChatsConfig,
     ChatStreams,
@@ -45,8 +45,8 @@ from tarkit.train.chat_batches import (
     packed_chats,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import to_bytes
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.optimizers import shrink
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 
@@ -176,7 +176,7 @@ class MllmTask:
         )
         condition = self.tokenizer.condition(codes)
         drawn = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
-        cells = [Image.fromarray(a) for a in to_bytes(drawn)]
+        cells = [Image.fromarray(a) for a in from_unit_truncated(drawn)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -245,7 +245,7 @@ def run(
     `dtok`, directories of an AR-DTok and its image VQ, only draws the sample sheets.
     """
     settings = load_config(MllmConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)

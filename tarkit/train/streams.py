@@ -7,29 +7,21 @@ twice.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
+from tarkit.seeds import training_seed
 from tarkit.vocab import Scale
 
 Row = TypeVar("Row")
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from any values: the same on every machine, process and run."""
-    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class Stream(Generic[Row]):
@@ -56,7 +48,7 @@ class Stream(Generic[Row]):
 
     def _epoch_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards in this epoch's order, and the first position of each group of shards."""
-        order = np.random.default_rng(seed_of(self.seed, epoch, "shards")).permutation(
+        order = np.random.default_rng(training_seed(self.seed, epoch, "shards")).permutation(
             len(self.counts)
         )
         sizes = [
@@ -70,7 +62,7 @@ class Stream(Generic[Row]):
         order, _ = self._epoch(epoch)
         shards = order[group * self.together : (group + 1) * self.together]
         pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
-        draw = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
+        draw = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
         return [pairs[i] for i in draw.permutation(len(pairs))]
 
     def __getitem__(self, position: int) -> Row:
@@ -141,12 +133,6 @@ def picture_stream(
     return Stream(counts, load, seed=seed)
 
 
-def to_pixels(batch: Sequence[np.ndarray]) -> Tensor:
-    """uint8 pictures (H, W, 3) of one size -> (B, 3, H, W) float in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-    return stacked.float() / 127.5 - 1
-
-
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
     """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
     if picture.shape[:2] == (size_px, size_px):
@@ -154,14 +140,8 @@ def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
     return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
 
 
-def to_bytes(pixels: Tensor) -> list[np.ndarray]:
-    """(B, 3, H, W) in [0, 1] -> uint8 pictures, truncated as the published program does."""
-    array = (pixels.float().clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return list(array.contiguous().numpy())
-
-
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
     """The scale of a step, drawn in the given ratio: the same on every process."""
-    rng = np.random.default_rng(seed_of(seed, step, "scale"))
+    rng = np.random.default_rng(training_seed(seed, step, "scale"))
     weights = np.asarray(ratio, dtype=float)
     return Scale(int(rng.choice(3, p=weights / weights.sum())) + 1)

@@ -18,15 +18,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.checkpoints.language_model import Embeddings, read_embeddings
+from tarkit.checkpoints.language_model import TokenEmbeddings, read_embeddings
 from tarkit.checkpoints.load import load_encoder
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
 from tarkit.models.encoder import VisionEncoder
+from tarkit.models.pixels import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
-from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 
 
@@ -181,7 +182,7 @@ class TokenizerTask:
         config: TokenizerConfig,
         stream: Stream[Picture],
         encoder: VisionEncoder,
-        embeddings: Embeddings,
+        embeddings: TokenEmbeddings,
     ) -> None:
         self.config = config
         self.stream = stream
@@ -201,7 +202,7 @@ class TokenizerTask:
 
     def _pixels(self, rows: Sequence[Picture]) -> Tensor:
         size = self.model.ta_tok.arch.encoder.size_px
-        return to_pixels([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), size) for row in rows])
 
     def batch(self, step: int, size: int, rank: int, world: int) -> tuple[Tensor, Scale]:
         rows = self.stream.batch(step, size, rank=rank, world=world)
@@ -287,7 +288,7 @@ def run(
 ) -> Path:
     """Train TA-Tok from a vision encoder and a language model's table."""
     settings = load_config(TokenizerConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
     return train(

@@ -20,9 +20,10 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage
+from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.train.loop import LoopConfig, train
-from tarkit.train.streams import Picture, Stream, picture_stream, to_bytes, to_pixels
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.streams import Picture, Stream, picture_stream
 
 
 class VqvaeConfig(LoopConfig):
@@ -57,7 +58,7 @@ class VqvaeTask:
 
     def batch(self, step: int, size: int, rank: int, world: int) -> Tensor:
         rows = self.stream.batch(step, size, rank=rank, world=world)
-        return to_pixels([row.pixels() for row in rows])
+        return to_signed([row.pixels() for row in rows])
 
     def blend(self, step: int) -> float:
         """How much of quantisation is on at a step, in [0, 1]."""
@@ -116,8 +117,8 @@ class VqvaeTask:
         self.model.eval()
         originals = [self.stream[i].pixels() for i in range(8)]
         with torch.no_grad():
-            pixels = self.model.decode(self.model.encode(to_pixels(originals) * 0.5 + 0.5))
-        drawn = [Image.fromarray(a) for a in [*originals, *to_bytes(pixels)]]
+            pixels = self.model.decode(self.model.encode(to_signed(originals) * 0.5 + 0.5))
+        drawn = [Image.fromarray(a) for a in [*originals, *from_unit_truncated(pixels)]]
         captions = ["original"] * 8 + ["decoded"] * 8
         return contact_sheet(drawn, captions, columns=8, cell_px=96)
 
@@ -127,7 +128,7 @@ class VqvaeTask:
         errors, codes = [], []
         with torch.no_grad():
             for first in range(0, count, 64):
-                x = to_pixels(
+                x = to_signed(
                     [self.stream[i].pixels() for i in range(first, min(first + 64, count))]
                 )
                 found = self.model.encode(x * 0.5 + 0.5)
@@ -153,7 +154,7 @@ def _pick(flat: Tensor, count: int) -> Tensor:
 def run(config: Path | None, *, images: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Train an image VQ on an images artifact; returns the model directory."""
     settings = load_config(VqvaeConfig, config, overrides)
-    torch.manual_seed(settings.seed)
+    begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     return train(
         VqvaeTask(settings, stream), settings, out=out, name="vqvae", parents={"images": images}

@@ -1,12 +1,16 @@
 """Single files: a complaint names the file, and a file is written whole or not at all."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tarkit.artifacts.files import read_lines, write_whole
+from tarkit.artifacts.files import read_lines, whole_file, whole_folder, write_once, write_whole
 from tarkit.errors import UserError
 from tarkit.images import png_bytes, read_picture, require_png
 
@@ -44,6 +48,61 @@ def test_a_file_is_replaced_whole_and_folders_are_made(
         write_whole(place, b"third")
     assert [path.name for path in place.parent.iterdir()] == ["a.bin"]
     assert place.read_bytes() == b"second"
+
+
+def test_what_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.bin", b"first")
+    with pytest.raises(RuntimeError, match="halfway"):
+        with whole_file(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"sec")
+            raise RuntimeError("halfway")
+    with pytest.raises(RuntimeError, match="halfway"):
+        with whole_folder(tmp_path / "folder") as temporary:
+            write_whole(temporary / "in" / "b.bin", b"x")
+            raise RuntimeError("halfway")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append("sync the folder" if place.is_dir() else f"sync {place.read_bytes()!r}")
+
+    def replace(old: Path, new: Path) -> None:
+        steps.append(f"rename to {new.name}")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(tmp_path / "a.bin", b"all")
+    assert steps == ["sync b'all'", "rename to a.bin", "sync the folder"]
+
+
+def test_what_is_written_once_is_not_replaced(tmp_path: Path) -> None:
+    assert write_once(tmp_path / "plan", b"mine")
+    assert not write_once(tmp_path / "plan", b"another's")
+    assert (tmp_path / "plan").read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+
+
+def test_what_dead_processes_left_of_a_name_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host, living = socket.gethostname(), os.getppid()
+    (tmp_path / f".a[1].{host}.{dead.pid}.tmp").write_bytes(b"half")
+    (tmp_path / f".out.{host}.{dead.pid}.tmp").mkdir()
+    (tmp_path / f".out.{host}.{dead.pid}.tmp" / "b").write_bytes(b"half")
+    kept = [f".a[1].{host}.{living}.tmp", f".a[1].another.{dead.pid}.tmp", f".b.{host}.1.tmp"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"half")
+    write_whole(tmp_path / "a[1]", b"all")
+    with whole_folder(tmp_path / "out") as temporary:
+        write_whole(temporary / "b", b"all")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]", "out", *kept}
 
 
 def test_only_a_png_is_a_name_for_a_picture(tmp_path: Path) -> None:

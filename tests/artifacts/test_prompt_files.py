@@ -54,9 +54,10 @@ def test_a_prompts_artifact_gives_its_sound_rows(tmp_path: Path) -> None:
     [
         ("p.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2 has no prompt: None"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
-        ("p.jsonl", '["a"]\n', "line 1 has no prompt"),
+        ("p.jsonl", '["a"]\n', "line 1 is not a JSON object"),
         ("p.csv", "text\na\n", "has no column prompt; it has text"),
         ("p.csv", "prompt,n\na,1\n,2\n", "line 3 has no prompt: ''"),
+        ("p.csv", "prompt,n\na cat, asleep,1\n", "p.csv line 2 has not the 2 columns"),
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.doc", "a", r"the ending is \.doc, expected \.txt, \.jsonl, \.csv or \.parquet"),
     ],
@@ -70,8 +71,8 @@ def test_a_bad_row_is_named_with_its_place(
 
 
 def test_bytes_that_are_no_text_and_a_missing_file_are_told(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_bytes(b"abc\xff")
-    with pytest.raises(UserError, match="is not UTF-8 text: byte 3"):
+    (tmp_path / "p.txt").write_bytes(b"fine\nabc\xff")
+    with pytest.raises(UserError, match="p.txt line 2 is not UTF-8: .* at byte 3"):
         read_prompts(tmp_path / "p.txt")
     with pytest.raises(UserError, match="do not exist"):
         read_prompts(tmp_path / "q.txt")

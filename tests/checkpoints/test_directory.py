@@ -194,7 +194,7 @@ def test_a_model_without_an_identity_is_refused(models: dict[str, Path]) -> None
     config = json.loads(file.read_text())
     for sha256 in (None, 5):
         file.write_text(json.dumps({**config, "sha256": sha256}))
-        refused(load_ta_tok, models["tokenizer"], "says no sha256")
+        refused(load_ta_tok, models["tokenizer"], "has no sha256")
 
 
 def test_an_unfinished_training_says_how_to_finish_it(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tarkit import Tar
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints import hub
-from tarkit.checkpoints.hub import AR_DTOK, TA_TOK, VQVAE, Remote, find, find_part
+from tarkit.checkpoints.hub import AR_DTOK, TA_TOK, VQVAE, HubFile, find, find_part
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tests import parts
@@ -102,9 +102,9 @@ def test_a_language_model_lacking_a_shard_is_not_there(empty_cache: Path) -> Non
     fill(empty_cache)
     folder = snapshot(empty_cache, "csuhan/Tar-1.5B")
     next(folder.glob("model-00002*")).unlink()
-    assert hub.cached(Remote("csuhan/Tar-1.5B")) is None
+    assert hub.cached(HubFile("csuhan/Tar-1.5B")) is None
     (folder / "model.safetensors.index.json").write_text("{")
-    assert hub.cached(Remote("csuhan/Tar-1.5B")) is None
+    assert hub.cached(HubFile("csuhan/Tar-1.5B")) is None
 
 
 def test_a_published_folder_takes_what_lies_beside_it(empty_cache: Path, tmp_path: Path) -> None:

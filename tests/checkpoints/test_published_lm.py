@@ -142,7 +142,7 @@ TOKENS = VISUAL.tokens()
                 "model.safetensors.index.json",
                 lambda i: {"weight_map": {**i["weight_map"], "x": "../config.json"}},
             ),
-            ["config.json", "not beside it"],
+            ["config.json", "not in that folder"],
         ),
         (rewritten("model.safetensors.index.json", lambda i: [1]), ["no index of weights"]),
         (lambda path: (path / "tokenizer.json").unlink(), ["no tokenizer.json"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.cli.engines import EngineConfig, executor_of
 from tarkit.errors import UserError
 
@@ -29,7 +30,8 @@ def engine(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.iterdir() if path.name != COMMANDS)
+    return {path.name: path.read_bytes() for path in files}
 
 
 def test_tasks_of_the_local_executor_make_the_same_bytes(tmp_path: Path) -> None:
@@ -41,6 +43,9 @@ def test_tasks_of_the_local_executor_make_the_same_bytes(tmp_path: Path) -> None
     # One prompt is too short: finished with failed rows, whoever made them.
     assert (alone.returncode, shared.returncode) == (3, 3), shared.stderr[-2000:]
     assert contents(tmp_path / "alone") == contents(tmp_path / "shared")
+    # Every task records the command without --engine; the same command is recorded once.
+    words = ["tarkit", *map(str, what), str(tmp_path / "shared")]
+    assert read_commands(tmp_path / "shared") == [words]
     assert len(open_artifact(tmp_path / "shared").shards) == 6
     again = tarkit("--engine", engine(tmp_path), *what, tmp_path / "shared")
     assert again.returncode == 3

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact
+from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.cli.app import app
 from tarkit.curate.render import RenderPlan
 from tarkit.errors import UserError
@@ -325,7 +326,6 @@ def test_our_own_mistake_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", KeyboardInterrupt())
-    monkeypatch.setattr(sys, "argv", ["/bin/tarkit", "curate", "chats", "my tokens", "--out", "o"])
     done = tarkit("curate", "chats", "my tokens", "--out", "o")
     assert done.exit_code == 130
     assert "tarkit curate chats 'my tokens' --out o" in done.stderr.splitlines()
@@ -377,7 +377,9 @@ def test_version_tells_the_packages_as_json() -> None:
     versions = json.loads(tarkit("version", "--json").stdout)
     assert versions["python"] == sys.version.split()[0]
     assert versions["torch"][0].isdigit()
-    assert tarkit("version").stdout.strip() == versions["tarkit"]
+    assert tarkit("version").stdout == f"{versions['tarkit']}\n"
+    option = tarkit("--version")
+    assert (option.exit_code, option.stdout) == (0, f"{versions['tarkit']}\n")
 
 
 @pytest.mark.parametrize("group", [[], ["curate"], ["train"], ["eval"], ["export"]])
@@ -443,3 +445,54 @@ def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> No
         "shards_to_make": 2,
     }
     assert not (tmp_path / "o").exists()
+
+
+def test_a_command_that_wrote_is_recorded_in_its_folder_once(tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    words = ["curate", "render", "--set", "count=4", "--set", "shard_size=2", "--out", str(out)]
+    RenderPlan(out=tmp_path / "alone", overrides=["count=4", "shard_size=2"]).run()
+    assert tarkit(*words, "--dry-run").exit_code == 0
+    assert not out.exists()
+    for _ in range(2):
+        assert tarkit(*words).exit_code == 0
+        assert read_commands(out) == [["tarkit", *words]]
+    # No other byte changes: the folder is that of the verb, and its log.
+    log = (out / COMMANDS).read_bytes()
+    alone = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == alone | {COMMANDS: log}
+    # A plan, and settings that are refused, write nothing.
+    assert tarkit(*words, "--dry-run").exit_code == 0
+    assert tarkit(*words, "--set", "count=6").exit_code == 1
+    assert read_commands(out) == [["tarkit", *words]]
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "recorded"),
+    [
+        (["eval", "generate", "RUN"], "eval.generate", True),
+        (["eval", "answer", "RUN"], "eval.answer", True),
+        (["eval", "collect", "RUN", "verdicts.jsonl"], "eval.collect", True),
+        (["eval", "export", "RUN", "--out", "RUN", "--format", "mme-txt"], "eval.export", False),
+        (["export", "hf", "mini", "--out", "RUN"], "checkpoints.export_hf", False),
+        (["report", "a", "--out", "RUN"], "report.report", False),
+        (["models", "convert", "a.pth", "--out", "RUN"], "checkpoints.convert", True),
+    ],
+)
+def test_folders_for_other_programs_hold_no_commands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], verb: str, recorded: bool
+) -> None:
+    pretend(monkeypatch, f"tarkit.{verb}", tmp_path)
+    words = [str(tmp_path) if word == "RUN" else word for word in words]
+    assert tarkit(*words).exit_code == 0
+    assert read_commands(tmp_path) == ([["tarkit", *words]] if recorded else [])
+
+
+def test_a_folder_that_cannot_be_written_does_not_fail_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, "tarkit.checkpoints.convert", tmp_path)
+    (tmp_path / COMMANDS).mkdir()  # also refused to a user who may write everything
+    with caplog.at_level("DEBUG", logger="tarkit"):
+        done = tarkit("models", "convert", "a.pth", "--out", str(tmp_path))
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path}\n")
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]

@@ -13,7 +13,7 @@ from tarkit.curate.ask import LanguageModel
 from tarkit.curate.caption import CaptionPlan
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.llm.base import Answer, Question
+from tarkit.llm.base import LlmAnswer, LlmQuestion
 
 EXAMPLES = [f"an oil painting of {count} ships" for count in "two three four five six".split()]
 
@@ -23,11 +23,11 @@ class Seer:
 
     def __init__(self, *texts: str) -> None:
         self.texts = list(texts)
-        self.questions: list[Question] = []
+        self.questions: list[LlmQuestion] = []
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         self.questions += questions
-        return [Answer(self._next()) for _ in questions]
+        return [LlmAnswer(self._next()) for _ in questions]
 
     def _next(self) -> str:
         return self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]

@@ -19,7 +19,7 @@ from tarkit.curate.judge import JudgePlan, LanguageModelJudge
 from tarkit.curate.render import RenderPlan
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.llm.base import Answer, Question
+from tarkit.llm.base import LlmAnswer, LlmQuestion
 from tarkit.scoring.geneval import check
 from tarkit.scoring.scorers import Shown, plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
@@ -34,11 +34,11 @@ class Judge:
     """Says the given texts in turn."""
 
     def __init__(self, *texts: str) -> None:
-        self.texts, self.questions = list(texts), list[Question]()
+        self.texts, self.questions = list(texts), list[LlmQuestion]()
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         self.questions += questions
-        return [Answer(self.texts.pop(0)) for _ in questions]
+        return [LlmAnswer(self.texts.pop(0)) for _ in questions]
 
 
 def pictures_of(folder: Path, prompts: Sequence[str | None], **known: Any) -> Artifact:

@@ -26,6 +26,7 @@ from tests.llm.stub_server import said, serving
 ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = int(os.environ.get("KILLS", "200"))
 NUM_FUZZED = int(os.environ.get("FUZZED", "10000"))
+LOGS = ("answers.jsonl", "commands.jsonl")
 SMALL = ("--set", "shard_size=8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -44,8 +45,8 @@ def finished(*words: object) -> float:
 
 
 def shards_of(folder: Path) -> dict[str, bytes]:
-    """Everything but the log of what answers cost, to which each try adds."""
-    files = sorted(path for path in folder.iterdir() if path.name != "answers.jsonl")
+    """Everything but the logs: what answers cost, to which each try adds, and the commands."""
+    files = sorted(path for path in folder.iterdir() if path.name not in LOGS)
     return {path.name: path.read_bytes() for path in files}
 
 

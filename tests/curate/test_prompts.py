@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.commands import append_command
 from tarkit.curate.prompts import PromptsPlan, clean, same
 from tarkit.errors import UserError
 from tarkit.scoring.geneval_prompts import geneval_prompts
@@ -94,6 +95,7 @@ def test_a_folder_is_read_in_order_and_a_kill_leaves_the_same_bytes(tmp_path: Pa
     write(folder / "b.txt", ["a heart", "a star"])
     write(folder / "a.txt", ["a ring", "a star"])
     (folder / "notes.md").write_text("nothing")
+    append_command(folder, ["tarkit", "curate", "prompts"])  # a log and no prompts
     artifact = PromptsPlan(folder, out=tmp_path / "out", overrides=["shard_size=2"]).run()
     assert [row["prompt"] for row in rows(artifact)] == ["a ring", "a star", "a heart"]
     before = artifact.shard_path("00001").read_bytes()

@@ -14,7 +14,7 @@ from tarkit.curate import ask
 from tarkit.curate.ask import LOG, LanguageModel, Refused
 from tarkit.curate.split import INSTRUCTION, PromptSplit, SplitPlan, split_of
 from tarkit.errors import UserError
-from tarkit.llm.base import Answer, Question
+from tarkit.llm.base import LlmAnswer, LlmQuestion
 from tarkit.vocab import IMAGE_MARK
 
 PROMPT = "A photo of a red fox, sitting in the snow at dawn."
@@ -132,20 +132,20 @@ class Fox:
     """Splits at the first try what is about a fox; at the second what is about a dog."""
 
     def __init__(self) -> None:
-        self.questions: list[Question] = []
+        self.questions: list[LlmQuestion] = []
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         self.questions += questions
         return [self._one(question) for question in questions]
 
-    def _one(self, question: Question) -> Answer:
+    def _one(self, question: LlmQuestion) -> LlmAnswer:
         prompt = question.text.removeprefix(INSTRUCTION)
         tries = sum(q.text == question.text for q in self.questions)
         animal = "a fox" if "fox" in prompt else "a dog"
         if animal == "a dog" and tries < 2:
-            return Answer("no", num_prompt_tokens=5, num_tokens=1)
+            return LlmAnswer("no", num_prompt_tokens=5, num_tokens=1)
         text = answer(prompt.replace(animal, IMAGE_MARK), animal)
-        return Answer(text, num_prompt_tokens=5, num_tokens=9)
+        return LlmAnswer(text, num_prompt_tokens=5, num_tokens=9)
 
 
 @pytest.fixture
@@ -199,9 +199,9 @@ def test_small_models_are_asked_for_the_phrase_alone(
     prompts: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Parrot:
-        def answer(self, questions: Sequence[Question]) -> list[Answer]:
-            assert all(len(question.shown) == 3 for question in questions)
-            return [Answer(" ".join(q.text.split()[-2:]) + ".") for q in questions]
+        def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
+            assert all(len(question.examples) == 3 for question in questions)
+            return [LlmAnswer(" ".join(q.text.split()[-2:]) + ".") for q in questions]
 
     monkeypatch.setattr(ask, "load", lambda llm, **known: Parrot())
     out = prompts.path.parent / "out"

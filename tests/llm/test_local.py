@@ -9,7 +9,7 @@ import torch
 
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.llm.local import LocalAssistant
 from tests.llm.tiny import MARKS, save_seer, save_writer
@@ -58,7 +58,7 @@ def test_an_answer_is_what_forward_passes_say_up_to_its_end(writer: Path) -> Non
     # The model never ends by itself: what it says fourth to the first question is made an end.
     end = said[0][3]
     assistant._network.generation_config.eos_token_id = [end]
-    answers = assistant.answer([Question(text, seed=0) for text in texts])
+    answers = assistant.answer([LlmQuestion(text, seed=0) for text in texts])
     for ids, answer in zip(said, answers, strict=True):
         if end in ids:
             before = ids[: ids.index(end)]
@@ -74,7 +74,7 @@ def test_an_answer_is_what_forward_passes_say_up_to_its_end(writer: Path) -> Non
 
 def test_text_cannot_spell_a_mark(writer: Path) -> None:
     assistant = loaded(writer)
-    inputs = assistant._inputs([Question(f"a {MARKS[1]}\n{MARKS[0]}system", seed=0)])
+    inputs = assistant._inputs([LlmQuestion(f"a {MARKS[1]}\n{MARKS[0]}system", seed=0)])
     ids = inputs["input_ids"][0].tolist()
     marks = assistant._tokenizer.convert_tokens_to_ids(list(MARKS[:2]))
     assert [id_ for id_ in ids if id_ in marks] == [marks[0], marks[1], marks[0]]
@@ -95,14 +95,14 @@ def test_draws_come_from_the_seed(writer: Path) -> None:
     assistant._network.generation_config.eos_token_id = list(range(0, 260, 3))
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    runs = [assistant.answer([Question("q", seed=seed)])[0] for seed in (1, 1, 2, 3, 4)]
+    runs = [assistant.answer([LlmQuestion("q", seed=seed)])[0] for seed in (1, 1, 2, 3, 4)]
     assert runs[0] == runs[1] and len({run.text for run in runs}) > 1
     assert torch.equal(torch.get_rng_state(), state)  # and nobody else's
 
 
 def test_a_picture_is_shown_as_one_mark_for_each_merged_patch(seer: Path) -> None:
     assistant = loaded(seer, sees=True)
-    questions = [Question("q", 0, picture(56, 56)), Question("longer q", 0, picture(112, 56))]
+    questions = [LlmQuestion("q", 0, picture(56, 56)), LlmQuestion("longer q", 0, picture(112, 56))]
     inputs = assistant._inputs(questions)
     pad = assistant._tokenizer.convert_tokens_to_ids("<|image_pad|>")
     # Patches of 14 px merged 2 x 2: 56 / 28 = 2 by 2, and 4 by 2.
@@ -116,10 +116,10 @@ def test_what_is_said_depends_on_the_picture_and_not_on_its_neighbours(seer: Pat
     assistant = loaded(seer, AssistantConfig(temperature=0, max_tokens=4, batch_size=2), sees=True)
     assistant._network.generation_config.eos_token_id = list(range(0, 260, 2))
     one, other = picture(56, 56, 1), picture(84, 56, 2)
-    together = assistant.answer([Question("q", 0, one), Question("q", 0, other)])
-    alone = [assistant.answer([Question("q", 0, blob)])[0] for blob in (one, other)]
+    together = assistant.answer([LlmQuestion("q", 0, one), LlmQuestion("q", 0, other)])
+    alone = [assistant.answer([LlmQuestion("q", 0, blob)])[0] for blob in (one, other)]
     assert together == alone
-    shown = assistant._inputs([Question("q", 0, one)])
+    shown = assistant._inputs([LlmQuestion("q", 0, one)])
     dark = {**shown, "pixel_values": torch.zeros_like(shown["pixel_values"])}
     with torch.inference_mode():
         first, second = (assistant._network(**inputs).logits[0, -1] for inputs in (shown, dark))
@@ -129,7 +129,7 @@ def test_what_is_said_depends_on_the_picture_and_not_on_its_neighbours(seer: Pat
 def test_a_torn_picture_is_its_own_rows_failure(seer: Path) -> None:
     assistant = loaded(seer, sees=True)
     torn = picture(56, 56)[:100]
-    answers = assistant.answer([Question("q", 0, torn), Question("q", 0, picture(56, 56))])
+    answers = assistant.answer([LlmQuestion("q", 0, torn), LlmQuestion("q", 0, picture(56, 56))])
     assert answers[0].error is not None and answers[0].error.startswith("the picture cannot")
     assert answers[1].error is None or answers[1].error.startswith("the answer")
 

@@ -19,7 +19,7 @@ import pytest
 from tarkit.artifacts.artifact import begin_artifact
 from tarkit.curate.ask import LanguageModel
 from tarkit.curate.split import SplitPlan
-from tarkit.llm.base import AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 
 MODEL = os.environ.get("SERVED_MODEL", "")
@@ -72,7 +72,7 @@ def test_a_real_server_answers(url: str) -> None:
     config = AssistantConfig(max_tokens=24, temperature=0.0, tries=1)
     assistant = load(served(), config=config, server=url)
     shown = (("Say red.", "red"), ("Say green.", "green"))
-    found = assistant.answer([Question("Say blue.", seed=0, shown=shown) for _ in range(3)])
+    found = assistant.answer([LlmQuestion("Say blue.", seed=0, examples=shown) for _ in range(3)])
     assert [answer.error for answer in found] == [None] * 3, found
     assert all("blue" in answer.text.lower() for answer in found)
     assert all(answer.num_tokens > 0 for answer in found)

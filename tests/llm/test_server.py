@@ -9,21 +9,21 @@ from PIL import Image
 pytest.importorskip("openai", reason="pip install 'tarkit[caption]'")
 
 from tarkit.errors import UserError
-from tarkit.llm.base import Answer, AssistantConfig, Question
+from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion
 from tarkit.llm.load import load
 from tests.llm.stub_server import said, serving
 
 QUICK = AssistantConfig(timeout_s=2.0, retries=2, batch_size=4)
 
 
-def answers(*replies: object, config: AssistantConfig = QUICK, n: int = 1) -> list[Answer]:
+def answers(*replies: object, config: AssistantConfig = QUICK, n: int = 1) -> list[LlmAnswer]:
     with serving(*replies) as stub:
         assistant = load("m", config=config, server=stub.url)
-        return assistant.answer([Question(f"q{i}", seed=i) for i in range(n)])
+        return assistant.answer([LlmQuestion(f"q{i}", seed=i) for i in range(n)])
 
 
 def test_an_answer_comes_back_with_what_it_cost() -> None:
-    assert answers(said("a ring")) == [Answer("a ring", num_prompt_tokens=7, num_tokens=3)]
+    assert answers(said("a ring")) == [LlmAnswer("a ring", num_prompt_tokens=7, num_tokens=3)]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_nobody_at_the_address_is_a_reason() -> None:
     assistant = load(
         "m", config=AssistantConfig(retries=0, timeout_s=5), server="http://127.0.0.1:9/v1"
     )
-    (answer,) = assistant.answer([Question("q", seed=0)])
+    (answer,) = assistant.answer([LlmQuestion("q", seed=0)])
     assert answer.error is not None and answer.error.startswith("the server cannot be reached")
 
 
@@ -80,7 +80,7 @@ def test_a_picture_and_every_number_are_sent() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "JPEG")
     with serving(said("x")) as stub:
-        load("m", config=QUICK, server=stub.url).answer([Question("q", 5, buffer.getvalue())])
+        load("m", config=QUICK, server=stub.url).answer([LlmQuestion("q", 5, buffer.getvalue())])
     (body,) = stub.asked
     text, picture = body["messages"][0]["content"]
     assert text == {"type": "text", "text": "q"}
@@ -91,7 +91,7 @@ def test_a_picture_and_every_number_are_sent() -> None:
 
 def test_shown_turns_stand_before_the_question() -> None:
     with serving(said("x")) as stub:
-        question = Question("q", 5, shown=(("a", "b"), ("c", "d")))
+        question = LlmQuestion("q", 5, examples=(("a", "b"), ("c", "d")))
         load("m", config=QUICK, server=stub.url).answer([question])
     messages = stub.asked[0]["messages"]
     assert [m["content"] for m in messages] == ["a", "b", "c", "d", "q"]
@@ -99,5 +99,5 @@ def test_shown_turns_stand_before_the_question() -> None:
 
 
 def test_what_is_no_address_is_refused() -> None:
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not an http:// or https:// address"):
         load("m", config=QUICK, server="localhost:8000")

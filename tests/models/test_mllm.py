@@ -21,7 +21,6 @@ from tarkit.models.mllm import (
     hidden_states,
     next_logits,
     pack,
-    shrink,
 )
 from tarkit.vocab import VisualVocabulary
 
@@ -51,20 +50,6 @@ def chat(*numbers: int, answer: int) -> tuple[list[int], list[int]]:
     """Ids of which the last `answer` are supervised."""
     ids = list(numbers)
     return ids, [IGNORED] * (len(ids) - answer) + ids[-answer:]
-
-
-# ---- shrinking
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_shrinking_scales_the_hidden_matrices_and_nothing_else(tied: bool) -> None:
-    model = lm(50, tied=tied)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    shrink(model, 0.25)
-    for name, weight in model.state_dict().items():
-        hidden = "proj" in name and name.endswith("weight")
-        assert torch.equal(weight, before[name] * (0.25 if hidden else 1)), name
-    assert sum("proj" in name for name in before) >= 7
 
 
 # ---- growing

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its debugging pipe; needs no driver."""
+"""A headless Chromium for tests, controlled over its debugging pipe, without a driver."""
 
 import base64
 import fcntl
@@ -38,13 +38,14 @@ class Browser:
         self.session: str | None = None
         self.events: list[dict[str, Any]] = []
         self.rest = b""
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
-        self.ask("Page.enable")
-        self.ask("Network.enable")
+        self.call("Page.enable")
+        self.call("Network.enable")
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of a command of the browser's debugging protocol."""
         self.count += 1
         message = {"id": self.count, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
@@ -67,38 +68,39 @@ class Browser:
         message: dict[str, Any] = json.loads(one)
         return message
 
-    def show(self, page: Path, *, width_px: int, dark: bool) -> "Shown":
-        """The whole page at a width, and every address that it asked for."""
+    def show(self, page: Path, *, width_px: int, dark: bool) -> "RenderedPage":
+        """The whole page at a width, and every address that it requested."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events = []
-        self.ask("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
-        layout = self.ask("Page.getLayoutMetrics")["cssContentSize"]
+        layout = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": width_px, "height": layout["height"], "scale": 1}
-        shot = self.ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        told = [event["params"] | {"method": event.get("method")} for event in self.events]
-        # What the page's own policy forbids is told of, and never sent.
-        held = {each["requestId"] for each in told if each.get("blockedReason") == "csp"}
-        asked = [
+        shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        events = [event["params"] | {"method": event.get("method")} for event in self.events]
+        # A request that the page's own policy blocks has an event too, but is never sent.
+        blocked = {each["requestId"] for each in events if each.get("blockedReason") == "csp"}
+        urls = [
             each["request"]["url"]
-            for each in told
-            if each["method"] == "Network.requestWillBeSent" and each["requestId"] not in held
+            for each in events
+            if each["method"] == "Network.requestWillBeSent" and each["requestId"] not in blocked
         ]
         with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        return Shown(pixels, layout["width"], asked)
+        return RenderedPage(pixels, layout["width"], urls)
 
 
-class Shown:
-    """Pixels (H, W, 3) of a page, the width it takes, and what it asked for beside itself."""
+class RenderedPage:
+    """Pixels (H, W, 3) of a page, the width it takes, and the addresses that it requested."""
 
-    def __init__(self, pixels: np.ndarray, width_px: float, asked: list[str]) -> None:
+    def __init__(self, pixels: np.ndarray, width_px: float, urls: list[str]) -> None:
         self.pixels, self.width_px = pixels, width_px
-        self.asked = [url for url in asked[1:] if not url.startswith("data:")]
+        # The first request is for the page itself.
+        self.requests = [url for url in urls[1:] if not url.startswith("data:")]
 
 
 @contextmanager

@@ -4,40 +4,40 @@ import base64
 import io
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from PIL import Image
 
-from tarkit.report.html import (
-    Block,
+from tarkit.report.blocks import (
     Card,
+    CardGrid,
     Cell,
-    Code,
+    CommandLines,
     Figure,
+    FigureGrid,
     Folded,
     Page,
+    PageBlock,
+    PageTable,
     Paragraph,
     Section,
-    Sheet,
-    Side,
-    Table,
     data_uri,
-    escape,
-    escape_markdown,
-    printable,
-    shorten,
 )
+from tarkit.report.escaping import escape, escape_markdown, printable, shorten
+from tarkit.report.html import render
 from tests.report.sample_runs import Reader
 
 
-def html_of(*blocks: Block) -> str:
-    return Page("title", "subtitle", [Section("part", blocks, "part")]).html()
+def html_of(*blocks: PageBlock) -> str:
+    return render(Page("title", "subtitle", [Section("part", blocks, "part")]))
 
 
-def markdown_of(*blocks: Block) -> str:
+def markdown_of(*blocks: PageBlock) -> str:
     return Page("title", "subtitle", [Section("part", blocks, "part")]).markdown()
 
 
 def test_text_is_escaped_for_elements_and_attributes() -> None:
-    assert escape("<b a=\"1\" c='2'>&") == "&lt;b a=&quot;1&quot; c=&#x27;2&#x27;&gt;&amp;"
+    assert escape("<b a=\"1\" c='2'>&") == "&lt;b a=&#34;1&#34; c=&#39;2&#39;&gt;&amp;"
 
 
 def test_characters_that_steer_are_replaced() -> None:
@@ -84,56 +84,85 @@ def test_columns_of_numbers_stand_to_the_right() -> None:
         ["a", "0.5", "1", "x"],
         ["b", Cell("−1.25", "[−2, 0]"), "–", "2"],
     ]
-    shown = Table(["", "one", "two", "three"], rows).html()
+    shown = html_of(PageTable(["", "one", "two", "three"], rows))
     assert '<th scope="col" class="right">one</th><th scope="col" class="right">two</th>' in shown
     assert '<th scope="col">three</th>' in shown  # x is no number
     assert '<td class="right">−1.25 <span class="aside">[−2, 0]</span></td>' in shown
 
 
 def test_a_row_that_does_not_fit_its_header_is_still_sound() -> None:
-    page = html_of(Table(["a", "b"], [["1"], []]), Table(["a"], []))
+    page = html_of(PageTable(["a", "b"], [["1"], []]), PageTable(["a"], []))
     assert not Reader(page).faults
 
 
 def test_cells_and_cards_in_markdown() -> None:
-    table = Table(["task", "score"], [[Cell("all", strong=True), Cell("0.5", "[0, 1]")]], "of it")
+    row: list[Cell | str] = [Cell("all", strong=True), Cell("0.5", "[0, 1]")]
+    table = PageTable(["task", "score"], [row], "of it")
     assert markdown_of(table) == (
         "# title\n\nsubtitle\n\n## part\n\n**of it**\n\n| task | score |\n| --- | --- |\n"
         "| **all** | 0.5 \\[0, 1\\] |\n"
     )
     card = Card("", prompt="a | b", verdict="wrong", good=False, missing="torn", aside="colors")
-    assert r"| a \| b | colors | wrong | torn |" in markdown_of(Sheet([card]))
+    assert r"| a \| b | colors | wrong | torn |" in markdown_of(CardGrid([card]))
 
 
 def test_only_what_is_kept_of_the_folded_is_in_the_markdown() -> None:
     inside = [Paragraph("inside")]
     assert "inside" not in markdown_of(Folded("more", inside))
-    assert "inside" in markdown_of(Folded("more", inside, kept=True))
+    assert "inside" in markdown_of(Folded("more", inside, in_markdown=True))
     assert "inside" in html_of(Folded("more", inside))
 
 
 def test_code_cannot_leave_its_block_in_markdown() -> None:
-    text = markdown_of(Code("one\n```\n<b>"))
+    text = markdown_of(CommandLines("one\n```\n<b>"))
     assert text.endswith("\n    one\n    ```\n    <b>\n")
 
 
 def test_every_block_with_hostile_text_is_sound() -> None:
     bad = "</style></script><script>x()</script>\" onload='x()' <img src=x>"
     card = Card("", prompt=bad, verdict=bad, good=True, reason=bad, aside=bad, missing=bad)
-    blocks: list[Block] = [
+    blocks: list[PageBlock] = [
         Paragraph(bad, "warning"),
-        Code(bad),
-        Table([bad, bad], [[bad, Cell(bad, bad)]], bad, bad),
-        Side([Figure("<svg></svg>", bad, bad)]),
-        Sheet([card]),
+        CommandLines(bad),
+        PageTable([bad, bad], [[bad, Cell(bad, bad)]], bad, bad),
+        FigureGrid([Figure(Markup("<svg></svg>"), bad, bad)]),
+        CardGrid([card]),
         Folded(bad, [Paragraph(bad)]),
         Section(bad, [], level=3, lead=bad),
     ]
-    page = Page(bad, bad, [Section(bad, blocks, bad)]).html()
+    page = render(Page(bad, bad, [Section(bad, blocks, bad)]))
     reader = Reader(page)
     assert not reader.faults
     assert reader.words.count(bad) >= 16
     assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{{ 7*7 }}", "{% include '/etc/passwd' %}", "{# gone #}", "${7*7}", "javascript:alert(1)"],
+)
+def test_template_syntax_and_addresses_in_data_stay_text(text: str) -> None:
+    blocks: list[PageBlock] = [Paragraph(text), PageTable([text], [[Cell(text, text)]], text, text)]
+    page = render(Page(text, text, [Section(text, blocks, text)]))
+    reader = Reader(page)
+    assert not reader.faults  # no link leads anywhere but to a part of the page
+    # Title, heading, lead, contents and the part's heading; a paragraph; title, header, two of the
+    # cell and note of a table.
+    assert reader.text.count(text) == 5 + 1 + 5
+    assert "49" not in "".join(reader.words)
+
+
+def test_a_drawing_that_is_no_markup_is_shown_as_text() -> None:
+    page = html_of(Figure("<script>x()</script>", "title"))  # type: ignore[arg-type]
+    assert "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_a_block_that_the_template_does_not_know_is_an_error() -> None:
+    class Unknown(Paragraph):
+        kind = "unknown"
+
+    with pytest.raises(UndefinedError, match="unknown"):
+        html_of(Unknown("text"))
 
 
 def test_the_reader_of_these_tests_finds_faults() -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
+from tarkit.artifacts.commands import append_command
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
@@ -87,7 +88,7 @@ def test_counts_failures_and_texts_of_pictures(pictures: Artifact) -> None:
     assert facts["settings"] == {"seed": 7}
 
 
-def test_the_contact_sheet_shows_the_good_pictures_and_goes_beside_the_directory(
+def test_the_contact_sheet_shows_the_good_pictures_and_is_next_to_the_folder(
     pictures: Artifact, tmp_path: Path
 ) -> None:
     before = sorted(pictures.path.iterdir())
@@ -100,7 +101,7 @@ def test_the_contact_sheet_shows_the_good_pictures_and_goes_beside_the_directory
         assert sheet.getpixel((80, 80)) == (255, 0, 0)
     assert inspect.run(pictures.path, out=tmp_path / "x.png")["contact_sheet"].endswith("x.png")
     with pytest.raises(UserError, match="cannot be written"):
-        inspect.run(pictures.path, out=tmp_path / "none" / "x.png")
+        inspect.run(pictures.path, out=tmp_path / "x.png" / "y.png")
 
 
 def test_usage_and_perplexity_of_codes_per_scale(pictures: Artifact, tmp_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_lineage_goes_back_to_the_beginning_and_says_what_changed(
     begin_directory(tmp_path / "model", "model", settings={}, parents={"tokens": made.path})
     lineage = inspect.describe(tmp_path / "model")["lineage"]
     assert [(step["of"], step["name"], step["state"]) for step in lineage] == [
-        ("model", "tokens", "as it was"),
-        ("tokens", "images", "as it was"),
+        ("model", "tokens", "unchanged"),
+        ("tokens", "images", "unchanged"),
     ]
     assert lineage[1]["path"] == str(pictures.path)
     manifest = pictures.path / "manifest.json"
@@ -220,16 +221,42 @@ def test_a_long_list_of_numbers_is_a_line_and_whole_in_json(
     )
     inspect.run(tmp_path)
     text = " ".join(capsys.readouterr().out.split())
-    assert "10, 11, ...] (5_000 in all, by --json)" in text
+    assert "10, 11, ...] (5_000 in all, see --json)" in text
     assert "[1, 2]" in text
     inspect.run(tmp_path, as_json=True)
     assert list(range(5000)) in json.loads(capsys.readouterr().out)["config"]["figures"].values()
 
 
+def test_recorded_commands_are_shown_oldest_first(
+    pictures: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect.describe(pictures.path)["commands"] == []
+    # A byte that is not UTF-8 is a lone surrogate in argv, and an escape would move the cursor.
+    commands = [["tarkit", "curate", "ingest", "my pictures"], ["tarkit", "\udcff", "\x1b[2J"]]
+    for argv in commands:
+        append_command(pictures.path, argv)
+    inspect.run(pictures.path)
+    text = capsys.readouterr().out
+    assert "commands" in text and "tarkit curate ingest 'my pictures'" in text
+    assert "\x1b" not in text
+    inspect.run(pictures.path, as_json=True)
+    out = capsys.readouterr().out
+    out.encode()  # Python would refuse to print what is not UTF-8
+    assert json.loads(out)["commands"] == commands
+
+
+def test_a_damaged_line_of_a_log_is_counted(tmp_path: Path) -> None:
+    begin_directory(tmp_path / "m", "model", settings={})
+    (tmp_path / "m" / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "lo')
+    facts = inspect.describe(tmp_path / "m")
+    assert facts["last_metrics"] == {"step": 1, "loss": 3}
+    assert facts["damaged_metrics_lines"] == 1
+
+
 def test_what_tarkit_did_not_make_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         inspect.run(tmp_path / "none")
-    with pytest.raises(UserError, match="is nothing that tarkit made"):
+    with pytest.raises(UserError, match="is no folder that tarkit made: it has no manifest"):
         inspect.run(tmp_path)
     begin_directory(tmp_path / "m", "model", settings={})
     with pytest.raises(UserError, match="only images have a contact sheet"):
@@ -238,5 +265,5 @@ def test_what_tarkit_did_not_make_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"picture\.png is no directory .*: it is a file"):
+    with pytest.raises(UserError, match=r"picture\.png is no folder .*: it is a file"):
         inspect.describe(tmp_path / "picture.png")

@@ -4,18 +4,11 @@ from typing import Any
 
 import pytest
 
-from tarkit.report.html import Cell, Side, Table
-from tarkit.report.metrics import (
-    at,
-    cell,
-    flattened,
-    headline,
-    nested,
-    number,
-    plots,
-    summary,
-    understanding,
-)
+from tarkit.report.blocks import Cell, FigureGrid, PageTable
+from tarkit.report.metrics import headline, summary, understanding
+from tarkit.report.nested import flattened, nested_tables
+from tarkit.report.plots import plots
+from tarkit.report.values import cell, number, value_at
 
 HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 
@@ -36,7 +29,7 @@ HALF = {"value": 0.5, "low": 0.25, "high": 0.75, "num_prompts": 8}
 )
 def test_one_figure_speaks_for_a_metric(metric: Any, path: tuple[str, ...] | None) -> None:
     assert headline(metric) == path
-    assert path is None or at(metric, path) in (0.5, HALF)
+    assert path is None or value_at(metric, path) in (0.5, HALF)
 
 
 def test_the_summary_has_a_row_a_metric_and_a_column_a_run() -> None:
@@ -47,28 +40,32 @@ def test_the_summary_has_a_row_a_metric_and_a_column_a_run() -> None:
 
 def test_alike_tables_become_rows_and_others_their_own() -> None:
     value = {"a": {"x": 1, "y": HALF}, "b": {"x": 2}, "c": {"deep": {"er": 3}}, "d": 4}
-    flat, rows, deeper = nested(value, title="t")
-    assert isinstance(flat, Table) and isinstance(rows, Table) and isinstance(deeper, Table)
+    flat, rows, deeper = nested_tables(value, title="t")
+    assert (
+        isinstance(flat, PageTable)
+        and isinstance(rows, PageTable)
+        and isinstance(deeper, PageTable)
+    )
     assert (flat.title, rows.title, deeper.title) == ("t", "t", "t · c · deep")
     assert (list(rows.header), len(rows.rows)) == (["", "x", "y"], 2)
     assert list(deeper.rows[0])[0] == "er"
 
 
-def test_what_an_estimate_carries_beside_its_interval_is_shown() -> None:
-    (table,) = nested({"a": HALF | {"tokens": 12}, "b": {}})
-    assert isinstance(table, Table)
+def test_further_numbers_of_an_estimate_are_shown() -> None:
+    (table,) = nested_tables({"a": HALF | {"tokens": 12}, "b": {}})
+    assert isinstance(table, PageTable)
     assert list(table.header) == ["figure", "value", "95 % interval", "n", "tokens"]
 
 
 def test_many_rows_are_cut_and_counted() -> None:
-    (table,) = nested({str(n): n for n in range(450)})
-    assert isinstance(table, Table)
-    assert (len(table.rows), table.note) == (400, "50 more rows stand in the file.")
+    (table,) = nested_tables({str(n): n for n in range(450)})
+    assert isinstance(table, PageTable)
+    assert (len(table.rows), table.note) == (400, "50 more rows are in the file.")
 
 
 def test_bars_are_drawn_of_estimates_that_stand_together() -> None:
     (side,) = plots({"m@x": {"tasks": {"a": HALF, "b": HALF, "n": 7}, "one": {"a": HALF}}})
-    assert isinstance(side, Side)
+    assert isinstance(side, FigureGrid)
     assert [figure.title for figure in side.figures] == ["m@x: tasks"]
     assert plots({"m@x": {"tasks": {"a": HALF, "b": {**HALF, "low": -1.0}}}}) == []
 
@@ -92,7 +89,7 @@ def test_many_arms_are_several_plots_and_no_colour_stands_for_two() -> None:
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     arms = {f"arm-{n}": {"1": estimate, "2": estimate} for n in range(10)}
     (side,) = plots({"reflect@x": {"arms": arms}})
-    assert isinstance(side, Side)
+    assert isinstance(side, FigureGrid)
     drawn = side.figures
     # Eight between the first and the last, four a plot.
     assert len(drawn) == 2
@@ -111,7 +108,7 @@ def test_und_is_shown_where_all_four_benchmarks_are_and_not_where_one_is_twice()
     ]
     (table,) = understanding(runs)
     # The paper's Table 9c: und 92.9 of GQA 61.0, MME 1428 and POPE 87.4 (and SEED 68.9).
-    assert isinstance(table, Table)
+    assert isinstance(table, PageTable)
     assert [row[0] for row in table.rows] == ["und_paper", "und_norm"]
     assert table.rows[0][1] == Cell("92.90")  # 4 / .0430576 = 92.899
     assert understanding(runs[:3]) == [] and understanding([*runs, runs[0]]) == []

@@ -1,6 +1,7 @@
 """`tarkit report` on runs made by hand: figures, deltas, hostile files, and a real browser."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tarkit.artifacts.commands import append_command
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tarkit.report import report
-from tarkit.report.report import half_and_half
+from tarkit.report.run_section import half_and_half
+from tarkit.report.runs import read_run
 from tests.report.browser import find_browser, open_browser
 from tests.report.sample_runs import FIRST, OTHER, Reader, make_run, picture_metrics
 
@@ -112,7 +115,7 @@ def test_missing_samples_are_refused_unless_they_are_allowed(tmp_path: Path) -> 
         report.run([run], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     page = page_of(run, out=tmp_path / "out", allow_missing=True)
-    assert "one: geneval@shapes has a coverage of 0.750. What failed is counted as" in page.text
+    assert "one: geneval@shapes has a coverage of 0.750. Samples that failed count as" in page.text
 
 
 def test_coverage_is_looked_for_at_every_depth_and_nan_is_not_whole(tmp_path: Path) -> None:
@@ -267,6 +270,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
         task=safe,
         column=safe,
     )
+    append_command(run, ["tarkit", safe])
     other = make_run(tmp_path / "<b>two", OTHER, prompt=safe, task=safe)
     page = page_of(run, other, out=tmp_path / "out", title=HOSTILE)
     assert "<script>alert(1)</script>" in page.text  # as text
@@ -366,8 +370,6 @@ def test_a_training_has_its_loss_and_its_codebook(tmp_path: Path) -> None:
     # a line each scale: 100 / 30 is the second point of scale 1
     assert "scale 1, 30: 3.333" in page.text and "scale 2, 40: 2.5" in page.text
     assert page.row("scale_2") == ["scale_2", "50", "14"]
-    command = "tarkit train tokenizer"
-    assert command in page.text and f"--images {run / '../pictures'}" in page.text
 
 
 def test_lines_that_tell_nothing_are_counted(tmp_path: Path) -> None:
@@ -386,32 +388,47 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
-def test_the_command_of_an_evaluation_is_one_the_program_takes(tmp_path: Path) -> None:
+def test_recorded_commands_are_shown_and_never_guessed(tmp_path: Path) -> None:
+    settings = {"suites": ["geneval"], "sampling": {"temperature": 0.5}, "seed": 7}
+    run = make_run(tmp_path / "one", settings=settings)
+    first = ["tarkit", "eval", "shapes", "--model", "my model", "--out", "work/one"]
+    append_command(run, first)
+    append_command(run, [*first, "--retry-failed"])
+    page = page_of(run, make_run(tmp_path / "two", settings=settings), out=tmp_path / "out")
+    command = "tarkit eval shapes --model 'my model' --out work/one"
+    assert f"{command}\n{command} --retry-failed" in page.words
+    # The second run records none: its settings stand where its commands would.
+    at = next(n for n, word in enumerate(page.words) if word.startswith("No command is recorded"))
+    after = " ".join(" ".join(page.words[at + 1 : at + 30]).split())
+    assert after.startswith("settings name value suites")
+    assert page.text.count("tarkit eval shapes") == 2
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert f"    {command}\n    {command} --retry-failed\n" in markdown
+
+
+def test_scores_of_a_run_are_shown_with_the_commands_of_the_run(tmp_path: Path) -> None:
+    home = tmp_path / "geneval"
+    scores = make_run(home / "scores" / "geneval@published")
+    (home / "manifest.json").write_text('{"kind": "run"}')
+    append_command(scores, ["tarkit", "eval", "score", "geneval"])
+    append_command(home, ["tarkit", "eval", "generate", "geneval"])
+    assert read_run(scores).commands == [
+        ["tarkit", "eval", "generate", "geneval"],
+        ["tarkit", "eval", "score", "geneval"],
+    ]
+
+
+def test_the_page_says_the_command_that_makes_it(tmp_path: Path) -> None:
     import typer.main
 
-    settings = {
-        "suites": ["geneval", "pope"],
-        "split": "validation",
-        **{"n": 4, "seed": 7, "scale": 3, "read_scale": 3, "limit": None, "batch_size": 8},
-        "sampling": {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "guidance": 1.5},
-        "model": {"mllm/model.safetensors": "ab" * 32},
-    }
-    page = page_of(make_run(tmp_path / "one", settings=settings), out=tmp_path / "out")
-    command = next(word for word in page.words if word.startswith("tarkit eval shapes"))
-    assert command == (
-        "tarkit eval shapes --model MODEL --suite geneval --suite pope --n 4 --seed 7 --scale 3 "
-        "--batch-size 8 --temperature 0.5 --top-k 0 --top-p 1.0 --guidance 1.5 --validation "
-        "--out DIR"
-    )
-    group = typer.main.get_command(app)
-    words = command.split()[3:]
-    verb = group.commands["eval"].commands["shapes"]  # type: ignore[attr-defined]
-    assert verb.make_context("shapes", words).params["seed"] == 7
-    assert "ab" * 32 in page.text
-    own = {**settings, "read_scale": 1}  # the model's own two, which no one option gives
-    page = page_of(make_run(tmp_path / "two", settings=own), out=tmp_path / "own")
-    again = next(word for word in page.words if word.startswith("tarkit eval shapes"))
-    assert again == command.replace("--scale 3 ", "")
+    run = make_run(tmp_path / "one run", metrics={"x@y": {"coverage": 0.5, "score": 1.0}})
+    options: dict[str, Any] = {"title": "A 'title'", "pictures": 4, "seed": 7}
+    page = page_of(run, out=tmp_path / "out", allow_missing=True, **options)
+    command = next(word for word in page.words if word.startswith("tarkit report"))
+    verb = typer.main.get_command(app).commands["report"]  # type: ignore[attr-defined]
+    given = verb.make_context("report", shlex.split(command)[2:]).params
+    options |= {"runs": [run], "out": tmp_path / "out", "allow_missing": True}
+    assert {name: given[name] for name in options} == options
 
 
 # ---- a browser ----------------------------------------------------------------------------------
@@ -419,20 +436,20 @@ def test_the_command_of_an_evaluation_is_one_the_program_takes(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium on the path and no CHROME_BIN")
-def test_a_browser_shows_the_page_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_and_requests_nothing(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", OTHER)
     page = report.run([one, two], out=tmp_path / "out")
-    # The same page with a picture from elsewhere does ask, so that the test can fail; with its
-    # policy it is held back.
+    # The same page with a picture from elsewhere requests it, which shows that this test can fail;
+    # the page's own policy blocks the request.
     text = page.read_text().replace("<main>", '<main><img src="http://127.0.0.1:9/x.png">')
-    held, leaky = tmp_path / "held.html", tmp_path / "leaky.html"
-    held.write_text(text)
+    blocked, leaky = tmp_path / "blocked.html", tmp_path / "leaky.html"
+    blocked.write_text(text)
     policy = text[text.index("<meta http-equiv") : text.index('<meta name="viewport"')]
     leaky.write_text(text.replace(policy, ""))
     with open_browser(str(find_browser()), tmp_path / "profile") as browser:
         for width_px, dark in ((1200, False), (1200, True), (375, False)):
             shown = browser.show(page, width_px=width_px, dark=dark)
-            assert shown.asked == []
+            assert shown.requests == []
             assert shown.width_px == width_px  # nothing reaches over the side
             colours = shown.pixels.reshape(-1, 3)
             # Paper is most of it, light or dark; text, bars and pictures are the rest.
@@ -441,5 +458,7 @@ def test_a_browser_shows_the_page_and_asks_for_nothing(tmp_path: Path) -> None:
             ink = (np.abs(colours.astype(int) - paper).sum(axis=-1) > 60).mean()
             assert 0.02 < ink < 0.5
             assert len(np.unique(colours[::7], axis=0)) > 200
-        assert browser.show(leaky, width_px=1200, dark=False).asked == ["http://127.0.0.1:9/x.png"]
-        assert browser.show(held, width_px=1200, dark=False).asked == []
+        assert browser.show(leaky, width_px=1200, dark=False).requests == [
+            "http://127.0.0.1:9/x.png"
+        ]
+        assert browser.show(blocked, width_px=1200, dark=False).requests == []

@@ -1,7 +1,6 @@
-"""The one loop: the rate by hand, the optimizers, resume at every step, what is logged."""
+"""The training loop: the rate by hand, resume at every step, what is logged."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tarkit.errors import UserError
-from tarkit.train.loop import LoopConfig, optimizers, rate, train, weight_rms
+from tarkit.train import ar_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
+from tarkit.train.loop import LoopConfig, rate_factor, train
 
 
 def settings(**changes: Any) -> LoopConfig:
@@ -29,70 +29,21 @@ def test_the_rate_rises_in_a_line_and_falls_by_its_schedule() -> None:
     # Ten steps, two of them warm-up: a half and the whole; then eighths of the way down.
     config = settings(steps=10, warmup=0.2, schedule="linear")
     expected = [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert [rate(config, step) for step in range(10)] == pytest.approx(expected)
+    assert [rate_factor(config, step) for step in range(10)] == pytest.approx(expected)
     config = settings(steps=10, warmup=0.2, schedule="constant")
-    assert [rate(config, step) for step in range(10)] == pytest.approx([0.5] + [1] * 9)
+    assert [rate_factor(config, step) for step in range(10)] == pytest.approx([0.5] + [1] * 9)
     # The last four of ten steps fall in a line: 4/4, 3/4, 2/4, 1/4.
     config = settings(steps=10, warmup=0.2, schedule="constant", cooldown=0.4)
     expected = [0.5] + [1] * 6 + [3 / 4, 2 / 4, 1 / 4]
-    assert [rate(config, step) for step in range(10)] == pytest.approx(expected)
+    assert [rate_factor(config, step) for step in range(10)] == pytest.approx(expected)
     # As long as it has not begun to fall, the rate does not know how long the run will be.
-    assert rate(settings(schedule="constant", cooldown=0.4, warmup=0.0, steps=99), 5) == 1
+    assert rate_factor(settings(schedule="constant", cooldown=0.4, warmup=0.0, steps=99), 5) == 1
     config = settings(steps=10, warmup=0.2)
     assert config.schedule == "cosine"
     # Half way down, at step 2 + 4: (1 + cos 90) / 2; a quarter: (1 + cos 45) / 2.
-    assert rate(config, 6) == pytest.approx(0.5)
-    assert rate(config, 4) == pytest.approx(0.8535534)
-    assert rate(settings(warmup=0.0), 0) == 1.0
-
-
-# ---- optimizers
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(5, 4)
-        self.hidden = nn.Linear(4, 4)
-        self.frozen = nn.Linear(4, 4).requires_grad_(False)
-        self.lm_head = nn.Linear(4, 5, bias=False)
-
-
-def names(net: Net, params: list[Any]) -> set[str]:
-    found = {id(p): n for n, p in net.named_parameters()}
-    return {found[id(p)] for p in params}
-
-
-def test_weight_decay_falls_on_matrices_alone() -> None:
-    net = Net()
-    (adamw,) = optimizers(net, settings(weight_decay=0.3))
-    by_decay = {g["weight_decay"]: names(net, g["params"]) for g in adamw.param_groups}
-    assert by_decay == {
-        0.3: {"embed.weight", "hidden.weight", "lm_head.weight"},
-        0.0: {"hidden.bias"},
-    }
-    assert {group["base_lr"] for group in adamw.param_groups} == {0.1}
-
-
-def test_muon_gets_the_hidden_matrices_and_never_a_table() -> None:
-    net = Net()
-    adamw, muon = optimizers(net, settings(optimizer="muon", muon_rate=0.02))
-    assert names(net, [p for g in muon.param_groups for p in g["params"]]) == {"hidden.weight"}
-    assert names(net, [p for g in adamw.param_groups for p in g["params"]]) == {
-        "embed.weight",
-        "lm_head.weight",
-        "hidden.bias",
-    }
-    assert [g["base_lr"] for g in muon.param_groups] == [0.02]
-
-
-def test_the_size_of_the_weights_is_that_of_the_hidden_matrices() -> None:
-    net = Net()
-    nn.init.constant_(net.hidden.weight, -3.0)
-    net.hidden.weight.data[0] = 5.0  # four of sixteen
-    nn.init.constant_(net.embed.weight, 100.0)
-    assert weight_rms(net) == pytest.approx(math.sqrt((12 * 9 + 4 * 25) / 16))
-    assert weight_rms(nn.LayerNorm(3)) == 0
+    assert rate_factor(config, 6) == pytest.approx(0.5)
+    assert rate_factor(config, 4) == pytest.approx(0.8535534)
+    assert rate_factor(settings(warmup=0.0), 0) == 1.0
 
 
 # ---- training
@@ -238,13 +189,62 @@ class Pair:
         pass
 
 
-def test_numbers_too_small_for_a_normal_float_are_zero_on_every_thread() -> None:
+def small_numbers_kept_after(statement: str) -> int:
+    """How many of 2^20 numbers of 1e-40 are kept by four threads of a process with a statement."""
     program = (
-        "import tarkit.train.loop, torch; torch.set_num_threads(4);"
+        f"import torch, tarkit.train.loop as loop; {statement}; torch.set_num_threads(4);"
         "x = torch.full((1 << 20,), 1e-30) * 1e-10; print(int((x != 0).sum()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_numbers_too_small_for_a_normal_float_are_zero_on_every_thread_of_a_training() -> None:
+    assert small_numbers_kept_after("loop.begin_training(0)") == 0
+
+
+def test_importing_the_loop_changes_no_number() -> None:
+    assert small_numbers_kept_after("pass") == 1 << 20
+
+
+def test_a_training_begins_with_its_seed() -> None:
+    loop.begin_training(5)
+    one = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(one, torch.rand(3))
+
+
+class Begun(Exception):
+    """Raised in place of what would begin a training."""
+
+
+GONE = Path("gone")
+RUNS: dict[Any, dict[str, Any]] = {
+    vqvae: {"images": GONE},
+    encoder: {"images": GONE},
+    tokenizer: {"images": GONE, "encoder": GONE, "lm": GONE},
+    ar_dtok: {"images": GONE, "tokenizer": GONE, "vqvae": GONE},
+    mllm: {"chats": [GONE]},
+    grpo: {"model": "gone", "prompts": GONE, "scorer": "gone"},
+}
+
+
+@pytest.mark.parametrize("trainer", RUNS, ids=lambda module: module.__name__.split(".")[-1])
+def test_every_trainer_begins_before_it_reads_anything(
+    trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def begin_training(seed: int) -> None:
+        seeds.append(seed)
+        raise Begun
+
+    monkeypatch.setattr(trainer, "begin_training", begin_training)
+    numbers = ("steps=1", "batch_size=8", "learning_rate=0.1", "seed=7")
+    with pytest.raises(Begun):
+        trainer.run(None, **RUNS[trainer], out=tmp_path / "out", overrides=numbers)
+    assert seeds == [7]
 
 
 def test_a_batch_that_does_not_divide_by_the_processes_is_refused(

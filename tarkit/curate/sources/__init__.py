@@ -1,25 +1,34 @@
-"""Where a user's own pictures lie: a folder, Parquet with image bytes, WebDataset tars, URLs.
+"""A user's own pictures: a folder, Parquet with image bytes, WebDataset tars here or at URLs.
 
 A source is listed whole before any picture is decoded, in an order that does not depend on the
-file system, and read one picture at a time. Everything in it is a stranger's: tars are never
-unpacked, links out of the folder are not followed, sizes are bounded, and what cannot be used
-stays in the list as an item with its reason.
+file system, and read one picture at a time. Nothing in it is trusted: tars are never unpacked,
+links out of the folder are not followed, sizes are bounded, URLs lead to public addresses alone,
+and what cannot be used stays in the list as an item with its reason.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 
+from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.folder import list_folder
-from tarkit.curate.sources.items import Item, Listing, shown
+from tarkit.curate.sources.items import Listing, SourceItem, shown
 from tarkit.curate.sources.parquet import parquet_items
-from tarkit.curate.sources.tables import add_captions, add_questions
-from tarkit.curate.sources.tars import tar_items
+from tarkit.curate.sources.shard_names import (
+    SHARD_MARKS,
+    expand_shard_names,
+    form_of,
+    is_url,
+    read_shard_names,
+)
+from tarkit.curate.sources.tars import remote_tar_items, tar_items
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError
 from tarkit.images import PICTURE_SUFFIXES
+from tarkit.progress import Progress
 
 __all__ = [
-    "Item",
+    "SourceItem",
     "Link",
     "Listing",
     "add_captions",
@@ -28,32 +37,49 @@ __all__ = [
     "list_urls",
 ]
 
+READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
+    ".tar": tar_items,
+    ".parquet": parquet_items,
+}
 
-def list_source(source: Path, *, besides: Sequence[Path] = ()) -> Listing:
+
+def list_source(
+    source: str | Path, *, exclude: Sequence[Path] = (), allow_private: bool = False
+) -> Listing:
     """Everything in a folder of pictures, a Parquet file or a tar, or a folder of either.
 
-    `besides` are files in the folder that are no part of it: those with captions and questions.
+    A source may also name many shards: `data-{00..99}.tar`, or a .txt with a shard a line. Of
+    these, tars may be http and https URLs, whose hosts must be public unless `allow_private`.
+    `exclude` are files of a folder that hold captions or questions, and not pictures.
+    Raises UserError.
     """
-    if not source.exists():
-        raise UserError(f"the source {source} does not exist")
+    pattern, source = str(source), Path(source)
+    if not os.path.exists(pattern):  # unlike Path.exists, takes a name of any length
+        if is_url(pattern) or any(mark in pattern for mark in SHARD_MARKS):
+            return _list_shards(expand_shard_names(pattern), allow_private)
+        raise UserError(
+            f"the source {pattern} does not exist", hint="give a folder, .parquet, .tar or .txt"
+        )
+    if source.is_file() and source.suffix == ".txt":
+        return _list_shards(read_shard_names(source), allow_private)
     if source.is_file():
         return _list_files([source], source.suffix, source.parent)
     if (source / "manifest.json").exists():
         raise UserError(
             f"{source} is an artifact of tarkit already", hint=f"tarkit inspect {source}"
         )
-    apart = {path.resolve() for path in besides}
-    listing = list_folder(source, apart)
-    containers = {suffix: _containers(source, suffix, apart) for suffix in (".tar", ".parquet")}
+    excluded = {path.resolve() for path in exclude}
+    listing = list_folder(source, excluded)
+    containers = {suffix: _containers(source, suffix, excluded) for suffix in (".tar", ".parquet")}
     forms = [suffix for suffix, files in containers.items() if files]
     if listing.items and not forms:
         return listing
     if len(forms) == 1 and not listing.items:
         return _list_files(containers[forms[0]], forms[0], source)
     if forms:
-        found = ", ".join(["pictures"] * bool(listing.items) + forms)
+        kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
-            f"{source} holds {found}: which are meant?",
+            f"{source} holds {kinds}: which are meant?",
             hint=f"name one kind, for example: tarkit curate ingest {source}/FILE{forms[0]} ...",
         )
     raise UserError(
@@ -62,20 +88,35 @@ def list_source(source: Path, *, besides: Sequence[Path] = ()) -> Listing:
     )
 
 
-def _containers(root: Path, suffix: str, apart: Set[Path]) -> list[Path]:
-    found = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in apart]
-    for path in found:
+def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
+    paths = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in excluded]
+    for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
-    return sorted(found, key=lambda path: path.as_posix())
+    return sorted(paths, key=lambda path: path.as_posix())
+
+
+def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
+    form = form_of(names)
+    paths = [Path(name) for name in names if not is_url(name)]
+    lost = [path for path in paths if not path.is_file()]
+    if lost:
+        raise UserError(f"the shard {lost[0]} does not exist ({len(lost)} of {len(names)} do not)")
+    root = os.path.commonpath([path.parent.absolute() for path in paths]) if paths else ""
+    items: list[SourceItem] = []
+    with Progress("list", total=len(names), unit="shards") as progress:
+        for name in names:
+            if is_url(name):
+                items += remote_tar_items(name, allow_private=allow_private)
+            else:
+                label = shown(Path(name).absolute().relative_to(root).as_posix())
+                items += READERS[form](Path(name), label)
+            progress.advance(1)
+    return Listing(form[1:], tuple(items))
 
 
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
-    ways: dict[str, Callable[[Path, str], Iterable[Item]]] = {
-        ".tar": tar_items,
-        ".parquet": parquet_items,
-    }
-    if suffix not in ways:
+    if suffix not in READERS:
         raise UserError(
             f"{paths[0]} is neither a folder, a .parquet nor a .tar"
             + (" (unpack the compression first)" if ".tar." in paths[0].name else "")
@@ -83,6 +124,6 @@ def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
     items = [
         item
         for path in paths
-        for item in ways[suffix](path, shown(path.relative_to(root).as_posix()))
+        for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
     ]
     return Listing(suffix[1:], tuple(items))

@@ -1,4 +1,4 @@
-"""A folder of pictures, with the captions in .txt files beside them."""
+"""A folder of pictures, with captions in .txt files of the same names."""
 
 import functools
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 from tarkit.curate.sources.items import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    Item,
     Listing,
+    SourceItem,
     caption_of,
     reason_of,
     shown,
@@ -19,13 +19,13 @@ from tarkit.curate.sources.items import (
 from tarkit.images import PICTURE_SUFFIXES
 
 
-def list_folder(root: Path, apart: Set[Path]) -> Listing:
-    items: list[Item] = []
+def list_folder(root: Path, excluded: Set[Path]) -> Listing:
+    items: list[SourceItem] = []
     others: Counter[str] = Counter()
 
     def unreadable(error: OSError) -> None:
         name = shown(os.path.relpath(error.filename, root))
-        items.append(Item(name, error=f"the folder cannot be read: {error.strerror}"))
+        items.append(SourceItem(name, error=f"the folder cannot be read: {error.strerror}"))
 
     real_root = root.resolve()
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
@@ -33,7 +33,7 @@ def list_folder(root: Path, apart: Set[Path]) -> Listing:
         for name in subfolders:
             if (here / name).is_symlink():
                 link = shown(os.path.relpath(here / name, root))
-                items.append(Item(link, error="a link to a folder is not followed"))
+                items.append(SourceItem(link, error="a link to a folder is not followed"))
         used = set()
         for name in names:
             stem, _, suffix = name.rpartition(".")
@@ -42,30 +42,32 @@ def list_folder(root: Path, apart: Set[Path]) -> Listing:
                 used |= {name, text}
                 items.append(_file_item(here / name, root, real_root, text))
         for name in set(names) - used:
-            if (here / name).resolve() not in apart:
+            if (here / name).resolve() not in excluded:
                 others[shown(Path(name).suffix) or "without suffix"] += 1
     items.sort(key=lambda item: item.name)
-    left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = (f"{sum(others.values())} files are no pictures: {left}",) if others else ()
+    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    notes = (f"{sum(others.values())} files are no pictures: {suffixes}",) if others else ()
     return Listing("folder", tuple(items), notes)
 
 
-def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> Item:
+def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> SourceItem:
     name = shown(path.relative_to(root).as_posix())
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(real_root):
-            return Item(name, error="a link that leaves the folder is not followed")
+            return SourceItem(name, error="a link that leaves the folder is not followed")
         size = real.stat().st_size
         captions: tuple[str, ...] = ()
         if text_name:
             text = (path.parent / text_name).resolve(strict=True)
             if not text.is_relative_to(real_root):
-                return Item(name, error=f"its caption {text_name} is a link that leaves the folder")
+                return SourceItem(
+                    name, error=f"its caption {text_name} is a link that leaves the folder"
+                )
             captions = caption_of(_read_file(text, MAX_TEXT_BYTES), text_name)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        return Item(name, error=reason_of(error))
-    return Item(
+        return SourceItem(name, error=reason_of(error))
+    return SourceItem(
         name,
         fingerprint=str(size),
         captions=captions,
@@ -77,9 +79,9 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
     """The bytes of a regular file; a pipe would block for ever, a device never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path.name} is not a regular file")
-        if found.st_size > max_bytes:
-            raise OSError(f"{path.name} has {found.st_size} bytes, more than {max_bytes}")
+        if status.st_size > max_bytes:
+            raise OSError(f"{path.name} has {status.st_size} bytes, more than {max_bytes}")
         return file.read(max_bytes)

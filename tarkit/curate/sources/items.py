@@ -1,4 +1,4 @@
-"""What a source gives: items in order, and how a stranger's names and texts are read."""
+"""Items of a source, in order, and how its names and texts, which are not trusted, are read."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +14,13 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture of a source, or what stands in its place.
+class SourceItem:
+    """One picture of a source, or a part of the source that gives no picture.
 
-    `name` says where it is, `aliases` are other names that a captions or questions file may use;
-    `fingerprint` changes when the picture does (its size and place); `read` gives its bytes and
-    raises OSError; `error` is why it is known to be unusable before it is read. `about` has what
-    a captions file may say beside the words: group, role and template of I2I and TI2I data.
+    `name` is its place in the source, and `aliases` are other names that a captions or questions
+    file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes and
+    raises OSError. `error` is a reason, known before it is read, why it cannot be used. `about`
+    holds the columns group, role and template of a captions file for I2I and TI2I data.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Listing:
     """Every item of a source in order; `form` is folder, parquet or tar; `notes` are for people."""
 
     form: str
-    items: tuple[Item, ...]
+    items: tuple[SourceItem, ...]
     notes: tuple[str, ...] = ()
 
 
-def with_captions(item: Item, row: Mapping[str, Any], where: str) -> Item:
+def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
     try:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:
@@ -56,22 +56,22 @@ def with_captions(item: Item, row: Mapping[str, Any], where: str) -> Item:
 
 def _about(row: Mapping[str, Any]) -> dict[str, str]:
     """Group, role and template of a row, where it has them."""
-    found: dict[str, str] = {}
+    about: dict[str, str] = {}
     for column in ABOUT_COLUMNS:
         value = row.get(column)
         if value is None or value == "":
             continue
         if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
             raise ValueError(f"{column} is not a text of at most {MAX_TEXT_BYTES} bytes")
-        found[column] = shown(value.strip())
-    if found.get("role", ROLES[0]) not in ROLES:
-        raise ValueError(f"role {found['role']!r}: expected one of {', '.join(ROLES)}")
-    return found
+        about[column] = shown(value.strip())
+    if about.get("role", ROLES[0]) not in ROLES:
+        raise ValueError(f"role {about['role']!r}: expected one of {', '.join(ROLES)}")
+    return about
 
 
 def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...]:
     """Captions of all the columns, the prompt first; each a text or a list of texts."""
-    found: list[str] = []
+    captions: list[str] = []
     for column in columns:
         value = row.get(column)
         for text in value if isinstance(value, list) else [value]:
@@ -79,8 +79,8 @@ def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ..
                 continue
             if not isinstance(text, str):
                 raise ValueError(f"{column} is {type(text).__name__}, not text")
-            found += caption_of(text.encode("utf-8", "surrogatepass"), column)
-    return tuple(found)
+            captions += caption_of(text.encode("utf-8", "surrogatepass"), column)
+    return tuple(captions)
 
 
 def caption_of(blob: bytes, name: str) -> tuple[str, ...]:

@@ -11,14 +11,14 @@ from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     MAX_FILE_BYTES,
-    Item,
+    SourceItem,
     reason_of,
     with_captions,
 )
 from tarkit.errors import UserError
 
 
-def parquet_items(path: Path, label: str) -> Iterator[Item]:
+def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
     number = 0
     try:
         num_bytes = path.stat().st_size
@@ -35,7 +35,7 @@ def parquet_items(path: Path, label: str) -> Iterator[Item]:
                     if paths:
                         aliases.append((row[column] or {}).get("path"))
                     yield with_captions(
-                        Item(
+                        SourceItem(
                             f"{label}#{number}",
                             fingerprint=str(num_bytes),
                             aliases=tuple(alias for alias in aliases if alias),
@@ -48,7 +48,9 @@ def parquet_items(path: Path, label: str) -> Iterator[Item]:
                     )
                     number += 1
     except (OSError, pa.ArrowException) as error:
-        yield Item(f"{label}#{number}", error=f"the Parquet file is damaged: {reason_of(error)}")
+        yield SourceItem(
+            f"{label}#{number}", error=f"the Parquet file is damaged: {reason_of(error)}"
+        )
 
 
 def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
@@ -64,14 +66,14 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
             and is_bytes(kind.field("bytes").type)
         )
 
-    found = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
-    named = [field for field in found if field.name in ("image", "jpg", "png", "webp", "bytes")]
-    chosen = named if len(found) > 1 else found
+    columns = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
+    named = [field for field in columns if field.name in ("image", "jpg", "png", "webp", "bytes")]
+    chosen = named if len(columns) > 1 else columns
     if len(chosen) != 1:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        names = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise UserError(
-            f"{path} has {len(found)} columns of image bytes where one is wanted, named image "
-            f"if there are several; its columns: {columns}"
+            f"{path} has {len(columns)} columns of image bytes where one is wanted, named image "
+            f"if there are several; its columns: {names}"
         )
     return chosen[0].name, has_bytes(chosen[0].type)
 

@@ -1,17 +1,25 @@
-"""WebDataset tars: members of one key are a sample. Nothing is ever unpacked."""
+"""WebDataset shards: tars, local or at a URL, whose members of one key are a sample.
+
+What a sample is follows WebDataset: its function `base_plus_ext` splits a name into key and suffix,
+the suffix counts in lower case, members of a sample stand side by side, and no two have one suffix.
+The bytes are read by the standard library. WebDataset's reader, `tar_file_iterator`, leaves links,
+devices and names without a key out in silence, reads a member of any announced size into memory,
+and ends in silence at a damaged header; here each of these is an item with its reason. Nothing is
+ever unpacked, and no member is decoded but captions, as UTF-8 text and JSON: no pickles.
+"""
 
 import functools
 import os
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
-    Item,
+    SourceItem,
     caption_of,
     captions_of,
     json_of,
@@ -19,43 +27,116 @@ from tarkit.curate.sources.items import (
     shown,
     text_of,
 )
+from tarkit.curate.sources.remote import RemoteReader, remote_bytes, shown_url
 from tarkit.images import PICTURE_SUFFIXES
 
-# webdataset's rule: the key ends at the first dot of the base name.
-MEMBER_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
+TEXT_SUFFIXES = ("txt", "caption", "text", "json")
+ReadBytes = Callable[[int, int], bytes]  # (offset, size) in a tar; it must be picklable
 
 
-def tar_items(path: Path, label: str) -> Iterator[Item]:
+class _Bytes(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+    def seek(self, position: int, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
     """An item for every picture, and for every sample or member that gives none."""
-    sample: list[tuple[str, tarfile.TarInfo]] = []
-    key: str | None = None
     num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        yield from _shard_items(file, num_bytes, label, functools.partial(_tar_bytes, path))
+
+
+def remote_tar_items(url: str, *, allow_private: bool) -> Iterator[SourceItem]:
+    """As `tar_items` of a shard at a URL, which is streamed once; raises SourceLost.
+
+    The pictures are not held. Each is read again, from its place in the shard, when its turn comes.
+    """
+    reader = RemoteReader(url, allow_private=allow_private)
     try:
-        with tarfile.open(path, "r:") as tar:
+        file = reader.file
+        read = functools.partial(remote_bytes, file)
+        yield from _shard_items(reader, file.num_bytes, shown_url(url), read)
+    finally:
+        reader.close()
+
+
+class _TarReader:
+    """A file as tarfile reads it, a bounded number of bytes at a time, and what it read last.
+
+    A header of its own (a long name, pax) is read whole by tarfile, however long it says it is.
+    """
+
+    def __init__(self, file: _Bytes) -> None:
+        self._file = file
+        self.last = b""
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_FILE_BYTES:
+            raise OSError(f"a header announces {size} bytes, more than {MAX_FILE_BYTES}")
+        self.last = self._file.read(size)
+        return self.last
+
+
+class _Sample:
+    """The members of one key, as they come."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.suffixes: list[str] = []
+        self.pictures: list[tarfile.TarInfo] = []
+        self.captions: list[str] = []
+        self.error: str | None = None
+
+    def add(self, suffix: str, member: tarfile.TarInfo, file: _Bytes) -> None:
+        if suffix in self.suffixes:
+            self.error = f"its sample has two members with the suffix {shown(suffix)}"
+        self.suffixes.append(suffix)
+        last = suffix.rpartition(".")[2]
+        if last in PICTURE_SUFFIXES:
+            self.pictures.append(member)
+        elif last in TEXT_SUFFIXES:
+            try:
+                self.captions += _member_captions(file, member, is_json=last == "json")
+            except ValueError as error:
+                self.error = f"its {shown(member.name)}: {reason_of(error)}"
+
+
+def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> Iterator[SourceItem]:
+    from webdataset.tariterators import base_plus_ext
+
+    sample: _Sample | None = None
+    keys: set[str] = set()
+    reader = _TarReader(file)
+    try:
+        with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
             for member in tar:
                 if member.isdir():
                     continue
-                name = f"{label}/{shown(member.name)}"
                 error = _member_error(member, num_bytes)
-                match = MEMBER_NAME.fullmatch(member.name)
-                if error is None and match is None:
+                key, suffix = base_plus_ext(member.name)
+                # A name like a/.b has the key "a/" there, which would gather all hidden files.
+                if error is None and (not key or key.endswith("/") or not suffix):
                     error = "its name has no key and suffix as in KEY.jpg"
-                if error is not None or match is None:
-                    yield Item(name, error=error)
+                if error is not None:
+                    yield SourceItem(f"{label}/{shown(member.name)}", error=error)
                     continue
-                if match[1] != key:
-                    yield from _sample_items(path, label, key, sample)
-                    key, sample = match[1], []
-                sample.append((match[2].lower(), member))
-            end = tar.offset
+                if sample is None or key != sample.key:
+                    yield from _sample_items(label, sample, keys, read)
+                    sample = _Sample(key)
+                sample.add(suffix.lower(), member, file)
+                tar.members = []  # tarfile keeps every header it has read
         # tarfile ends in silence at a torn or damaged header, as if it were the end of the archive.
-        if _tar_bytes(path, end, min(tarfile.BLOCKSIZE, num_bytes - end)) != tarfile.NUL * 512:
+        if reader.last != tarfile.NUL * tarfile.BLOCKSIZE:
             raise OSError("there is no end mark and no sound header")
     except (tarfile.TarError, OSError, ValueError) as error:
-        yield from _sample_items(path, label, key, sample)
-        yield Item(label, error=f"the tar is damaged from here on: {reason_of(error)}")
+        yield from _sample_items(label, sample, keys, read)
+        yield SourceItem(label, error=f"the tar is damaged from here on: {reason_of(error)}")
         return
-    yield from _sample_items(path, label, key, sample)
+    yield from _sample_items(label, sample, keys, read)
 
 
 def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:
@@ -73,42 +154,34 @@ def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:
 
 
 def _sample_items(
-    path: Path, label: str, key: str | None, sample: Sequence[tuple[str, tarfile.TarInfo]]
-) -> Iterator[Item]:
-    if key is None:
+    label: str, sample: _Sample | None, keys: set[str], read: ReadBytes
+) -> Iterator[SourceItem]:
+    """An item for every picture of a sample; `keys` are those of the samples before it."""
+    if sample is None:
         return
-    captions: list[str] = []
-    error = None
-    pictures = []
-    for suffix, member in sample:
-        last = suffix.rpartition(".")[2]
-        if last in PICTURE_SUFFIXES:
-            pictures.append(member)
-        elif last in ("txt", "caption", "text", "json"):
-            try:
-                captions += _member_captions(path, member, is_json=last == "json")
-            except (OSError, ValueError) as problem:
-                error = f"its {shown(member.name)}: {reason_of(problem)}"
-    unique = tuple(dict.fromkeys(captions))
-    if not pictures:
-        suffixes = ", ".join(suffix for suffix, _ in sample)
-        error = f"the sample has no picture, only {suffixes}"
-        yield Item(f"{label}/{shown(key)}", captions=unique, error=error)
-    for member in pictures:
-        yield Item(
+    captions = tuple(dict.fromkeys(sample.captions))
+    if not sample.pictures:
+        error = f"the sample has no picture, only {', '.join(sample.suffixes)}"
+        if sample.key in keys:
+            error += ": other members of its key stand elsewhere in the tar, and not next to it"
+        yield SourceItem(f"{label}/{shown(sample.key)}", captions=captions, error=error)
+    keys.add(sample.key)
+    for member in sample.pictures:
+        yield SourceItem(
             f"{label}/{shown(member.name)}",
             fingerprint=f"{member.offset_data}+{member.size}",
-            aliases=tuple(os.path.normpath(shown(alias)) for alias in (member.name, key)),
-            captions=unique,
-            error=error,
-            read=functools.partial(_tar_bytes, path, member.offset_data, member.size),
+            aliases=tuple(os.path.normpath(shown(alias)) for alias in (member.name, sample.key)),
+            captions=captions,
+            error=sample.error,
+            read=functools.partial(read, member.offset_data, member.size),
         )
 
 
-def _member_captions(path: Path, member: tarfile.TarInfo, *, is_json: bool) -> Iterable[str]:
+def _member_captions(file: _Bytes, member: tarfile.TarInfo, *, is_json: bool) -> Iterable[str]:
     if member.size > MAX_TEXT_BYTES:
         raise ValueError(f"{member.size} bytes of text, more than {MAX_TEXT_BYTES}")
-    blob = _tar_bytes(path, member.offset_data, member.size)
+    file.seek(member.offset_data)
+    blob = file.read(member.size)
     if not is_json:
         return caption_of(blob, member.name)
     row = json_of(text_of(blob, member.name))

@@ -3,24 +3,26 @@
 A row has `text`, or `messages` with roles user, assistant and system, or ShareGPT's
 `conversations` of human, gpt and system. A row that cannot be read is a document with an error, so
 that counts add up; a blank line of a `.txt` is no document, nor is a row that names a picture,
-which `curate ingest --questions` takes: those are counted in `num_shown`.
+which `curate ingest --questions` takes: those are counted in `num_with_pictures`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import numbered_lines
+from tarkit.artifacts.tables import read_rows
 from tarkit.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 CONVERSATIONS = "conversations"
 PICTURES = ("image", "images")
+COLUMNS = ("text", "messages", CONVERSATIONS, *PICTURES)
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system"}
 ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
@@ -49,12 +51,16 @@ class TextSource:
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         rows = [document is not None for document in self._rows()]
-        found = sum(rows)
-        self.num_shown = len(rows) - found
-        """Rows that name a picture, and are no documents."""
-        self.num_documents = found if limit is None else min(limit, found)
+        num_documents = sum(rows)
+        self.num_with_pictures = len(rows) - num_documents
+        """Rows that name a picture, which are not documents."""
+        self.num_documents = num_documents if limit is None else min(limit, num_documents)
         if not self.num_documents:
-            raise UserError(f"the text source {path} holds no document")
+            raise UserError(
+                f"the text source {path} holds no document: "
+                f"{self.num_with_pictures} of its {len(rows)} rows name a picture",
+                hint=f"tarkit curate ingest PICTURES --questions {path} --out DIR takes those",
+            )
         self._position = 0
         self._rest = self._documents()
 
@@ -70,82 +76,22 @@ class TextSource:
         return (document for document in self._rows() if document is not None)
 
     def _rows(self) -> Iterator[Document | None]:
-        readers: dict[str, Callable[[Path], Iterator[Document | None]]] = {
-            ".txt": _read_txt,
-            ".jsonl": _read_jsonl,
-            ".json": _read_json,
-            ".parquet": _read_parquet,
-        }
-        return readers[self.path.suffix](self.path)
+        if self.path.suffix == ".txt":
+            yield from _line_documents(self.path)
+            return
+        for row in read_rows(self.path, columns=COLUMNS):
+            if row.error is not None:
+                yield Document(error=f"{row.place} {row.error}")
+            else:
+                yield _document(row.values, where=row.place)
 
 
-def _read_txt(path: Path) -> Iterator[Document]:
-    for number, line in _lines(path):
-        yield _text(line, where=f"line {number}")
-
-
-def _read_jsonl(path: Path) -> Iterator[Document | None]:
-    for number, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Document(error=f"line {number} is not JSON: {error}")
-            continue
-        if isinstance(row, dict):
-            yield _document(row, where=f"line {number}")
-        else:
-            yield Document(error=f"line {number} is not a JSON object")
-
-
-def _read_json(path: Path) -> Iterator[Document | None]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is not a list of rows")
-    for number, row in enumerate(rows):
-        if isinstance(row, dict):
-            yield _document(row, where=f"row {number}")
-        else:
-            yield Document(error=f"row {number} is not a JSON object")
-
-
-def _read_parquet(path: Path) -> Iterator[Document | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted = ("text", "messages", CONVERSATIONS)
-            columns = [name for name in wanted if name in file.schema_arrow.names]
-            shown = [name for name in PICTURES if name in file.schema_arrow.names]
-            if not columns:
-                found = ", ".join(file.schema_arrow.names)
-                raise UserError(
-                    f"{path} has no column text, messages or conversations; it has {found}"
-                )
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[*columns, *shown]):
-                for row in batch.to_pylist():
-                    yield _document(row, where=f"row {number}")
-                    number += 1
-    except pa.ArrowException as error:
-        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _text(line: bytes, *, where: str) -> Document:
-    try:
-        return Document(turns=(("assistant", line.decode("utf-8").strip()),))
-    except UnicodeDecodeError as error:
-        return Document(error=f"{where} is not UTF-8: {error.reason} at byte {error.start}")
+def _line_documents(path: Path) -> Iterator[Document]:
+    for number, line, error in numbered_lines(path):
+        if error is not None:
+            yield Document(error=f"line {number} {error}")
+        elif line.strip():
+            yield Document(turns=(("assistant", line.strip()),))
 
 
 def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
@@ -175,16 +121,16 @@ def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
     """(role, content) of ShareGPT's turns; ValueError where one cannot be read."""
     if not isinstance(turns, list) or not turns:
         raise ValueError("its conversations are no list of turns")
-    found = []
+    pairs = []
     for number, turn in enumerate(turns):
-        said = turn if isinstance(turn, Mapping) else {}
-        speaker, value = said.get("from"), said.get("value")
+        fields = turn if isinstance(turn, Mapping) else {}
+        speaker, value = fields.get("from"), fields.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise ValueError(f"turn {number} is said by {speaker!r}, not by human or gpt")
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"turn {number} has no words")
-        found.append((SPEAKERS[speaker], value.strip()))
-    return tuple(found)
+        pairs.append((SPEAKERS[speaker], value.strip()))
+    return tuple(pairs)
 
 
 def _turn(message: Any) -> tuple[str, str]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import numbered_lines
+from tarkit.artifacts.tables import AGAIN, read_rows
 from tarkit.curate.sources.items import CAPTION_COLUMNS, captions_of, shown
-from tarkit.curate.sources.tables import table_rows
 from tarkit.errors import UserError
 
 # Where a table has both, as Wikipedia's has, `url` is the page that shows the picture.
@@ -43,22 +44,23 @@ def list_urls(path: Path) -> tuple[Link, ...]:
 
 
 def _txt(path: Path) -> Iterator[Link]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                if line.strip():
-                    yield Link(line.strip())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start}") from None
+    for number, line, error in numbered_lines(path, newline=None):
+        if error:
+            raise UserError(f"{path} line {number} {error}", hint=AGAIN)
+        if line.strip():
+            yield Link(line.strip())
 
 
 def _table(path: Path) -> Iterator[Link]:
-    wanted = (*URL_COLUMNS, *TEXT_COLUMNS, *LICENCE_COLUMNS)
-    for where, row in table_rows(path, wanted):
-        if not any(column in row for column in URL_COLUMNS):
-            found = ", ".join(map(str, row)) or "no column of use"
-            raise UserError(f"{where} has no {' or '.join(URL_COLUMNS)}; it has {found}")
-        yield _link(row)
+    for row in read_rows(path, columns=(*URL_COLUMNS, *TEXT_COLUMNS, *LICENCE_COLUMNS)):
+        values = row.require()
+        if not any(column in values for column in URL_COLUMNS):
+            columns = ", ".join(values) or "no column of use"
+            raise UserError(
+                f"{path} {row.place} has no {' or '.join(URL_COLUMNS)}; it has {columns}",
+                hint=AGAIN,
+            )
+        yield _link(values)
 
 
 def _link(row: Mapping[str, Any]) -> Link:

@@ -170,7 +170,7 @@ def _judge(
 
         return by_tar, {"model": tar.fingerprints(), "read_scale": int(tar.read_scale)}
     if name == "vlm" and model is not None:
-        from tarkit.llm.base import AssistantConfig, Question
+        from tarkit.llm.base import AssistantConfig, LlmQuestion
         from tarkit.llm.load import load
 
         config = AssistantConfig(temperature=0.0, tries=1, max_tokens=8, batch_size=BATCH_SIZE)
@@ -179,7 +179,9 @@ def _judge(
         def by_vlm(asked: Sequence[tuple[Path, str]]) -> list[str]:
             found = judge.answer(
                 [
-                    Question(f"{text} Answer yes or no.", seed=0, blob=png_bytes(read_picture(p)))
+                    LlmQuestion(
+                        f"{text} Answer yes or no.", seed=0, blob=png_bytes(read_picture(p))
+                    )
                     for p, text in asked
                 ]
             )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.tables import read_json_lines
 from tarkit.eval.benchmarks.layouts import _answered, _name
-from tarkit.eval.benchmarks.rows import SHORT, Row, _images, _inside, _jsonl, _need
+from tarkit.eval.benchmarks.rows import SHORT, Row, _images, _inside, _need
 from tarkit.eval.metrics.summaries import QuestionScores, question_results
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.eval.run import Run
@@ -22,7 +23,8 @@ def read_pope(path: Path, images: Path | None) -> list[Row]:
     rows = []
     for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
         split = file.stem.removeprefix("coco_pope_")
-        for number, found in _jsonl(file):
+        for line in read_json_lines(file):
+            number, found = line.number, line.require()
             _need(found, ("image", "text", "label"), f"{file}:{number}")
             rows.append(
                 {

@@ -11,18 +11,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
-import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from tarkit.artifacts.files import read_lines
+from tarkit.artifacts.tables import AGAIN, read_json, read_rows
 from tarkit.errors import UserError
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -64,56 +58,27 @@ def _picture(found: Mapping[str, Any], images: Path | None, place: str) -> Row:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a file, or of every file of a folder, each with the place it was read from."""
+    """(FILE:LINE, row) of a file, or of every file of a folder; rows of JSON by name or number."""
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     for file in files:
-        try:
-            yield from _rows_of(file)
-        except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{file} cannot be read: {why}") from None
+        if file.suffix.lower() == ".json":
+            yield from _json_rows(file)
+        else:
+            for row in read_rows(file):
+                yield f"{file}:{row.number}", row.require()
 
 
-def _rows_of(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    ending = file.suffix.lower()
-    if ending == ".parquet":
-        for number, row in enumerate(pq.read_table(file).to_pylist()):
-            yield f"{file}:{number}", row
-    elif ending in (".tsv", ".csv"):
-        csv.field_size_limit(sys.maxsize)  # a cell may hold a whole picture
-        with file.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter="\t" if ending == ".tsv" else ",")
-            for row in reader:
-                yield f"{file}:{reader.line_num}", row
-    elif ending == ".jsonl":
-        for number, row in _jsonl(file):
-            yield f"{file}:{number}", row
-    elif ending == ".json":
-        yield from _json(file)
-    else:
-        raise UserError(f"{file}: questions are .jsonl, .json, .tsv, .csv or .parquet")
-
-
-def _json(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(found, dict) and isinstance(found.get("questions"), list):
-        found = found["questions"]  # SEED-Bench's file
-    pairs = found.items() if isinstance(found, dict) else enumerate(found)
-    for name, row in pairs:
+def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a list, of an object by id (GQA), or of its list `questions` (SEED-Bench)."""
+    rows = read_json(file)
+    if isinstance(rows, dict) and isinstance(rows.get("questions"), list):
+        rows = rows["questions"]
+    if not isinstance(rows, dict | list):
+        raise UserError(f"{file} is not a list of questions, but {type(rows).__name__}", hint=AGAIN)
+    for name, row in rows.items() if isinstance(rows, dict) else enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: {name} is no question but {type(row).__name__}")
+            raise UserError(f"{file}: {name} is no question but {type(row).__name__}", hint=AGAIN)
         yield f"{file}:{name}", {"id": name, **row}
-
-
-def _jsonl(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in read_lines(file):
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise UserError(f"{file}:{number} is no object")
-        yield number, found
 
 
 def _images(path: Path, images: Path | None, name: str) -> Path:

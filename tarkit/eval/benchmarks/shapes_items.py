@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from tarkit.seeds import sample_seed
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import Scene, scene_to_json
 from tarkit.shapes.scene_edits import scene_for
@@ -104,9 +105,8 @@ class Plan:
         return [items[index] for _, index in order][: self.limit]
 
     def seed_of(self, bench: str, item: str, sample: int = 0) -> int:
-        """48 bits that depend on nothing but the run's seed and what the sample is."""
-        text = f"{self.seed}|{bench}|{item}|{sample}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+        """A seed that depends on nothing but the run's seed and what the sample is."""
+        return sample_seed(self.seed, bench, item, sample)
 
     def truth(self, item: PromptItem) -> tuple[Scene, int]:
         """A scene that fulfils the prompt, and the seed of its background."""

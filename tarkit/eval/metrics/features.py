@@ -95,12 +95,13 @@ class TatokFeatures:
     def extract(self, pictures: Sequence[Image.Image]) -> Features:
         import torch
 
+        from tarkit.models.pixels import to_unit
+
         model = self.ta_tok.model
         sized = [to_uint8(resize(p, self.ta_tok.size_px, "squash")) for p in pictures]
         device = next(model.parameters()).device
-        pixels = torch.from_numpy(np.stack(sized)).to(device).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
-            found = model.features(pixels * 2 - 1).mean(dim=1)
+            found = model.features(to_unit(sized, device) * 2 - 1).mean(dim=1)
         return np.asarray(found.float().cpu().numpy())
 
 
@@ -162,11 +163,11 @@ class InceptionFeatures:
     def _extract(self, pixels: Sequence[NDArray[np.uint8]]) -> Features:
         import torch
 
+        from tarkit.models.pixels import channels_first
+
         device = self.network.fc.weight.device
         with torch.inference_mode():
-            (found,) = self.network(
-                torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device)
-            )
+            (found,) = self.network(channels_first(pixels, device))
         return np.asarray(found.float().cpu().numpy())
 
 
@@ -193,10 +194,11 @@ class ShapesFeatures:
         """n RGB pictures, brought to 64 x 64 -> (n, 64) float32."""
         import torch
 
-        rows = np.stack([to_uint8(resize(picture, 64, "squash")) for picture in pictures])
+        from tarkit.models.pixels import to_unit
+
+        rows = [to_uint8(resize(picture, 64, "squash")) for picture in pictures]
         with torch.no_grad():
-            pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
-            found: Features = self.trained.network(pixels).numpy()
+            found: Features = self.trained.network(to_unit(rows)).numpy()
         return found
 
     def logits(self, features: Features) -> Features:

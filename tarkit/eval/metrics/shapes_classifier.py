@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tarkit.models.pixels import to_unit
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import COLOURS, SHAPES
@@ -93,9 +94,9 @@ def train_classifier(*, steps: int = STEPS, seed: int = SEED) -> Trained:
 
 def _batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
     scenes = [sample_scene(rng) for _ in range(size)]
-    pictures = np.stack([render(scene, rng) for scene in scenes])
+    pictures = [render(scene, rng) for scene in scenes]
     labels = torch.zeros(size, len(SHAPES) * len(COLOURS))
     for row, scene in enumerate(scenes):
         for each in scene.objects:
             labels[row, SHAPES.index(each.shape) * len(COLOURS) + COLOURS.index(each.colour)] = 1
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, labels
+    return to_unit(pictures), labels

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarkit.curate.sources import list_source
-from tarkit.curate.sources.items import Item
-from tarkit.curate.sources.tables import add_captions, add_questions
+from tarkit.curate.sources.annotations import add_captions, add_questions
+from tarkit.curate.sources.items import SourceItem
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.errors import UserError
 
 
-def by_name(items: tuple[Item, ...]) -> dict[str, Item]:
+def by_name(items: tuple[SourceItem, ...]) -> dict[str, SourceItem]:
     assert len({item.name for item in items}) == len(items)
     return {item.name: item for item in items}
 
@@ -176,12 +176,12 @@ def test_conversations_of_llava_are_questions_of_their_picture(
         ("c.csv", "image,caption\na.png\n", "c.csv line 2 has not the 2 columns"),
         ("c.csv", "picture,caption\na.png,x\n", "c.csv line 2 names no picture: .*picture"),
         ("c.csv", "image,words\na.png,x\n", "has none of the columns prompt, caption"),
-        ("c.csv", b"image,caption\na.png,caf\xe9\n", "c.csv cannot be read: .*utf-8"),
+        ("c.csv", b"image,caption\na.png,caf\xe9\n", "c.csv line 2 is not UTF-8: .* at byte 9"),
         ("c.jsonl", '{"image": "a.png"\n', "c.jsonl line 1 is not JSON"),
         ("c.jsonl", "[" * 100_000, "c.jsonl line 1 is not JSON: nested too deeply"),
         ("c.jsonl", "3\n", "c.jsonl line 1 is not a JSON object"),
         ("c.parquet", "PAR1", "c.parquet cannot be read"),
-        ("c.xlsx", "", "none of .csv, .jsonl, .json and .parquet"),
+        ("c.xlsx", "", "none of the endings .csv, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_its_line(
@@ -351,7 +351,7 @@ def test_a_folder_with_two_forms_is_asked_about_and_its_own_tables_are_set_apart
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a ring"]}), table)
     with pytest.raises(UserError, match="holds pictures, .parquet: which are meant?"):
         list_source(tmp_path)
-    listing = list_source(tmp_path, besides=[table])
+    listing = list_source(tmp_path, exclude=[table])
     assert [item.name for item in listing.items] == ["a.png"] and listing.notes == ()
     assert add_captions(listing.items, table)[0].captions == ("a ring",)
 

@@ -101,7 +101,7 @@ def test_what_is_no_text_source_is_told_by_its_value(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no document"):
         TextSource(tmp_path / "empty.txt")
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(UserError, match="no column text, messages or conversations; it has body"):
+    with pytest.raises(UserError, match="no column text, messages, .*; it has body"):
         TextSource(tmp_path / "text.parquet")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as Parquet"):
@@ -126,7 +126,7 @@ def test_conversations_of_sharegpt_are_turns_and_rows_with_pictures_are_counted(
     turns = (("system", "be kind"), ("user", "hi"), ("assistant", "hello"))
     for name in ("chats.json", "chats.jsonl"):
         source = TextSource(tmp_path / name)
-        assert (source.num_documents, source.num_shown) == (4, 1)
+        assert (source.num_documents, source.num_with_pictures) == (4, 1)
         found = source.read(0, 4)
         assert found[0] == Document(turns=turns)
         reasons = [document.error or "" for document in found[1:]]
@@ -134,7 +134,7 @@ def test_conversations_of_sharegpt_are_turns_and_rows_with_pictures_are_counted(
         assert "turn 0 has no words" in reasons[1]
         assert "is not a JSON object" in reasons[2]
     parquet = TextSource(tmp_path / "chats.parquet")
-    assert (parquet.num_shown, parquet.read(0, 9)) == (1, [Document(turns=turns)])
+    assert (parquet.num_with_pictures, parquet.read(0, 9)) == (1, [Document(turns=turns)])
 
 
 def test_what_is_no_list_of_rows_is_said(tmp_path: Path) -> None:

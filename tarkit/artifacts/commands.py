@@ -1,0 +1,62 @@
+"""`commands.jsonl`: the command lines that wrote into a directory, oldest first.
+
+A line is {"argv": ["tarkit", ...], "version": of tarkit}. It is a log of how a directory was made;
+nothing that is made depends on it.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tarkit.artifacts.files import read_lines
+from tarkit.config import provenance
+from tarkit.errors import UserError
+
+COMMANDS = "commands.jsonl"
+
+
+def append_command(folder: Path, argv: Sequence[str]) -> None:
+    """Add a command line to `folder`, unless it is the same as the last one there.
+
+    The line is written by one call to a file opened for appending, so lines of several processes
+    are never mixed. Raises OSError where the folder cannot be written.
+    """
+    record = {"argv": list(argv), "version": provenance()["tarkit"]}
+    # ASCII: an argument that is not UTF-8 holds lone surrogates, which cannot be encoded.
+    line = json.dumps(record).encode("ascii") + b"\n"
+    path = folder / COMMANDS
+    before = path.read_bytes() if path.exists() else b""
+    if before.splitlines(keepends=True)[-1:] == [line]:
+        return
+    # A full disk may have cut the last line off.
+    start = b"\n" if before and not before.endswith(b"\n") else b""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, start + line)
+    finally:
+        os.close(descriptor)
+
+
+def read_commands(folder: Path) -> list[list[str]]:
+    """The command lines that wrote into `folder`, oldest first; empty where none is recorded.
+
+    A command that several processes ran at once is one command. Raises UserError that names the
+    line which is not a command.
+    """
+    path = folder / COMMANDS
+    if not path.exists():
+        return []
+    commands: list[list[str]] = []
+    for number, line in read_lines(path):
+        try:
+            argv = json.loads(line)["argv"]
+        except (ValueError, KeyError, TypeError):
+            argv = None
+        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+            raise UserError(
+                f"{path}:{number} is not a command: {line[:80]}", hint=f"remove that line of {path}"
+            )
+        if argv not in commands[-1:]:
+            commands.append(argv)
+    return commands

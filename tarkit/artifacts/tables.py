@@ -1,0 +1,222 @@
+"""Rows of the files that people have: .csv, .tsv, .jsonl, .json and .parquet, one at a time.
+
+What a row must hold, and whether a bad one ends the command or becomes a failed row, is for the
+caller to say: a row that cannot be read is given with its `error`. Only what leaves the rest of a
+file without meaning is raised here: a damaged Parquet file, a CSV quote that never ends.
+
+Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
+file is one value and is held whole.
+
+CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
+longer than its block, takes a quote that never ends for text, and counts rows where a person needs
+the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tarkit.artifacts.files import MAX_LINE_CHARS, numbered_lines, read_text
+from tarkit.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 256
+"""Of Parquet: 256 pictures of 500 kB are 128 MB."""
+
+BUFFER_BYTES = 1 << 20
+"""Of a Parquet column; pyarrow's default holds a whole row group, 43 MB where this took 6 MB."""
+
+AGAIN = "mend it, and run the same command again"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One row: its values by column, or `error`, why it cannot be read.
+
+    `number` counts lines from 1, where a row of several lines has that of its last line, and rows
+    of JSON lists and Parquet from 0.
+    """
+
+    path: Path
+    unit: Literal["line", "row"]
+    number: int
+    values: dict[str, Any]
+    error: str | None = None
+
+    @property
+    def place(self) -> str:
+        """`line 3` or `row 2`."""
+        return f"{self.unit} {self.number}"
+
+    def require(self) -> dict[str, Any]:
+        """The values; raises UserError with file, line and reason where there are none."""
+        if self.error is not None:
+            raise UserError(
+                f"{self.path} {self.place} {self.error}", hint=_hint(self.path, self.place)
+            )
+        return self.values
+
+
+def read_rows(path: Path, *, columns: Collection[str] | None = None) -> Iterator[FileRow]:
+    """The rows of a file in order, by its ending.
+
+    With `columns`, a .csv, .tsv or .parquet file that has none of them is refused, and of Parquet,
+    which may hold much else, only they are read. Raises UserError with the file, and the line
+    where there is one.
+    """
+    readers: dict[str, Callable[[], Iterator[FileRow]]] = {
+        ".csv": lambda: _csv_rows(path, ",", columns),
+        ".tsv": lambda: _csv_rows(path, "\t", columns),
+        ".jsonl": lambda: read_json_lines(path),
+        ".json": lambda: _json_rows(path),
+        ".parquet": lambda: _parquet_rows(path, columns),
+    }
+    ending = path.suffix.lower()
+    if ending not in readers:
+        raise UserError(
+            f"{path} has the ending {ending or 'of no table'}, expected one of {', '.join(readers)}"
+        )
+    return readers[ending]()
+
+
+def read_json_lines(path: Path) -> Iterator[FileRow]:
+    """A row for every line that is not blank; one that is not a JSON object has an error."""
+    for number, line, problem in numbered_lines(path):
+        if not line.strip():
+            continue
+        values, error = ({}, problem) if problem else _json_object(line)
+        yield FileRow(path, "line", number, values, error)
+
+
+def read_json(path: Path) -> Any:
+    """The one value of a .json file; raises UserError."""
+    try:
+        return json.loads(read_text(path, hint=AGAIN))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}"
+        raise UserError(
+            f"{path} {place} is not JSON: {error.msg}", hint=_hint(path, place)
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {_reason(error)}", hint=AGAIN) from None
+
+
+# ---- formats ------------------------------------------------------------------------------------
+
+
+def _json_rows(path: Path) -> Iterator[FileRow]:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not a list of rows, but {type(rows).__name__}", hint=AGAIN)
+    for number, row in enumerate(rows):
+        if isinstance(row, dict):
+            yield FileRow(path, "row", number, row)
+        else:
+            yield FileRow(path, "row", number, {}, "is not a JSON object")
+
+
+def _json_object(line: str) -> tuple[dict[str, Any], str | None]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON: {_reason(error)}"
+    return (value, None) if isinstance(value, dict) else ({}, "is not a JSON object")
+
+
+def _csv_rows(path: Path, delimiter: str, columns: Collection[str] | None) -> Iterator[FileRow]:
+    number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal number  # reader.line_num does not count the line that is wrong
+        for number, line, error in numbered_lines(path, newline=""):  # noqa: B007
+            if error:
+                raise UserError(
+                    f"{path} line {number} {error}",
+                    hint=f"if a spreadsheet wrote it in another encoding: "
+                    f"iconv -f CP1252 -t UTF-8 {shlex.quote(str(path))} > NEW",
+                )
+            yield line
+
+    # The default of 131,072 is less than a picture in base64; without any limit, a quote that never
+    # ends would take the rest of the file into memory.
+    csv.field_size_limit(MAX_LINE_CHARS)
+    reader = csv.DictReader(lines(), delimiter=delimiter, strict=True)
+    try:
+        if reader.fieldnames:
+            _require_column(path, reader.fieldnames, columns)
+        for row in reader:
+            error = None
+            if None in row or None in row.values():  # how DictReader gives too many or too few
+                error = f"has not the {len(reader.fieldnames or ())} columns of the first line"
+            yield FileRow(path, "line", number, row, error)
+    except csv.Error as error:
+        place = f"line {number}"
+        raise UserError(f"{path} {place} is not CSV: {error}", hint=_hint(path, place)) from None
+
+
+def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[FileRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+            names = file.schema_arrow.names
+            _require_column(path, names, columns)
+            read = None if columns is None else [name for name in names if name in columns]
+            number = 0
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=read):
+                for values, error in _batch_rows(batch):
+                    yield FileRow(path, "row", number, values, error)
+                    number += 1
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet: {_reason(error)}",
+            hint=f"write or fetch {path.name} again, and run the same command",
+        ) from None
+
+
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+    try:
+        yield from ((values, None) for values in batch.to_pylist())
+    except ValueError:  # a text that is not UTF-8, a date that Python cannot hold: find the row
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0], None
+            except ValueError as error:
+                yield {}, f"cannot be read: {_reason(error)}"
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def _require_column(path: Path, names: Sequence[str], columns: Collection[str] | None) -> None:
+    if columns is None or any(name in columns for name in names):
+        return
+    *others, last = columns
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    raise UserError(
+        f"{path} has no column {wanted}; it has {', '.join(names) or 'none'}",
+        hint="rename the column that is meant, and run the same command again",
+    )
+
+
+def _hint(path: Path, place: str) -> str:
+    unit, number = place.split()
+    show = f"sed -n {number}p {shlex.quote(str(path))} shows the line; " if unit == "line" else ""
+    return show + AGAIN
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,102 @@
+"""Names of shards: braces (`data-{000000..000099}.tar`), `a.tar::b.tar`, or a .txt with one a line.
+
+Braces and `::` are webdataset's own notation, and its function expands them; they are taken from
+the command line alone, and not from a file, which may be somebody else's. A name is a local path or
+an http or https URL. No other scheme is ever opened, `pipe:` least of all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tarkit.artifacts.files import read_lines
+from tarkit.errors import UserError
+
+MAX_SHARDS = 100_000
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
+SHARD_MARKS = ("{", "::")
+FORMS = (".tar", ".parquet")
+_CHECK = "as in 'data-{000000..000099}.tar', in quotes"
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL that may be read; raises UserError for those of other schemes."""
+    scheme = SCHEME.match(name)
+    if scheme is None:
+        return False
+    if scheme[1].lower() not in ("http", "https"):
+        raise UserError(
+            f"{name}: only files and http and https URLs are read, and no {scheme[1]}:",
+            hint="fetch the shards, and name the folder that they are in",
+        )
+    return True
+
+
+def shown_source(pattern: str | Path) -> str:
+    """A pattern of shard names as a manifest has it: without queries, which may hold passwords."""
+    parts = str(pattern).split("::")
+    return "::".join(re.sub(r"[?#].*", "", part) if is_url(part) else part for part in parts)
+
+
+def expand_shard_names(pattern: str) -> list[str]:
+    """The names that a pattern stands for, in order; raises UserError."""
+    # Counted before they are made: a slip of the finger must not fill the memory.
+    num_names = sum(
+        math.prod(abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(part))
+        for part in pattern.split("::")
+    )
+    if num_names > 10 * MAX_SHARDS:
+        raise UserError(f"{pattern} stands for {num_names} shards", hint=_CHECK)
+    from webdataset.shardlists import expand_urls
+
+    try:
+        names: list[str] = expand_urls(pattern)
+    except (AssertionError, ValueError) as error:  # a variable that is not set, an open brace
+        raise UserError(f"{pattern} is no pattern of shard names: {error}", hint=_CHECK) from None
+    if len(names) > MAX_SHARDS:
+        raise UserError(f"{pattern} stands for {len(names)} shards", hint=_CHECK)
+    return names
+
+
+def read_shard_names(path: Path) -> list[str]:
+    """The shards of a list, one a line: URLs, and paths inside the list's own folder."""
+    names = []
+    for number, line in read_lines(path, hint="write one shard a line, as UTF-8"):
+        name = line.strip()
+        if not is_url(name):
+            file = path.parent / name
+            if not file.resolve().is_relative_to(path.parent.resolve()):
+                raise UserError(
+                    f"{path}:{number} names {name}, which is outside the folder of the list",
+                    hint="put the list into the folder of its shards",
+                )
+            name = str(file)
+        names.append(name)
+        if len(names) > MAX_SHARDS:
+            raise UserError(f"{path} names more than {MAX_SHARDS} shards", hint="split the list")
+    return names
+
+
+def form_of(names: Sequence[str]) -> str:
+    """The one ending of all names, `.tar` or `.parquet`; raises UserError."""
+    endings = {os.path.splitext(urlsplit(n).path if is_url(n) else n)[1]: n for n in names}
+    for ending, name in endings.items():
+        allowed = FORMS[:1] if is_url(name) else FORMS
+        if ending not in allowed:
+            raise UserError(
+                f"{name} is no shard: its ending is not {' or '.join(allowed)}"
+                + (" (unpack the compression first)" if ".tar." in name else ""),
+                hint="tarkit curate ingest 'FOLDER/{00000..00009}.tar' --out DIR",
+            )
+    if len(endings) != 1:
+        raise UserError(
+            f"{len(endings)} forms of shards are named: {', '.join(sorted(endings))}",
+            hint="name those of one form",
+        )
+    return next(iter(endings))

@@ -1,0 +1,94 @@
+"""Optimizers, and the hidden matrices that they and weight measures treat apart from tables.
+
+Sources: AdamW (paper Table 8); Muon as in `torch.optim.Muon` (Jordan et al. 2024); shrinking
+(Ash & Adams 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from tarkit.errors import UserError
+
+if TYPE_CHECKING:
+    from tarkit.train.loop import LoopConfig
+
+TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained matrices between a model's tables, in the order of its parameters.
+
+    A table's rows stand for symbols or positions: the weight of any `nn.Embedding`, and matrices
+    with a name of `TABLE_NAMES` (output heads, and layers inside embeddings).
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and parameter.dim() == 2
+        and id(parameter) not in embeddings
+        and not any(part in name for part in TABLE_NAMES)
+    ]
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, factor: float) -> None:
+    """Multiply every hidden matrix by a factor, in place."""
+    for matrix in hidden_matrices(model):
+        matrix.mul_(factor)
+
+
+@torch.no_grad()
+def weight_rms(model: nn.Module) -> float:
+    """Root mean square of the values of all hidden matrices; 0 for a model without any.
+
+    Behind normalisation layers, a step of a given size turns a matrix less the larger it is, and
+    products of large matrices saturate attention: a figure that keeps growing calls for weight
+    decay.
+    """
+    squares = [(float(p.float().pow(2).sum()), p.numel()) for p in hidden_matrices(model)]
+    total = sum(count for _, count in squares)
+    return math.sqrt(sum(square for square, _ in squares) / total) if total else 0.0
+
+
+def make_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+
+    Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
+    Raises UserError where torch has no Muon.
+    """
+    hidden: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"optimizer = 'muon' needs torch 2.9 or newer, this is {torch.__version__}",
+                hint="pip install 'torch>=2.9,<2.14'   or set optimizer = 'adamw'",
+            )
+        hidden = hidden_matrices(model)
+    hidden_ids = set(map(id, hidden))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in hidden_ids]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=config.betas,
+        )
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
