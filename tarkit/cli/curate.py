@@ -1,47 +1,57 @@
-"""`tarkit curate`: training data out of pictures, prompts and text."""
+"""`tarkit curate`: makes training data from pictures, prompts and text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tarkit.cli.command import command, new_group
 from tarkit.cli.options import (
-    ConfigOption,
     Device,
     DryRun,
     Json,
-    Limit,
     Llm,
+    LlmOptions,
     Out,
     Precision,
     RetryFailed,
-    Server,
-    Set,
+    StageOptions,
 )
 from tarkit.cli.output import device_of, made, previewed
 from tarkit.errors import UserError
 
+if TYPE_CHECKING:
+    from tarkit.artifacts.plan import ShardPlan
+    from tarkit.curate.ask import LanguageModel
+    from tarkit.curate.judge import Judge
+
 group = new_group("Make training data: pictures in, rows of text and codes out.")
+
+
+def preview_or_run(plan: "ShardPlan", *, dry_run: bool, as_json: bool) -> int:
+    if dry_run:
+        return previewed(plan.preview(), plan.out, as_json)
+    return made(plan.run(), as_json)
 
 
 @command(group, "render")
 def curate_render(
     out: Out,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
     """Draw the shapes world: pictures with captions, questions, pairs and triples."""
-    from tarkit.curate import render
+    from tarkit.curate.render import RenderPlan
 
-    if dry_run:
-        counts = render.preview(out=out, config=config, overrides=overrides or (), limit=limit)
-        return previewed(counts, out, as_json)
-    artifact = render.run(out=out, config=config, overrides=overrides or (), limit=limit)
-    return made(artifact, as_json)
+    plan = RenderPlan(
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
+    )
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "ingest")
@@ -70,25 +80,25 @@ def curate_ingest(
         bool,
         typer.Option("--allow-private", help="Also read shards at addresses of your own network."),
     ] = False,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Take your own pictures in; a damaged file becomes a failed row with its reason."""
-    from tarkit.curate import ingest
+    """Take in your own pictures; a damaged file becomes a failed row with its reason."""
+    from tarkit.curate.ingest import IngestPlan
 
-    artifact = ingest.run(
+    plan = IngestPlan(
         source,
-        out=out,
         captions=captions,
         questions=questions,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         allow_private=allow_private,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "prompts")
@@ -110,36 +120,24 @@ def curate_prompts(
             help="Prompts that are left out, of a benchmark for example; may be repeated.",
         ),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Take prompts that people wrote, or make them by rule: cleaned, and each but once."""
-    from tarkit.curate import prompts
+    """Take prompts that people wrote, or make them by rule; clean them, remove duplicates."""
+    from tarkit.curate.prompts import PromptsPlan
 
-    if dry_run:
-        counts = prompts.preview(
-            source,
-            out=out,
-            style=style,
-            exclude=exclude or (),
-            config=config,
-            overrides=overrides or (),
-            limit=limit,
-        )
-        return previewed(counts, out, as_json)
-    artifact = prompts.run(
+    plan = PromptsPlan(
         source,
-        out=out,
         style=style,
         exclude=exclude or (),
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "download")
@@ -165,47 +163,49 @@ def curate_download(
         bool,
         typer.Option("--allow-private", help="Also fetch from addresses of your own network."),
     ] = False,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     as_json: Json = False,
 ) -> int:
     """Fetch a list of URLs with img2dataset; every URL is a row, a failed one with its reason.
 
-    Only http and https. A URL whose host is, or resolves to, an address that is
-    not public is a failed row, and is not asked.
+    Only http and https URLs are fetched. A URL whose host is, or resolves to, an
+    address that is not public becomes a failed row without a request.
 
-    Two things img2dataset cannot enforce: it follows redirects wherever they
-    lead, and looks a host up anew when it fetches. Where that matters, set
-    HTTP_PROXY and HTTPS_PROXY to a proxy that refuses private addresses; of
-    your environment it is given the proxies alone.
+    img2dataset itself follows all redirects, and looks up a host again when it
+    fetches. Where that matters, set HTTP_PROXY and HTTPS_PROXY to a proxy that
+    refuses private addresses. The proxies (and the SSL_CERT variables) are all
+    that img2dataset gets of your environment.
 
-    Nor has it a limit on the length of an answer: memory_mb bounds its processes
-    while they read, max_bytes what is kept. A server that never stops sending is
-    cut off when no piece of the list was finished for stall_s.
+    img2dataset does not limit the length of a response: memory_mb bounds its
+    processes while they read, and max_bytes the pictures that are kept. It is
+    stopped, as by a server that never stops sending, when no piece of the list
+    was finished for stall_s.
 
-    An answer whose X-Robots-Tag says noai, noimageai or noindex is not taken.
+    A response whose X-Robots-Tag says noai, noimageai or noindex is refused.
     """
-    from tarkit.curate import download
+    from tarkit.curate.download import DownloadPlan
 
-    if dry_run:
-        counts = download.preview(
-            urls, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = download.run(
+    plan = DownloadPlan(
         urls,
-        out=out,
         img2dataset=img2dataset,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         allow_private=allow_private,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
+
+
+def language_model(name: str, options: LlmOptions) -> "LanguageModel":
+    from tarkit.curate.ask import LanguageModel
+
+    device = device_of(options.device)
+    return LanguageModel(name, options.server, device, options.precision)
 
 
 @command(group, "caption")
@@ -218,46 +218,34 @@ def curate_caption(
         typer.Option(
             "--examples",
             metavar="FILE",
-            help="Prompts whose style is followed, a line each; three are shown at a time.",
+            help="Prompts whose style to follow, one per line; each request shows three of them.",
         ),
     ] = None,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
     """Have a vision-language model write a prompt (or a short caption) for each picture.
 
-    With style="rewrite" a language model words the picture's own prompt anew and
-    sees no picture.
+    With style="rewrite" a language model writes the picture's own prompt in other
+    words and sees no picture.
     """
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import caption
+    from tarkit.curate.caption import CaptionPlan
 
-    if dry_run:
-        tries = load_config(caption.CaptionConfig, config, overrides or ()).assistant.tries
-        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = caption.run(
+    plan = CaptionPlan(
         images,
-        out=out,
-        llm=llm,
+        llm=language_model(llm, options),
         examples=examples,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "split")
@@ -265,38 +253,26 @@ def curate_split(
     prompts: Annotated[Path, typer.Argument(help="A prompts artifact.")],
     llm: Llm,
     out: Out,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
-    """Have a language model put <image> in the place of a phrase of each prompt, and prove it."""
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import split
+    """Have a language model replace a phrase of each prompt by <image>, and check the result."""
+    from tarkit.curate.split import SplitPlan
 
-    if dry_run:
-        tries = load_config(split.SplitConfig, config, overrides or ()).assistant.tries
-        counts = preview_rows(prompts, "prompts", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = split.run(
+    plan = SplitPlan(
         prompts,
-        out=out,
-        llm=llm,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        llm=language_model(llm, options),
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "synthesize")
@@ -311,9 +287,8 @@ def curate_synthesize(
         ),
     ],
     out: Out,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     device: Device = "auto",
@@ -321,25 +296,20 @@ def curate_synthesize(
     as_json: Json = False,
 ) -> int:
     """Draw prompts by a text-to-image model; `--set seeds=2` makes pairs of similar pictures."""
-    from tarkit.curate import synthesize
+    from tarkit.curate.synthesize import SynthesizePlan
 
-    if dry_run:
-        counts = synthesize.preview(
-            prompts, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = synthesize.run(
+    plan = SynthesizePlan(
         prompts,
-        out=out,
         generator=generator,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         device=device_of(device),
         precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "score")
@@ -358,47 +328,55 @@ def curate_score(
         str | None,
         typer.Option("--model", metavar="DIR|HUB-ID|NAME", help="What clip, classifier, tar load."),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> int:
-    """Give every picture numbers, in columns of their own; nothing is deleted.
+    """Give every picture numbers, in an artifact of their own; no picture is deleted.
 
     pixels: spread of the levels, 0 for a blank picture.
 
-    shapes: 1 where a picture of the drawn world shows its prompt, else 0.
+    shapes: 1 where a picture of the shapes world shows its prompt, else 0.
 
     clip: raw cosine of picture and prompt by a CLIP or SigLIP; how many tokens
     of the prompt were cut off.
 
     classifier: probabilities of a picture classifier's labels (NSFW and such).
 
-    tar: how much likelier a Tar model finds the picture after its prompt than
-    after none; `--model mini` for the shapes world.
+    tar: how much likelier the picture is for a Tar model with its prompt than
+    without; `--model mini` for the shapes world.
 
     module:function makes an object with `columns` and `score(shown)`.
     """
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.curate import score
+    from tarkit.curate.score import ScorePlan
 
-    if dry_run:
-        return previewed(preview_rows(images, "images", out=out, limit=limit), out, as_json)
-    artifact = score.run(
+    plan = ScorePlan(
         images,
-        out=out,
         scorer=scorer,
         model=model,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
         retry_failed=retry_failed,
         device=device_of(device),
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
+
+
+def picture_judge(llm: str | None, exact: bool, options: LlmOptions) -> "Judge":
+    if exact == (llm is not None):
+        raise UserError("give a judge: either --llm or, for the shapes world, --exact")
+    if llm is None:
+        from tarkit.curate.exact_judge import ExactJudge
+
+        return ExactJudge()
+    from tarkit.curate.judge import LanguageModelJudge
+
+    return LanguageModelJudge(language_model(llm, options))
 
 
 @command(group, "judge")
@@ -416,48 +394,33 @@ def curate_judge(
     exact: Annotated[
         bool, typer.Option("--exact", help="Pictures of the shapes world, judged exactly.")
     ] = False,
-    server: Server = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     retry_failed: RetryFailed = False,
-    device: Device = "auto",
-    precision: Precision = "float32",
+    options: LlmOptions,
     as_json: Json = False,
 ) -> int:
-    """Have each picture judged: does it show its prompt, yes or no, and why."""
-    from tarkit.artifacts.preview import preview_rows
-    from tarkit.config import load_config
-    from tarkit.curate import judge
+    """Judge each picture: does it show its prompt, yes or no, and why."""
+    from tarkit.curate.judge import JudgePlan
 
-    if dry_run:
-        tries = (
-            load_config(judge.JudgeConfig, config, overrides or ()).assistant.tries if llm else None
-        )
-        counts = preview_rows(images, "images", out=out, limit=limit, tries=tries)
-        return previewed(counts, out, as_json)
-    artifact = judge.run(
+    plan = JudgePlan(
         images,
-        out=out,
-        llm=llm,
-        exact=exact,
-        server=server,
-        config=config,
-        overrides=overrides or (),
-        limit=limit,
+        judge=picture_judge(llm, exact, options),
         retry_failed=retry_failed,
-        device=device_of(device),
-        precision=precision,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "chats")
 def curate_chats(
     out: Out,
     tokens: Annotated[
-        Path | None, typer.Argument(help="A tokens artifact; may be left out beside --text.")
+        Path | None, typer.Argument(help="A tokens artifact; optional with --text.")
     ] = None,
     text: Annotated[
         Path | None,
@@ -472,13 +435,13 @@ def curate_chats(
         typer.Option(
             "--captions",
             metavar="DIR",
-            help="What `curate caption` wrote for these pictures; may be repeated.",
+            help="The output of `curate caption` for these pictures; may be repeated.",
         ),
     ] = None,
     judgements: Annotated[
         Path | None,
         typer.Option(
-            "--judgements", metavar="DIR", help="What `curate judge` said of these pictures."
+            "--judgements", metavar="DIR", help="The output of `curate judge` for these pictures."
         ),
     ] = None,
     keep: Annotated[
@@ -494,28 +457,26 @@ def curate_chats(
         str | None,
         typer.Option("--by", metavar="COLUMN", help="Which score, where --keep has several."),
     ] = None,
-    config: ConfigOption = None,
-    overrides: Set = None,
-    limit: Limit = None,
+    *,
+    stage: StageOptions,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> int:
-    """Make the chats that the language model learns from, of codes, captions and text."""
-    from tarkit.curate import chats
+    """Make the chats that the language model learns from: codes, captions and text."""
+    from tarkit.curate.chat_inputs import MinScore
+    from tarkit.curate.chats import ChatsPlan
 
     if (keep is None) != (least is None) or (by and keep is None):
-        raise UserError("--keep SCORES and --min NUMBER go together, --by COLUMN with them")
-    sources = chats.Sources(
-        tokens=tokens,
+        raise UserError("--keep SCORES and --min NUMBER go together, and --by COLUMN needs them")
+    plan = ChatsPlan(
+        tokens,
         text=text,
         captions=captions or (),
         judgements=judgements,
-        keep=chats.Keep(keep, least, by) if keep and least is not None else None,
+        min_score=MinScore(keep, least, by) if keep and least is not None else None,
+        out=out,
+        config=stage.config,
+        overrides=stage.overrides or (),
+        limit=stage.limit,
     )
-    if dry_run:
-        counts = chats.preview(
-            sources, out=out, config=config, overrides=overrides or (), limit=limit
-        )
-        return previewed(counts, out, as_json)
-    artifact = chats.run(sources, out=out, config=config, overrides=overrides or (), limit=limit)
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)

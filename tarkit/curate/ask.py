@@ -1,8 +1,8 @@
-"""Asking a language model about rows; no answer is trusted.
+"""Asks a language model about rows and checks its answers.
 
-The verb that asks says how an answer is read. An answer that cannot be read is asked for again, and
-after the last try the row fails with the last reason. What each row cost goes to a log in the
-artifact's folder and never into its shards, because the cost differs from run to run.
+Each verb has its own function that reads an answer. A question whose answer cannot be used is asked
+again; after the last try the row fails with the last reason. The cost of every row goes to a log in
+the artifact's folder and never into its shards, because the cost differs between runs.
 """
 
 from __future__ import annotations
@@ -12,18 +12,51 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.map_rows import Result, Todo
 from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
+from tarkit.llm.load import load
 
 LOG = "answers.jsonl"
 WINDOW = 8
-"""Questions that wait together, in batches: what a server's slowest answer holds up."""
+"""Batches whose questions are asked together; a server's slowest answer delays all of them."""
 
 
-class Lazy:
+@dataclass(frozen=True)
+class LanguageModel:
+    """Which language model is asked, and where it runs.
+
+    `name` is a folder or hub id; with `server`, the URL of an OpenAI-compatible server, it is the
+    model's name there.
+    """
+
+    name: str
+    server: str | None = None
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def identity(self, config: AssistantConfig) -> dict[str, Any]:
+        """The settings of `config` that the answers depend on, for the manifest."""
+        return config.identity(served=self.server is not None)
+
+    def assistant(self, config: AssistantConfig, *, sees: bool = False) -> LazyAssistant:
+        """The model, loaded at its first question; with `sees` it is asked about pictures."""
+        return LazyAssistant(
+            lambda: load(
+                self.name,
+                config=config,
+                server=self.server,
+                sees=sees,
+                device=self.device,
+                precision=self.precision,
+            )
+        )
+
+
+class LazyAssistant:
     """An assistant that is loaded at its first question: a finished artifact needs no model."""
 
     def __init__(self, make: Callable[[], Assistant]) -> None:
@@ -38,11 +71,11 @@ class Lazy:
 
 
 class Refused(Exception):
-    """An answer that cannot be used; the text says why, its particulars behind a colon."""
+    """An answer that cannot be used; the text is the reason, with details after a colon."""
 
 
 Read = Callable[[Todo, str], Mapping[str, Any]]
-"""The columns that an answer gives; raises Refused."""
+"""From a row and the answer's text, the columns of the result; raises Refused."""
 
 
 def ask(
@@ -54,9 +87,9 @@ def ask(
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
-    """Results by place: what `read` makes of the first usable answer to `question(todo, try)`.
+    """(place, result) of every row: its first usable answer to `question(row, try)`, by `read`.
 
-    A row about which `question` raises Refused is not asked about.
+    The model is not asked about a row for which `question` raises Refused.
     """
     waiting = iter(todo)
     while window := list(itertools.islice(waiting, WINDOW * config.batch_size)):
@@ -71,43 +104,42 @@ def _ask_window(
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
-    left = list(window)
+    remaining = list(window)
     reasons: dict[int, str] = {}
     costs: dict[int, collections.Counter[str]] = {t.place: collections.Counter() for t in window}
     for number in range(config.tries):
-        asked: list[tuple[Todo, LlmQuestion]] = []
-        for item in left:
+        questions: list[tuple[Todo, LlmQuestion]] = []
+        for item in remaining:
             try:
-                asked.append((item, question(item, number)))
-            except Refused as why:  # nothing to ask, now as later
-                _note(log, item, costs[item.place], str(why))
-                yield item.place, str(why)
-        if not asked:
+                questions.append((item, question(item, number)))
+            except Refused as error:  # a later try would have no question either
+                _log(log, item, costs[item.place], str(error))
+                yield item.place, str(error)
+        if not questions:
             return
-        answers = assistant.answer([said for _, said in asked])
-        again = []
-        for (item, _), answer in zip(asked, answers, strict=True):
+        answers = assistant.answer([text for _, text in questions])
+        remaining = []
+        for (item, _), answer in zip(questions, answers, strict=True):
             cost = costs[item.place]
             cost.update(tries=1, prompt_tokens=answer.num_prompt_tokens, tokens=answer.num_tokens)
             try:
                 if answer.error is not None:
                     raise Refused(answer.error)
                 result = read(item, answer.text)
-            except Refused as why:
-                reasons[item.place] = str(why)
-                again.append(item)
+            except Refused as error:
+                reasons[item.place] = str(error)
+                remaining.append(item)
                 continue
-            _note(log, item, cost, None)
+            _log(log, item, cost, None)
             yield item.place, result
-        left = again
-        if not left:
+        if not remaining:
             return
-    for item in left:
-        _note(log, item, costs[item.place], reasons[item.place])
+    for item in remaining:
+        _log(log, item, costs[item.place], reasons[item.place])
         yield item.place, reasons[item.place]
 
 
-def _note(log: Path, item: Todo, cost: Mapping[str, int], error: str | None) -> None:
+def _log(log: Path, item: Todo, cost: Mapping[str, int], error: str | None) -> None:
     line = {"key": item.row["key"], **cost, "error": error}
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")

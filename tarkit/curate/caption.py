@@ -1,7 +1,7 @@
 """`tarkit curate caption`: a vision-language model writes a prompt for each picture.
 
-Source: paper App. D.1 (the instruction is the paper's: three example prompts, whose style is to be
-followed). Only the words are wanted, whatever the picture is like. A row in, a row out.
+Source: paper App. D.1. The instruction is the paper's: three example prompts, whose style the model
+follows. One row becomes one row.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Todo, map_rows
-from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import Config, load_config
-from tarkit.curate.ask import LOG, Lazy, Refused, ask
+from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
 from tarkit.errors import UserError
 from tarkit.llm.base import AssistantConfig, LlmQuestion
-from tarkit.llm.load import load
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
@@ -57,97 +58,94 @@ class CaptionConfig(Config):
     """How a vision-language model is asked about pictures."""
 
     style: Literal["prompt", "short", "rewrite"] = "prompt"
-    """A long prompt in the style of the examples, one sentence, or one sentence that says in other
-    words what the picture's own prompt says, for which no picture is shown."""
+    """`prompt`: a long prompt in the style of the examples. `short`: one sentence. `rewrite`: one
+    sentence that says the same as the picture's prompt in other words; no picture is shown."""
     max_words: int = Field(default=20, ge=1)
-    """Of a short or rewritten caption; a longer answer is refused."""
+    """Limit for short and rewritten captions; a longer answer is refused."""
     min_kept: float = Field(default=1.0, ge=0, le=1)
-    """Share of the prompt's words that a rewritten caption has to keep."""
+    """Share of the prompt's words that a rewritten caption must contain."""
     seed: int = 0
     assistant: AssistantConfig = AssistantConfig()
 
 
-def run(
-    images: Path,
-    *,
-    out: Path,
-    llm: str,
-    examples: Path | None = None,
-    server: str | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> Artifact:
-    """Write the prompts artifact `out`, a prompt for every picture of `images`, by the same key.
+@dataclass(frozen=True, kw_only=True)
+class CaptionPlan(RowPlan):
+    """Writes a prompts artifact with a prompt for every picture of an images artifact, by its key.
 
-    `examples` holds a prompt a line; three are drawn for each row by the seed. `llm` is a folder or
-    hub id, with `server` (the URL of an OpenAI-compatible one) the name that it serves.
+    `examples` is a file with one prompt per line; the seed picks three of them for each row.
     """
-    settings = load_config(CaptionConfig, config, overrides)
-    source = open_artifact(images, "images")
-    rows_of = first_rows(source, limit)
-    prompts = _examples(examples, settings)
-    artifact = begin_artifact(
-        out,
-        "prompts",
-        settings={
-            **settings.model_dump(mode="json"),
-            "assistant": settings.assistant.identity(served=server is not None),
-            "limit": limit,
-            "llm": llm,
-        },
-        shards=list(rows_of),
-        parents={"images": source} | ({"examples": examples} if examples else {}),
-    )
-    assistant = Lazy(
-        lambda: load(
-            llm,
-            config=settings.assistant,
-            server=server,
-            sees=settings.style != "rewrite",
-            device=device,
-            precision=precision,
+
+    llm: LanguageModel
+    examples: Path | None = None
+
+    kind = "prompts"
+    input_kind = "images"
+
+    @cached_property
+    def settings(self) -> CaptionConfig:
+        return load_config(CaptionConfig, self.config, self.overrides)
+
+    @cached_property
+    def example_prompts(self) -> Sequence[str]:
+        """The prompts of `examples`; none where the style uses none. Raises UserError."""
+        return _read_examples(self.examples, self.settings)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "assistant": self.llm.identity(self.settings.assistant),
+            "limit": self.limit,
+            "llm": self.llm.name,
+        }
+
+    @property
+    def parents(self) -> Mapping[str, Artifact | Path]:
+        if self.example_prompts and self.examples:
+            return {**super().parents, "examples": self.examples}
+        return super().parents
+
+    @property
+    def max_tries(self) -> int:
+        return self.settings.assistant.tries
+
+    def make(self, artifact: Artifact) -> None:
+        settings = self.settings
+        map_rows(
+            artifact,
+            self.source,
+            self.rows_of,
+            functools.partial(
+                ask,
+                assistant=self.llm.assistant(settings.assistant, sees=settings.style != "rewrite"),
+                config=settings.assistant,
+                question=functools.partial(_question, settings, self.example_prompts),
+                read=functools.partial(_read, settings, frozenset(self.example_prompts)),
+                log=self.out / LOG,
+            ),
+            carry=_carry,
+            name="caption",
+            retry_failed=self.retry_failed,
         )
-    )
-    map_rows(
-        artifact,
-        source,
-        rows_of,
-        functools.partial(
-            ask,
-            assistant=assistant,
-            config=settings.assistant,
-            question=functools.partial(_question, settings, prompts),
-            read=functools.partial(_read, settings, frozenset(prompts)),
-            log=out / LOG,
-        ),
-        carry=_carry,
-        name="caption",
-        retry_failed=retry_failed,
-    )
-    return artifact
 
 
-def _examples(path: Path | None, config: CaptionConfig) -> list[str]:
+def _read_examples(path: Path | None, config: CaptionConfig) -> list[str]:
     if config.style != "prompt":
         if path is not None:
-            raise UserError(f"style {config.style} follows no examples of yours")
+            raise UserError(f"style {config.style} takes no examples")
         return []
     if path is None:
-        hint = "--examples FILE, a prompt a line"
-        raise UserError("prompts are written after examples", hint=hint)
-    found = list(dict.fromkeys(" ".join(prompt.split()) for prompt in read_prompts(path)))
-    if len(found) < NUM_EXAMPLES:
+        hint = "--examples FILE, one prompt per line"
+        raise UserError("style prompt needs examples of prompts", hint=hint)
+    examples = list(dict.fromkeys(" ".join(prompt.split()) for prompt in read_prompts(path)))
+    if len(examples) < NUM_EXAMPLES:
         raise UserError(
-            f"{path} holds {len(found)} prompts, and {NUM_EXAMPLES} are shown at a time"
+            f"{path} has {len(examples)} different prompts; at least {NUM_EXAMPLES} are needed"
         )
-    long = [text for text in found if len(text) > MAX_EXAMPLE_CHARS]
+    long = [text for text in examples if len(text) > MAX_EXAMPLE_CHARS]
     if long:
         raise UserError(f"an example of {path} has {len(long[0])} characters: {long[0][:60]} ...")
-    return found
+    return examples
 
 
 def _carry(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,16 +159,14 @@ def _question(
     if config.style == "rewrite":
         if not todo.row["prompt"]:
             raise Refused("it has no prompt")
-        told = functools.partial(REWRITE.format, config.max_words)
-        shown_turns = tuple((told(asked), said) for asked, said in REWRITTEN)
-        return LlmQuestion(told(todo.row["prompt"]), seed=seed, examples=shown_turns)
+        instruction = functools.partial(REWRITE.format, config.max_words)
+        turns = tuple((instruction(prompt), rewritten) for prompt, rewritten in REWRITTEN)
+        return LlmQuestion(instruction(todo.row["prompt"]), seed=seed, examples=turns)
     if config.style == "short":
         text = SHORT.format(config.max_words)
     else:
-        shown = random.Random(row_seed(config.seed, todo.row["key"], 0)).sample(
-            examples, NUM_EXAMPLES
-        )
-        text = INSTRUCTION.format(*shown)
+        rng = random.Random(row_seed(config.seed, todo.row["key"], 0))
+        text = INSTRUCTION.format(*rng.sample(examples, NUM_EXAMPLES))
     return LlmQuestion(text, seed=seed, blob=todo.blob)
 
 
@@ -178,23 +174,23 @@ def _read(
     config: CaptionConfig, examples: frozenset[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
     """The answer as one line without quotes around it; raises Refused."""
-    said = " ".join(text.split()).strip().strip('"“”').strip()
-    if not any(letter.isalnum() for letter in said):
+    prompt = " ".join(text.split()).strip().strip('"“”').strip()
+    if not any(letter.isalnum() for letter in prompt):
         raise Refused("the answer has no word")
-    if IMAGE_MARK in said:
+    if IMAGE_MARK in prompt:
         raise Refused(f"the answer contains {IMAGE_MARK}")
-    if said in examples:
+    if prompt in examples:
         raise Refused("the answer copies an example")
-    if config.style != "prompt" and len(said.split()) > config.max_words:
-        raise Refused(f"the answer is too long: {len(said.split())} words")
+    if config.style != "prompt" and len(prompt.split()) > config.max_words:
+        raise Refused(f"the answer is too long: {len(prompt.split())} words")
     if config.style == "rewrite":
-        _check_rewritten(todo.row["prompt"], said, config.min_kept)
-    return {"prompt": said}
+        _check_rewritten(todo.row["prompt"], prompt, config.min_kept)
+    return {"prompt": prompt}
 
 
-def _check_rewritten(prompt: str, said: str, min_kept: float) -> None:
+def _check_rewritten(prompt: str, rewritten: str, min_kept: float) -> None:
     """Raises Refused where words of the prompt are lost, or nothing was changed."""
-    before, after = (re.findall(r"\w+", text.casefold()) for text in (prompt, said))
+    before, after = (re.findall(r"\w+", text.casefold()) for text in (prompt, rewritten))
     if before == after:
         raise Refused("the answer is the prompt itself")
     lost = [word for word in before if word not in after]

@@ -1,10 +1,10 @@
-"""Pictures of a list of URLs into an images artifact; img2dataset fetches, as another process.
+"""`tarkit curate download`: fetches a list of URLs into an images artifact, with img2dataset.
 
-Shard i holds the rows i * shard_size to (i + 1) * shard_size of the list: every URL is one row,
-and one that gave no usable picture is a failed row with its reason. What comes is a stranger's:
-URLs of private addresses are never handed over, sizes are bounded, and every picture is decoded;
-bytes of sound JPEG, PNG and WebP files are kept as they are, other formats become PNG. A shard is
-fetched into OUT/.download, which is gone once it is written.
+Shard i holds the rows i * shard_size to (i + 1) * shard_size of the list. Every URL is one row; a
+URL that gave no usable picture is a failed row with its reason. The bytes come from strangers:
+URLs of private addresses are never given to img2dataset, sizes are bounded, and every picture is
+decoded. JPEG, PNG and WebP files that decode without an error keep their bytes, other formats
+become PNG. A shard is fetched into OUT/.download, which is removed once the shard is written.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pydantic
 from PIL import Image
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
 from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob
-from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
-from tarkit.curate.img2dataset import Answer, Downloader, fetch, find_program
+from tarkit.curate.img2dataset import Downloader, FetchResult, fetch, find_program
 from tarkit.curate.sources.urls import Link, list_urls
 from tarkit.curate.url_safety import RefusedUrl, fetchable
 from tarkit.images import KEPT_AS_THEY_ARE, MAX_PIXELS, ImageError, decode, image_format, kept_bytes
@@ -40,92 +41,97 @@ NUM_RESOLVERS = 32
 
 
 class DownloadConfig(Config):
-    """What is taken, and how it is fetched, which may change from one run to the next."""
+    """Which pictures are accepted, and how they are fetched, which may change between runs."""
 
     shard_size: pydantic.PositiveInt = 10_000
     max_bytes: int = pydantic.Field(default=32 << 20, ge=1, le=MAX_MEMBER_BYTES)
     max_pixels: pydantic.PositiveInt = MAX_PIXELS
     min_side_px: pydantic.PositiveInt = 16
     licence: str | None = None
-    """Of rows whose own column says nothing."""
+    """The licence of rows that name none in their own column."""
 
     timeout_s: pydantic.PositiveInt = 10
-    """Of silence: a server that goes on sending, however slowly, is left to stall_s."""
+    """Seconds without any byte. A server that sends slowly for ever is stopped by stall_s."""
     retries: pydantic.NonNegativeInt = 1
     num_threads: pydantic.PositiveInt = 64
-    """Of each process."""
+    """Threads of each process."""
     num_processes: pydantic.PositiveInt = 2
-    """Pieces at a time: one that is held up leaves the other going on."""
+    """Pieces at a time: while one is held up, the other goes on."""
     piece_size: pydantic.PositiveInt = 1000
-    """URLs that a killed run may have to fetch again."""
+    """URLs in a piece, which a run that was killed may have to fetch again."""
     stall_s: pydantic.PositiveFloat = 330
-    """Without a piece finished: 1000 dead hosts cost 1000 / 64 threads * 10 s * 2 tries = 313 s."""
+    """Seconds in which at least one piece must be finished, or img2dataset is stopped: 1000 dead
+    hosts cost 1000 / 64 threads * 10 s * 2 tries = 313 s."""
     memory_mb: pydantic.PositiveInt = 8192
-    """Of each process: 2 * 64 threads * 32 MiB of bodies are 4096, libraries and stacks 2000."""
+    """MiB of each process: 2 * 64 threads * 32 MiB of bodies are 4096, libraries need 2000."""
 
 
-PLANNED = {"shard_size", "max_bytes", "max_pixels", "min_side_px", "licence"}
+RECORDED = {"shard_size", "max_bytes", "max_pixels", "min_side_px", "licence"}
+"""The settings that decide what the artifact holds."""
 
 
-def run(
-    urls: Path,
-    *,
-    out: Path,
-    img2dataset: str = "img2dataset",
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    allow_private: bool = False,
-) -> Artifact:
-    """Fetches the list `urls` into `out`, or goes on where an earlier run stopped.
+@dataclass(frozen=True)
+class DownloadPlan(ShardPlan):
+    """Fetches the list of URLs `urls`; a preview reads the list and looks no host up.
 
-    `img2dataset` is the program, by name or path. With `retry_failed` the failed rows of finished
-    shards are fetched again and their pictures kept. Raises UserError.
+    `img2dataset` is the program, as a name or a path. With `retry_failed` the failed rows of
+    finished shards are fetched again; their pictures are kept.
     """
-    settings = load_config(DownloadConfig, config, overrides)
-    links = list_urls(urls)[:limit]
-    artifact = begin_artifact(
-        out,
-        "images",
-        settings=settings.model_dump(include=PLANNED)
-        | {"num_urls": len(links), "listing_sha256": _fingerprint(links)},
-        shards=shard_plan(len(links), settings.shard_size),
-        parents={"urls": urls},
-    )
-    rank, world = rank_and_world()
-    pending = set(artifact.pending(None, rank, world))
-    mine = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
-    if mine:
-        fetcher = _Fetcher(_downloader(settings, img2dataset), allow_private)
-        _make_shards(artifact, mine, pending, links, settings, fetcher)
-    _sweep(artifact, [name for name in artifact.shards[rank::world] if name not in mine])
-    return artifact
 
+    urls: Path
+    _: KW_ONLY
+    img2dataset: str = "img2dataset"
+    retry_failed: bool = False
+    allow_private: bool = False
 
-def preview(
-    urls: Path,
-    *,
-    out: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> dict[str, int]:
-    """How many rows and shards a run would make; reads the list, looks no host up."""
-    settings = load_config(DownloadConfig, config, overrides)
-    links = list_urls(urls)[:limit]
-    shards = len(shard_plan(len(links), settings.shard_size))
-    return {
-        "urls": len(links),
-        "with_captions": sum(bool(link.captions) for link in links),
-        "known_unusable": sum(link.error is not None for link in links),
-        "shards": shards,
-        "shards_to_make": to_make(out, shards),
-    }
+    kind = "images"
+
+    @cached_property
+    def settings(self) -> DownloadConfig:
+        return load_config(DownloadConfig, self.config, self.overrides)
+
+    @cached_property
+    def links(self) -> Sequence[Link]:
+        return list_urls(self.urls)[: self.limit]
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(include=RECORDED),
+            "num_urls": len(self.links),
+            "listing_sha256": _fingerprint(self.links),
+        }
+
+    @property
+    def shards(self) -> Mapping[str, int]:
+        return shard_plan(len(self.links), self.settings.shard_size)
+
+    @property
+    def parents(self) -> Mapping[str, Artifact | Path]:
+        return {"urls": self.urls}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {
+            "urls": len(self.links),
+            "with_captions": sum(bool(link.captions) for link in self.links),
+            "known_unusable": sum(link.error is not None for link in self.links),
+        }
+
+    def make(self, artifact: Artifact) -> None:
+        rank, world = rank_and_world()
+        pending = set(artifact.pending(None, rank, world))
+        own = artifact.shards[rank::world]
+        names = [name for name in own if name in pending or self.retry_failed]
+        if names:
+            downloader = _downloader(self.settings, self.img2dataset)
+            fetcher = _Fetcher(downloader, self.allow_private)
+            _make_shards(artifact, names, pending, self.links, self.settings, fetcher)
+        _remove_work(artifact, [name for name in own if name not in names])
 
 
 def _fingerprint(links: Sequence[Link]) -> str:
-    """Changes with any URL, caption or licence, and with their order."""
+    """A hash that changes with any URL, caption or licence, and with their order."""
     digest = hashlib.sha256()
     for link in links:
         facts = [link.url, link.captions, link.licence, link.error]
@@ -141,22 +147,22 @@ def _make_shards(
     config: DownloadConfig,
     fetcher: _Fetcher,
 ) -> None:
-    """Writes the pending shards, and of the others those that have failed rows."""
+    """Writes the pending shards, and again those of the others that have failed rows."""
     reasons: collections.Counter[str] = collections.Counter()
     total = sum(artifact.counts[name] for name in names)
     with Progress("download", total=total, unit="urls") as progress:
         for name in names:
             first = int(name) * config.shard_size
-            these = links[first : first + artifact.counts[name]]
+            shard_links = links[first : first + artifact.counts[name]]
             kept = set() if name in pending else _ok_places(artifact, name)
             progress.advance(len(kept))
-            todo = {place: link for place, link in enumerate(these) if place not in kept}
+            todo = {place: link for place, link in enumerate(shard_links) if place not in kept}
             if todo:
-                answers = fetcher.answers(todo, artifact.path / WORK / name, progress)
+                results = fetcher.fetch(todo, artifact.path / WORK / name, progress)
                 old = artifact.read_images(name) if kept else None
-                pictures = _pictures(name, these, answers, old, config)
+                pictures = _pictures(name, shard_links, results, old, config)
                 artifact.write_pictures(name, _counted(pictures, progress, reasons))
-            _sweep(artifact, [name])
+            _remove_work(artifact, [name])
         for reason, count in reasons.most_common(REASONS_SHOWN):
             progress.message(f"{count} failed: {reason}")
 
@@ -166,12 +172,12 @@ def _ok_places(artifact: Artifact, name: str) -> set[int]:
     return {place for place, status in enumerate(statuses) if status == "ok"}
 
 
-def _sweep(artifact: Artifact, names: Sequence[str]) -> None:
-    """Removes what shards were fetched into."""
+def _remove_work(artifact: Artifact, names: Sequence[str]) -> None:
+    """Removes the working folders of shards."""
     work = artifact.path / WORK
     for name in names:
         shutil.rmtree(work / name, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or another rank's shards are still in it
+    with contextlib.suppress(OSError):  # missing, or another rank's shards are in it
         work.rmdir()
 
 
@@ -194,59 +200,59 @@ def _downloader(config: DownloadConfig, program: str) -> Downloader:
 
 @dataclass(frozen=True)
 class _Fetcher:
-    how: Downloader
+    downloader: Downloader
     allow_private: bool
 
-    def answers(
+    def fetch(
         self, todo: Mapping[int, Link], work: Path, progress: Progress
-    ) -> dict[int, Answer]:
-        """One for every link; those that may not be fetched are answered without being asked."""
-        answers: dict[int, Answer] = {}
-        given: dict[int, str] = {}
+    ) -> dict[int, FetchResult]:
+        """A result for every link; a link that must not be fetched fails without a request."""
+        results: dict[int, FetchResult] = {}
+        urls: dict[int, str] = {}
         with ThreadPoolExecutor(NUM_RESOLVERS) as pool:
-            for place, found in zip(todo, pool.map(self._checked, todo.values()), strict=True):
-                if isinstance(found, Answer):
-                    answers[place] = found
+            for place, checked in zip(todo, pool.map(self._checked, todo.values()), strict=True):
+                if isinstance(checked, FetchResult):
+                    results[place] = checked
                 else:
-                    given[place] = found
-        progress.advance(len(answers))
+                    urls[place] = checked
+        progress.advance(len(results))
         start = progress.done
-        if given:
-            answers |= fetch(
-                given,
+        if urls:
+            results |= fetch(
+                urls,
                 work,
-                self.how,
-                lambda settled: progress.advance(start + settled - progress.done),
+                self.downloader,
+                lambda num_done: progress.advance(start + num_done - progress.done),
             )
-        return answers
+        return results
 
-    def _checked(self, link: Link) -> str | Answer:
-        """The URL to hand over, or the answer that it gets here."""
+    def _checked(self, link: Link) -> str | FetchResult:
+        """The URL for the downloader, or a failed result."""
         if link.error is not None:
-            return Answer(link.error)
+            return FetchResult(link.error)
         try:
             return fetchable(link.url, allow_private=self.allow_private)
         except RefusedUrl as error:
-            return Answer(error.message)
+            return FetchResult(error.message)
 
 
-# ---- adopting -----------------------------------------------------------------------------------
+# ---- rows and pictures --------------------------------------------------------------------------
 
 
 def _pictures(
     name: str,
     links: Sequence[Link],
-    answers: Mapping[int, Answer],
+    results: Mapping[int, FetchResult],
     old: Iterator[tuple[Row, bytes | None]] | None,
     config: DownloadConfig,
 ) -> Iterator[tuple[Row, Blob | None]]:
-    """The rows of a shard in order: what was answered, and what `old` has of the rest."""
+    """The rows of a shard in order: pictures that `old` has, and new rows for the others."""
     for place, link in enumerate(links):
         row, blob = next(old) if old else ({}, None)
         if blob is not None:
             yield row, (KEPT_AS_THEY_ARE[image_format(blob)], blob)
         else:
-            yield _picture(link, answers[place], f"{name}-{place:06d}", config)
+            yield _picture(link, results[place], f"{name}-{place:06d}", config)
 
 
 def _counted(
@@ -262,7 +268,7 @@ def _counted(
 
 
 def _picture(
-    link: Link, answer: Answer, key: str, config: DownloadConfig
+    link: Link, result: FetchResult, key: str, config: DownloadConfig
 ) -> tuple[Row, Blob | None]:
     row: dict[str, Any] = {
         "key": key,
@@ -284,18 +290,18 @@ def _picture(
         "error": None,
     }
     try:
-        blob, picture = _sound(answer, config)
+        blob, picture = _decoded(result, config)
     except ImageError as error:
         return row | {"status": "failed", "error": error.message}, None
     row |= {"width": picture.width, "height": picture.height}
     return row, kept_bytes(blob, picture)
 
 
-def _sound(answer: Answer, config: DownloadConfig) -> tuple[bytes, Image.Image]:
-    """The bytes of an answer and the picture that they are; raises ImageError."""
-    if answer.error is not None:
-        raise ImageError(answer.error)
-    if answer.size > config.max_bytes:
-        raise ImageError(f"{answer.size} bytes, more than {config.max_bytes}")
-    blob = answer.read()
+def _decoded(result: FetchResult, config: DownloadConfig) -> tuple[bytes, Image.Image]:
+    """The bytes of a result and their picture; raises ImageError."""
+    if result.error is not None:
+        raise ImageError(result.error)
+    if result.size > config.max_bytes:
+        raise ImageError(f"{result.size} bytes, more than {config.max_bytes}")
+    blob = result.read()
     return blob, decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)

@@ -1,15 +1,15 @@
-"""img2dataset as another process: its command line, its bounds, and its layout read back.
+"""img2dataset as another process: its command line, its limits, and reading its output.
 
-It is called and never imported: it pins other releases of what tarkit uses, and so may stand in an
-environment of its own. Source: img2dataset 1.47.0. What it does not do, and what is done here:
-- its timeout is one of silence, so a server that sends a byte a second keeps it for ever: it is
-  killed when no piece of the list is finished within `stall_s`;
-- a body is read into memory whatever its length: the process has `memory_mb` and no more;
-- with bytes kept as they came it checks neither pictures nor sizes: who adopts them does;
-- sidecars of NNNNN.tar are NNNNN.parquet, which lists the failures too but is readable only once it
-  is finished, and NNNNN_stats.json, which comes last: without it the tar is a torn one.
+It is run and never imported, because it pins other releases of packages that tarkit uses; it may be
+installed in an environment of its own. Source: img2dataset 1.47.0. What it lacks is done here:
+- Its timeout counts only silence, so that a server which sends a byte per second holds it for ever.
+  It is killed when no piece of the list is finished within `stall_s`.
+- It reads a body into memory whatever its length. The process has at most `memory_mb`.
+- When it keeps bytes unchanged, it checks neither pictures nor sizes. The caller checks them.
+- Next to NNNNN.tar it writes NNNNN.parquet, which also lists the failures but can be read only when
+  it is finished, and NNNNN_stats.json, which comes last: without it the tar is incomplete.
 
-A working folder holds one folder for each time it was run: 0, 1, ...
+A working folder holds one folder for each run of the program: 0, 1, ...
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ POLL_S = 0.1
 LIST, LOG, OUTPUT = "urls.parquet", "log.txt", "out"
 COLUMNS = ["place", "url", "key", "status", "error_message", "sha256"]
 
-# What it may know of this process: proxies, and the certificates that such a proxy needs.
+# The program gets these variables alone: proxies, and the certificates that a proxy needs.
 PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")
-# glibc reserves 64 MiB of addresses for each of 8 arenas a core, which would count as its memory.
+# glibc reserves 64 MiB of addresses for each of 8 arenas per core; `ulimit -v` would count them.
 SET = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "MALLOC_ARENA_MAX": "2",
@@ -48,9 +48,9 @@ SET = {
     "OPENBLAS_NUM_THREADS": "1",
     "PATH": os.defpath,
 }
-# The shell sets the bounds (running Python between fork and exec is not safe beside threads) and
-# leaves a watcher on its input, which ends when tarkit does, killed or not: then the watcher kills
-# the whole group. A bound that the system does not know is left out.
+# The shell sets the limits, as running Python between fork and exec is not safe with threads. It
+# also starts a watcher that reads its input. The input ends when tarkit does, even if tarkit is
+# killed, and then the watcher kills the whole group. A limit that the system lacks is left out.
 SHELL = """ulimit -v "$1"; ulimit -f "$2"; shift 2
 exec 3<&0; { read -r _ <&3; kill -s KILL 0; } &
 exec "$@" 3<&- </dev/null"""
@@ -58,7 +58,7 @@ exec "$@" 3<&- </dev/null"""
 
 @dataclass(frozen=True)
 class Downloader:
-    """The program, and how it is to be called; the pictures do not depend on it."""
+    """The program and its settings; the pictures do not depend on them."""
 
     program: Path
     timeout_s: int
@@ -72,8 +72,8 @@ class Downloader:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of a URL: `size` bytes at `offset` of a tar, or the reason why there are none."""
+class FetchResult:
+    """The result for a URL: `size` bytes at `offset` of a tar, or the error why there are none."""
 
     error: str | None = None
     tar: Path = Path()
@@ -87,72 +87,74 @@ class Answer:
 
 
 def find_program(name: str) -> Path:
-    """The program in PATH or in tarkit's own environment; UserError with how to install it."""
-    found = shutil.which(name) or shutil.which(Path(sys.executable).parent / name)
-    if found is None:
+    """The program in PATH or in tarkit's own environment; UserError where it is not installed."""
+    path = shutil.which(name) or shutil.which(Path(sys.executable).parent / name)
+    if path is None:
         raise UserError(
-            f"the program {name} is not here",
+            f"the program {name} is not installed",
             hint="pip install 'tarkit[download]', or in an environment of its own: python -m venv "
             "downloader && downloader/bin/pip install 'img2dataset>=1.47,<2' 'standard-imghdr; "
             'python_version >= "3.13"\', and then --img2dataset downloader/bin/img2dataset',
         )
-    return Path(found).absolute()
+    return Path(path).absolute()
 
 
 def fetch(
-    urls: Mapping[int, str], work: Path, how: Downloader, report: Callable[[int], None]
-) -> dict[int, Answer]:
-    """An answer for every place of `urls`; `report` is told how many are settled so far.
+    urls: Mapping[int, str], work: Path, downloader: Downloader, report: Callable[[int], None]
+) -> dict[int, FetchResult]:
+    """A result for every place of `urls`; calls `report(number of results so far)`.
 
-    Pictures that an earlier, killed call left whole in `work` are taken; its torn tars and its
-    failures are done again. UserError where the program does nothing at all.
+    Complete pictures that an earlier, killed call left in `work` are used; its other URLs are
+    fetched again. Raises UserError where the program fetches nothing at all.
     """
-    answers: dict[int, Answer] = {}
-    for folder in _earlier(work):
-        for place, url, answer in _found(folder):
-            if answer.error is None and urls.get(place) == url:
-                answers[place] = answer
-    report(len(answers))
-    while todo := {place: url for place, url in urls.items() if place not in answers}:
-        answers |= _once(todo, _next_folder(work), how, len(answers), report)
-        report(len(answers))
-    return answers
+    results: dict[int, FetchResult] = {}
+    for folder in _run_folders(work):
+        for place, url, result in _read_results(folder):
+            if result.error is None and urls.get(place) == url:
+                results[place] = result
+    report(len(results))
+    while todo := {place: url for place, url in urls.items() if place not in results}:
+        results |= _run_once(todo, _next_folder(work), downloader, len(results), report)
+        report(len(results))
+    return results
 
 
-def _once(
+def _run_once(
     urls: Mapping[int, str],
     folder: Path,
-    how: Downloader,
+    downloader: Downloader,
     num_before: int,
     report: Callable[[int], None],
-) -> dict[int, Answer]:
-    """Runs the program once: answers for at least one piece of the list, else UserError."""
+) -> dict[int, FetchResult]:
+    """Results for at least one piece of the list, from one run of the program, or UserError."""
     _write_list(folder / LIST, urls)
 
     def finished(num_pieces: int) -> None:
-        report(num_before + min(num_pieces * how.piece_size, len(urls)))
+        report(num_before + min(num_pieces * downloader.piece_size, len(urls)))
 
-    ended = _run(folder, how, finished)
-    settled = _settled(folder, list(urls), how, ended)
-    if not settled:
+    ending = _run(folder, downloader, finished)
+    results = _piece_results(folder, list(urls), downloader, ending)
+    if not results:
+        last_line = _last_line(folder / LOG)
         raise UserError(
-            f"{how.program} fetched nothing, {ended}; it said: {_last_line(folder / LOG)}",
-            hint=f"all that it said stands in {folder / LOG}",
+            f"{downloader.program} fetched nothing, {ending}; its last line: {last_line}",
+            hint=f"its whole output is in {folder / LOG}",
         )
-    return settled
+    return results
 
 
-# ---- calling it ---------------------------------------------------------------------------------
+# ---- running the program ------------------------------------------------------------------------
 
 
-def _run(folder: Path, how: Downloader, finished: Callable[[int], None]) -> str:
-    """Runs it to its end, or kills it with all its workers; returns how it ended."""
-    kib, blocks = how.memory_mb << 10, -(-how.piece_size * how.max_bytes // 512)
+def _run(folder: Path, downloader: Downloader, finished: Callable[[int], None]) -> str:
+    """Runs the program to its end, or kills it with all its workers; returns how it ended."""
+    kib = downloader.memory_mb << 10
+    blocks = -(-downloader.piece_size * downloader.max_bytes // 512)
     shell = ["/bin/sh", "-c", SHELL, "sh", str(kib), str(blocks)]
     with (
         (folder / LOG).open("wb") as log,
         subprocess.Popen(
-            [*shell, str(how.program), *_options(folder, how)],
+            [*shell, str(downloader.program), *_options(folder, downloader)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -162,14 +164,14 @@ def _run(folder: Path, how: Downloader, finished: Callable[[int], None]) -> str:
         ) as process,
     ):
         try:
-            return _watch(process, folder / OUTPUT, how, finished)
+            return _watch(process, folder / OUTPUT, downloader, finished)
         finally:
-            # The watcher is of the group and lives, so the number cannot be another's by now.
+            # The watcher is alive and in the group, so no other group can have this number.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _options(folder: Path, how: Downloader) -> list[str]:
+def _options(folder: Path, downloader: Downloader) -> list[str]:
     options: dict[str, Any] = {
         "url_list": folder.absolute() / LIST,
         "input_format": "parquet",
@@ -178,15 +180,15 @@ def _options(folder: Path, how: Downloader) -> list[str]:
         "output_folder": folder.absolute() / OUTPUT,
         "output_format": "webdataset",
         "resize_mode": "no",
-        # Bytes as they came. It also turns every check of pictures and sizes off.
+        # Keeps the bytes unchanged. It also turns off all checks of pictures and sizes.
         "disable_all_reencoding": True,
         "compute_hash": "sha256",
         "extract_exif": False,
-        "processes_count": how.num_processes,
-        "thread_count": how.num_threads,
-        "number_sample_per_shard": how.piece_size,
-        "timeout": how.timeout_s,
-        "retries": how.retries,
+        "processes_count": downloader.num_processes,
+        "thread_count": downloader.num_threads,
+        "number_sample_per_shard": downloader.piece_size,
+        "timeout": downloader.timeout_s,
+        "retries": downloader.retries,
         "max_shard_retry": 0,
         "user_agent_token": "tarkit",
     }
@@ -201,76 +203,81 @@ def _environment(folder: Path) -> dict[str, str]:
 def _watch(
     process: subprocess.Popen[bytes],
     output: Path,
-    how: Downloader,
+    downloader: Downloader,
     finished: Callable[[int], None],
 ) -> str:
-    """Tells how many pieces are finished, until it ends or none was for too long."""
-    seen, last = 0, time.monotonic()
+    """Waits for the program's end, or for `stall_s` without a finished piece; returns which.
+
+    Calls `finished(number of finished pieces)` whenever the number grows.
+    """
+    num_before, last = 0, time.monotonic()
     while process.poll() is None:
         time.sleep(POLL_S)
         num_finished = len(_pieces(output, "_stats.json"))
-        if num_finished > seen:
+        if num_finished > num_before:
             finished(num_finished)
-            seen, last = num_finished, time.monotonic()
-        elif time.monotonic() - last > how.stall_s:
-            return f"timed out: no piece of the list was finished in {how.stall_s:g} s"
+            num_before, last = num_finished, time.monotonic()
+        elif time.monotonic() - last > downloader.stall_s:
+            return f"timed out: no piece of the list was finished in {downloader.stall_s:g} s"
     return f"the downloader ended early: status {process.returncode}"
 
 
 def _pieces(output: Path, ending: str) -> set[int]:
-    """Numbers of the pieces of which there is a file with this ending."""
-    found = (path.name.removesuffix(ending) for path in output.glob(f"*{ending}"))
-    return {int(name) for name in found if name.isdigit()}
+    """The numbers of the pieces that have a file with this ending."""
+    names = (path.name.removesuffix(ending) for path in output.glob(f"*{ending}"))
+    return {int(name) for name in names if name.isdigit()}
 
 
-# ---- reading its layout -------------------------------------------------------------------------
+# ---- reading its output -------------------------------------------------------------------------
 
 
-def _settled(folder: Path, todo: Sequence[int], how: Downloader, ended: str) -> dict[int, Answer]:
-    """Answers for the pieces that were begun: what was found of them, the rest failed.
+def _piece_results(
+    folder: Path, places: Sequence[int], downloader: Downloader, ending: str
+) -> dict[int, FetchResult]:
+    """Results for every place of the pieces that were begun; what has no picture has failed.
 
-    Of one that was cut off, that is every picture but those of the file's last 8 KiB, which it
-    took along, and none of its failures.
+    An incomplete piece gives its pictures except those in the last 8 KiB of the tar, which were
+    lost, and none of its failures.
     """
-    answers = {place: answer for place, _, answer in _found(folder)}
+    read = {place: result for place, _, result in _read_results(folder)}
     output = folder / OUTPUT
     finished = _pieces(output, "_stats.json")
     lost = "the downloader lost it: no memory for its bytes, or a fault of its own"
-    settled: dict[int, Answer] = {}
+    results: dict[int, FetchResult] = {}
     for piece in sorted(_pieces(output, ".tar") | finished):
-        reason = lost if piece in finished else ended
-        for place in todo[piece * how.piece_size : (piece + 1) * how.piece_size]:
-            settled[place] = answers.get(place, Answer(reason))
-    return settled
+        reason = lost if piece in finished else ending
+        for place in places[piece * downloader.piece_size : (piece + 1) * downloader.piece_size]:
+            results[place] = read.get(place, FetchResult(reason))
+    return results
 
 
-def _found(folder: Path) -> Iterator[tuple[int, str, Answer]]:
-    """(place, url, answer) of every row in the tars of a run, torn ones as far as they go."""
+def _read_results(folder: Path) -> Iterator[tuple[int, str, FetchResult]]:
+    """(place, url, result) of every row in the tars of a run; of an incomplete tar what it has."""
     for tar in sorted((folder / OUTPUT).glob("*.tar")):
         members = _members(tar)
         with tar.open("rb") as file:
-            for row in _sidecar(tar) or _told(file, members):
-                answer = _answer(row, tar, file, members)
-                if answer is not None:
-                    yield row["place"], row["url"], answer
+            for row in _parquet_rows(tar) or _tar_rows(file, members):
+                result = _result(row, tar, file, members)
+                if result is not None:
+                    yield row["place"], row["url"], result
 
 
-def _answer(
+def _result(
     row: Mapping[str, Any], tar: Path, file: BinaryIO, members: Mapping[str, tuple[int, int]]
-) -> Answer | None:
-    """None where the tar does not hold what the row promises."""
+) -> FetchResult | None:
+    """None where the tar does not hold the picture of a row that succeeded."""
     if row["status"] != "success":
-        # MemoryError is the one error of Python's that has no words.
-        words = " ".join((row["error_message"] or "").split())
-        return Answer(words or "no memory for its bytes: see memory_mb")
+        # A MemoryError has no message.
+        message = " ".join((row["error_message"] or "").split())
+        return FetchResult(message or "no memory for its bytes: see memory_mb")
     offset, size = members.get(f"{row['key']}.jpg", (0, -1))
     if size < 0 or hashlib.sha256(_read_at(file, offset, size)).hexdigest() != row["sha256"]:
         return None
-    return Answer(None, tar, offset, size)
+    return FetchResult(None, tar, offset, size)
 
 
-def _sidecar(tar: Path) -> list[dict[str, Any]]:
-    """The rows of a finished piece, its failures among them; none of one that was cut off."""
+def _parquet_rows(tar: Path) -> list[dict[str, Any]]:
+    """The rows of a finished piece, with its failures; no rows of an incomplete one."""
     if not tar.with_name(f"{tar.stem}_stats.json").exists():
         return []
     try:
@@ -281,10 +288,10 @@ def _sidecar(tar: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _told(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """What the tar itself says of its pictures."""
+def _tar_rows(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """The rows of the pictures in a tar, from its JSON members."""
     for name, (offset, size) in members.items():
-        # A machine that lost its power may leave the right length with the wrong bytes.
+        # After a power failure a file may have the right length and wrong bytes.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if name.endswith(".json"):
                 row = json.loads(_read_at(file, offset, size))
@@ -292,7 +299,7 @@ def _told(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> Iterator[di
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:
-    """(offset, size) by name of the members that are whole; a torn tar has fewer."""
+    """(offset, size) of every complete member by name; an incomplete tar has fewer."""
     num_bytes = path.stat().st_size
     members: dict[str, tuple[int, int]] = {}
     with contextlib.suppress(tarfile.TarError, OSError), tarfile.open(path, "r:") as tar:
@@ -311,12 +318,12 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 # ---- the working folder -------------------------------------------------------------------------
 
 
-def _earlier(work: Path) -> list[Path]:
+def _run_folders(work: Path) -> list[Path]:
     return [path for path in sorted(work.glob("*")) if path.name.isdigit()]
 
 
 def _next_folder(work: Path) -> Path:
-    number = max((int(path.name) for path in _earlier(work)), default=-1) + 1
+    number = max((int(path.name) for path in _run_folders(work)), default=-1) + 1
     folder = work / str(number)
     (folder / OUTPUT).mkdir(parents=True)
     return folder

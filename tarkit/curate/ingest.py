@@ -1,8 +1,8 @@
-"""A user's own pictures into an images artifact: everything is listed first, then read.
+"""`tarkit curate ingest`: puts a user's own pictures into an images artifact.
 
-Shard i holds the pictures i * shard_size to (i + 1) * shard_size of the sorted list. Bytes of
-JPEG, PNG and WebP files that decode cleanly are kept as they are; other formats become PNG. A
-damaged or hostile file is a failed row with its reason.
+The source is listed first and read afterwards. Shard i holds the pictures i * shard_size to
+(i + 1) * shard_size of the sorted list. JPEG, PNG and WebP files that decode without an error keep
+their bytes; other formats become PNG. A damaged or hostile file is a failed row with its reason.
 """
 
 import functools
@@ -10,15 +10,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.picture_tar import Blob
-from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
@@ -33,7 +35,7 @@ from tarkit.progress import Progress
 
 
 class IngestConfig(Config):
-    """What is taken in; `num_workers` processes share the shards, 0 for one a core."""
+    """Which pictures are accepted; `num_workers` processes share the shards, 0 is one per core."""
 
     shard_size: pydantic.PositiveInt = 1000
     max_pixels: pydantic.PositiveInt = MAX_PIXELS
@@ -42,97 +44,89 @@ class IngestConfig(Config):
     num_workers: pydantic.NonNegativeInt = 0
 
 
-def run(
-    source: str | Path,
-    *,
-    out: Path,
-    captions: Path | None = None,
-    questions: Path | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    allow_private: bool = False,
-) -> Artifact:
-    """Takes a folder, Parquet or tars into `out`, or goes on where an earlier run stopped.
+@dataclass(frozen=True)
+class IngestPlan(ShardPlan):
+    """Takes the pictures of `source_path`: a folder, a Parquet file or tars.
 
-    `source` may name many shards, `data-{00..99}.tar` or a .txt with one a line, and tars at http
-    and https URLs. Those are streamed once to be listed, at every run, and once more to be read.
+    `source_path` may also name many shards, as `data-{00..99}.tar` or as a .txt with one per line,
+    and tars at http and https URLs. Remote tars are streamed once to list them, in every run, and
+    once more to read them. With `allow_private` their hosts may have private addresses.
 
     `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
     (image, question, answer) name pictures by their path in the source. A captions file may also
-    have the columns group, role (target, similar, reference) and template of I2I and TI2I data; a
-    group belongs into one shard.
+    have the columns group, role (target, similar, reference) and template of I2I and TI2I data; all
+    pictures of a group must be in one shard.
     """
-    settings = load_config(IngestConfig, config, overrides)
-    listing = _listing(source, captions, questions, limit, allow_private)
-    for note in listing.notes:
-        print(f"{source}: {note}", file=sys.stderr)
-    is_there = os.path.exists(source)  # and not a pattern or URL, which names many files
-    artifact = begin_artifact(
-        out,
-        "images",
-        settings=settings.model_dump(exclude={"num_workers"})
-        | {
-            "form": listing.form,
-            "num_pictures": len(listing.items),
-            "listing_sha256": _fingerprint(listing.items),
+
+    source_path: str | Path
+    _: KW_ONLY
+    captions: Path | None = None
+    questions: Path | None = None
+    allow_private: bool = False
+
+    kind = "images"
+
+    @cached_property
+    def settings(self) -> IngestConfig:
+        return load_config(IngestConfig, self.config, self.overrides)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The pictures of the source, with their captions and questions."""
+        tables = [path for path in (self.captions, self.questions) if path]
+        listing = list_source(self.source_path, exclude=tables, allow_private=self.allow_private)
+        items = listing.items
+        if self.captions:
+            items = add_captions(items, self.captions)
+        if self.questions:
+            items = add_questions(items, self.questions)
+        return Listing(listing.form, items[: self.limit], listing.notes)
+
+    @cached_property
+    def is_file_or_folder(self) -> bool:
+        """Whether the source is one path here, and not a pattern or a URL of shards."""
+        return os.path.exists(self.source_path)  # unlike Path.exists, takes a name of any length
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(exclude={"num_workers"}),
+            "form": self.listing.form,
+            "num_pictures": len(self.listing.items),
+            "listing_sha256": _fingerprint(self.listing.items),
+            **({} if self.is_file_or_folder else {"source": shown_source(self.source_path)}),
         }
-        | ({} if is_there else {"source": shown_source(source)}),
-        shards=shard_plan(len(listing.items), settings.shard_size),
-        parents={"source": Path(source)} if is_there else {},
-    )
-    names = artifact.pending(None, *rank_and_world())
-    total = sum(artifact.counts[name] for name in names)
-    job = functools.partial(_make_shard, artifact, settings, listing.items)
-    with Progress("ingest", total=total, unit="pictures") as progress:
-        make_shards(job, names, num_workers=settings.num_workers, progress=progress)
-    return artifact
 
+    @property
+    def shards(self) -> Mapping[str, int]:
+        return shard_plan(len(self.listing.items), self.settings.shard_size)
 
-def preview(
-    source: str | Path,
-    *,
-    out: Path,
-    captions: Path | None = None,
-    questions: Path | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    allow_private: bool = False,
-) -> dict[str, int]:
-    """How many pictures and shards a run would make; lists the source and writes nothing."""
-    settings = load_config(IngestConfig, config, overrides)
-    items = _listing(source, captions, questions, limit, allow_private).items
-    shards = len(shard_plan(len(items), settings.shard_size))
-    return {
-        "pictures": len(items),
-        "with_captions": sum(bool(item.captions) for item in items),
-        "with_questions": sum(bool(item.qa) for item in items),
-        "known_unusable": sum(item.error is not None for item in items),
-        "shards": shards,
-        "shards_to_make": to_make(out, shards),
-    }
+    @property
+    def parents(self) -> Mapping[str, Artifact | Path]:
+        return {"source": Path(self.source_path)} if self.is_file_or_folder else {}
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        items = self.listing.items
+        return {
+            "pictures": len(items),
+            "with_captions": sum(bool(item.captions) for item in items),
+            "with_questions": sum(bool(item.qa) for item in items),
+            "known_unusable": sum(item.error is not None for item in items),
+        }
 
-def _listing(
-    source: str | Path,
-    captions: Path | None,
-    questions: Path | None,
-    limit: int | None,
-    allow_private: bool,
-) -> Listing:
-    tables = [path for path in (captions, questions) if path]
-    listing = list_source(source, exclude=tables, allow_private=allow_private)
-    items = listing.items
-    if captions:
-        items = add_captions(items, captions)
-    if questions:
-        items = add_questions(items, questions)
-    return Listing(listing.form, items[:limit], listing.notes)
+    def make(self, artifact: Artifact) -> None:
+        for note in self.listing.notes:
+            print(f"{self.source_path}: {note}", file=sys.stderr)
+        names = artifact.pending(None, *rank_and_world())
+        num_pictures = sum(artifact.counts[name] for name in names)
+        job = functools.partial(_make_shard, artifact, self.settings, self.listing.items)
+        with Progress("ingest", total=num_pictures, unit="pictures") as progress:
+            make_shards(job, names, num_workers=self.settings.num_workers, progress=progress)
 
 
 def _fingerprint(items: Sequence[SourceItem]) -> str:
-    """Changes when a picture, caption or question is added, dropped, renamed or resized."""
+    """A hash that changes when a picture is added, removed, renamed, resized or described anew."""
     digest = hashlib.sha256()
     for item in items:
         facts = [item.name, item.fingerprint, item.captions, item.qa, item.about, item.error]

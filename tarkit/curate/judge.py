@@ -1,10 +1,10 @@
 """`tarkit curate judge`: does a picture show its prompt? Data for self-reflect.
 
 Source: paper Sec. 4.3 (Self-Reflect-340K: prompts in the style of GenEval and DPG-Bench, judged by
-Qwen2.5-VL-7B). The question to the judge and the form of its answer are not published; here it
-says yes or no and then why. Of pictures that a model drew, those it drew badly are the hard cases
-of no; `mismatched` pictures are judged against the prompt of another, the easy ones. In the shapes
-world the verdict is exact. A row in, a row out; `curate chats --judgements` balances them.
+Qwen2.5-VL-7B). The paper publishes neither the question nor the form of the answer; here the judge
+says yes or no and then the reason. Pictures that a model drew badly are the hard cases of no. The
+easy cases are `mismatched` pictures, which are judged against the prompt of another picture. One
+row becomes one row; `curate chats --judgements` takes as many yes as no.
 """
 
 from __future__ import annotations
@@ -13,27 +13,20 @@ import functools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows
-from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.plan import RowPlan
 from tarkit.config import Config, load_config
-from tarkit.curate.ask import LOG, Lazy, Refused, ask
-from tarkit.errors import UserError
-from tarkit.images import ImageError, decode
+from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
 from tarkit.llm.base import AssistantConfig, LlmQuestion
-from tarkit.llm.load import load
-from tarkit.scoring.geneval import check
-from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.seeds import row_seed
-from tarkit.shapes.prompts import clauses_of
-from tarkit.shapes.scene import satisfies, scene_from_json
 
 INSTRUCTION = """\
 This picture was made from the prompt: {}
@@ -48,163 +41,167 @@ class JudgeConfig(Config):
 
     seed: int = 0
     mismatched: float = Field(default=0.0, ge=0, le=1)
-    """Share of pictures that are judged against the prompt of another of their shard."""
+    """Share of pictures that are judged against the prompt of another picture of their shard."""
     assistant: AssistantConfig = AssistantConfig(temperature=0.0, tries=1, max_tokens=128)
 
 
-def run(
-    images: Path,
-    *,
-    out: Path,
-    llm: str | None = None,
-    exact: bool = False,
-    server: str | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> Artifact:
-    """Write the judgements artifact `out`, a verdict for every picture of `images`, by its key.
+class Judge(Protocol):
+    """Says of pictures whether they show their prompts."""
 
-    Either a vision-language model `llm` (a folder or hub id, with `server` its name there) judges,
-    or with `exact` the scorer of the shapes world.
-    """
-    if exact == (llm is not None):
-        raise UserError("who judges? either --llm or, for the shapes world, --exact")
-    settings = load_config(JudgeConfig, config, overrides)
-    source = open_artifact(images, "images")
-    rows_of = first_rows(source, limit)
-    artifact = begin_artifact(
-        out,
-        "judgements",
-        settings={
-            **settings.model_dump(mode="json"),
-            "assistant": settings.assistant.identity(served=server is not None) if llm else None,
-            "limit": limit,
-            "judge": llm or "exact",
-        },
-        shards=list(rows_of),
-        parents={"images": source},
-    )
-    make: Make = _exactly
-    if llm is not None:
-        judge = functools.partial(
-            load,
-            llm,
-            config=settings.assistant,
-            server=server,
-            sees=True,
-            device=device,
-            precision=precision,
-        )
-        make = functools.partial(
-            ask,
-            assistant=Lazy(judge),
-            config=settings.assistant,
-            question=functools.partial(_question, settings),
+    @property
+    def name(self) -> str:
+        """The judge's name in the manifest."""
+
+    def assistant_settings(self, config: AssistantConfig) -> dict[str, Any] | None:
+        """The settings of `config` that verdicts depend on; None where no model is asked."""
+
+    def max_tries(self, config: AssistantConfig) -> int | None:
+        """How often a model is asked about a picture at most; None where no model is asked."""
+
+    def judge(
+        self, rows: Iterator[Todo], *, config: AssistantConfig, seed: int, log: Path
+    ) -> Iterator[tuple[int, Result]]:
+        """(place, verdict and reason, or why there is no verdict) of every row.
+
+        A row's `prompt` is the prompt that its picture is judged against.
+        """
+
+
+@dataclass(frozen=True)
+class LanguageModelJudge:
+    """A vision-language model as the judge."""
+
+    llm: LanguageModel
+
+    @property
+    def name(self) -> str:
+        return self.llm.name
+
+    def assistant_settings(self, config: AssistantConfig) -> dict[str, Any]:
+        return self.llm.identity(config)
+
+    def max_tries(self, config: AssistantConfig) -> int:
+        return config.tries
+
+    def judge(
+        self, rows: Iterator[Todo], *, config: AssistantConfig, seed: int, log: Path
+    ) -> Iterator[tuple[int, Result]]:
+        return ask(
+            rows,
+            assistant=self.llm.assistant(config, sees=True),
+            config=config,
+            question=functools.partial(_question, seed),
             read=_read,
-            log=out / LOG,
+            log=log,
         )
-    map_rows(
-        artifact,
-        source,
-        rows_of,
-        functools.partial(_judged, make, _Prompts(source, list(rows_of), settings)),
-        carry=lambda row: {name: row[name] for name in ("key", "licence")},
-        name="judge",
-        retry_failed=retry_failed,
-    )
-    return artifact
 
 
-# ---- what a picture is judged against -----------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class JudgePlan(RowPlan):
+    """Writes a judgements artifact with a verdict for every picture, by its key."""
+
+    judge: Judge
+
+    kind = "judgements"
+    input_kind = "images"
+
+    @cached_property
+    def settings(self) -> JudgeConfig:
+        return load_config(JudgeConfig, self.config, self.overrides)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "assistant": self.judge.assistant_settings(self.settings.assistant),
+            "limit": self.limit,
+            "judge": self.judge.name,
+        }
+
+    @property
+    def max_tries(self) -> int | None:
+        return self.judge.max_tries(self.settings.assistant)
+
+    def make(self, artifact: Artifact) -> None:
+        verdicts = functools.partial(
+            self.judge.judge,
+            config=self.settings.assistant,
+            seed=self.settings.seed,
+            log=self.out / LOG,
+        )
+        prompts = _JudgedPrompts(self.source, list(self.rows_of), self.settings)
+        map_rows(
+            artifact,
+            self.source,
+            self.rows_of,
+            functools.partial(_judgements, verdicts, prompts),
+            carry=lambda row: {name: row[name] for name in ("key", "licence")},
+            name="judge",
+            retry_failed=self.retry_failed,
+        )
 
 
-class _Prompts:
-    """The prompt each picture is judged against; shards are asked about in their order."""
+# ---- the prompt that a picture is judged against ------------------------------------------------
+
+
+class _JudgedPrompts:
+    """Gives the prompt that each picture is judged against; rows must come shard by shard."""
 
     def __init__(self, source: Artifact, shards: Sequence[str], config: JudgeConfig) -> None:
         self._source, self._config = source, config
         self._shards = iter(shards)
-        self._of_key: dict[str, str] = {}
+        self._shard_prompts: dict[str, str] = {}
+        """The prompts of the current shard, by key."""
 
-    def of(self, row: Mapping[str, Any]) -> str | None:
+    def prompt_for(self, row: Mapping[str, Any]) -> str | None:
+        """The row's own prompt, or for a share of the rows that of another; None without one."""
         own: str | None = row["prompt"]
         rng = random.Random(row_seed(self._config.seed, row["key"], 0))
         if not own or rng.random() >= self._config.mismatched:
             return own
-        while row["key"] not in self._of_key:
+        while row["key"] not in self._shard_prompts:
             rows = self._source.rows(next(self._shards), ["key", "prompt"])
-            self._of_key = {found["key"]: found["prompt"] for found in rows}
-        others = sorted({text for text in self._of_key.values() if text and text != own})
+            self._shard_prompts = {each["key"]: each["prompt"] for each in rows}
+        others = sorted({text for text in self._shard_prompts.values() if text and text != own})
         return rng.choice(others) if others else own
 
 
-def _judged(make: Make, prompts: _Prompts, todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
-    """`make`, asked about the prompts that rows are judged against, which the results name."""
-    against: dict[int, str] = {}
-    silent: list[int] = []
+def _judgements(
+    judge: Make, prompts: _JudgedPrompts, rows: Iterator[Todo]
+) -> Iterator[tuple[int, Result]]:
+    """The verdicts of `judge` together with the prompts that it judged against."""
+    prompt_of: dict[int, str] = {}
+    without_prompt: list[int] = []
 
-    def told() -> Iterator[Todo]:
-        for one in todo:
-            prompt = prompts.of(one.row)
+    def rows_to_judge() -> Iterator[Todo]:
+        for row in rows:
+            prompt = prompts.prompt_for(row.row)
             if prompt:
-                against[one.place] = prompt
-                yield replace(one, row={**one.row, "prompt": prompt})
+                prompt_of[row.place] = prompt
+                yield replace(row, row={**row.row, "prompt": prompt})
             else:
-                silent.append(one.place)
+                without_prompt.append(row.place)
 
-    for place, result in make(told()):
-        yield place, result if isinstance(result, str) else {**result, "prompt": against[place]}
-    for place in silent:
+    for place, result in judge(rows_to_judge()):
+        yield place, result if isinstance(result, str) else {**result, "prompt": prompt_of[place]}
+    for place in without_prompt:
         yield place, "it has no prompt to be judged against"
 
 
-# ---- by a vision-language model -----------------------------------------------------------------
+# ---- asking a vision-language model -------------------------------------------------------------
 
 
-def _question(config: JudgeConfig, todo: Todo, number: int) -> LlmQuestion:
-    seed = row_seed(config.seed, todo.row["key"], number)
-    return LlmQuestion(INSTRUCTION.format(todo.row["prompt"]), seed=seed, blob=todo.blob)
+def _question(seed: int, todo: Todo, number: int) -> LlmQuestion:
+    text = INSTRUCTION.format(todo.row["prompt"])
+    return LlmQuestion(text, seed=row_seed(seed, todo.row["key"], number), blob=todo.blob)
 
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:
-    """The verdict, the answer's first word, and what follows it; raises Refused."""
-    found = re.match(r"\W*(yes|no)\b\W*", text, re.IGNORECASE)
-    if not found:
+    """The verdict, which is the answer's first word, and the reason after it; raises Refused."""
+    match = re.match(r"\W*(yes|no)\b\W*", text, re.IGNORECASE)
+    if not match:
         raise Refused("the answer does not begin with yes or no")
-    reason = " ".join(text[found.end() :].split())
+    reason = " ".join(text[match.end() :].split())
     if len(reason) > MAX_REASON_CHARS:
         raise Refused(f"the reason is too long: {len(reason)} characters")
-    return {"verdict": found[1].lower(), "reason": reason or None}
-
-
-# ---- exactly, in the shapes world ---------------------------------------------------------------
-
-
-def _exactly(todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
-    detector = ShapesDetector()
-    for one in todo:
-        try:
-            verdict, reason = _verdict(one, detector)
-        except (Refused, UserError) as why:
-            yield one.place, str(why)
-            continue
-        yield one.place, {"verdict": "yes" if verdict else "no", "reason": reason}
-
-
-def _verdict(todo: Todo, detector: ShapesDetector) -> tuple[bool, str | None]:
-    """Of the scene where the row has one, else of what the detector finds in the picture."""
-    asked = clauses_of(todo.row["prompt"])
-    if todo.row["scene"]:
-        return satisfies(scene_from_json(todo.row["scene"]), asked), None
-    if "background" in asked:
-        raise Refused("the background of a picture without its scene is not judged")
-    try:
-        picture = np.asarray(decode(todo.blob or b""))
-    except ImageError as error:
-        raise Refused(f"the picture cannot be read: {error}") from None
-    verdict = check(asked, detector.detect(picture))
-    return verdict.correct, None if verdict.correct else verdict.reason
+    return {"verdict": match[1].lower(), "reason": reason or None}

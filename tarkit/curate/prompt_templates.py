@@ -1,9 +1,9 @@
-"""Prompts in the style of GenEval and of DPG-Bench, made by rule: what self-reflect is judged on.
+"""Prompts in the style of GenEval and of DPG-Bench, made by rule, for self-reflect data.
 
-Source: paper Sec. 4.3, whose Self-Reflect-340K has "prompts in the style of GenEval and DPG Bench"
-and does not say how they were made. GenEval's come from its own templates with other draws; DPG's
-are dense paragraphs of several objects, each with attributes, and where they are. Benchmarks' own
-prompts are left out by who uses these (`tarkit curate prompts --exclude`).
+Source: paper Sec. 4.3. Its Self-Reflect-340K has "prompts in the style of GenEval and DPG Bench";
+the paper does not say how they were made. Here GenEval's style uses GenEval's own templates with
+other random choices. DPG's style writes dense paragraphs about several objects with attributes and
+positions. The benchmarks' own prompts are removed later (`tarkit curate prompts --exclude`).
 """
 
 from __future__ import annotations
@@ -49,20 +49,21 @@ OBJECTS = tuple(name for name in CLASSES if name not in ("person", "skis", "scis
 
 
 def geneval_style(count: int, seed: int) -> Iterator[str]:
-    """`count` different prompts of GenEval's templates, in no order.
+    """`count` different prompts of GenEval's templates, in random order.
 
-    80 name one class, 240 count and 790 colour one; of many, most are of the other three tasks.
+    There are only 80 prompts with one class, 240 with a count and 790 with a colour, so in a large
+    set most prompts are of the other three tasks. Raises UserError above MOST_GENEVAL.
     """
     if count > MOST_GENEVAL:
         raise UserError(f"{count} prompts of GenEval's templates: at most {MOST_GENEVAL}")
     per_task = -(-count // 5)
-    found = geneval_prompts(seed, per_task=per_task)
-    while len(found) < count:
+    records = geneval_prompts(seed, per_task=per_task)
+    while len(records) < count:
         per_task *= 2
-        found = geneval_prompts(seed, per_task=per_task)
+        records = geneval_prompts(seed, per_task=per_task)
     rng = np.random.default_rng(seed)
-    for index in rng.permutation(len(found))[:count]:
-        yield str(found[index]["prompt"])
+    for index in rng.permutation(len(records))[:count]:
+        yield str(records[index]["prompt"])
 
 
 def dpg_style(count: int, seed: int) -> Iterator[str]:
@@ -75,20 +76,22 @@ def dpg_style(count: int, seed: int) -> Iterator[str]:
 def _paragraph(rng: np.random.Generator) -> str:
     names = [OBJECTS[i] for i in rng.choice(len(OBJECTS), rng.integers(3, 6), replace=False)]
     first = _described(names[0], rng)
-    said = [f"{_capital(_a(first))} stands {_one(PLACES, rng)}, {_one(STATES, rng)}."]
+    sentences = [f"{_capital(_a(first))} stands {_one(PLACES, rng)}, {_one(STATES, rng)}."]
     for name, other in zip(names[1:], names, strict=False):
         relation = _one(RELATIONS, rng)
         if rng.random() < 0.35:
             plural = f"{_one(NUMBERS, rng)} {_one(COLOURS, rng)} {name}"
             plural += "es" if name.endswith(("s", "ch", "sh", "x")) else "s"
-            said.append(f"{_capital(plural)} are placed {relation} the {other}.")
+            sentences.append(f"{_capital(plural)} are placed {relation} the {other}.")
         else:
             thing = _a(_described(name, rng))
-            said.append(f"{_capital(relation)} the {other} there is {thing}, {_one(STATES, rng)}.")
-    said.append(f"{_one(LIGHTS, rng)}.")
+            sentences.append(
+                f"{_capital(relation)} the {other} there is {thing}, {_one(STATES, rng)}."
+            )
+    sentences.append(f"{_one(LIGHTS, rng)}.")
     if rng.random() < 0.5:
-        said.append(f"The whole is shown as {_one(LOOKS, rng)}.")
-    return " ".join(said)
+        sentences.append(f"The whole is shown as {_one(LOOKS, rng)}.")
+    return " ".join(sentences)
 
 
 def _described(name: str, rng: np.random.Generator) -> str:

@@ -1,10 +1,10 @@
-"""`tarkit curate prompts`: prompts that people wrote, cleaned, each once, as a prompts artifact.
+"""`tarkit curate prompts`: prompts that people wrote, cleaned and without duplicates.
 
-Source: paper App. D.1 (user prompts of JourneyDB and Midjourney beside the captions). What must
-see everything is done first: one pass reads, cleans and hashes every row and plans the shards, a
-second writes them. A row that cannot be used is a failed row; a prompt that is another's but for
-case, spaces and punctuation is left out and counted in the manifest, and so is one of a benchmark
-that is to stay unseen.
+Source: paper App. D.1 (user prompts of JourneyDB and Midjourney besides the captions). Duplicates
+can only be found when every row has been seen, so there are two passes: the first reads, cleans and
+hashes every row and plans the shards, the second writes them. A row that cannot be used is a
+failed row. Left out, and counted in the manifest, are prompts that differ from an earlier one only
+in case, spaces and punctuation, and prompts of a benchmark that training must not see.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_plan
+from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.manifest import file_sha256
-from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
 from tarkit.curate.prompt_templates import STYLES
@@ -41,27 +42,31 @@ COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption")
 MAX_LINE_BYTES = 1 << 20
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-# What Discord and Midjourney put around a prompt.
+# What Discord and Midjourney add to a prompt.
 BOLD = re.compile(r"\*\*(.+?)\*\*(?:\s+-\s.*)?")
 LINKS = re.compile(r"<?https?://[^\s>]+>?|<[@#]!?&?\d+>")
 PARAMETERS = re.compile(r"(?:^|\s)(?:--|—|––)(?=[A-Za-z]).*", re.DOTALL)
 
 
 class PromptsConfig(Config):
-    """What is taken; a prompt beyond the limits is a failed row."""
+    """Which prompts are accepted; one that is too short or too long is a failed row."""
 
     shard_size: int = Field(default=10_000, ge=1)
     min_chars: int = Field(default=3, ge=1)
     max_chars: int = Field(default=2_000, ge=1)
     licence: str | None = None
     count: int = Field(default=10_000, ge=1)
-    """Of prompts that are made in a style."""
+    """The number of prompts that a style makes."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class _Read:
-    """One row of a source: `text` cleaned, or why there is none."""
+class _SourceRow:
+    """One row of a source: its cleaned text, or the error why there is none.
+
+    `place` names the file and line, or the style and number. `cleaned` says that cleaning changed
+    more than white space.
+    """
 
     place: str
     text: str = ""
@@ -69,73 +74,73 @@ class _Read:
     cleaned: bool = False
 
 
-def run(
-    source: Path | None,
-    *,
-    out: Path,
-    style: str | None = None,
-    exclude: Sequence[Path] = (),
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> Artifact:
-    """Write the prompts artifact `out` from a file of prompts, or a folder of such files.
+@dataclass(frozen=True)
+class PromptsPlan(ShardPlan):
+    """Takes the prompts of a file, or of a folder of such files.
 
-    Instead of a source, `style` (`geneval`, `dpg`) names a rule that makes them. A prompt that
-    stands in a file of `exclude`, whose layouts are the same, is left out, and of those that are
-    made also whatever is GenEval's own.
-
-    `.txt` has a prompt a line, `.jsonl`, `.csv` and `.parquet` a column of `COLUMNS`. `limit` takes
-    the first rows of the source.
+    `.txt` has one prompt per line; `.jsonl`, `.csv` and `.parquet` have a column of `COLUMNS`. In
+    place of a source, `style` (`geneval`, `dpg`) names a rule that makes prompts. A prompt is left
+    out that also stands in a file of `exclude`, which is read in the same way; of a style's prompts
+    also those of GenEval itself. `limit` keeps the first rows of the source.
     """
-    settings = load_config(PromptsConfig, config, overrides)
-    found = _source(source, style, settings)
-    kept, counts = _plan(found, limit, exclude)
-    planned = shard_plan(int(kept.sum()), settings.shard_size)
-    artifact = begin_artifact(
-        out,
-        "prompts",
-        settings={
-            **settings.model_dump(mode="json"),
-            "limit": limit,
-            "files": {path.name: file_sha256(path) for path in found.files},
-            "style": style,
-            "exclude": {path.name: file_sha256(path) for path in exclude},
-            "counts": counts,
-        },
-        shards=planned,
-        parents={"source": source} if source else {},
-    )
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"prompts: {said}", file=sys.stderr)
-    pending = set(artifact.pending(None, *rank_and_world()))
-    with Progress("prompts", total=sum(planned[n] for n in pending), unit="rows") as progress:
-        _write(artifact, _kept_rows(found, kept), pending, planned, settings, progress)
-    return artifact
 
+    source_path: Path | None = None
+    _: KW_ONLY
+    style: str | None = None
+    exclude: Sequence[Path] = ()
 
-def preview(
-    source: Path | None,
-    *,
-    out: Path,
-    style: str | None = None,
-    exclude: Sequence[Path] = (),
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> dict[str, int]:
-    """What `run` would take with the same arguments; reads everything and writes nothing."""
-    settings = load_config(PromptsConfig, config, overrides)
-    kept, counts = _plan(_source(source, style, settings), limit, exclude)
-    shards = -(-int(kept.sum()) // settings.shard_size)
-    return {**counts, "shards": shards, "shards_to_make": to_make(out, shards)}
+    kind = "prompts"
+
+    @cached_property
+    def settings(self) -> PromptsConfig:
+        return load_config(PromptsConfig, self.config, self.overrides)
+
+    @cached_property
+    def prompts(self) -> _PromptSource:
+        return _open_source(self.source_path, self.style, self.settings)
+
+    @cached_property
+    def selection(self) -> _Selection:
+        return _select(self.prompts, self.limit, self.exclude)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "limit": self.limit,
+            "files": {path.name: file_sha256(path) for path in self.prompts.files},
+            "style": self.style,
+            "exclude": {path.name: file_sha256(path) for path in self.exclude},
+            "counts": self.selection.counts,
+        }
+
+    @property
+    def shards(self) -> Mapping[str, int]:
+        return shard_plan(int(self.selection.kept.sum()), self.settings.shard_size)
+
+    @property
+    def parents(self) -> Mapping[str, Artifact | Path]:
+        return {"source": self.source_path} if self.source_path else {}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.selection.counts
+
+    def make(self, artifact: Artifact) -> None:
+        summary = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        print(f"prompts: {summary}", file=sys.stderr)
+        pending = set(artifact.pending(None, *rank_and_world()))
+        rows = _kept_rows(self.prompts, self.selection.kept)
+        num_rows = sum(artifact.counts[name] for name in pending)
+        with Progress("prompts", total=num_rows, unit="rows") as progress:
+            _write(artifact, rows, pending, self.settings, progress)
 
 
 def clean(text: str) -> str:
-    """`text` without Discord's and Midjourney's trimmings and with plain white space.
+    """`text` without what Discord and Midjourney add to it, and with single spaces.
 
-    Links and mentions go, `**` around the prompt and what follows them, parameters (`--ar 16:9`)
-    to the end, and control characters.
+    Removed are links, mentions, control characters, the `**` around a prompt with the text after
+    them, and everything from the first parameter (`--ar 16:9`) on.
     """
     plain = LINKS.sub(" ", CONTROLS.sub(" ", text)).strip()
     bold = BOLD.fullmatch(plain)
@@ -144,10 +149,10 @@ def clean(text: str) -> str:
 
 
 def same(text: str) -> bytes:
-    """What two prompts share that are each other's duplicates: 8 bytes of a hash of their words.
+    """8 bytes of a hash of a prompt's words, which are equal for duplicates.
 
-    Case, width, spaces and punctuation make no difference. Of ten million prompts, two different
-    ones are taken for the same with a probability of 3e-6.
+    Case, width, spaces and punctuation do not count. Among ten million prompts the probability
+    that two different ones have the same hash is 3e-6.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     words = " ".join(re.findall(r"[^\W_]+", folded)) or folded
@@ -155,45 +160,50 @@ def same(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where prompts come from: rows that can be read again, the files they are in, its name."""
+class _PromptSource:
+    """A source of prompts: its name, a function that reads its rows anew, and its files."""
 
     name: str
-    read: Callable[[], Iterator[_Read]]
+    read: Callable[[], Iterator[_SourceRow]]
     files: Sequence[Path] = ()
     benchmark: Sequence[str] = ()
-    """Prompts that are never taken from it."""
+    """Prompts that are always left out."""
 
 
-def _source(source: Path | None, style: str | None, config: PromptsConfig) -> _Source:
+class _Selection(NamedTuple):
+    """`kept` says of each row of a source whether it is taken, as booleans."""
+
+    kept: np.ndarray
+    counts: dict[str, int]
+
+
+def _open_source(source: Path | None, style: str | None, config: PromptsConfig) -> _PromptSource:
     if (source is None) == (style is None):
         raise UserError("give either a SOURCE of prompts or --style", hint="--style geneval | dpg")
     if source is not None:
         files = _files(source)
-        return _Source(str(source), functools.partial(_rows, files, config), files)
+        return _PromptSource(str(source), functools.partial(_rows, files, config), files)
     if style is None or style not in STYLES:
-        raise UserError(f"no style {style!r}: there are {', '.join(STYLES)}")
+        raise UserError(f"there is no style {style!r}; the styles are {', '.join(STYLES)}")
     make = STYLES[style]
 
-    def made() -> Iterator[_Read]:
+    def rows() -> Iterator[_SourceRow]:
         for number, text in enumerate(make(config.count, config.seed)):
-            yield _checked(f"{style} style:{number}", text, config)
+            yield _cleaned(f"{style} style:{number}", text, config)
 
-    own = [str(each["prompt"]) for each in geneval_prompts()]
-    return _Source(f"the style {style}", made, benchmark=own)
+    benchmark = [str(each["prompt"]) for each in geneval_prompts()]
+    return _PromptSource(f"the style {style}", rows, benchmark=benchmark)
 
 
-def _plan(
-    source: _Source, limit: int | None, exclude: Sequence[Path]
-) -> tuple[np.ndarray, dict[str, int]]:
-    """(whether each row is kept, counts); 8 bytes a row are held."""
-    unseen = _unseen(exclude, source.benchmark)
+def _select(source: _PromptSource, limit: int | None, exclude: Sequence[Path]) -> _Selection:
+    """Reads the whole source; needs 8 bytes of memory per row."""
+    excluded_hashes = _excluded_hashes(exclude, source.benchmark)
     hashes = array.array("Q")
     cleaned = failed = 0
     for number, row in enumerate(source.read()):
         if number == limit:
             break
-        # A failed row is nobody's duplicate.
+        # A failed row is the duplicate of no other row.
         key = same(row.text) if row.error is None else hashlib.sha256(row.place.encode()).digest()
         hashes.append(int.from_bytes(key[:8], "little"))
         cleaned += row.cleaned
@@ -203,18 +213,19 @@ def _plan(
     _, first = np.unique(np.frombuffer(hashes, np.uint64), return_index=True)
     kept = np.zeros(len(hashes), bool)
     kept[first] = True
-    excluded = kept & np.isin(np.frombuffer(hashes, np.uint64), unseen)
-    return kept & ~excluded, {
+    excluded = kept & np.isin(np.frombuffer(hashes, np.uint64), excluded_hashes)
+    counts = {
         "read": len(hashes),
         "duplicates left out": len(hashes) - len(first),
         "excluded": int(excluded.sum()),
         "cleaned": cleaned,
         "failed": failed,
     }
+    return _Selection(kept & ~excluded, counts)
 
 
-def _unseen(files: Sequence[Path], texts: Sequence[str]) -> np.ndarray:
-    """Hashes of texts and of the prompts in files; a row without one is an error here."""
+def _excluded_hashes(files: Sequence[Path], texts: Sequence[str]) -> np.ndarray:
+    """Hashes of `texts` and of the prompts in `files`; UserError for a row without a prompt."""
     hashes = array.array("Q", (int.from_bytes(same(text), "little") for text in texts))
     for file in files:
         for row in _rows(_files(file), PromptsConfig(min_chars=1, max_chars=MAX_LINE_BYTES)):
@@ -224,7 +235,7 @@ def _unseen(files: Sequence[Path], texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(hashes, np.uint64)
 
 
-def _kept_rows(source: _Source, kept: np.ndarray) -> Iterator[_Read]:
+def _kept_rows(source: _PromptSource, kept: np.ndarray) -> Iterator[_SourceRow]:
     for row, keep in zip(source.read(), kept, strict=False):
         if keep:
             yield row
@@ -232,27 +243,28 @@ def _kept_rows(source: _Source, kept: np.ndarray) -> Iterator[_Read]:
 
 def _write(
     artifact: Artifact,
-    rows: Iterator[_Read],
+    rows: Iterator[_SourceRow],
     pending: set[str],
-    planned: Mapping[str, int],
     config: PromptsConfig,
     progress: Progress,
 ) -> None:
-    for name, count in planned.items():
-        taken = list(itertools.islice(rows, count))
+    for name in artifact.shards:
+        source_rows = list(itertools.islice(rows, artifact.counts[name]))
         if name not in pending:
             continue
-        made = [_row(artifact, f"{name}-{i:06d}", row, config) for i, row in enumerate(taken)]
-        artifact.write(name, made)
-        progress.advance(count, failed=sum(row["status"] == "failed" for row in made))
+        shard = [
+            _row(artifact, f"{name}-{i:06d}", row, config) for i, row in enumerate(source_rows)
+        ]
+        artifact.write(name, shard)
+        progress.advance(len(shard), failed=sum(row["status"] == "failed" for row in shard))
 
 
-def _row(artifact: Artifact, key: str, read: _Read, config: PromptsConfig) -> dict[str, Any]:
-    known = {"source": read.place, "licence": config.licence}
-    if read.error is not None:
-        return artifact.failed_row(key, read.error, **known)
+def _row(artifact: Artifact, key: str, row: _SourceRow, config: PromptsConfig) -> dict[str, Any]:
+    origin = {"source": row.place, "licence": config.licence}
+    if row.error is not None:
+        return artifact.failed_row(key, row.error, **origin)
     blank = dict.fromkeys(artifact.schema.names)
-    return blank | known | {"key": key, "prompt": read.text, "status": "ok"}
+    return blank | origin | {"key": key, "prompt": row.text, "status": "ok"}
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -261,37 +273,38 @@ def _row(artifact: Artifact, key: str, read: _Read, config: PromptsConfig) -> di
 def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"the source {source} does not exist")
-    found = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
-    files = [path for path in found if path.suffix in READERS and path.is_file()]
+    paths = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
+    files = [path for path in paths if path.suffix in READERS and path.is_file()]
     if not files:
         raise UserError(f"{source} is no file of prompts: {', '.join(READERS)} are read")
     return files
 
 
-def _rows(files: Sequence[Path], config: PromptsConfig) -> Iterator[_Read]:
+def _rows(files: Sequence[Path], config: PromptsConfig) -> Iterator[_SourceRow]:
     """Every row of every file in order, cleaned and checked."""
     for path in files:
         try:
-            for place, found in READERS[path.suffix](path):
-                yield _checked(f"{path.name}:{place}", found, config)
+            for place, value in READERS[path.suffix](path):
+                yield _cleaned(f"{path.name}:{place}", value, config)
         except (OSError, csv.Error, ValueError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} cannot be read: {why}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read: {reason}") from None
 
 
-def _checked(place: str, found: Any, config: PromptsConfig) -> _Read:
-    if isinstance(found, Exception):
-        return _Read(place, error=str(found))
-    if not isinstance(found, str):
-        return _Read(place, error=f"no text: {type(found).__name__}")
-    if any("\ud800" <= letter <= "\udfff" for letter in found):
-        return _Read(place, error="half a surrogate pair, which is no character")
-    text = clean(found)
+def _cleaned(place: str, value: Any, config: PromptsConfig) -> _SourceRow:
+    """The row of a value that a reader gave: a text, or an Exception or another type if none."""
+    if isinstance(value, Exception):
+        return _SourceRow(place, error=str(value))
+    if not isinstance(value, str):
+        return _SourceRow(place, error=f"no text: {type(value).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return _SourceRow(place, error="half a surrogate pair, which is no character")
+    text = clean(value)
     if len(text) < config.min_chars:
-        return _Read(place, error=f"too short: {len(text)} characters are left")
+        return _SourceRow(place, error=f"too short: {len(text)} characters are left")
     if len(text) > config.max_chars:
-        return _Read(place, error=f"too long: {len(text)} characters")
-    return _Read(place, text, cleaned=text != " ".join(found.split()))
+        return _SourceRow(place, error=f"too long: {len(text)} characters")
+    return _SourceRow(place, text, cleaned=text != " ".join(value.split()))
 
 
 def _txt(path: Path) -> Iterator[tuple[str, Any]]:
@@ -311,11 +324,11 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             yield place, line
             continue
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             yield place, ValueError(f"not JSON: {str(error)[:80]}")
             continue
-        yield place, found if isinstance(found, str) else _column(found)
+        yield place, value if isinstance(value, str) else _column(value)
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
@@ -344,11 +357,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _column(row: Any) -> Any:
-    """The prompt of a row by the first of its columns, or an error."""
+    """The prompt of a row, from the first of COLUMNS that it has, or an error."""
     if not isinstance(row, Mapping):
         return ValueError(f"no prompt: {type(row).__name__}")
-    found = next((row[name] for name in COLUMNS if row.get(name) is not None), None)
-    return ValueError(f"no prompt: none of {', '.join(COLUMNS)}") if found is None else found
+    prompt = next((row[name] for name in COLUMNS if row.get(name) is not None), None)
+    return ValueError(f"no prompt: none of {', '.join(COLUMNS)}") if prompt is None else prompt
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {

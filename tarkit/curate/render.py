@@ -1,23 +1,25 @@
-"""Draws the shapes world into an images artifact: captions, questions, pairs and triples.
+"""`tarkit curate render`: draws the shapes world into an images artifact.
 
-A group is a target picture and what was drawn from it: a `similar` one (another layout of which
-the same can be said, for I2I) and a `reference` (one of its objects alone, for TI2I, with the
-target's `template` in which `<image>` stands for that object). Shard i is a pure function of the
-settings and i: every picture has its own seed, the hash of the run's seed and its key, so that
+The rows hold captions, questions, pairs of similar pictures and triples. A group is a target
+picture and up to two others. The `similar` one is another layout that the same words describe, for
+I2I. The `reference` shows one object of the target alone, for TI2I: in the target's `template`,
+`<image>` stands for that object. Shard i is a pure function of the settings and i: the seed of a
+picture is the hash of the run's seed, the split and the picture's key, so that
 `render(scene_from_json(row["scene"]), np.random.default_rng(row["seed"]))` draws it again.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pydantic
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
+from tarkit.artifacts.artifact import Artifact, shard_names
 from tarkit.artifacts.picture_tar import Blob
-from tarkit.artifacts.preview import to_make
+from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
@@ -43,9 +45,9 @@ class CaptionWeights(Config):
     g1: pydantic.NonNegativeFloat = 0.3
     g2: pydantic.NonNegativeFloat = 0.1
     placed: pydantic.NonNegativeFloat = 0.0
-    """Where objects are in the picture; a G0 prompt where that cannot be said."""
+    """States where objects are in the picture; a G0 prompt where no such caption is possible."""
     related: pydantic.NonNegativeFloat = 0.0
-    """A G0 prompt that states a relation; another one where none holds."""
+    """A G0 prompt that states a relation; another G0 prompt where no relation holds."""
 
     @pydantic.model_validator(mode="after")
     def _some(self) -> "CaptionWeights":
@@ -78,10 +80,10 @@ class QuestionWeights(Config):
 
 
 class RenderConfig(Config):
-    """`count` targets; similar pictures and references come on top of them.
+    """`count` is the number of targets; similar pictures and references are added to them.
 
-    The pictures of a split never depend on those of another: `split` is part of every seed.
-    `num_workers` processes share the shards, 0 for one a core; it changes no byte.
+    The pictures of one split never depend on those of another: `split` is part of every seed.
+    `num_workers` processes share the shards, 0 means one per core; it does not change the bytes.
     """
 
     count: pydantic.PositiveInt = 20_000
@@ -97,51 +99,37 @@ class RenderConfig(Config):
     num_workers: pydantic.NonNegativeInt = 0
 
 
-def run(
-    *,
-    out: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> Artifact:
-    """Draws `count` target pictures (with `limit`, as many of the first) or goes on doing so."""
-    settings = _settings(config, overrides, limit)
-    artifact = begin_artifact(
-        out,
-        "images",
-        settings=settings.model_dump(exclude={"num_workers"}),
-        shards=shard_names(_num_shards(settings)),
-    )
-    names = artifact.pending(None, *rank_and_world())
-    total = sum(len(_targets(settings, name)) for name in names)
-    job = functools.partial(_make_shard, artifact, settings)
-    with Progress("render", total=total, unit="targets") as progress:
-        make_shards(job, names, num_workers=settings.num_workers, progress=progress)
-    return artifact
+@dataclass(frozen=True)
+class RenderPlan(ShardPlan):
+    """Draws `count` target pictures, with `limit` only the first ones."""
 
+    kind = "images"
 
-def preview(
-    *,
-    out: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> dict[str, int]:
-    """How many targets and shards a run would make; writes nothing."""
-    settings = _settings(config, overrides, limit)
-    shards = _num_shards(settings)
-    return {"targets": settings.count, "shards": shards, "shards_to_make": to_make(out, shards)}
+    @cached_property
+    def settings(self) -> RenderConfig:
+        settings = load_config(RenderConfig, self.config, self.overrides)
+        if self.limit is None:
+            return settings
+        return settings.model_copy(update={"count": min(settings.count, self.limit)})
 
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return self.settings.model_dump(exclude={"num_workers"})
 
-def _settings(config: Path | None, overrides: Sequence[str], limit: int | None) -> RenderConfig:
-    settings = load_config(RenderConfig, config, overrides)
-    if limit is not None:
-        settings = settings.model_copy(update={"count": min(settings.count, limit)})
-    return settings
+    @property
+    def shards(self) -> Sequence[str]:
+        return shard_names(-(-self.settings.count // self.settings.shard_size))
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"targets": self.settings.count}
 
-def _num_shards(config: RenderConfig) -> int:
-    return -(-config.count // config.shard_size)
+    def make(self, artifact: Artifact) -> None:
+        names = artifact.pending(None, *rank_and_world())
+        num_targets = sum(len(_targets(self.settings, name)) for name in names)
+        job = functools.partial(_make_shard, artifact, self.settings)
+        with Progress("render", total=num_targets, unit="targets") as progress:
+            make_shards(job, names, num_workers=self.settings.num_workers, progress=progress)
 
 
 def _targets(config: RenderConfig, name: str) -> range:
@@ -163,18 +151,18 @@ def _shard(config: RenderConfig, name: str, report: Report) -> Iterator[Picture]
 
 
 def _group(config: RenderConfig, key: str) -> Iterator[Picture]:
-    """The target, then perhaps a similar picture and a reference."""
+    """The target, then a similar picture and a reference where the seed says so."""
     rng = np.random.default_rng([scene_seed(config.seed, config.split, key), 1])
     scene = sample_scene(rng, split=config.split)
     has_similar = rng.random() < config.similar_share
     wants_reference = rng.random() < config.reference_share
-    composed = ti2i(scene, rng, split=config.split) if wants_reference else None
-    yield _picture(config, key, scene, template=composed[0] if composed else None)
+    edit = ti2i(scene, rng, split=config.split) if wants_reference else None
+    yield _picture(config, key, scene, template=edit[0] if edit else None)
     if has_similar:
         other = similar(scene, rng, split=config.split)
         yield _picture(config, f"{key}-1", other, parent=key, role="similar")
-    if composed:
-        lone = alone(composed[2], rng)
+    if edit:
+        lone = alone(edit[2], rng)
         yield _picture(config, f"{key}-2", lone, parent=key, role="reference")
 
 
@@ -200,7 +188,7 @@ def _picture(
         "source": "shapes",
         "width": width,
         "height": height,
-        "prompt": _caption(_drawn_level(config, rng), scene, rng, config),
+        "prompt": _caption(_random_level(config, rng), scene, rng, config),
         "captions": _captions(config, scene, rng),
         "qa": _questions(config, scene, rng),
         "template": template,
@@ -213,7 +201,8 @@ def _picture(
     return row, ("png", png_bytes(pixels))
 
 
-def _drawn_level(config: RenderConfig, rng: np.random.Generator) -> str:
+def _random_level(config: RenderConfig, rng: np.random.Generator) -> str:
+    """A kind of caption, drawn with the weights of `config.prompt`."""
     weights = config.prompt.model_dump()
     shares = np.array(list(weights.values())) / sum(weights.values())
     return list(weights)[int(np.searchsorted(np.cumsum(shares), rng.random(), side="right"))]
@@ -232,7 +221,7 @@ def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderC
 
 
 def _captions(config: RenderConfig, scene: Scene, rng: np.random.Generator) -> list[str]:
-    """The one-sentence caption first, then the dense one, a short one, and so on in turn."""
+    """A one-sentence caption (G1), a dense one (G2), a short one (G0), and so on in turn."""
     levels = [("g1", "g2", "g0")[number % 3] for number in range(config.captions)]
     return [_caption(level, scene, rng, config) for level in levels]
 

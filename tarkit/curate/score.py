@@ -1,22 +1,23 @@
-"""`tarkit curate score`: numbers about pictures, in columns beside them.
+"""`tarkit curate score`: numbers about pictures, in an artifact of their own.
 
-Source: paper Sec. 3.4 and App. D (pairs of low quality are left out). A score is kept for every
-picture and nothing is deleted: `curate chats --keep SCORES --min NUMBER` decides, where rows are
-put together. A row in, a row out.
+Source: paper Sec. 3.4 and App. D (pairs of low quality are left out). Every picture gets its score
+and no picture is deleted: `curate chats --keep SCORES --min NUMBER` selects pictures when it makes
+chats. One row becomes one row.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Result, Todo, map_rows
-from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.plan import RowPlan
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
@@ -29,74 +30,76 @@ class ScoreConfig(Config):
     batch_size: int = Field(default=32, ge=1)
 
 
-def run(
-    images: Path,
-    *,
-    out: Path,
-    scorer: str,
-    model: str | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-) -> Artifact:
-    """Write the scores artifact `out`, a row of numbers for every picture, by the same key.
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan(RowPlan):
+    """Writes a scores artifact with a row of numbers for every picture, by its key.
 
-    `scorer` and `model` as in `tarkit.scoring.scorers.plan_scorer`.
+    `scorer` and `model` are those of `tarkit.scoring.scorers.plan_scorer`.
     """
-    settings = load_config(ScoreConfig, config, overrides)
-    found = plan_scorer(scorer, model)
-    source = open_artifact(images, "images")
-    rows_of = first_rows(source, limit)
-    artifact = begin_artifact(
-        out,
-        "scores",
-        settings={**found.identity, "columns": list(found.columns), "limit": limit},
-        shards=list(rows_of),
-        parents={"images": source},
-    )
-    maker = _Maker(found, settings.batch_size, device)
-    map_rows(
-        artifact,
-        source,
-        rows_of,
-        maker.make,
-        carry=lambda row: {"key": row["key"]},
-        name="score",
-        retry_failed=retry_failed,
-    )
-    return artifact
+
+    scorer: str
+    model: str | None = None
+    device: str = "cpu"
+
+    kind = "scores"
+    input_kind = "images"
+
+    @cached_property
+    def settings(self) -> ScoreConfig:
+        return load_config(ScoreConfig, self.config, self.overrides)
+
+    @cached_property
+    def scorer_plan(self) -> Plan:
+        return plan_scorer(self.scorer, self.model)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        plan = self.scorer_plan
+        return {**plan.identity, "columns": list(plan.columns), "limit": self.limit}
+
+    def make(self, artifact: Artifact) -> None:
+        scorer = _BatchScorer(self.scorer_plan, self.settings.batch_size, self.device)
+        map_rows(
+            artifact,
+            self.source,
+            self.rows_of,
+            scorer.score,
+            carry=lambda row: {"key": row["key"]},
+            name="score",
+            retry_failed=self.retry_failed,
+        )
 
 
-class _Maker:
-    """The scorer, loaded when the first picture comes."""
+class _BatchScorer:
+    """Gives rows to a scorer in batches; the scorer is loaded at its first picture."""
 
-    def __init__(self, found: Plan, batch_size: int, device: str) -> None:
-        self._plan, self._batch_size, self._device = found, batch_size, device
+    def __init__(self, plan: Plan, batch_size: int, device: str) -> None:
+        self._plan, self._batch_size, self._device = plan, batch_size, device
         self._scorer: Scorer | None = None
 
-    def make(self, todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
+    def score(self, todo: Iterator[Todo]) -> Iterator[tuple[int, Result]]:
         while batch := list(itertools.islice(todo, self._batch_size)):
-            shown: list[tuple[int, Shown]] = []
-            for one in batch:
+            pictures: list[tuple[int, Shown]] = []
+            for item in batch:
                 try:
-                    picture = decode(one.blob or b"")
+                    picture = decode(item.blob or b"")
                 except ImageError as error:
-                    yield one.place, f"the picture cannot be read: {error}"
+                    yield item.place, f"the picture cannot be read: {error}"
                     continue
-                shown.append((one.place, Shown(picture, _said(one.row))))
-            if not shown:
+                pictures.append((item.place, Shown(picture, _prompt(item.row))))
+            if not pictures:
                 continue
             self._scorer = self._scorer or self._plan.load(self._device)
-            numbers = self._scorer.score([one for _, one in shown])
-            if len(numbers) != len(shown):
-                raise UserError(f"the scorer gave {len(numbers)} scores of {len(shown)} pictures")
-            for (place, _), scores in zip(shown, numbers, strict=True):
-                yield place, checked(scores, self._plan.columns)
+            scores = self._scorer.score([picture for _, picture in pictures])
+            if len(scores) != len(pictures):
+                raise UserError(
+                    f"the scorer gave {len(scores)} scores for {len(pictures)} pictures"
+                )
+            for (place, _), numbers in zip(pictures, scores, strict=True):
+                yield place, checked(numbers, self._plan.columns)
 
 
-def _said(row: Mapping[str, Any]) -> str | None:
-    """What the picture is said to show: its prompt, or where it has none its first caption."""
+def _prompt(row: Mapping[str, Any]) -> str | None:
+    """The prompt of a picture, or its first caption where it has no prompt."""
     texts = [row["prompt"], *(row["captions"] or ())]
     return next((text for text in texts if text and text.strip()), None)

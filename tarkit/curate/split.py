@@ -1,8 +1,9 @@
-"""`tarkit curate split`: a prompt becomes words around `<image>` and the phrase it stands for.
+"""`tarkit curate split`: a prompt becomes a template with `<image>` and the phrase it stands for.
 
 Source: paper App. D.2 (text-image-to-image data; the instruction is the paper's). The answer of a
-language model is parsed, repaired where that is safe, and proved: the phrase put back must give the
-prompt, and what is stored is cut from the prompt itself, so that it does so letter for letter.
+language model is parsed, repaired where that is safe, and proved: the template with the phrase in
+place of `<image>` must give the prompt. Template and phrase are then cut from the prompt itself, so
+that together they give it letter for letter.
 """
 
 from __future__ import annotations
@@ -16,18 +17,17 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Todo, map_rows
-from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.plan import RowPlan
 from tarkit.config import Config, load_config
-from tarkit.curate.ask import LOG, Lazy, Refused, ask
+from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
 from tarkit.llm.base import AssistantConfig, LlmQuestion
-from tarkit.llm.load import load
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
@@ -59,14 +59,14 @@ INPUT:
 """
 
 PHRASE_ALONE = "Which thing could be shown as a picture of its own in: {}"
-SHOWN = (
+EXAMPLES = (
     ("a photo of a red fox sitting in the snow at dawn", "a red fox"),
     ("two children play beside an old wooden boat, oil painting", "an old wooden boat"),
     ("a blue vase below a green clock", "a green clock"),
 )
 
 ARTICLES = ("a", "an", "the")
-# Scripts without spaces: a letter is a word.
+# Scripts without spaces, in which each letter counts as a word.
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 CARRIED = ("key", "parent_key", "prompt", "source", "licence")
@@ -76,83 +76,74 @@ class SplitConfig(Config):
     """How a language model is asked to split prompts."""
 
     style: Literal["paper", "phrase"] = "paper"
-    """The model writes the paper's JSON, or after three examples the phrase alone, which a model
-    of 135M can."""
+    """`paper`: the model writes the paper's JSON. `phrase`: it sees three examples and writes the
+    phrase alone, which a model of 135M parameters can do."""
     seed: int = 0
     min_words_left: int = Field(default=2, ge=1)
-    """Words of the prompt that stay words: a template of `<image>` alone teaches nothing."""
+    """Words that the template must keep: a template of `<image>` alone teaches nothing."""
     assistant: AssistantConfig = AssistantConfig()
 
 
 @dataclass(frozen=True)
-class Split:
-    """`template` with its one `<image>` and the `phrase` that it stands for."""
+class PromptSplit:
+    """`template` with its one `<image>`, and the `phrase` that it stands for."""
 
     template: str
     phrase: str
     repaired: bool = False
-    """Whether the answer itself did not prove, and its phrase alone was taken."""
+    """True where the answer's template did not fit and only its phrase was used."""
 
 
-def run(
-    prompts: Path,
-    *,
-    out: Path,
-    llm: str,
-    server: str | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> Artifact:
-    """Write the prompts artifact `out`: the rows of `prompts` with a template and a phrase.
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan(RowPlan):
+    """Writes a prompts artifact: the rows of another with a template and a phrase.
 
-    `llm` is a folder or hub id, with `server` (the URL of an OpenAI-compatible one) the name that
-    it serves. A row without a proved answer after the last try fails with the last reason.
+    A row without a proved answer after the last try fails with the last reason.
     """
-    settings = load_config(SplitConfig, config, overrides)
-    source = open_artifact(prompts, "prompts")
-    rows_of = first_rows(source, limit)
-    artifact = begin_artifact(
-        out,
-        "prompts",
-        settings={
-            **settings.model_dump(mode="json"),
-            "assistant": settings.assistant.identity(served=server is not None),
-            "limit": limit,
-            "llm": llm,
-        },
-        shards=list(rows_of),
-        parents={"prompts": source},
-    )
-    counts: collections.Counter[str] = collections.Counter()
-    assistant = Lazy(
-        lambda: load(
-            llm, config=settings.assistant, server=server, device=device, precision=precision
+
+    llm: LanguageModel
+
+    kind = "prompts"
+    input_kind = "prompts"
+
+    @cached_property
+    def settings(self) -> SplitConfig:
+        return load_config(SplitConfig, self.config, self.overrides)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "assistant": self.llm.identity(self.settings.assistant),
+            "limit": self.limit,
+            "llm": self.llm.name,
+        }
+
+    @property
+    def max_tries(self) -> int:
+        return self.settings.assistant.tries
+
+    def make(self, artifact: Artifact) -> None:
+        counts: collections.Counter[str] = collections.Counter()
+        map_rows(
+            artifact,
+            self.source,
+            self.rows_of,
+            functools.partial(
+                ask,
+                assistant=self.llm.assistant(self.settings.assistant),
+                config=self.settings.assistant,
+                question=functools.partial(_question, self.settings),
+                read=functools.partial(_read, self.settings, counts),
+                log=self.out / LOG,
+            ),
+            carry=lambda row: {name: row[name] for name in CARRIED},
+            name="split",
+            retry_failed=self.retry_failed,
         )
-    )
-    map_rows(
-        artifact,
-        source,
-        rows_of,
-        functools.partial(
-            ask,
-            assistant=assistant,
-            config=settings.assistant,
-            question=functools.partial(_question, settings),
-            read=functools.partial(_read, settings, counts),
-            log=out / LOG,
-        ),
-        carry=lambda row: {name: row[name] for name in CARRIED},
-        name="split",
-        retry_failed=retry_failed,
-    )
-    if counts:
-        said = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-        print(f"split: {said}", file=sys.stderr)
-    return artifact
+        if counts:
+            summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+            print(f"split: {summary}", file=sys.stderr)
 
 
 def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
@@ -160,8 +151,8 @@ def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
     seed = row_seed(config.seed, todo.row["key"], number)
     if config.style == "paper":
         return LlmQuestion(INSTRUCTION + prompt, seed=seed)
-    shown = tuple((PHRASE_ALONE.format(asked), said) for asked, said in SHOWN)
-    return LlmQuestion(PHRASE_ALONE.format(prompt), seed=seed, examples=shown)
+    turns = tuple((PHRASE_ALONE.format(text), phrase) for text, phrase in EXAMPLES)
+    return LlmQuestion(PHRASE_ALONE.format(prompt), seed=seed, examples=turns)
 
 
 def _read(
@@ -179,12 +170,12 @@ def _read(
 # ---- the proof ----------------------------------------------------------------------------------
 
 
-def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> Split:
-    """The split that an answer gives of `prompt`; raises Refused with the reason.
+def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> PromptSplit:
+    """The split of `prompt` in an answer; raises Refused with the reason.
 
-    Proved: `template` has one `<image>`, and with `phrase` in its place it is `prompt`, both
-    compared as words (case, spacing, articles and punctuation apart). Where that fails but the
-    phrase stands in the prompt exactly once, the template is made from the prompt: a repair.
+    The proof: `template` has one `<image>`, and with `phrase` in its place it has the words of
+    `prompt` (case, spacing, articles and punctuation do not count). Where that fails but the phrase
+    occurs exactly once in the prompt, the template is made from the prompt: a repair.
     """
     _check_unmarked(prompt)
     template, phrase = _fields(answer)
@@ -197,8 +188,8 @@ def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> Split:
     return replace(split_at(prompt, phrase, min_words_left=min_words_left), repaired=True)
 
 
-def split_at(prompt: str, phrase: str, *, min_words_left: int = 2) -> Split:
-    """The split of `prompt` where `phrase` stands in it exactly once; raises Refused."""
+def split_at(prompt: str, phrase: str, *, min_words_left: int = 2) -> PromptSplit:
+    """The split of `prompt` at `phrase`; raises Refused unless that occurs in it exactly once."""
     _check_unmarked(prompt)
     words, wanted = _words(prompt), _texts(_words(phrase))
     if not wanted:
@@ -223,20 +214,20 @@ def _cut(
     start: int,
     stop: int,
     min_words_left: int,
-) -> Split:
-    """The words `start` to `stop` of the prompt taken out, with an article that leads them."""
+) -> PromptSplit:
+    """The split that takes out the words `start` to `stop`, and an article before them."""
     if len(words) - (stop - start) < min_words_left:
         raise Refused("too little of the prompt is left beside the phrase")
     first, last = words[start][1], words[stop - 1][2]
     article = re.search(rf"\b(?:{'|'.join(ARTICLES)})\s+$", prompt[:first], re.IGNORECASE)
     first = article.start() if article else first
-    return Split(prompt[:first] + IMAGE_MARK + prompt[last:], prompt[first:last])
+    return PromptSplit(prompt[:first] + IMAGE_MARK + prompt[last:], prompt[first:last])
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
-    """(word, start, end) of the words in order, folded; articles are none."""
-    found = [(match[0], *match.span()) for match in WORD.finditer(text)]
-    folded = [(unicodedata.normalize("NFKC", w).casefold(), a, b) for w, a, b in found]
+    """(word, start, end) of the words in order, case-folded and without articles."""
+    matches = [(match[0], *match.span()) for match in WORD.finditer(text)]
+    folded = [(unicodedata.normalize("NFKC", w).casefold(), a, b) for w, a, b in matches]
     return [word for word in folded if word[0] not in ARTICLES]
 
 
@@ -245,11 +236,11 @@ def _texts(words: Sequence[tuple[str, int, int]]) -> list[str]:
 
 
 def _fields(answer: str) -> tuple[str, str]:
-    """The template and the phrase of an answer's JSON object, read as leniently as is safe."""
-    found = _object(answer)
-    if set(found) != {"prompt", IMAGE_MARK}:
-        raise Refused(f"the answer has other keys: {', '.join(map(str, found))[:80]}")
-    template, phrase = found["prompt"], found[IMAGE_MARK]
+    """The template and the phrase of an answer's JSON object; raises Refused."""
+    fields = _object(answer)
+    if set(fields) != {"prompt", IMAGE_MARK}:
+        raise Refused(f"the answer has other keys: {', '.join(map(str, fields))[:80]}")
+    template, phrase = fields["prompt"], fields[IMAGE_MARK]
     if not isinstance(template, str) or not isinstance(phrase, str):
         raise Refused("the answer's values are not texts")
     if IMAGE_MARK in phrase:
@@ -258,19 +249,21 @@ def _fields(answer: str) -> tuple[str, str]:
 
 
 def _object(answer: str) -> dict[str, Any]:
-    """The first JSON object of a text: prose or a fence around it, a comma before its end and
-    Python's quotes are forgiven; what is missing is not made up."""
+    """The first JSON object of a text; raises Refused.
+
+    Text or a code fence around it, a comma before its end and Python's quotes are accepted.
+    """
     start, end = answer.find("{"), answer.rfind("}")
     if start < 0 or end < start:
         raise Refused("the answer is not JSON")
     text = answer[start : end + 1]
     for read in (_first_json, lambda t: json.loads(re.sub(r",\s*}", "}", t)), ast.literal_eval):
         try:
-            found = read(text)
+            value = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(value, dict):
+            return value
     raise Refused("the answer is not JSON")
 
 

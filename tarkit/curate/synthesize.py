@@ -1,9 +1,9 @@
 """`tarkit curate synthesize`: a text-to-image model draws the prompts.
 
 Source: paper Sec. 3.4 and App. D.1 (FLUX.1-schnell, 4 steps, 512 px), App. D.2 (two seeds of one
-prompt are an I2I pair; the phrase of a split prompt is drawn as TI2I's reference). One prompts row
-becomes `seeds` pictures, the first the target and the others similar to it, and one more for its
-phrase; they are a group, under keys that append to the row's.
+prompt are an I2I pair; a picture of the phrase of a split prompt is TI2I's reference). One row of
+the prompts becomes `seeds` pictures, the first the target and the others similar to it, and one
+more for its phrase. They are a group, and their keys append to the key of the row.
 """
 
 from __future__ import annotations
@@ -11,187 +11,175 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.map_rows import Row
 from tarkit.artifacts.picture_tar import Blob
-from tarkit.artifacts.preview import first_rows, preview_shards
+from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.config import Config, load_config
-from tarkit.curate.text_to_image import Job, Painter, load_painter
+from tarkit.curate.text_to_image import Painter, PictureRequest, load_painter
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 from tarkit.seeds import row_seed
 
-Row = Mapping[str, Any]
-
 
 class SynthesizeConfig(Config):
-    """The paper's numbers (App. D.1); guidance 0, as the model was distilled without."""
+    """The paper's numbers (App. D.1). Guidance is 0, as the model was distilled without it."""
 
     seeds: int = Field(default=1, ge=1)
-    """Pictures of one prompt; two make an I2I pair."""
+    """Pictures per prompt; two are an I2I pair."""
     steps: int = Field(default=4, ge=1)
     size_px: int = Field(default=512, ge=16, multiple_of=16)
     guidance: float = Field(default=0.0, ge=0)
     max_prompt_tokens: int = Field(default=256, ge=1)
-    """What FLUX.1-schnell reads of a prompt; other pipelines keep their own limit."""
+    """Tokens of a prompt that FLUX.1-schnell reads; other pipelines have their own limit."""
     batch_size: int = Field(default=8, ge=1)
     seed: int = 0
     licence: str | None = None
-    """Of what the generator draws; the prompt's own where it is left out."""
+    """The licence of the pictures; without it they have the licence of their prompts."""
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A row to write, and what is still to be drawn for it."""
+class _PlannedPicture:
+    """A row to write and the picture to draw for it; no picture where the prompts row failed."""
 
     row: dict[str, Any]
-    job: Job | None
+    request: PictureRequest | None
 
 
-def run(
-    prompts: Path,
-    *,
-    out: Path,
-    generator: str,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-    precision: str = "float32",
-) -> Artifact:
-    """Draw the prompts artifact `prompts` into the images artifact `out`.
+@dataclass(frozen=True, kw_only=True)
+class SynthesizePlan(RowPlan):
+    """Draws a prompts artifact into an images artifact.
 
-    `generator` is a folder or hub id in diffusers' layout. `limit` takes the first prompts. A
-    failed prompts row is one failed row; a picture that cannot be drawn is a failed row as well.
+    `generator` is a folder or hub id in diffusers' layout. `limit` keeps the first prompts. A
+    failed prompts row becomes one failed row; a picture that cannot be drawn is a failed row too.
     """
-    settings = load_config(SynthesizeConfig, config, overrides)
-    source = open_artifact(prompts, "prompts")
-    rows_of = first_rows(source, limit)
-    artifact = begin_artifact(
-        out,
-        "images",
-        settings={
-            **settings.model_dump(mode="json"),
-            "limit": limit,
-            "generator": generator,
-            "precision": precision,
-        },
-        shards=list(rows_of),
-        parents={"prompts": source},
-    )
-    rank, world = rank_and_world()
-    pending = set(artifact.pending(source, rank, world))
-    mine = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
-    painter: Painter | None = None
-    total = sum(_num_pictures(source, name, rows_of[name], settings) for name in mine)
-    with Progress("synthesize", total=total, unit="pictures") as progress:
-        for name in mine:
-            pictures = list(_pictures(artifact, source.rows(name)[: rows_of[name]], settings))
-            kept = {} if name in pending else _kept(artifact, name)
-            if name not in pending and len(kept) == len(pictures):
-                progress.advance(len(kept))
-                continue
-            painter = painter or load_painter(generator, device=device, precision=precision)
-            drawn = _drawn(pictures, kept, painter, settings, progress)
-            artifact.write_pictures(name, drawn, source_sha256=source.shard_sha256(name))
-    return artifact
 
+    generator: str
+    device: str = "cpu"
+    precision: str = "float32"
 
-def preview(
-    prompts: Path,
-    *,
-    out: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-) -> dict[str, int]:
-    """What `run` would do with the same arguments; writes nothing and loads no generator."""
-    settings = load_config(SynthesizeConfig, config, overrides)
-    source = open_artifact(prompts, "prompts")
-    rows_of = first_rows(source, limit)
-    counts = [_num_pictures(source, name, count, settings) for name, count in rows_of.items()]
-    return {
-        "rows": sum(rows_of.values()),
-        "pictures": sum(counts),
-    } | preview_shards(source, out, list(rows_of))
+    kind = "images"
+    input_kind = "prompts"
 
+    @cached_property
+    def settings(self) -> SynthesizeConfig:
+        return load_config(SynthesizeConfig, self.config, self.overrides)
 
-def _num_pictures(source: Artifact, name: str, num_rows: int, config: SynthesizeConfig) -> int:
-    """Rows that the first `num_rows` of a shard become; a failed one stays one."""
-    rows = source.read(name, ["status", "template", "phrase"]).slice(0, num_rows).to_pylist()
-    return sum(1 if row["status"] != "ok" else config.seeds + _is_split(row) for row in rows)
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "limit": self.limit,
+            "generator": self.generator,
+            "precision": self.precision,
+        }
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {**super().counts, "pictures": sum(map(self._num_pictures, self.rows_of))}
+
+    def make(self, artifact: Artifact) -> None:
+        rank, world = rank_and_world()
+        pending = set(artifact.pending(self.source, rank, world))
+        own = artifact.shards[rank::world]
+        names = [name for name in own if name in pending or self.retry_failed]
+        painter: Painter | None = None
+        num_pictures = sum(map(self._num_pictures, names))
+        with Progress("synthesize", total=num_pictures, unit="pictures") as progress:
+            for name in names:
+                rows = self.source.rows(name)[: self.rows_of[name]]
+                pictures = list(_plan_pictures(artifact, rows, self.settings))
+                kept = {} if name in pending else _ok_pictures(artifact, name)
+                if name not in pending and len(kept) == len(pictures):
+                    progress.advance(len(kept))
+                    continue
+                painter = painter or load_painter(
+                    self.generator, device=self.device, precision=self.precision
+                )
+                made = _pictures(pictures, kept, painter, self.settings, progress)
+                artifact.write_pictures(name, made, source_sha256=self.source.shard_sha256(name))
+
+    def _num_pictures(self, name: str) -> int:
+        """Output rows of an input shard; a failed input row gives one."""
+        table = self.source.read(name, ["status", "template", "phrase"])
+        rows = table.slice(0, self.rows_of[name]).to_pylist()
+        seeds = self.settings.seeds
+        return sum(seeds + _is_split(row) if row["status"] == "ok" else 1 for row in rows)
 
 
 def _is_split(row: Row) -> bool:
     return bool(row["template"] and row["phrase"])
 
 
-def _pictures(
+def _plan_pictures(
     artifact: Artifact, rows: Sequence[Row], config: SynthesizeConfig
-) -> Iterator[_Picture]:
+) -> Iterator[_PlannedPicture]:
     blank = dict.fromkeys(artifact.schema.names) | {"captions": [], "qa": []}
     for row in rows:
         key = row["key"]
-        known = {"source": row["source"], "licence": config.licence or row["licence"]}
-        known |= {"parent_key": key, "group": key, "prompt": row["prompt"]}
+        shared = {"source": row["source"], "licence": config.licence or row["licence"]}
+        shared |= {"parent_key": key, "group": key, "prompt": row["prompt"]}
         if row["status"] != "ok":
             error = f"its prompts row failed: {row['error']}"
             failed = {"key": f"{key}-0", "role": "target", "status": "failed", "error": error}
-            yield _Picture(blank | known | failed, None)
+            yield _PlannedPicture(blank | shared | failed, None)
             continue
-        told = [
+        prompts = [
             (row["prompt"], "similar" if number else "target") for number in range(config.seeds)
         ]
         if _is_split(row):
-            told.append((row["phrase"], "reference"))
-        for number, (prompt, role) in enumerate(told):
-            job = Job(prompt, row_seed(config.seed, key, number))
-            about = {"key": f"{key}-{number}", "role": role, "prompt": prompt, "seed": job.seed}
-            about |= {"template": row["template"] if role == "target" else None, "status": "ok"}
-            yield _Picture(blank | known | about, job)
+            prompts.append((row["phrase"], "reference"))
+        for number, (prompt, role) in enumerate(prompts):
+            seed = row_seed(config.seed, key, number)
+            own = {"key": f"{key}-{number}", "role": role, "prompt": prompt, "seed": seed}
+            own |= {"template": row["template"] if role == "target" else None, "status": "ok"}
+            yield _PlannedPicture(blank | shared | own, PictureRequest(prompt, seed))
 
 
-def _kept(artifact: Artifact, name: str) -> dict[str, tuple[Row, Blob]]:
+def _ok_pictures(artifact: Artifact, name: str) -> dict[str, tuple[Row, Blob]]:
     """The pictures of a finished shard that did not fail, by key."""
     return {row["key"]: (row, ("png", blob)) for row, blob in artifact.read_images(name) if blob}
 
 
-def _drawn(
-    pictures: Sequence[_Picture],
+def _pictures(
+    pictures: Sequence[_PlannedPicture],
     kept: Mapping[str, tuple[Row, Blob]],
     painter: Painter,
     config: SynthesizeConfig,
     progress: Progress,
 ) -> Iterator[tuple[Row, Blob | None]]:
-    """Rows with their pictures in order; what is not kept is drawn in batches."""
-    todo = iter(pictures)
-    while batch := list(itertools.islice(todo, config.batch_size)):
-        wanted = [(p.row["key"], p.job) for p in batch if p.job and p.row["key"] not in kept]
+    """Rows with their pictures in order; pictures that are not kept are drawn in batches."""
+    waiting = iter(pictures)
+    while batch := list(itertools.islice(waiting, config.batch_size)):
+        requests = {
+            picture.row["key"]: picture.request
+            for picture in batch
+            if picture.request and picture.row["key"] not in kept
+        }
         images = painter.paint(
-            [job for _, job in wanted],
+            list(requests.values()),
             size_px=config.size_px,
             steps=config.steps,
             guidance=config.guidance,
             max_prompt_tokens=config.max_prompt_tokens,
         )
-        found = {key: image for (key, _), image in zip(wanted, images, strict=True)}
+        image_of = dict(zip(requests, images, strict=True))
         for picture in batch:
             key = picture.row["key"]
-            made: tuple[Row, Blob | None]
-            made = kept[key] if key in kept else _made(picture, found.get(key))
-            progress.advance(1, failed=int(made[1] is None))
-            yield made
+            row, blob = kept[key] if key in kept else _result(picture, image_of.get(key))
+            progress.advance(1, failed=int(blob is None))
+            yield row, blob
 
 
-def _made(picture: _Picture, image: np.ndarray | str | None) -> tuple[Row, Blob | None]:
-    """The row with its picture, or why it has none; without an image it had failed before."""
+def _result(picture: _PlannedPicture, image: np.ndarray | str | None) -> tuple[Row, Blob | None]:
+    """The row with its picture or its error; `image` is None where the prompts row failed."""
     if image is None:
         return picture.row, None
     if isinstance(image, str):

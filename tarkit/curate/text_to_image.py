@@ -1,7 +1,7 @@
-"""Text-to-image pipelines of diffusers, by hub id or folder: prompts in, pixels out.
+"""Text-to-image pipelines of diffusers, by hub id or folder: from prompts to pixels.
 
-Only safetensors are read and no code of a repository is run. Each picture has a generator of its
-own, so its noise depends on its seed and not on its batch.
+Only safetensors files are read and no code of a repository is run. Each picture has its own random
+generator, so its noise depends on its seed and not on its batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tarkit.checkpoints.directory import precision_of
 from tarkit.errors import UserError
 
 
-class Job(NamedTuple):
+class PictureRequest(NamedTuple):
     """One picture: its prompt and the seed of its noise."""
 
     prompt: str
@@ -30,7 +30,7 @@ Embed = Callable[[Any, Sequence[str], int], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Painter:
-    """A loaded pipeline; `embed` gives its prompt embeddings where it can be drawn from them."""
+    """A loaded pipeline; `embed` makes prompt embeddings where the pipeline accepts them."""
 
     pipeline: Any
     embed: Embed | None
@@ -38,70 +38,73 @@ class Painter:
 
     def paint(
         self,
-        jobs: Sequence[Job],
+        requests: Sequence[PictureRequest],
         *,
         size_px: int,
         steps: int,
         guidance: float,
         max_prompt_tokens: int,
     ) -> list[np.ndarray | str]:
-        """(size_px, size_px, 3) uint8 for every job in order, or the reason why there is none.
+        """(size_px, size_px, 3) uint8 for every request in order, or the reason why it failed.
 
-        Prompts that occur twice are embedded once. A batch that fails is drawn one by one.
+        Equal prompts are embedded once. When a batch fails, its pictures are drawn one by one.
+        Raises UserError where the batch does not fit into memory.
         """
-        if not jobs:
+        if not requests:
             return []
         try:
-            return self._batch(jobs, size_px, steps, guidance, max_prompt_tokens)
+            return self._batch(requests, size_px, steps, guidance, max_prompt_tokens)
         except torch.OutOfMemoryError:
             raise UserError(
-                f"{len(jobs)} pictures of {size_px} px do not fit into memory",
+                f"{len(requests)} pictures of {size_px} px do not fit into memory",
                 hint="--set batch_size=N, smaller",
             ) from None
         except (ValueError, RuntimeError) as error:
-            if len(jobs) == 1:
+            if len(requests) == 1:
                 return [f"the pipeline failed: {' '.join(str(error).split())[:200]}"]
         return [
             self.paint(
-                [job],
+                [request],
                 size_px=size_px,
                 steps=steps,
                 guidance=guidance,
                 max_prompt_tokens=max_prompt_tokens,
             )[0]
-            for job in jobs
+            for request in requests
         ]
 
     def _batch(
         self,
-        jobs: Sequence[Job],
+        requests: Sequence[PictureRequest],
         size_px: int,
         steps: int,
         guidance: float,
         max_prompt_tokens: int,
     ) -> list[np.ndarray | str]:
-        said: dict[str, Any] = {"prompt": [job.prompt for job in jobs]}
+        inputs: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
         if self.embed is not None:
-            said = dict(self._embedded(jobs, max_prompt_tokens))
+            inputs = dict(self._embeddings(requests, max_prompt_tokens))
         with torch.inference_mode():
             images = self.pipeline(
-                **said,
+                **inputs,
                 height=size_px,
                 width=size_px,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                generator=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+                generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
                 output_type="np",
             ).images
         return [_pixels(image) for image in images]
 
-    def _embedded(self, jobs: Sequence[Job], max_prompt_tokens: int) -> Mapping[str, Tensor]:
+    def _embeddings(
+        self, requests: Sequence[PictureRequest], max_prompt_tokens: int
+    ) -> Mapping[str, Tensor]:
         assert self.embed is not None
-        unique = list(dict.fromkeys(job.prompt for job in jobs))
+        unique = list(dict.fromkeys(request.prompt for request in requests))
         with torch.inference_mode():
-            found = self.embed(self.pipeline, unique, max_prompt_tokens)
-        places = torch.tensor([unique.index(job.prompt) for job in jobs])
-        return {name: value[places.to(value.device)] for name, value in found.items()}
+            embeddings = self.embed(self.pipeline, unique, max_prompt_tokens)
+        places = torch.tensor([unique.index(request.prompt) for request in requests])
+        return {name: value[places.to(value.device)] for name, value in embeddings.items()}
 
 
 def _flux(pipeline: Any, prompts: Sequence[str], max_prompt_tokens: int) -> Mapping[str, Tensor]:
@@ -111,24 +114,24 @@ def _flux(pipeline: Any, prompts: Sequence[str], max_prompt_tokens: int) -> Mapp
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
-# Pipelines that draw from embeddings, by class; any other is given the words each time.
+# Pipelines that accept embeddings, by class; any other gets the text of the prompts.
 EMBEDS: Mapping[str, Embed] = {"FluxPipeline": _flux}
 
 
 def load_painter(model: str, *, device: str, precision: str) -> Painter:
-    """The text-to-image pipeline of a folder or hub id; UserError where it is none."""
+    """The text-to-image pipeline of a folder or hub id; UserError where it cannot be loaded."""
     dtype = precision_of(precision)
     try:
         from diffusers import AutoPipelineForText2Image
     except ImportError as error:
         raise UserError(
-            f"pictures are drawn by diffusers: {error}", hint="pip install 'tarkit[dif]'"
+            f"drawing pictures needs diffusers: {error}", hint="pip install 'tarkit[dif]'"
         ) from None
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             model, dtype=dtype, use_safetensors=True
         )
-    except Exception as error:  # diffusers raises many kinds for what is wrong with a folder
+    except Exception as error:  # diffusers raises many kinds of errors for a bad folder
         raise UserError(
             f"{model} cannot be loaded as a text-to-image pipeline: "
             f"{' '.join(str(error).split())[:300]}",
@@ -136,10 +139,10 @@ def load_painter(model: str, *, device: str, precision: str) -> Painter:
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     if getattr(pipeline, "safety_checker", None) is not None:
-        pipeline.safety_checker = None  # it blackens pictures in silence; `curate score` tells
+        pipeline.safety_checker = None  # it blackens pictures in silence; use `curate score`
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
-            part.eval()  # a freshly built T5 would drop features out
+            part.eval()  # a newly built T5 would apply dropout
     pipeline.to(device)
     return Painter(pipeline, EMBEDS.get(type(pipeline).__name__), device)
 

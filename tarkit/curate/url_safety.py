@@ -1,7 +1,7 @@
-"""Which URLs may be fetched for a stranger's list: http and https, to public addresses alone.
+"""Which URLs of a stranger's list may be fetched: http and https URLs of public addresses.
 
-A list of URLs is not ours. One that names a service of this machine or of its network, as
-http://169.254.169.254/, would have it fetched from inside and stored among the pictures.
+A list can name a service of this machine or of its network, such as http://169.254.169.254/. Such a
+URL would be fetched from inside the network and its contents stored among the pictures.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from tarkit.errors import UserError
 
-# Two programs must read the same host out of a URL: no user, no escapes, no backslashes. (urllib
-# unquotes a host, so that http://%31%32%37.0.0.1/ is this machine.)
+# tarkit and the downloader must find the same host in a URL, so it has no user name, escapes or
+# backslashes. (urllib unquotes a host: http://%31%32%37.0.0.1/ is this machine.)
 PLAIN_PLACE = re.compile(r"([a-z0-9_-][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.IGNORECASE)
 CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 URL_CHARACTERS = "%/:=&?~#+!$,;'@()*[]"
@@ -26,14 +26,14 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class RefusedUrl(UserError):
-    """A URL that is not fetched; the message is the reason, kept in a failed row."""
+    """A URL that must not be fetched; the message becomes the error of its failed row."""
 
 
 def fetchable(url: str, *, allow_private: bool = False) -> str:
-    """`url` in ASCII as a downloader is to be given it; raises RefusedUrl.
+    """`url` in ASCII, for a downloader; raises RefusedUrl.
 
-    Its host is resolved, and every address that it has must be public, unless `allow_private`.
-    Where a proxy is set that resolves names itself, a name unknown here is left to it.
+    Unless `allow_private`, the host is resolved and all its addresses must be public. A host that
+    cannot be resolved here is accepted where a proxy is set, which resolves it.
     """
     parts = _parts(url)
     if not allow_private:
@@ -44,22 +44,22 @@ def fetchable(url: str, *, allow_private: bool = False) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 one that it stands for, is one of the open internet."""
-    found = ipaddress.ip_address(address)
-    found = _embedded(found) or found
-    odd = found.is_multicast or found.is_reserved or _is_site_local(found)
-    return found.is_global and not odd
+    """Whether an IP address, or the IPv4 address embedded in it, is one of the open internet."""
+    parsed = ipaddress.ip_address(address)
+    parsed = _embedded(parsed) or parsed
+    special = parsed.is_multicast or parsed.is_reserved or _is_site_local(parsed)
+    return parsed.is_global and not special
 
 
 def _parts(url: str) -> SplitResult:
-    """The URL taken apart, its host in ASCII."""
+    """The parts of a URL, its host in ASCII."""
     if CONTROLS.search(url):
         raise RefusedUrl("not a URL: it has control characters")
     try:
         parts = urlsplit(url.strip())
         place = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
         port = parts.port
-    except ValueError as error:  # UnicodeError is one
+    except ValueError as error:  # or UnicodeError, a kind of ValueError
         raise RefusedUrl(f"not a URL: {error}") from None
     if parts.scheme not in ("http", "https"):
         raise RefusedUrl(f"only http and https are fetched: {parts.scheme or 'it names neither'}")
@@ -80,18 +80,18 @@ def _require_public(parts: SplitResult) -> None:
         raise RefusedUrl(f"the host is a private address: {host} is {private[0]}")
 
 
-@functools.lru_cache(maxsize=1 << 16)  # a list names the same hosts again and again
+@functools.lru_cache(maxsize=1 << 16)  # a list has many URLs of one host
 def _addresses(host: str) -> tuple[str, ...] | str:
     """Every address of a host, or why it has none."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         return (isinstance(error, OSError) and error.strerror) or str(error)
-    return tuple(sorted({str(place[0]) for *_, place in found}))
+    return tuple(sorted({str(address[0]) for *_, address in entries}))
 
 
 def _embedded(address: Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that a router would make of an IPv6 one."""
+    """The IPv4 address that a router takes from an IPv6 address, if there is one."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in NAT64:

@@ -71,9 +71,7 @@ def crowded(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
-def test_no_file_of_the_command_line_is_crowded(path: Path, request: pytest.FixtureRequest) -> None:
-    if path.name == "curate.py":
-        request.applymarker(pytest.mark.xfail(reason="its commands do not take bundles yet"))
+def test_no_file_of_the_command_line_is_crowded(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not crowded(ast.parse(text))
     assert len(text.splitlines()) <= MAX_LINES

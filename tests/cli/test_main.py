@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.cli.app import app
-from tarkit.curate import render
+from tarkit.curate.render import RenderPlan
 from tarkit.errors import UserError
 from tarkit.inference.self_reflect import Reflection
 
@@ -37,6 +37,19 @@ def pretend(monkeypatch: pytest.MonkeyPatch, verb: str, answer: Any) -> Mock:
         run.return_value = answer
     monkeypatch.setattr(module, "run", run)
     return run
+
+
+def pretend_plan(monkeypatch: pytest.MonkeyPatch, verb: str, name: str, answer: Any) -> Mock:
+    """Replace a verb's plan by one that takes the same arguments, whose `run` answers."""
+    module = importlib.import_module(verb)
+    plan = create_autospec(getattr(module, name))
+    run = plan.return_value.run
+    if isinstance(answer, BaseException):
+        run.side_effect = answer
+    else:
+        run.return_value = answer
+    monkeypatch.setattr(module, name, plan)
+    return plan
 
 
 @pytest.fixture
@@ -130,10 +143,10 @@ def test_encode_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artif
 
 
 def test_download_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
-    run = pretend(monkeypatch, "tarkit.curate.download", chats)
+    plan = pretend_plan(monkeypatch, "tarkit.curate.download", "DownloadPlan", chats)
     words = ["--out", "o", "--img2dataset", "d/bin/img2dataset", "--allow-private"]
     assert tarkit("curate", "download", "u.txt", *words, "--retry-failed").exit_code == 0
-    run.assert_called_once_with(
+    plan.assert_called_once_with(
         Path("u.txt"),
         out=Path("o"),
         img2dataset="d/bin/img2dataset",
@@ -256,7 +269,7 @@ def test_eval_lmms_gets_its_arguments_and_prints_the_path(
 
 
 def test_json_is_one_object_on_stdout(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
-    pretend(monkeypatch, "tarkit.curate.chats", chats)
+    pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", chats)
     done = tarkit("curate", "chats", "tokens", "--out", "chats", "--json")
     assert json.loads(done.stdout) == {
         "path": str(chats.path),
@@ -280,7 +293,7 @@ def test_failed_rows_are_exit_code_3_and_the_path_is_printed_all_the_same(
     artifact = begin_artifact(tmp_path / "chats", "chats", settings={}, shards=["00000"])
     failed = [artifact.failed_row(key, "torn", messages=[], images=[]) for key in ("0", "1")]
     artifact.write("00000", failed)
-    pretend(monkeypatch, "tarkit.curate.chats", artifact)
+    pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", artifact)
     done = tarkit("curate", "chats", "tokens", "--out", "chats")
     assert (done.exit_code, done.stdout) == (3, f"{artifact.path}\n")
     assert done.stderr == f"2 failed rows: tarkit inspect {artifact.path}\n"
@@ -298,21 +311,21 @@ def test_a_users_mistake_is_told_in_words_with_the_next_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mistake = UserError("work/x is no artifact", hint="tarkit inspect work/x")
-    pretend(monkeypatch, "tarkit.curate.chats", mistake)
+    pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", mistake)
     done = tarkit("curate", "chats", "work/x", "--out", "chats")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "error: work/x is no artifact\nnext: tarkit inspect work/x\n"
 
 
 def test_our_own_mistake_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "tarkit.curate.chats", ValueError("ours"))
+    pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", ValueError("ours"))
     done = tarkit("curate", "chats", "work/x", "--out", "chats")
     assert done.exit_code == 1
     assert isinstance(done.exception, ValueError)
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "tarkit.curate.chats", KeyboardInterrupt())
+    pretend_plan(monkeypatch, "tarkit.curate.chats", "ChatsPlan", KeyboardInterrupt())
     done = tarkit("curate", "chats", "my tokens", "--out", "o")
     assert done.exit_code == 130
     assert "tarkit curate chats 'my tokens' --out o" in done.stderr.splitlines()
@@ -419,7 +432,7 @@ def test_a_dry_run_of_another_plan_is_refused_as_the_run_would_be(tmp_path: Path
 
 
 def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> None:
-    render.run(out=tmp_path / "pictures", overrides=["count=6", "shard_size=3"])
+    RenderPlan(out=tmp_path / "pictures", overrides=["count=6", "shard_size=3"]).run()
     words = ["curate", "caption", str(tmp_path / "pictures"), "--out", str(tmp_path / "o")]
     done = tarkit(*words, "--llm", "m", "--dry-run", "--json", "--limit", "4")
     plan = json.loads(done.stdout)
@@ -437,7 +450,7 @@ def test_a_dry_run_says_how_many_calls_it_would_be_at_most(tmp_path: Path) -> No
 def test_a_command_that_wrote_is_recorded_in_its_folder_once(tmp_path: Path) -> None:
     out = tmp_path / "pictures"
     words = ["curate", "render", "--set", "count=4", "--set", "shard_size=2", "--out", str(out)]
-    render.run(out=tmp_path / "alone", overrides=["count=4", "shard_size=2"])
+    RenderPlan(out=tmp_path / "alone", overrides=["count=4", "shard_size=2"]).run()
     assert tarkit(*words, "--dry-run").exit_code == 0
     assert not out.exists()
     for _ in range(2):

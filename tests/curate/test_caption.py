@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.curate import caption
+from tarkit.curate import ask
+from tarkit.curate.ask import LanguageModel
+from tarkit.curate.caption import CaptionPlan
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.llm.base import LlmAnswer, LlmQuestion
@@ -50,12 +52,12 @@ def pictures(tmp_path: Path) -> Artifact:
 def run(
     pictures: Artifact, seer: Seer, monkeypatch: pytest.MonkeyPatch, **known: Any
 ) -> list[dict[str, Any]]:
-    monkeypatch.setattr(caption, "load", lambda llm, **_: seer)
+    monkeypatch.setattr(ask, "load", lambda llm, **_: seer)
     folder = pictures.path.parent
     examples = folder / "examples.txt"
     examples.write_text("\n".join(EXAMPLES))
-    options: dict[str, Any] = {"examples": examples, "llm": "m"} | known
-    return caption.run(pictures.path, out=folder / "out", **options).rows("00000")
+    options: dict[str, Any] = {"examples": examples, "llm": LanguageModel("m")} | known
+    return CaptionPlan(pictures.path, out=folder / "out", **options).run().rows("00000")
 
 
 def test_each_picture_gets_its_prompt_and_keeps_where_it_is_from(
@@ -83,8 +85,10 @@ def test_three_examples_are_drawn_by_the_seed_and_the_row(
     asked = [question.text for question in seer.questions]
     again = Seer("no", "A heart.")
     out = pictures.path.parent / "again"
-    monkeypatch.setattr(caption, "load", lambda llm, **_: again)
-    caption.run(pictures.path, out=out, llm="m", examples=out.parent / "examples.txt")
+    monkeypatch.setattr(ask, "load", lambda llm, **_: again)
+    CaptionPlan(
+        pictures.path, out=out, llm=LanguageModel("m"), examples=out.parent / "examples.txt"
+    ).run()
     assert [question.text for question in again.questions] == asked
 
 
@@ -113,14 +117,16 @@ def test_a_short_caption_has_a_limit_and_no_examples(
     rows = run(pictures, seer, monkeypatch, examples=None, overrides=short)
     assert [row["prompt"] for row in rows] == ["a red ring", None, "a red ring"]
     assert "at most 3 words" in seer.questions[0].text
-    with pytest.raises(UserError, match="follows no examples"):
+    with pytest.raises(UserError, match="takes no examples"):
         run(pictures, seer, monkeypatch, overrides=short)
 
 
 def test_too_few_examples_are_an_error(pictures: Artifact, tmp_path: Path) -> None:
     (tmp_path / "two.txt").write_text("a\nb\nb\n")
-    with pytest.raises(UserError, match="holds 2 prompts"):
-        caption.run(pictures.path, out=tmp_path / "o", llm="m", examples=tmp_path / "two.txt")
+    with pytest.raises(UserError, match="has 2 different prompts"):
+        CaptionPlan(
+            pictures.path, out=tmp_path / "o", llm=LanguageModel("m"), examples=tmp_path / "two.txt"
+        ).run()
 
 
 def test_a_prompt_is_worded_anew_without_the_picture(

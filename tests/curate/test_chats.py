@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
-from tarkit.curate import chats
-from tarkit.curate.chats import Chat, ChatsConfig, Keep, Sources, chats_of_pictures
+from tarkit.curate.chat_inputs import WORD_COLUMNS, MinScore
+from tarkit.curate.chats import ChatsPlan
+from tarkit.curate.picture_chats import DESCRIBE, LEFT_OUT, Chat, ChatsConfig, chats_of_pictures
 from tarkit.errors import UserError
 
 # A grid of 4: 16, 4 and 1 codes.
@@ -19,7 +20,7 @@ SIDES = {"1": 4, "2": 2, "3": 1}
 
 
 def word_row(number: int = 0, **known: Any) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(chats.WORD_COLUMNS)
+    row: dict[str, Any] = dict.fromkeys(WORD_COLUMNS)
     row |= {"key": f"00000-{number:06d}", "role": "target", "split": "train", "status": "ok"}
     return row | known
 
@@ -70,7 +71,7 @@ def test_the_plain_question_has_its_share() -> None:
     )
     # 2000 x .7 = 1400 with a standard deviation of sqrt(2000 x .7 x .3) = 20.5; five of them.
     assert abs(asked["<image>\nDescribe the image."] - 1400) < 103
-    assert len(asked) == len(chats.DESCRIBE)
+    assert len(asked) == len(DESCRIBE)
 
 
 def test_questions_are_drawn_without_repetition_and_share_a_chat_when_asked_to() -> None:
@@ -209,7 +210,7 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 
 def test_every_chat_carries_the_codes_of_its_pictures_at_every_scale(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens")
-    artifact = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+    artifact = ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     rows = artifact.rows("00001")
     similar = next(row for row in rows if row["task"] == "i2i")
     # Rows 0 and 1 are group 0: row 0 is drawn from row 1, whose codes are 10 x 1 + 1 = 11.
@@ -234,7 +235,7 @@ def test_scales_that_are_not_stored_are_null(tmp_path: Path) -> None:
     )
     row = dict.fromkeys(artifact.schema.names) | {"key": "0", "role": "target", "prompt": "a"}
     artifact.write("00000", [row | {"status": "ok", "codes_2": np.arange(4)}])
-    made_chats = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats").rows("00000")
+    made_chats = ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run().rows("00000")
     assert made_chats[0]["images"] == [{"codes_1": None, "codes_2": [0, 1, 2, 3], "codes_3": None}]
 
 
@@ -243,7 +244,7 @@ def test_killed_and_run_again_the_bytes_are_the_same(
 ) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
     (tmp_path / "text.txt").write_text("".join(f"document {n}\n" for n in range(7)))
-    chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "whole")
+    ChatsPlan(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "whole").run()
     write = Artifact.write
 
     def killed(self: Artifact, name: str, *args: Any, **kwargs: Any) -> None:
@@ -253,27 +254,27 @@ def test_killed_and_run_again_the_bytes_are_the_same(
 
     monkeypatch.setattr(Artifact, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "again")
+        ChatsPlan(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "again").run()
     monkeypatch.undo()
     assert [path.name for path in sorted((tmp_path / "again").glob("0*"))] == ["00000.parquet"]
-    chats.run(Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "again")
+    ChatsPlan(tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "again").run()
     assert all_bytes(tmp_path / "again") == all_bytes(tmp_path / "whole")
 
 
 def test_only_the_shard_whose_tokens_changed_is_made_again(tmp_path: Path) -> None:
     tokens = tokens_artifact(tmp_path / "tokens")
-    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+    ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     before = all_bytes(tmp_path / "chats")
     write_tokens(tokens, "00001", 1, 6, prompt="a heart")
-    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+    ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     after = all_bytes(tmp_path / "chats")
     assert {name for name in after if after[name] != before[name]} == {"00001.parquet"}
 
 
 def test_the_limit_is_a_prefix_of_the_whole(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    whole = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "whole")
-    part = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "part", limit=8)
+    whole = ChatsPlan(tmp_path / "tokens", out=tmp_path / "whole").run()
+    part = ChatsPlan(tmp_path / "tokens", out=tmp_path / "part", limit=8).run()
     # 8 rows are the 6 of shard 0 and the first 2 of shard 1; both shards' groups are whole.
     assert part.shards == ("00000", "00001")
     assert part.rows("00000") == whole.rows("00000")
@@ -281,16 +282,16 @@ def test_the_limit_is_a_prefix_of_the_whole(tmp_path: Path) -> None:
     assert rows == whole.rows("00001")[: len(rows)]
     assert len({row["key"][:12] for row in rows}) == 2
     with pytest.raises(UserError, match="limit: 8 there, none now"):
-        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "part")
+        ChatsPlan(tmp_path / "tokens", out=tmp_path / "part").run()
 
 
 def test_two_workers_share_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    whole = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "whole")
+    whole = ChatsPlan(tmp_path / "tokens", out=tmp_path / "whole").run()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in ((1, ["00000", "00002"]), (0, [])):
         monkeypatch.setenv("RANK", str(rank))
-        shared = chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "shared")
+        shared = ChatsPlan(tmp_path / "tokens", out=tmp_path / "shared").run()
         assert shared.missing() == names
     assert all_bytes(shared.path) == all_bytes(whole.path)
 
@@ -298,9 +299,9 @@ def test_two_workers_share_the_shards(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_text_is_dealt_over_the_shards_of_the_tokens(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
     (tmp_path / "text.txt").write_text("".join(f"document {n}\n" for n in range(7)))
-    artifact = chats.run(
-        Sources(tmp_path / "tokens", tmp_path / "text.txt"), out=tmp_path / "chats"
-    )
+    artifact = ChatsPlan(
+        tmp_path / "tokens", text=tmp_path / "text.txt", out=tmp_path / "chats"
+    ).run()
     dealt = [
         [row["messages"] for row in artifact.rows(name) if row["task"] == "text"]
         for name in artifact.shards
@@ -315,11 +316,11 @@ def test_text_is_dealt_over_the_shards_of_the_tokens(tmp_path: Path) -> None:
 def test_text_alone_makes_chats_without_pictures(tmp_path: Path) -> None:
     rows = [{"text": "one"}, {"text": "a stranger's <image> mark"}, {"body": "three"}]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    artifact = chats.run(
-        Sources(text=tmp_path / "text.jsonl"),
+    artifact = ChatsPlan(
+        text=tmp_path / "text.jsonl",
         out=tmp_path / "chats",
         overrides=["documents_per_shard=2"],
-    )
+    ).run()
     assert artifact.shards == ("00000", "00001")
     good, marked, empty = [row for name in artifact.shards for row in artifact.rows(name)]
     assert (good["status"], good["images"], good["split"]) == ("ok", [], None)
@@ -330,25 +331,23 @@ def test_text_alone_makes_chats_without_pictures(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=3)
-    plan = chats.preview(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+    plan = ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").preview()
     assert plan == {"shards": 3, "shards_to_make": 3}
     assert not (tmp_path / "chats").exists()
-    chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+    ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     (tmp_path / "chats/00002.parquet").unlink()
-    assert (
-        chats.preview(Sources(tmp_path / "tokens"), out=tmp_path / "chats")["shards_to_make"] == 1
-    )
+    assert ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").preview()["shards_to_make"] == 1
 
 
 def test_mistakes_are_told_with_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a tokens artifact nor a text source"):
-        chats.run(Sources(None), out=tmp_path / "chats")
+        ChatsPlan(out=tmp_path / "chats").run()
     tokens = tokens_artifact(tmp_path / "tokens")
     tokens.shard_path("00001").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)"):
-        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats")
+        ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     with pytest.raises(UserError, match=r"unknown key qa_turn .did you mean qa_turns"):
-        chats.run(Sources(tmp_path / "tokens"), out=tmp_path / "chats", overrides=["qa_turn=3"])
+        ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats", overrides=["qa_turn=3"]).run()
 
 
 # ---- what stands beside the tokens --------------------------------------------------------------
@@ -377,8 +376,8 @@ def test_written_captions_join_the_pictures_own_texts(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=3)
     written = [{"prompt": "one thin ring"}, None, {"prompt": "a ring 2"}]
     captions = beside(tmp_path / "captions", "prompts", written)
-    made_of = Sources(tmp_path / "tokens", captions=[captions])
-    found = chats.run(made_of, out=tmp_path / "chats", overrides=["captions_per_picture=1"])
+    inputs: dict[str, Any] = {"tokens": tmp_path / "tokens", "captions": [captions]}
+    found = ChatsPlan(**inputs, out=tmp_path / "chats", overrides=["captions_per_picture=1"]).run()
     # A failed caption leaves the picture its own, and one that says the same adds nothing.
     assert texts_of(found, "t2i") == ["a ring 0", "one thin ring", "a ring 1", "a ring 2"]
     assert texts_of(found, "i2t") == ["one thin ring", "a ring 1", "a ring 2"]
@@ -390,8 +389,8 @@ def test_pictures_below_the_score_take_no_part(
     tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=4)
     values = [{"cosine": 0.3}, {"cosine": 0.2}, None, {"cosine": 0.25}]
     scores = beside(tmp_path / "scores", "scores", values, columns=["cosine"])
-    made_of = Sources(tmp_path / "tokens", keep=Keep(scores, 0.25))
-    found = chats.run(made_of, out=tmp_path / "chats")
+    inputs: dict[str, Any] = {"tokens": tmp_path / "tokens", "min_score": MinScore(scores, 0.25)}
+    found = ChatsPlan(**inputs, out=tmp_path / "chats").run()
     assert texts_of(found, "t2i") == ["a ring 0", "a ring 3"]
     assert not texts_of(found, "i2i"), "a partner that is left out is no partner"
     assert found.status_counts()["failed"] == 0
@@ -405,7 +404,7 @@ def test_a_template_whose_reference_is_left_out_is_no_failure(tmp_path: Path) ->
         word_row(0, prompt="a ring", template="<image> on grey", group="g"),
         word_row(1, role="reference", group="g", status="ok"),
     ]
-    left_out = [rows[0], rows[1] | {"status": chats.LEFT_OUT}]
+    left_out = [rows[0], rows[1] | {"status": LEFT_OUT}]
     assert [chat.task for chat in made(rows)] == ["t2i", "i2t", "ti2i"]
     assert [chat.task for chat in made(left_out)] == ["t2i", "i2t"]
 
@@ -413,10 +412,10 @@ def test_a_template_whose_reference_is_left_out_is_no_failure(tmp_path: Path) ->
 def test_what_changed_beside_the_tokens_is_made_again(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=2)
     captions = beside(tmp_path / "captions", "prompts", [{"prompt": "one"}, {"prompt": "two"}])
-    made_of = Sources(tmp_path / "tokens", captions=[captions])
-    chats.run(made_of, out=tmp_path / "chats")
+    inputs: dict[str, Any] = {"tokens": tmp_path / "tokens", "captions": [captions]}
+    ChatsPlan(**inputs, out=tmp_path / "chats").run()
     beside(captions, "prompts", [{"prompt": "one"}, {"prompt": "three"}])
-    found = chats.run(made_of, out=tmp_path / "chats")
+    found = ChatsPlan(**inputs, out=tmp_path / "chats").run()
     assert "three" in texts_of(found, "t2i") and "two" not in texts_of(found, "t2i")
 
 
@@ -433,16 +432,19 @@ def test_scores_that_do_not_fit_are_an_error(
 ) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=1, num_rows=2)
     scores = beside(tmp_path / "scores", "scores", values, columns=["a", "b"])
-    made_of = Sources(tmp_path / "tokens", keep=Keep(scores, 0.5, column))
+    inputs: dict[str, Any] = {
+        "tokens": tmp_path / "tokens",
+        "min_score": MinScore(scores, 0.5, column),
+    }
     with pytest.raises(UserError, match=said):
-        chats.run(made_of, out=tmp_path / "chats")
+        ChatsPlan(**inputs, out=tmp_path / "chats").run()
 
 
 def test_captions_of_fewer_shards_are_an_error(tmp_path: Path) -> None:
     tokens_artifact(tmp_path / "tokens", num_shards=2)
     captions = beside(tmp_path / "captions", "prompts", [None] * 6)
     with pytest.raises(UserError, match="no shard '00001'"):
-        chats.run(Sources(tmp_path / "tokens", captions=[captions]), out=tmp_path / "chats")
+        ChatsPlan(tmp_path / "tokens", captions=[captions], out=tmp_path / "chats").run()
 
 
 def test_judgements_become_questions_as_many_no_as_yes(
@@ -453,8 +455,8 @@ def test_judgements_become_questions_as_many_no_as_yes(
     no = {"prompt": "a fox", "verdict": "no", "reason": "There is no fox."}
     # The picture of row 4 failed, so three yes stand against one no.
     judged = beside(tmp_path / "judged", "judgements", [yes, no, yes, None, no, yes])
-    made_of = Sources(tmp_path / "tokens", judgements=judged)
-    found = chats.run(made_of, out=tmp_path / "chats").rows("00000")
+    inputs: dict[str, Any] = {"tokens": tmp_path / "tokens", "judgements": judged}
+    found = ChatsPlan(**inputs, out=tmp_path / "chats").run().rows("00000")
     asked = [
         tuple(message["content"] for message in row["messages"])
         for row in found

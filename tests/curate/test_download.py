@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
-from tarkit.curate import download
+from tarkit.curate.download import DownloadPlan
 from tarkit.curate.img2dataset import SET
 from tarkit.errors import UserError
 from tarkit.images import decode
@@ -83,7 +83,7 @@ def fetched(tmp_path: Path, server: PictureServer, stand_in: str) -> Fetch:
     def fetch(paths: Sequence[str], *settings: str, out: str = "out", **options: Any) -> Artifact:
         urls = list_of(tmp_path / "urls.txt", [server.url(path) for path in paths])
         given: dict[str, Any] = {"img2dataset": stand_in, "allow_private": True} | options
-        return download.run(urls, out=tmp_path / out, overrides=[*LIMITS, *settings], **given)
+        return DownloadPlan(urls, out=tmp_path / out, overrides=[*LIMITS, *settings], **given).run()
 
     return fetch
 
@@ -197,9 +197,9 @@ def test_a_url_of_this_machine_is_a_failed_row_and_is_never_asked(
     assert outcomes(fetched(["/good.jpg"], retry_failed=True)) == {"/good.jpg": None}
 
     urls = list_of(tmp_path / "u.txt", ["file:///etc/passwd", "ftp://8.8.8.8/a.jpg"])
-    artifact = download.run(
+    artifact = DownloadPlan(
         urls, out=tmp_path / "files", img2dataset=program(tmp_path / "none", "exit 1")
-    )
+    ).run()
     found = [row["error"] for row in rows_of(artifact)]
     assert found == [f"only http and https are fetched: {scheme}" for scheme in ("file", "ftp")]
 
@@ -213,13 +213,13 @@ def test_captions_licences_and_rows_without_a_url_are_carried(
         table.writerow([server.url("/good.jpg"), " a  ring ", "CC BY 4.0"])
         table.writerow(["", "nothing", ""])
         table.writerow([server.url("/missing.jpg"), "", ""])
-    artifact = download.run(
+    artifact = DownloadPlan(
         tmp_path / "urls.csv",
         out=tmp_path / "out",
         img2dataset=stand_in,
         allow_private=True,
         overrides=["licence=unknown"],
-    )
+    ).run()
     rows = rows_of(artifact)
     assert [row["prompt"] for row in rows] == ["a ring", None, None]
     assert [row["licence"] for row in rows] == ["CC BY 4.0", "unknown", "unknown"]
@@ -323,7 +323,9 @@ def test_the_program_gets_bounds_proxies_and_nothing_else_of_the_environment(
     monkeypatch.setenv("A_SECRET", "s3cret")
     told = program(tmp_path / "told", "ulimit -v; ulimit -f; env; echo last words")
     settings = ("memory_mb=3000", "piece_size=10")
-    with pytest.raises(UserError, match="fetched nothing, .* status 0; it said: last words") as e:
+    with pytest.raises(
+        UserError, match="fetched nothing, .* status 0; its last line: last words"
+    ) as e:
         fetched(["/good.jpg"], *settings, img2dataset=told)
     log = tmp_path / "out" / ".download" / "00000" / "0" / "log.txt"
     assert str(log) in e.value.hint
@@ -353,9 +355,9 @@ def test_a_changed_list_is_refused_instead_of_mixed_in(fetched: Fetch) -> None:
 def test_a_preview_counts_and_asks_nothing(server: PictureServer, tmp_path: Path) -> None:
     lines = [f'{{"url": "{server.url(path)}", "caption": "a"}}' for path in SOUND]
     (tmp_path / "urls.jsonl").write_text("\n".join([*lines, '{"url": null}']))
-    counts = download.preview(
+    counts = DownloadPlan(
         tmp_path / "urls.jsonl", out=tmp_path / "out", overrides=["shard_size=4"]
-    )
+    ).preview()
     # 8 urls and a row without one, in shards of 4: 4 + 4 + 1.
     expected = {"urls": 9, "with_captions": 8, "known_unusable": 1}
     assert counts == expected | {"shards": 3, "shards_to_make": 3}

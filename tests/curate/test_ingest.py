@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
-from tarkit.curate import ingest
+from tarkit.curate.ingest import IngestPlan
 from tarkit.errors import UserError
 from tarkit.images import decode
 
@@ -65,7 +65,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def ingested(source: Path, out: Path, *settings: str, limit: int | None = None) -> Artifact:
     """In this process: starting others takes a second."""
-    return ingest.run(source, out=out, overrides=[*settings, "num_workers=1"], limit=limit)
+    return IngestPlan(source, out=out, overrides=[*settings, "num_workers=1"], limit=limit).run()
 
 
 def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def test_ordinary_photographs_go_in_and_bad_ones_stay_as_rows_with_reasons(
 def test_safe_formats_keep_their_bytes_and_others_become_png(
     photographs: Path, tmp_path: Path
 ) -> None:
-    artifact = ingest.run(photographs, out=tmp_path / "out")
+    artifact = IngestPlan(photographs, out=tmp_path / "out").run()
     for name in artifact.shards:
         for row, blob in artifact.read_images(name):
             if blob is None:
@@ -124,7 +124,9 @@ def test_captions_and_questions_reach_their_rows(photographs: Path, tmp_path: Pa
     captions.write_text("image,caption\na.jpg,more snow\nb.png,noise\ngone.png,nothing\n")
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"image": "a.jpg", "question": "Is it snow?", "answer": "yes"}\n')
-    artifact = ingest.run(photographs, out=tmp_path / "out", captions=captions, questions=questions)
+    artifact = IngestPlan(
+        photographs, out=tmp_path / "out", captions=captions, questions=questions
+    ).run()
     rows = {row["source"]: row for row in rows_of(artifact)}
     assert rows["a.jpg"]["prompt"] == "a photo of snow"
     assert rows["a.jpg"]["captions"] == ["more snow"]
@@ -150,7 +152,7 @@ def test_two_processes_or_two_ranks_make_the_whole_together(
 ) -> None:
     whole = ingested(photographs, tmp_path / "whole", "shard_size=3")
     overrides = ["shard_size=3", "num_workers=2"]
-    two = ingest.run(photographs, out=tmp_path / "two", overrides=overrides)
+    two = IngestPlan(photographs, out=tmp_path / "two", overrides=overrides).run()
     assert fingerprints(two.path) == fingerprints(whole.path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, missing in (("1", ["00000", "00002"]), ("0", [])):
@@ -161,10 +163,10 @@ def test_two_processes_or_two_ranks_make_the_whole_together(
 
 
 def test_a_changed_source_is_refused_instead_of_mixed_in(photographs: Path, tmp_path: Path) -> None:
-    ingest.run(photographs, out=tmp_path / "out")
+    IngestPlan(photographs, out=tmp_path / "out").run()
     (photographs / "a2.png").write_bytes(encoded("PNG"))
     with pytest.raises(UserError, match=r"listing_sha256: .*num_pictures: 12 there, 13 now"):
-        ingest.run(photographs, out=tmp_path / "out")
+        IngestPlan(photographs, out=tmp_path / "out").run()
 
 
 def test_a_limited_run_is_the_beginning_of_the_whole_one(photographs: Path, tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_limited_run_is_the_beginning_of_the_whole_one(photographs: Path, tmp_
 
 def test_a_preview_counts_and_writes_nothing(photographs: Path, tmp_path: Path) -> None:
     (photographs / "link.png").symlink_to("/etc/passwd")
-    counts = ingest.preview(photographs, out=tmp_path / "out", overrides=["shard_size=6"])
+    counts = IngestPlan(photographs, out=tmp_path / "out", overrides=["shard_size=6"]).preview()
     assert counts == {
         "pictures": 13,
         "with_captions": 1,
@@ -189,8 +191,8 @@ def test_a_preview_counts_and_writes_nothing(photographs: Path, tmp_path: Path) 
 
 
 def test_an_artifact_of_tars_can_be_taken_in_again(photographs: Path, tmp_path: Path) -> None:
-    first = ingest.run(photographs, out=tmp_path / "first", limit=3)
-    again = ingest.run(first.tar_path("00000"), out=tmp_path / "again")
+    first = IngestPlan(photographs, out=tmp_path / "first", limit=3).run()
+    again = IngestPlan(first.tar_path("00000"), out=tmp_path / "again").run()
     pictures = [blob for _, blob in first.read_images("00000")]
     assert [blob for _, blob in again.read_images("00000")] == pictures
     assert rows_of(again)[0]["prompt"] == "a photo of snow"  # from KEY.json
@@ -202,7 +204,7 @@ def test_hostile_sources_end_in_failed_rows(tmp_path: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     (folder / "out.png").symlink_to("/etc/passwd")
     (folder / "good.png").write_bytes(encoded("PNG"))
-    artifact = ingest.run(folder, out=tmp_path / "out")
+    artifact = IngestPlan(folder, out=tmp_path / "out").run()
     assert {row["source"]: row["error"] for row in rows_of(artifact)} == {
         "good.png": None,
         "out.png": "a link that leaves the folder is not followed",
@@ -221,12 +223,12 @@ def test_pairs_and_triples_of_ones_own_say_group_role_and_template(
         "c.webp,snow,winter,brother,",
     ]
     (tmp_path / "words.csv").write_text("\n".join(lines))
-    artifact = ingest.run(
+    artifact = IngestPlan(
         photographs,
         out=tmp_path / "out",
         captions=tmp_path / "words.csv",
         overrides=["num_workers=1"],
-    )
+    ).run()
     rows = {row["source"]: row for row in rows_of(artifact)}
     named = ("group", "role", "template")
     assert [rows["a.jpg"][name] for name in named] == ["winter", "target", "<image> at night"]

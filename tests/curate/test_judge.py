@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.curate import judge, render
-from tarkit.curate.ask import Refused
+from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
+from tarkit.cli.app import app
+from tarkit.curate import ask
+from tarkit.curate.ask import LanguageModel, Refused
+from tarkit.curate.exact_judge import ExactJudge
+from tarkit.curate.judge import JudgePlan, LanguageModelJudge
+from tarkit.curate.render import RenderPlan
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.llm.base import LlmAnswer, LlmQuestion
@@ -21,6 +26,8 @@ from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.shapes.prompts import clauses_of, g0_captions
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import satisfies
+
+SEER = LanguageModelJudge(LanguageModel("m"))
 
 
 class Judge:
@@ -49,8 +56,8 @@ def pictures_of(folder: Path, prompts: Sequence[str | None], **known: Any) -> Ar
 def test_a_judge_says_yes_or_no_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = pictures_of(tmp_path / "pictures", ["a fox", "a cup", "a car", "a dog", None])
     seer = Judge("Yes, there is a fox.", '"No": it is\n a plate.', "Maybe.", "no. " + "x" * 401)
-    monkeypatch.setattr(judge, "load", lambda llm, **_: seer)
-    rows = judge.run(pictures.path, out=tmp_path / "out", llm="m").rows("00000")
+    monkeypatch.setattr(ask, "load", lambda llm, **_: seer)
+    rows = JudgePlan(pictures.path, out=tmp_path / "out", judge=SEER).run().rows("00000")
     assert [(row["verdict"], row["reason"]) for row in rows[:2]] == [
         ("yes", "there is a fox."),
         ("no", "it is a plate."),
@@ -70,10 +77,17 @@ def test_mismatched_pictures_are_judged_against_another_prompt(
 ) -> None:
     prompts = [f"a fox and {n} cups" for n in range(400)]
     pictures = pictures_of(tmp_path / "pictures", prompts)
-    monkeypatch.setattr(judge, "load", lambda llm, **_: Judge(*["yes"] * 400))
-    rows = judge.run(
-        pictures.path, out=tmp_path / "out", llm="m", overrides=["mismatched=0.25"]
-    ).rows("00000")
+    monkeypatch.setattr(ask, "load", lambda llm, **_: Judge(*["yes"] * 400))
+    rows = (
+        JudgePlan(
+            pictures.path,
+            out=tmp_path / "out",
+            judge=SEER,
+            overrides=["mismatched=0.25"],
+        )
+        .run()
+        .rows("00000")
+    )
     moved = sum(row["prompt"] != prompt for row, prompt in zip(rows, prompts, strict=True))
     # 400 x .25 = 100 with a standard deviation of sqrt(400 x .25 x .75) = 8.7; five of them.
     assert abs(moved - 100) < 44
@@ -81,13 +95,19 @@ def test_mismatched_pictures_are_judged_against_another_prompt(
 
 
 def test_exact_verdicts_of_drawn_scenes(tmp_path: Path) -> None:
-    pictures = render.run(out=tmp_path / "pictures", overrides=["count=150", "shard_size=400"])
-    own = judge.run(pictures.path, out=tmp_path / "own", exact=True).rows("00000")
+    pictures = RenderPlan(
+        out=tmp_path / "pictures", overrides=["count=150", "shard_size=400"]
+    ).run()
+    own = JudgePlan(pictures.path, out=tmp_path / "own", judge=ExactJudge()).run().rows("00000")
     judged = [row for row in own if row["status"] == "ok"]
     assert len(judged) > 100 and {row["verdict"] for row in judged} == {"yes"}
-    moved = judge.run(
-        pictures.path, out=tmp_path / "moved", exact=True, overrides=["mismatched=1"]
-    ).rows("00000")
+    moved = (
+        JudgePlan(
+            pictures.path, out=tmp_path / "moved", judge=ExactJudge(), overrides=["mismatched=1"]
+        )
+        .run()
+        .rows("00000")
+    )
     verdicts = Counter(row["verdict"] for row in moved if row["status"] == "ok")
     assert verdicts["no"] > 5 * verdicts["yes"], "a prompt seldom fits another's picture"
 
@@ -112,17 +132,27 @@ def test_a_prompt_asks_what_its_own_record_does() -> None:
 
 def test_pictures_without_a_scene_are_looked_at(tmp_path: Path) -> None:
     pictures = pictures_of(tmp_path / "pictures", ["a photo of a red ring", "a fox"])
-    rows = judge.run(pictures.path, out=tmp_path / "out", exact=True).rows("00000")
+    rows = JudgePlan(pictures.path, out=tmp_path / "out", judge=ExactJudge()).run().rows("00000")
     blank = np.full((64, 64, 3), 235, np.uint8)
     found = check(clauses_of("a photo of a red ring"), ShapesDetector().detect(blank))
     assert (rows[0]["verdict"], rows[0]["reason"]) == ("no", found.reason)
     assert rows[1]["error"] == "the prompt names no shape of the drawn world"
 
 
-@pytest.mark.parametrize("known", [{}, {"llm": "m", "exact": True}])
-def test_one_judge_is_named(tmp_path: Path, known: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="who judges"):
-        judge.run(tmp_path, out=tmp_path / "out", **known)
+@pytest.mark.parametrize("words", [[], ["--llm", "m", "--exact"]])
+def test_one_judge_is_named(tmp_path: Path, words: list[str]) -> None:
+    command = ["curate", "judge", str(tmp_path), "--out", str(tmp_path / "out"), *words]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu"])
+    assert done.exit_code == 1 and "either --llm or" in done.stderr
+
+
+def test_the_command_line_picks_the_exact_judge(tmp_path: Path) -> None:
+    pictures = pictures_of(tmp_path / "pictures", ["a photo of a red ring"])
+    command = ["curate", "judge", str(pictures.path), "--out", str(tmp_path / "out"), "--exact"]
+    assert CliRunner().invoke(app, [*command, "--device", "cpu"]).exit_code == 0
+    judgements = open_artifact(tmp_path / "out", "judgements")
+    assert judgements.settings["judge"] == "exact" and judgements.settings["assistant"] is None
+    assert judgements.rows("00000")[0]["verdict"] == "no"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
-from tarkit.curate import render
-from tarkit.curate.render import QuestionWeights
+from tarkit.curate.render import QuestionWeights, RenderPlan
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
 from tarkit.shapes import questions
@@ -35,7 +34,7 @@ def fingerprints(path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return render.run(out=tmp_path_factory.mktemp("render") / "small", overrides=SMALL)
+    return RenderPlan(out=tmp_path_factory.mktemp("render") / "small", overrides=SMALL).run()
 
 
 def test_every_picture_is_drawn_again_from_its_scene_and_seed(small: Artifact) -> None:
@@ -115,10 +114,10 @@ def test_every_picture_has_different_questions_with_answers(small: Artifact) -> 
 
 def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
     dense = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=1"]
-    artifact = render.run(out=tmp_path / "dense", overrides=[*SMALL, *dense])
+    artifact = RenderPlan(out=tmp_path / "dense", overrides=[*SMALL, *dense]).run()
     assert all(row["prompt"].endswith(".") for row in rows_of(artifact))
     short = ["prompt.g0=2", "prompt.g1=0", "prompt.g2=0"]
-    artifact = render.run(out=tmp_path / "short", overrides=[*SMALL, *short])
+    artifact = RenderPlan(out=tmp_path / "short", overrides=[*SMALL, *short]).run()
     prompts = [row["prompt"] for row in rows_of(artifact)]
     assert all(
         text.startswith("a photo of a") or text.split()[3] in "two three four five"
@@ -126,7 +125,7 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
     )
     assert not any("background" in text for text in prompts)
     related = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.related=1"]
-    artifact = render.run(out=tmp_path / "related", overrides=[*SMALL, *related])
+    artifact = RenderPlan(out=tmp_path / "related", overrides=[*SMALL, *related]).run()
     states = {True: 0, False: 0}
     for row in rows_of(artifact):
         possible = g0_captions(scene_from_json(row["scene"]))
@@ -135,30 +134,30 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
         states[can] += 1
     assert min(states.values()) > 20
     placed = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.placed=1"]
-    artifact = render.run(out=tmp_path / "placed", overrides=[*SMALL, *placed])
+    artifact = RenderPlan(out=tmp_path / "placed", overrides=[*SMALL, *placed]).run()
     assert any(row["prompt"].endswith("the middle") for row in rows_of(artifact))
     with pytest.raises(UserError, match="one of g0, g1, g2, placed, related must be above 0"):
         zeros = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0"]
-        render.run(out=tmp_path / "none", overrides=zeros)
+        RenderPlan(out=tmp_path / "none", overrides=zeros).run()
 
 
 def test_the_weights_choose_the_kind_of_question(tmp_path: Path) -> None:
     kinds = set(QuestionWeights.model_fields)
     assert kinds == set(questions.SHARES)
     only = [f"question.{kind}=0" for kind in kinds - {"existence", "caption"}]
-    artifact = render.run(out=tmp_path / "asked", overrides=[*SMALL, *only, "questions=2"])
+    artifact = RenderPlan(out=tmp_path / "asked", overrides=[*SMALL, *only, "questions=2"]).run()
     asked = [pair["question"] for row in rows_of(artifact) for pair in row["qa"]]
     existence = [text for text in asked if text.startswith("is there ")]
     assert set(asked) - set(existence) == {questions.DESCRIBE}
     assert 0.7 < len(existence) / len(asked) < 1  # 20 parts of 23
     with pytest.raises(UserError, match="one kind of question must be above 0"):
-        render.run(out=tmp_path / "none", overrides=[f"question.{kind}=0" for kind in kinds])
+        RenderPlan(out=tmp_path / "none", overrides=[f"question.{kind}=0" for kind in kinds]).run()
     # A picture has one caption, and that is all there is to ask for.
     alone = [f"question.{kind}=0" for kind in kinds - {"caption"}]
     for num_workers in (1, 2):
         few = [*SMALL, *alone, "questions=2", f"num_workers={num_workers}"]
         with pytest.raises(UserError, match="too few questions of these kinds: only 1 of 2"):
-            render.run(out=tmp_path / f"few{num_workers}", overrides=few)
+            RenderPlan(out=tmp_path / f"few{num_workers}", overrides=few).run()
 
 
 def test_training_holds_no_held_out_picture_and_the_heldout_split_nothing_else(
@@ -166,14 +165,14 @@ def test_training_holds_no_held_out_picture_and_the_heldout_split_nothing_else(
 ) -> None:
     assert not any(holds_held_out_picture(scene_from_json(r["scene"])) for r in rows_of(small))
     overrides = [*SMALL, "split=heldout", "similar_share=0", "reference_share=0"]
-    other = render.run(out=tmp_path / "heldout", overrides=overrides)
+    other = RenderPlan(out=tmp_path / "heldout", overrides=overrides).run()
     assert all(holds_held_out_picture(scene_from_json(row["scene"])) for row in rows_of(other))
     assert {row["split"] for row in rows_of(other)} == {"heldout"}
 
 
 def test_splits_and_seeds_share_no_picture(small: Artifact, tmp_path: Path) -> None:
-    test = render.run(out=tmp_path / "test", overrides=[*SMALL, "split=test"])
-    seed = render.run(out=tmp_path / "seed", overrides=[*SMALL, "seed=1"])
+    test = RenderPlan(out=tmp_path / "test", overrides=[*SMALL, "split=test"]).run()
+    seed = RenderPlan(out=tmp_path / "seed", overrides=[*SMALL, "seed=1"]).run()
     scenes = [{row["scene"] for row in rows_of(artifact)} for artifact in (small, test, seed)]
     assert not scenes[0] & scenes[1] and not scenes[0] & scenes[2] and not scenes[1] & scenes[2]
 
@@ -181,30 +180,30 @@ def test_splits_and_seeds_share_no_picture(small: Artifact, tmp_path: Path) -> N
 def test_one_process_two_processes_and_two_ranks_make_the_same_bytes(
     small: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two = render.run(out=tmp_path / "two", overrides=[*SMALL, "num_workers=2"])
+    two = RenderPlan(out=tmp_path / "two", overrides=[*SMALL, "num_workers=2"]).run()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "10":
         monkeypatch.setenv("RANK", rank)
-        ranks = render.run(out=tmp_path / "ranks", overrides=SMALL)
+        ranks = RenderPlan(out=tmp_path / "ranks", overrides=SMALL).run()
     assert fingerprints(small.path) == fingerprints(two.path) == fingerprints(ranks.path)
     assert len(fingerprints(small.path)) == 1 + 2 * 3  # the manifest, 3 tars, 3 indexes
 
 
 def test_a_limited_run_is_the_beginning_of_the_whole_one(small: Artifact, tmp_path: Path) -> None:
-    part = render.run(out=tmp_path / "part", overrides=SMALL, limit=30)
+    part = RenderPlan(out=tmp_path / "part", overrides=SMALL, limit=30).run()
     assert part.settings["count"] == 30
     whole = [row for row in rows_of(small) if row["group"] < "00001-000010"]
     assert rows_of(part) == whole
     assert fingerprints(part.path)["00000.tar"] == fingerprints(small.path)["00000.tar"]
     with pytest.raises(UserError, match=r"\(count: 30 there, 60 now\)"):
-        render.run(out=part.path, overrides=SMALL)
+        RenderPlan(out=part.path, overrides=SMALL).run()
 
 
 def test_a_preview_counts_and_writes_nothing(small: Artifact, tmp_path: Path) -> None:
-    counts = render.preview(out=tmp_path / "new", overrides=["count=45", "shard_size=20"])
+    counts = RenderPlan(out=tmp_path / "new", overrides=["count=45", "shard_size=20"]).preview()
     assert counts == {"targets": 45, "shards": 3, "shards_to_make": 3}
     assert not (tmp_path / "new").exists()
-    assert render.preview(out=small.path, overrides=SMALL)["shards_to_make"] == 0
+    assert RenderPlan(out=small.path, overrides=SMALL).preview()["shards_to_make"] == 0
 
 
 KILLED = """
@@ -222,7 +221,7 @@ def deadly(config, key):
 
 render._group = deadly  # in the workers too: they import this file
 if __name__ == "__main__":
-    render.run(out=Path(sys.argv[1]), overrides=sys.argv[2:])
+    render.RenderPlan(out=Path(sys.argv[1]), overrides=sys.argv[2:]).run()
 """
 
 
@@ -236,7 +235,7 @@ def test_a_killed_run_goes_on_to_the_bytes_of_an_uninterrupted_one(
     tmp_path: Path, num_workers: int, key: str
 ) -> None:
     overrides = ["count=120", "shard_size=20"]
-    whole = render.run(out=tmp_path / "whole", overrides=[*overrides, "num_workers=1"])
+    whole = RenderPlan(out=tmp_path / "whole", overrides=[*overrides, "num_workers=1"]).run()
     overrides.append(f"num_workers={num_workers}")
     out = tmp_path / "killed"
     script = tmp_path / "killed.py"
@@ -247,6 +246,6 @@ def test_a_killed_run_goes_on_to_the_bytes_of_an_uninterrupted_one(
     assert key[:5] in open_artifact(out).missing()
     if num_workers == 1:  # what was begun lies there half written
         assert [path.name.split(".")[1] for path in out.glob(".*.tmp")] == [key[:5]]
-    resumed = render.run(out=out, overrides=overrides)
+    resumed = RenderPlan(out=out, overrides=overrides).run()
     assert not resumed.missing()
     assert fingerprints(out) == fingerprints(whole.path)

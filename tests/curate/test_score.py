@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.artifacts.preview import preview_rows
-from tarkit.curate import render, score
+from tarkit.curate.render import RenderPlan
+from tarkit.curate.score import ScorePlan
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes
 from tarkit.scoring import scorers
@@ -42,7 +42,7 @@ def pictures(tmp_path: Path) -> Artifact:
 
 def scored(pictures: Artifact, scorer: str, **known: Any) -> list[dict[str, Any]]:
     out = pictures.path.parent / "scores"
-    return score.run(pictures.path, out=out, scorer=scorer, **known).rows("00000")
+    return ScorePlan(pictures.path, out=out, scorer=scorer, **known).run().rows("00000")
 
 
 def test_a_blank_picture_has_no_spread(pictures: Artifact) -> None:
@@ -126,10 +126,10 @@ def test_a_classifier_gives_a_column_a_label(pictures: Artifact, tmp_path: Path)
 
 
 def test_the_miniature_tells_the_right_prompt_from_another(tmp_path: Path) -> None:
-    pictures = render.run(
+    pictures = RenderPlan(
         out=tmp_path / "pictures", overrides=["seed=77", "count=40", "shard_size=200"]
-    )
-    rows = score.run(pictures.path, out=tmp_path / "scores", scorer="tar", model="mini")
+    ).run()
+    rows = ScorePlan(pictures.path, out=tmp_path / "scores", scorer="tar", model="mini").run()
     drawn = [(row, blob) for row, blob in pictures.read_images("00000") if row["prompt"] and blob]
     scores = {row["key"]: row["gain"] for row in rows.rows("00000")}
     right = np.array([scores[row["key"]] for row, _ in drawn])
@@ -199,7 +199,8 @@ def test_scores_are_made_once(pictures: Artifact, monkeypatch: pytest.MonkeyPatc
     first = scored(pictures, "pixels")
     monkeypatch.setattr(scorers.Pixels, "score", lambda *_: pytest.fail("scored again"))
     assert scored(pictures, "pixels") == first
-    assert preview_rows(pictures.path, "images", out=pictures.path.parent / "scores") == {
+    out = pictures.path.parent / "scores"
+    assert ScorePlan(pictures.path, out=out, scorer="pixels").preview() == {
         "rows": 5,
         "shards": 1,
         "shards_to_make": 0,

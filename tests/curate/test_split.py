@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.curate import split
-from tarkit.curate.ask import LOG, Refused
-from tarkit.curate.split import INSTRUCTION, split_of
+from tarkit.curate import ask
+from tarkit.curate.ask import LOG, LanguageModel, Refused
+from tarkit.curate.split import INSTRUCTION, PromptSplit, SplitPlan, split_of
 from tarkit.errors import UserError
 from tarkit.llm.base import LlmAnswer, LlmQuestion
 from tarkit.vocab import IMAGE_MARK
@@ -24,7 +24,7 @@ def answer(template: Any, phrase: Any) -> str:
     return json.dumps({"prompt": template, IMAGE_MARK: phrase})
 
 
-def put_back(found: split.Split) -> str:
+def put_back(found: PromptSplit) -> str:
     assert found.template.count(IMAGE_MARK) == 1
     return found.template.replace(IMAGE_MARK, found.phrase)
 
@@ -59,7 +59,7 @@ def test_a_sound_answer_is_accepted_and_cut_from_the_prompt(text: str) -> None:
 )
 def test_a_phrase_of_the_prompt_mends_a_template_that_does_not_prove(template: str) -> None:
     found = split_of(PROMPT, answer(template, "the snow"))
-    assert found == split.Split(
+    assert found == PromptSplit(
         "A photo of a red fox, sitting in <image> at dawn.", "the snow", True
     )
 
@@ -151,7 +151,7 @@ class Fox:
 @pytest.fixture
 def fox(monkeypatch: pytest.MonkeyPatch) -> Fox:
     assistant = Fox()
-    monkeypatch.setattr(split, "load", lambda llm, **known: assistant)
+    monkeypatch.setattr(ask, "load", lambda llm, **known: assistant)
     return assistant
 
 
@@ -171,7 +171,7 @@ def prompts(tmp_path: Path) -> Artifact:
 def test_a_row_in_a_row_out_with_its_reason_and_its_cost(
     prompts: Artifact, fox: Fox, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = split.run(prompts.path, out=prompts.path.parent / "out", llm="m")
+    out = SplitPlan(prompts.path, out=prompts.path.parent / "out", llm=LanguageModel("m")).run()
     rows = out.rows("00000")
     assert [row["key"] for row in rows] == ["0-0", "0-1", "0-2", "0-3"]
     assert [row["template"] for row in rows] == [
@@ -203,9 +203,11 @@ def test_small_models_are_asked_for_the_phrase_alone(
             assert all(len(question.examples) == 3 for question in questions)
             return [LlmAnswer(" ".join(q.text.split()[-2:]) + ".") for q in questions]
 
-    monkeypatch.setattr(split, "load", lambda llm, **known: Parrot())
+    monkeypatch.setattr(ask, "load", lambda llm, **known: Parrot())
     out = prompts.path.parent / "out"
-    artifact = split.run(prompts.path, out=out, llm="m", overrides=["style=phrase"])
+    artifact = SplitPlan(
+        prompts.path, out=out, llm=LanguageModel("m"), overrides=["style=phrase"]
+    ).run()
     rows = artifact.rows("00000")
     # The whale's article goes with it, as the dog's and the fox's.
     assert [row["phrase"] for row in rows] == ["a fox", None, "a dog", "a whale"]
@@ -213,7 +215,7 @@ def test_small_models_are_asked_for_the_phrase_alone(
 
 
 def test_the_tries_of_a_row_have_seeds_of_their_own(prompts: Artifact, fox: Fox) -> None:
-    split.run(prompts.path, out=prompts.path.parent / "out", llm="m")
+    SplitPlan(prompts.path, out=prompts.path.parent / "out", llm=LanguageModel("m")).run()
     assert len({question.seed for question in fox.questions}) == len(fox.questions) == 6
 
 
@@ -221,19 +223,19 @@ def test_a_finished_artifact_asks_nobody_and_a_retry_only_for_failures(
     prompts: Artifact, fox: Fox
 ) -> None:
     out = prompts.path.parent / "out"
-    split.run(prompts.path, out=out, llm="m")
+    SplitPlan(prompts.path, out=out, llm=LanguageModel("m")).run()
     before = len(fox.questions)
-    split.run(prompts.path, out=out, llm="m")
+    SplitPlan(prompts.path, out=out, llm=LanguageModel("m")).run()
     assert len(fox.questions) == before
-    split.run(prompts.path, out=out, llm="m", retry_failed=True)
+    SplitPlan(prompts.path, out=out, llm=LanguageModel("m"), retry_failed=True).run()
     assert {q.text for q in fox.questions[before:]} == {INSTRUCTION + "a photo of a whale"}
 
 
 def test_another_model_or_instruction_is_another_artifact(prompts: Artifact, fox: Fox) -> None:
     out = prompts.path.parent / "out"
-    split.run(prompts.path, out=out, llm="m")
+    SplitPlan(prompts.path, out=out, llm=LanguageModel("m")).run()
     with pytest.raises(UserError, match="llm: m there, n now"):
-        split.run(prompts.path, out=out, llm="n")
+        SplitPlan(prompts.path, out=out, llm=LanguageModel("n")).run()
     # How patiently a server is asked is no part of what it says.
     more = ["assistant.timeout_s=9", "assistant.retries=1"]
-    split.run(prompts.path, out=out, llm="m", overrides=more)
+    SplitPlan(prompts.path, out=out, llm=LanguageModel("m"), overrides=more).run()

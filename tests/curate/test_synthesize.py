@@ -17,8 +17,10 @@ from transformers import (
 
 from tarkit import encode
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.curate import chats, synthesize
-from tarkit.curate.text_to_image import Job, load_painter
+from tarkit.curate import synthesize
+from tarkit.curate.chats import ChatsPlan
+from tarkit.curate.synthesize import SynthesizePlan
+from tarkit.curate.text_to_image import PictureRequest, load_painter
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
 from tests import parts
@@ -82,9 +84,9 @@ def prompts(path: Path, shards: Sequence[str] = ("00000",)) -> Artifact:
 
 
 def run(source: Artifact, flux: Path, out: Path, *more: str, **known: Any) -> Artifact:
-    return synthesize.run(
+    return SynthesizePlan(
         source.path, out=out, generator=str(flux), overrides=[*SMALL, *more], **known
-    )
+    ).run()
 
 
 def files(artifact: Artifact) -> dict[str, bytes]:
@@ -119,7 +121,7 @@ def test_chats_of_the_group_are_of_every_task(flux: Path, tmp_path: Path) -> Non
     images = run(prompts(tmp_path / "p"), flux, tmp_path / "o", "seeds=2")
     tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
     tokens = encode.run(images.path, tokenizer=tokenizer, out=tmp_path / "tokens")
-    made = chats.run(chats.Sources(tokens.path), out=tmp_path / "chats").rows("00000")
+    made = ChatsPlan(tokens.path, out=tmp_path / "chats").run().rows("00000")
     ok = [(row["task"], row["key"]) for row in made if row["status"] == "ok"]
     # Each of the five pictures is drawn from its prompt; two pairs both ways; one split prompt.
     assert [sum(task == name for task, _ in ok) for name in ("t2i", "i2i", "ti2i")] == [5, 4, 1]
@@ -147,14 +149,14 @@ def test_a_retry_draws_what_failed_and_keeps_the_rest(
 ) -> None:
     source = prompts(tmp_path / "p")
     painter = load_painter(str(flux), device="cpu", precision="float32")
-    asked: list[Job] = []
+    asked: list[PictureRequest] = []
 
     class Torn:
-        def paint(self, jobs: Sequence[Job], **known: Any) -> list[np.ndarray | str]:
-            asked.extend(jobs)
+        def paint(self, requests: Sequence[PictureRequest], **known: Any) -> list[np.ndarray | str]:
+            asked.extend(requests)
             return [
-                "the pipeline failed" if job.prompt == "a ring" else image
-                for job, image in zip(jobs, painter.paint(jobs, **known), strict=True)
+                "the pipeline failed" if request.prompt == "a ring" else image
+                for request, image in zip(requests, painter.paint(requests, **known), strict=True)
             ]
 
     monkeypatch.setattr(synthesize, "load_painter", lambda *_, **__: Torn())
@@ -173,9 +175,9 @@ def test_embeddings_are_shared_by_equal_prompts_and_pictures_do_not_depend_on_th
     painter = load_painter(str(flux), device="cpu", precision="float32")
     assert painter.embed is not None
     size: dict[str, Any] = {"size_px": 16, "steps": 2, "guidance": 0.0, "max_prompt_tokens": 16}
-    jobs = [Job("a fox", 1), Job("a fox", 2), Job("a ring", 1)]
-    together = painter.paint(jobs, **size)
-    alone = [painter.paint([job], **size)[0] for job in jobs]
+    requests = [PictureRequest("a fox", 1), PictureRequest("a fox", 2), PictureRequest("a ring", 1)]
+    together = painter.paint(requests, **size)
+    alone = [painter.paint([request], **size)[0] for request in requests]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
     assert not np.array_equal(together[0], together[1])
     plain = painter.pipeline(
@@ -193,7 +195,9 @@ def test_embeddings_are_shared_by_equal_prompts_and_pictures_do_not_depend_on_th
 
 def test_the_preview_counts_what_a_run_makes(flux: Path, tmp_path: Path) -> None:
     source = prompts(tmp_path / "p")
-    counts = synthesize.preview(source.path, out=tmp_path / "o", overrides=["seeds=2"])
+    counts = SynthesizePlan(
+        source.path, generator=str(flux), out=tmp_path / "o", overrides=["seeds=2"]
+    ).preview()
     # Two prompts twice, a reference, and the failed row.
     assert counts == {"rows": 3, "pictures": 6, "shards": 1, "shards_to_make": 1}
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tarkit.artifacts.artifact import begin_artifact
-from tarkit.curate import split
+from tarkit.curate.ask import LanguageModel
+from tarkit.curate.split import SplitPlan
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 
@@ -86,13 +87,16 @@ def test_prompts_are_split_by_a_real_server(url: str, tmp_path: Path) -> None:
         for n, thing in enumerate(things)
     ]
     source.write("00000", rows)
-    made = split.run(
-        source.path,
-        out=tmp_path / "out",
-        llm=served(),
-        server=url,
-        overrides=["style=phrase", "assistant.max_tokens=24", "assistant.batch_size=2"],
-    ).rows("00000")
+    made = (
+        SplitPlan(
+            source.path,
+            out=tmp_path / "out",
+            llm=LanguageModel(served(), server=url),
+            overrides=["style=phrase", "assistant.max_tokens=24", "assistant.batch_size=2"],
+        )
+        .run()
+        .rows("00000")
+    )
     for row in made:
         if row["status"] == "ok":
             assert row["template"].replace("<image>", row["phrase"]) == row["prompt"]

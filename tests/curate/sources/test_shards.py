@@ -13,6 +13,7 @@ import pytest
 
 from tarkit.artifacts.manifest import read_manifest
 from tarkit.curate import ingest, url_safety
+from tarkit.curate.ingest import IngestPlan
 from tarkit.curate.sources import list_source, remote
 from tarkit.curate.sources.items import SourceItem
 from tarkit.curate.sources.remote import RemoteReader, SourceLost
@@ -209,7 +210,7 @@ def test_a_header_that_announces_more_than_a_picture_may_have_is_not_read(tmp_pa
 def test_webdataset_reads_what_ingest_writes_with_keys_and_extensions(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     (tmp_path / "in.tar").write_bytes(shard(1, 2, 3))
-    made = ingest.run(tmp_path / "in.tar", out=tmp_path / "out", overrides=["shard_size=2"])
+    made = IngestPlan(tmp_path / "in.tar", out=tmp_path / "out", overrides=["shard_size=2"]).run()
     shards = str(tmp_path / "out" / "{00000..00001}.tar")
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert [(s["__key__"], set(s) - {"__key__", "__url__", "__local_path__"}) for s in samples] == [
@@ -235,8 +236,8 @@ def test_shards_at_urls_give_the_rows_of_the_same_shards_here(
         server.files[f"/d-{n}.tar"] = shard(2 * n, 2 * n + 1)
         (tmp_path / f"d-{n}.tar").write_bytes(shard(2 * n, 2 * n + 1))
     url = server.url("/d-{0..1}.tar?key=secret")
-    made = ingest.run(url, out=tmp_path / "far", allow_private=True)
-    near = ingest.run(f"{tmp_path}/d-{{0..1}}.tar", out=tmp_path / "near")
+    made = IngestPlan(url, out=tmp_path / "far", allow_private=True).run()
+    near = IngestPlan(f"{tmp_path}/d-{{0..1}}.tar", out=tmp_path / "near").run()
     far_rows, near_rows = made.rows("00000"), near.rows("00000")
     assert [row["source"] for row in far_rows] == [
         server.url(f"/d-{n // 2}.tar/{n:04d}.png") for n in range(4)
@@ -250,7 +251,9 @@ def test_shards_at_urls_give_the_rows_of_the_same_shards_here(
     assert paths == ["/d-0.tar", "/d-1.tar", "/d-0.tar", "/d-1.tar"]
     # The same command again, signed anew, goes on where this one ended.
     server.requests.clear()
-    ingest.run(server.url("/d-{0..1}.tar?key=other"), out=tmp_path / "far", allow_private=True)
+    IngestPlan(
+        server.url("/d-{0..1}.tar?key=other"), out=tmp_path / "far", allow_private=True
+    ).run()
     assert [path for path, _ in server.requests] == ["/d-0.tar", "/d-1.tar"]
 
 
@@ -258,12 +261,12 @@ def test_workers_read_a_remote_shard_from_where_their_pictures_lie(
     server: ShardServer, tmp_path: Path
 ) -> None:
     server.files["/d.tar"] = shard(*range(6))
-    made = ingest.run(
+    made = IngestPlan(
         server.url("/d.tar"),
         out=tmp_path / "out",
         overrides=["shard_size=3", "num_workers=2"],
         allow_private=True,
-    )
+    ).run()
     blobs = [blob for name in made.shards for _, blob in made.read_images(name)]
     assert blobs == [png(n) for n in range(6)]
     starts = {header for _, header in server.requests}
@@ -337,11 +340,11 @@ def test_the_shard_of_a_run_that_lost_its_server_is_not_written(
 
     monkeypatch.setattr(ingest, "list_source", list_and_lose)
     with pytest.raises(SourceLost):
-        ingest.run(server.url("/x.tar"), out=tmp_path / "out", allow_private=True)
+        IngestPlan(server.url("/x.tar"), out=tmp_path / "out", allow_private=True).run()
     assert not list((tmp_path / "out").glob("0*"))
     server.files["/x.tar"] = shard(1, 2)
     monkeypatch.setattr(ingest, "list_source", listed)
-    made = ingest.run(server.url("/x.tar"), out=tmp_path / "out", allow_private=True)
+    made = IngestPlan(server.url("/x.tar"), out=tmp_path / "out", allow_private=True).run()
     assert [row["status"] for row in made.rows("00000")] == ["ok", "ok"]
 
 
@@ -461,9 +464,9 @@ def test_the_manifest_of_one_tar_names_it_as_a_parent_and_a_pattern_as_a_setting
     tmp_path: Path,
 ) -> None:
     (tmp_path / "x.tar").write_bytes(shard(1))
-    one = ingest.run(tmp_path / "x.tar", out=tmp_path / "one")
+    one = IngestPlan(tmp_path / "x.tar", out=tmp_path / "one").run()
     assert "source" not in one.settings
     assert read_manifest(one.path)["parents"]["source"]["path"] == "../x.tar"
     pattern = f"{tmp_path}/{{x,x}}.tar"
-    two = ingest.run(pattern, out=tmp_path / "two")
+    two = IngestPlan(pattern, out=tmp_path / "two").run()
     assert two.settings["source"] == pattern and read_manifest(two.path)["parents"] == {}
