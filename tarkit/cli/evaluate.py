@@ -23,6 +23,7 @@ from tarkit.cli.options import (
     TopP,
 )
 from tarkit.cli.output import device_of, given, scored, show
+from tarkit.eval.benchmarks import LAYOUTS, PICTURES, QUESTIONS
 
 group = new_group("Score a model.")
 
@@ -90,7 +91,7 @@ def eval_shapes(
 
 Bench = Annotated[
     str,
-    typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
+    typer.Argument(help=", ".join((*PICTURES, *QUESTIONS))),
 ]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="What `tarkit eval prepare` wrote.")]
@@ -272,7 +273,7 @@ def eval_export(
         str,
         typer.Option(
             "--format",
-            help="geneval-dir, dpg-grid, adm-npz; mme-txt, pope-jsonl, mmmu-json.",
+            help=", ".join(LAYOUTS),
         ),
     ],
 ) -> int:
@@ -425,7 +426,7 @@ def _asking(bench: str) -> Callable[..., int]:
     return ask
 
 
-for _bench in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu"):
+for _bench in QUESTIONS:
     command(group, _bench)(_asking(_bench))
 
 

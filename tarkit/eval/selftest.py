@@ -18,8 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.choices import open_correct
-from tarkit.eval.benchmarks.dsg import Answers, Graph, Question, graph_results, question_of
+from tarkit.eval.benchmarks.dsg import (
+    GraphAnswers,
+    GraphQuestion,
+    SceneGraph,
+    graph_results,
+    question_of,
+)
+from tarkit.eval.benchmarks.mmmu import open_correct
 from tarkit.eval.benchmarks.shapes_proof import prove
 from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of
 from tarkit.eval.metrics.yes_no import parse_yes_no, score_yes_no
@@ -115,11 +121,11 @@ def _with(data: Path | None, file: str, name: str, check: Callable[[str, Path], 
 def _dpg_cases() -> list[Check]:
     """Each of the published scorer's two faults on a case made to show it, by hand."""
     whole, spatial = "entity - whole", "relation - spatial"
-    fox = Graph("fox", "", (Question(1, "", (), whole), Question(2, "", (1,), spatial)))
-    cup = Graph("cup", "", (Question(1, "", (), whole),))
-    yes: Answers = {1: True, 2: True}
-    lost: dict[str, Sequence[Answers]] = {"fox": [yes], "cup": [{1: False}]}
-    tiles: dict[str, Sequence[Answers]] = {
+    animal, hat = GraphQuestion(1, "", (), whole), GraphQuestion(2, "", (1,), spatial)
+    fox, cup = SceneGraph("fox", "", (animal, hat)), SceneGraph("cup", "", (animal,))
+    yes: GraphAnswers = {1: True, 2: True}
+    lost: dict[str, Sequence[GraphAnswers]] = {"fox": [yes], "cup": [{1: False}]}
+    tiles: dict[str, Sequence[GraphAnswers]] = {
         "cup": [{1: True}] * 2,
         "fox": [yes, {1: False, 2: True}],
     }
@@ -193,7 +199,7 @@ def _geneval(name: str, file: Path) -> Check:
 
 def _dsg(published: float) -> Callable[[str, Path], Check]:
     def check(name: str, file: Path) -> Check:
-        questions: dict[str, list[Question]] = defaultdict(list)
+        questions: dict[str, list[GraphQuestion]] = defaultdict(list)
         answers: dict[str, dict[int, bool | None]] = defaultdict(dict)
         with file.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
@@ -201,7 +207,7 @@ def _dsg(published: float) -> Callable[[str, Path], Check]:
                     one = question_of(row["question_id"], row["question"], row["dependency_id"])
                     questions[row["item_id"]].append(one)
                     answers[row["item_id"]][one.id] = row["answer"].strip().lower() == "yes"
-        graphs = [Graph(item, "", tuple(found)) for item, found in questions.items()]
+        graphs = [SceneGraph(item, "", tuple(found)) for item, found in questions.items()]
         results = graph_results(graphs, {item: [found] for item, found in answers.items()})
         score = f"{100 * results['overall']['value']:.2f}"
         said = f"{score} over {len(graphs)} prompts, {len(results['malformed'])} malformed cells"

@@ -16,6 +16,7 @@ from tarkit.artifacts.manifest import begin_directory
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tarkit.eval import export, prepare, score
+from tarkit.eval.benchmarks import LAYOUTS
 from tarkit.eval.run import open_run
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -87,11 +88,11 @@ def test_a_layout_of_another_benchmark_is_refused_with_those_of_this_one(
 
 def test_the_readme_and_the_help_name_every_layout() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert [name for name in export.LAYOUTS if f"`{name}`" not in readme] == []
+    assert [name for name in LAYOUTS if f"`{name}`" not in readme] == []
     root: Any = typer.main.get_command(app)
     options = {each.name: each for each in root.commands["eval"].commands["export"].params}
     named = re.findall(r"[a-z]+-[a-z]+", options["layout"].help)
-    assert sorted(named) == sorted(export.LAYOUTS)
+    assert sorted(named) == sorted(LAYOUTS)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_half_a_pair_and_a_failed_answer_are_refused_by_mme(tmp_path: Path) -> N
     assert error.value.hint == f"tarkit eval answer {run} --retry-failed"
     prepare.run("mme", out=tmp_path / "three", data=tmp_path / "mme", limit=3)
     said = {item.id: "yes" for item in open_run(tmp_path / "three").items}
-    with pytest.raises(UserError, match="has not two questions of every picture of count"):
+    with pytest.raises(UserError, match="does not have two questions of every picture of count"):
         export.run(answered(tmp_path / "three", said), out=tmp_path / "out", layout="mme-txt")
     assert not (tmp_path / "out").exists()
 

@@ -15,7 +15,7 @@ from tarkit.artifacts.manifest import read_manifest
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.eval.benchmarks import dpg as dpg_module
-from tarkit.eval.benchmarks.answers import correct
+from tarkit.eval.benchmarks.mme import mme_correct
 from tarkit.eval.run import Item, open_run
 from tarkit.images import read_picture
 from tarkit.inference.tar import Tar
@@ -444,7 +444,7 @@ def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_
 
 def test_rows_of_mme_are_read_as_its_figures_are() -> None:
     item = Item("a", "count", "?", truth="yes")
-    assert correct("mme", item, "*yes") and not correct("mme", item, "I say yes")
+    assert mme_correct(item, "*yes") and not mme_correct(item, "I say yes")
 
 
 def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -> None:
