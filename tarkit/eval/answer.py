@@ -8,7 +8,7 @@ from pathlib import Path
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import PICTURES
-from tarkit.eval.run import Item, Run, open_run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
 from tarkit.eval.samples import make_answers
 from tarkit.images import read_picture
 from tarkit.inference.tar import Tar
@@ -25,7 +25,7 @@ def run(
     batch_size: int = 16,
     retry_failed: bool = False,
     device: str = "cpu",
-) -> Run:
+) -> BenchmarkRun:
     """Answer the questions of the run at `path`. Raises UserError."""
     started = open_run(path)
     if started.bench in PICTURES:
@@ -46,7 +46,7 @@ def run(
         },
     )
 
-    def answer(items: Sequence[Item]) -> list[str]:
+    def answer(items: Sequence[BenchmarkItem]) -> list[str]:
         for item in items:
             if item.picture is None:
                 raise UserError(item.unasked or "the question has no picture")

@@ -1,7 +1,8 @@
 """`tarkit eval generate`: a model draws the pictures of a run, in GenEval's own folders.
 
-A picture's seed is a hash of its prompt and number (`Run.seed_of`), and every sampling option is
-recorded. `WORLD_SIZE` processes share the batches; the same command again draws what is missing.
+A picture's seed is a hash of its prompt and number (`BenchmarkRun.seed_of`), and every sampling
+option is recorded. `WORLD_SIZE` processes share the batches; the same command again draws what is
+missing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tarkit.artifacts.manifest import begin_directory
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import QUESTIONS
-from tarkit.eval.run import Item, Run, open_run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
 from tarkit.eval.samples import make_pictures
 from tarkit.inference.tar import Tar
 from tarkit.vocab import Scale
@@ -32,7 +33,7 @@ def run(
     batch_size: int = 16,
     retry_failed: bool = False,
     device: str = "cpu",
-) -> Run:
+) -> BenchmarkRun:
     """Draw the pictures of the run at `path`. Raises UserError."""
     started = open_run(path)
     if started.bench in QUESTIONS:
@@ -54,9 +55,9 @@ def run(
     )
     for row, item in enumerate(started.items):
         line = json.dumps({"prompt": item.prompt, **(item.meta or {})}) + "\n"
-        write_whole(started.metadata(row), line.encode())
+        write_whole(started.metadata_path(row), line.encode())
 
-    def draw(jobs: Sequence[tuple[Item, int]]) -> list[Image.Image]:
+    def draw(jobs: Sequence[tuple[BenchmarkItem, int]]) -> list[Image.Image]:
         return tar.imagine_many(
             [item.prompt for item, _ in jobs],
             seeds=[seed for _, seed in jobs],
@@ -65,8 +66,11 @@ def run(
         )
 
     jobs = [
-        (started.picture(one.row, one.sample), (one.item, started.seed_of(one.item, one.sample)))
-        for one in started.drawn()
+        (
+            started.picture_path(one.row, one.sample),
+            (one.item, started.seed_of(one.item, one.sample)),
+        )
+        for one in started.pictures()
     ]
     rank, world = rank_and_world()
     mine = [

@@ -56,7 +56,7 @@ NO_METRICS |= {"resps", "filtered_resps", "doc", "arguments"}
 
 
 @dataclass(frozen=True)
-class Finished:
+class LmmsResults:
     """A finished run of lmms-eval: its results, and the samples of each task."""
 
     results: Mapping[str, Any]
@@ -153,7 +153,7 @@ def command_of(
     return [*command, "--log_samples", "--output_path", place]
 
 
-def read_finished(folder: Path) -> Finished | None:
+def read_finished(folder: Path) -> LmmsResults | None:
     """The newest run of lmms-eval in `folder`, if every sample of every task is there."""
     found = max(folder.glob("*/*_results.json"), key=lambda path: path.name, default=None)
     if found is None:
@@ -168,7 +168,7 @@ def read_finished(folder: Path) -> Finished | None:
         if len(lines) != count["effective"] + 1 or lines[-1]:
             return None
         samples[task] = [json.loads(line) for line in lines[:-1]]
-    return Finished(results, samples)
+    return LmmsResults(results, samples)
 
 
 def answer_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _call(command: Sequence[str], offline: bool) -> str:
     return said
 
 
-def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: str) -> None:
+def _write(out: Path, finished: LmmsResults, settings: Mapping[str, Any], version: str) -> None:
     rows = [answer_row(task, one) for task, found in finished.samples.items() for one in found]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), sink, compression="zstd")
@@ -241,7 +241,7 @@ def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: 
     write_outcome(out, metrics, settings=settings, report=report, versions={"lmms-eval": version})
 
 
-def metrics_of(finished: Finished, version: str) -> dict[str, dict[str, Any]]:
+def metrics_of(finished: LmmsResults, version: str) -> dict[str, dict[str, Any]]:
     """lmms-eval's figures of each task and group, by TASK@lmms-eval-VERSION."""
     versions = finished.results.get("versions", {})
     found = {}

@@ -36,8 +36,8 @@ KNOWN = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams", "to
 log = logging.getLogger("tarkit")
 
 
-class Decoding(NamedTuple):
-    """How an answer ends, of what a task asks for."""
+class StopCondition(NamedTuple):
+    """Where an answer ends: after `max_tokens`, or before one of the strings `until`."""
 
     max_tokens: int
     until: tuple[str, ...]
@@ -58,7 +58,7 @@ class Request:
         return f"task {self.task}, document {self.doc_id}"
 
 
-class _Tar(lmms):
+class _LmmsTar(lmms):
     """What both models share: requests in, answers out in the same order."""
 
     def __init__(
@@ -93,18 +93,18 @@ class _Tar(lmms):
         """The answer to each request, cut off before the first of its stop strings."""
         asked = [self.request(each.args) for each in requests]
         ignored: Counter[str] = Counter()
-        decodings = [_decoding(each, ignored) for each in asked]
+        stops = [_stop_condition(each, ignored) for each in asked]
         for what, count in ignored.items():
             log.warning("%d of %d requests: %s is ignored", count, len(asked), what)
         answers = [""] * len(asked)
         with Progress("answer", total=len(asked), unit="questions") as progress:
-            for max_tokens in dict.fromkeys(decoding.max_tokens for decoding in decodings):
-                alike = [n for n, each in enumerate(decodings) if each.max_tokens == max_tokens]
+            for max_tokens in dict.fromkeys(stop.max_tokens for stop in stops):
+                alike = [n for n, each in enumerate(stops) if each.max_tokens == max_tokens]
                 for first in range(0, len(alike), self.batch_size):
                     batch = alike[first : first + self.batch_size]
                     said = self._describe([asked[n] for n in batch], max_tokens)
                     for n, answer in zip(batch, said, strict=True):
-                        answers[n] = cut(answer, decodings[n].until)
+                        answers[n] = cut(answer, stops[n].until)
                         key = (asked[n].context, asked[n].generation)
                         self.cache_hook.add_partial("generate_until", key, answers[n])
                     progress.advance(len(batch))
@@ -129,7 +129,7 @@ class _Tar(lmms):
         _refuse(requests, "answers in several rounds")
 
 
-class TarChat(_Tar):
+class TarChat(_LmmsTar):
     """Reads a task's messages, which must be one turn of the user's."""
 
     is_simple = False
@@ -143,7 +143,7 @@ class TarChat(_Tar):
         return Request(task, split, doc_id, context, generation, read)
 
 
-class TarSimple(_Tar):
+class TarSimple(_LmmsTar):
     """Reads a task's pictures and its text."""
 
     is_simple = True
@@ -186,7 +186,7 @@ def _kind(medium: Any) -> str:
     return repr(medium) if isinstance(medium, str) else type(medium).__name__
 
 
-def _decoding(asked: Request, ignored: Counter[str]) -> Decoding:
+def _stop_condition(asked: Request, ignored: Counter[str]) -> StopCondition:
     """What of `generation` holds here; what cannot be followed is counted in `ignored`."""
     given = {name: value for name, value in asked.generation.items() if value is not None}
     temperature = float(given.get("temperature", 1.0 if given.get("do_sample") else 0.0))
@@ -198,7 +198,7 @@ def _decoding(asked: Request, ignored: Counter[str]) -> Decoding:
         ignored["do_sample at temperature 0"] += 1
     ignored.update(sorted(given.keys() - KNOWN))
     until = given.get("until", [])
-    return Decoding(
+    return StopCondition(
         max_tokens=int(given.get("max_new_tokens", MAX_NEW_TOKENS)),
         until=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
     )

@@ -54,7 +54,7 @@ from tarkit.scoring.tables import Table, show
 
 Metric = Literal["rfid", "gfid"]
 ItemT = TypeVar("ItemT")
-Named = tuple[str, Image.Image]
+NamedPicture = tuple[str, Image.Image]
 
 CONSTANTS: Mapping[Metric, Mapping[str, Any]] = {
     "rfid": {"psnr_peak": 255, "ssim_window_px": WINDOW_PX, "ssim_sigma_px": SIGMA_PX},
@@ -85,7 +85,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class _Set:
+class _PictureSet:
     """Pictures in their order: names for complaints, (width, height), sha256 of all pixels."""
 
     path: Path
@@ -99,7 +99,7 @@ class _Set:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredGaussian:
     """A reference without pictures: the mean and covariance of their features."""
 
     gaussian: Gaussian
@@ -130,15 +130,15 @@ def run(
     """
     _check(metric, reference, batch_size)
     drawn = _read(samples, "samples")
-    real: _Set | _Stored
+    real: _PictureSet | _StoredGaussian
     if reference.suffix == ".npz":
-        real = _Stored(read_gaussian(reference), file_sha256(reference))
+        real = _StoredGaussian(read_gaussian(reference), file_sha256(reference))
     else:
         real = _read(reference, "reference")
-    if metric == "rfid" and isinstance(real, _Set):
+    if metric == "rfid" and isinstance(real, _PictureSet):
         _check_pairs(drawn, real)
     extractor = load_extractor(features, model=model, device=device)
-    if isinstance(real, _Stored) and (width := len(real.gaussian.mean)) != extractor.dim:
+    if isinstance(real, _StoredGaussian) and (width := len(real.gaussian.mean)) != extractor.dim:
         raise UserError(
             f"{reference} is of {width} features, {extractor.name} has {extractor.dim}",
             hint="--features that the reference was made with",
@@ -156,7 +156,7 @@ def run(
         },
         parents={"samples": samples, "reference": reference},
     )
-    if metric == "rfid" and isinstance(real, _Set):
+    if metric == "rfid" and isinstance(real, _PictureSet):
         figures = _pairs(drawn, real, extractor, batch_size)
     else:
         figures = _crowds(drawn, real, extractor, batch_size)
@@ -179,7 +179,7 @@ def _check(metric: str, reference: Path, batch_size: int) -> None:
 # - pictures -
 
 
-def _read(path: Path, name: str) -> _Set:
+def _read(path: Path, name: str) -> _PictureSet:
     """Every picture of a set, read once; UserError names the first that cannot be."""
     names, sizes = [], []
     digest = hashlib.sha256()
@@ -195,10 +195,10 @@ def _read(path: Path, name: str) -> _Set:
             f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})",
             hint="name a folder of pictures, or an images artifact",
         )
-    return _Set(path, names, sizes, digest.hexdigest())
+    return _PictureSet(path, names, sizes, digest.hexdigest())
 
 
-def _pictures(path: Path) -> Iterator[Named]:
+def _pictures(path: Path) -> Iterator[NamedPicture]:
     """(name, RGB picture) of a folder's files or an artifact's rows, in order."""
     if (path / MANIFEST).exists():
         artifact = open_artifact(path, "images")
@@ -222,7 +222,7 @@ def _pictures(path: Path) -> Iterator[Named]:
             yield str(file), read_picture(file)
 
 
-def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> Named:
+def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> NamedPicture:
     why = str(row["error"])
     if blob is not None:
         try:
@@ -235,7 +235,7 @@ def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> Named:
     )
 
 
-def _check_pairs(drawn: _Set, real: _Set) -> None:
+def _check_pairs(drawn: _PictureSet, real: _PictureSet) -> None:
     if len(drawn.names) != len(real.names):
         raise UserError(
             f"rfid compares pairs, but {drawn.path} holds {len(drawn.names)} pictures and "
@@ -271,7 +271,9 @@ def _batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 # - figures -
 
 
-def _pairs(drawn: _Set, real: _Set, extractor: FeatureExtractor, batch_size: int) -> dict[str, Any]:
+def _pairs(
+    drawn: _PictureSet, real: _PictureSet, extractor: FeatureExtractor, batch_size: int
+) -> dict[str, Any]:
     """Everything of rfid, from one pass over the pairs."""
     moments, originals = Moments(), Moments()
     errors: list[float] = []
@@ -302,11 +304,14 @@ def _pairs(drawn: _Set, real: _Set, extractor: FeatureExtractor, batch_size: int
 
 
 def _crowds(
-    drawn: _Set, reference: _Set | _Stored, extractor: FeatureExtractor, batch_size: int
+    drawn: _PictureSet,
+    reference: _PictureSet | _StoredGaussian,
+    extractor: FeatureExtractor,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Everything of gfid; a stored reference gives the distance alone."""
     rows = _extract(drawn, "samples", extractor, batch_size)
-    if isinstance(reference, _Stored):
+    if isinstance(reference, _StoredGaussian):
         figures = _distance(frechet_distance(reference.gaussian, gaussian_of(rows)))
         figures["notes"].append(NO_ROWS)
     else:
@@ -328,7 +333,9 @@ def _crowds(
     return figures
 
 
-def _extract(pictures: _Set, name: str, extractor: FeatureExtractor, batch_size: int) -> Features:
+def _extract(
+    pictures: _PictureSet, name: str, extractor: FeatureExtractor, batch_size: int
+) -> Features:
     rows = []
     with Progress(f"features of {name}", total=len(pictures.names), unit="pictures") as progress:
         for batch in _batches(_pictures(pictures.path), batch_size):

@@ -15,7 +15,7 @@ from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import load_benchmark
 from tarkit.eval.benchmarks.base import Benchmark, ItemRow, PictureBenchmark
-from tarkit.eval.run import Item, Run, begin_run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun, begin_run
 from tarkit.images import ImageError, decode, kept_bytes, read_picture
 
 PICTURES_A_PROMPT = 4
@@ -30,7 +30,7 @@ def run(
     n: int | None = None,
     seed: int = 0,
     limit: int | None = None,
-) -> Run:
+) -> BenchmarkRun:
     """Begin the run `out` of a benchmark: `n` pictures a prompt (4), one answer a question.
 
     `data` holds its prompts or questions, `images` the pictures that they name. `limit` takes the
@@ -64,7 +64,7 @@ def _rows(benchmark: Benchmark, data: Path | None, images: Path | None) -> Seque
     return benchmark.read(data, images)
 
 
-def _item(row: Mapping[str, Any], out: Path) -> Item:
+def _item(row: Mapping[str, Any], out: Path) -> BenchmarkItem:
     """The item of a row; a picture that the row holds is written into the run."""
     fields = dict(row)
     blob = fields.pop("blob", None)
@@ -72,11 +72,13 @@ def _item(row: Mapping[str, Any], out: Path) -> Item:
         try:
             extension, kept = kept_bytes(blob, decode(blob))
         except ImageError as error:
-            return Item(**fields | {"meta": {"unasked": f"its picture is damaged: {error}"}})
+            return BenchmarkItem(
+                **fields | {"meta": {"unasked": f"its picture is damaged: {error}"}}
+            )
         name = hashlib.sha256(kept).hexdigest()[:16]
         fields["picture"] = str(out / "pictures" / f"{name}.{extension}")
         write_whole(Path(fields["picture"]), kept)
-    return Item(**fields)
+    return BenchmarkItem(**fields)
 
 
 def _spread(items: Sequence[ItemRow], limit: int | None) -> list[ItemRow]:

@@ -21,7 +21,7 @@ from tarkit.eval.benchmarks.base import (
     write_verdicts,
 )
 from tarkit.eval.outcome import Scored
-from tarkit.eval.run import Run, open_run
+from tarkit.eval.run import BenchmarkRun, open_run
 
 
 def run(
@@ -75,7 +75,7 @@ def run(
     return write_verdicts(started, verdicts, settings=_settings(started, made))
 
 
-def _settings(started: Run, made: str) -> dict[str, Any]:
+def _settings(started: BenchmarkRun, made: str) -> dict[str, Any]:
     """The settings of the run, and those by which its pictures or answers were made."""
     folder = started.path / made
     return {

@@ -33,10 +33,10 @@ _RELATIONS = ("left of", "right of", "above", "below")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 _UNCOLOURED = 1  # "person", the first class, has no prompt with a colour
 
-Metadata = dict[str, Any]
+PromptMetadata = dict[str, Any]
 
 
-def geneval_prompts(seed: int = SEED, per_task: int = PROMPTS_PER_TASK) -> list[Metadata]:
+def geneval_prompts(seed: int = SEED, per_task: int = PROMPTS_PER_TASK) -> list[PromptMetadata]:
     """Prompts with their metadata, in GenEval's schema and order; the defaults give its 553."""
     rng = np.random.default_rng(seed)
     unique = {json.dumps(one): one for one in _draws(rng, per_task)}
@@ -48,7 +48,7 @@ def geneval_jsonl(seed: int = SEED) -> str:
     return "".join(json.dumps(one) + "\n" for one in geneval_prompts(seed))
 
 
-def _draws(rng: np.random.Generator, per_task: int) -> Iterator[Metadata]:
+def _draws(rng: np.random.Generator, per_task: int) -> Iterator[PromptMetadata]:
     """The draws in the published order: another order of the same draws gives other prompts."""
     for index in rng.choice(len(CLASSES), size=len(CLASSES), replace=False):
         yield _prompt("single_object", [_asked(CLASSES[index])], _a(CLASSES[index]))
@@ -77,11 +77,11 @@ def _draws(rng: np.random.Generator, per_task: int) -> Iterator[Metadata]:
         yield _prompt("color_attr", include, f"{_a(hue)} {one} and {_a(tint)} {other}")
 
 
-def _asked(name: str, count: int = 1, **more: Any) -> Metadata:
+def _asked(name: str, count: int = 1, **more: Any) -> PromptMetadata:
     return {"class": name, "count": count, **more}
 
 
-def _prompt(tag: str, include: list[Metadata], said: str, **more: Any) -> Metadata:
+def _prompt(tag: str, include: list[PromptMetadata], said: str, **more: Any) -> PromptMetadata:
     return {"tag": tag, "include": include, **more, "prompt": f"a photo of {said}"}
 
 

@@ -28,9 +28,9 @@ def drawn(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     prepare.run("geneval", out=out, n=2, limit=2)
     run = open_run(out)
-    for one in run.drawn():
+    for one in run.pictures():
         level = 40 * one.row + 10 * one.sample
-        grey(run.picture(one.row, one.sample), level)
+        grey(run.picture_path(one.row, one.sample), level)
     return out
 
 
@@ -52,7 +52,7 @@ def test_adm_reads_one_array_of_prompts_one_after_the_other(drawn: Path, tmp_pat
 
 
 def test_pictures_of_two_sizes_make_no_array(drawn: Path, tmp_path: Path) -> None:
-    grey(open_run(drawn).picture(1, 0), 7, size=(6, 5))
+    grey(open_run(drawn).picture_path(1, 0), 7, size=(6, 5))
     with pytest.raises(UserError, match=r"00001/samples/0000.png is 6 x 5, the first is 6 x 4"):
         export.run(drawn, out=tmp_path / "adm", layout="adm-npz")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -62,7 +62,7 @@ def test_pictures_of_two_sizes_make_no_array(drawn: Path, tmp_path: Path) -> Non
 def test_a_picture_that_failed_leaves_no_half_of_an_export(
     drawn: Path, tmp_path: Path, layout: str
 ) -> None:
-    file = open_run(drawn).picture(1, 1)
+    file = open_run(drawn).picture_path(1, 1)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="samples/0001.png failed") as error:
@@ -114,8 +114,8 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
     out = tmp_path / "run"
     prepare.run("dpg", out=out, data=table, n=n)
     run = open_run(out)
-    for one in run.drawn():
-        grey(run.picture(one.row, one.sample), 20 * one.sample)
+    for one in run.pictures():
+        grey(run.picture_path(one.row, one.sample), 20 * one.sample)
     if fault:
         with pytest.raises(UserError, match=fault):
             export.run(out, out=tmp_path / "grid", layout="dpg-grid")
@@ -124,7 +124,7 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
     # The scorer's tiles of a side r: (0, 0), (r, 0), (0, r), (r, r); these are 6 wide and 4 high.
     levels = [sheet.getpixel(place) for place in ((0, 0), (6, 0), (0, 4), (6, 4))]
     assert levels == [(level, level, level) for level in (0, 20, 40, 60)]
-    grey(run.picture(0, 2), 40, size=(6, 5))
+    grey(run.picture_path(0, 2), 40, size=(6, 5))
     with pytest.raises(UserError, match="is 6 x 5, the first is 6 x 4"):
         export.run(out, out=tmp_path / "other", layout="dpg-grid")
 

@@ -146,7 +146,7 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
     file = tmp_path / "00001.jsonl"
     whole = file.read_bytes()
     first = whole[: whole.index(b"\n") + 1]
-    line_2 = "00001.jsonl:2 is no answer: "
+    line_2 = "00001.jsonl:2 is not an answer: "
     for damaged, said in (
         (first + b'{"answer": "D", "err', line_2),
         (first + b"\xff", "00001.jsonl:2 cannot be read: it is not UTF-8"),

@@ -18,13 +18,13 @@ import numpy as np
 
 from tarkit.errors import UserError
 from tarkit.eval.outcome import Scored, score_row, write_outcome
-from tarkit.eval.run import Item, Run, scorer_folder
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun, scorer_folder
 from tarkit.eval.samples import Failure
 from tarkit.scoring.statistics import micro
 from tarkit.scoring.tables import run_tables, show
 
 ItemRow = dict[str, Any]
-"""The fields of an `Item`; instead of `picture`, a path, it may have `blob`, encoded bytes."""
+"""The fields of a `BenchmarkItem`; `blob`, encoded bytes, may replace the path `picture`."""
 
 ScoreRow = dict[str, Any]
 """One row of `scores.parquet`, as `tarkit.eval.outcome.score_row` makes it."""
@@ -71,7 +71,7 @@ class Verdicts:
 class ReadAnswer(NamedTuple):
     """A question, the answer as text (None: it failed), and whether the benchmark accepts it."""
 
-    item: Item
+    item: BenchmarkItem
     text: str | None
     correct: bool
 
@@ -107,7 +107,7 @@ class Benchmark:
     data: str
     read: Callable[[Path, Path | None], Sequence[ItemRow]]
     default_items: Callable[[], Sequence[ItemRow]] | None = None
-    layouts: Mapping[str, Callable[[Run, Path], None]] = field(default_factory=dict)
+    layouts: Mapping[str, Callable[[BenchmarkRun, Path], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +119,10 @@ class PictureBenchmark(Benchmark):
     """
 
     scorers: tuple[str, ...]
-    score: Callable[[Run, ScorerOptions], Verdicts]
-    collectors: Mapping[str, Callable[[Run, Path, str], Verdicts]] = field(default_factory=dict)
+    score: Callable[[BenchmarkRun, ScorerOptions], Verdicts]
+    collectors: Mapping[str, Callable[[BenchmarkRun, Path, str], Verdicts]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +133,10 @@ class QuestionBenchmark(Benchmark):
     """
 
     reader: str
-    correct: Callable[[Item, str], bool]
+    correct: Callable[[BenchmarkItem, str], bool]
     figures: Callable[[Sequence[ReadAnswer]], dict[str, Any]] = accuracy_figures
 
-    def score(self, run: Run, options: ScorerOptions) -> Verdicts:
+    def score(self, run: BenchmarkRun, options: ScorerOptions) -> Verdicts:
         """Read the answers of a run; raises UserError for a scorer other than the reader."""
         if options.scorer != self.reader:
             raise UserError(f"{self.name} is read by {self.reader}, not by {options.scorer}")
@@ -165,12 +167,12 @@ class QuestionBenchmark(Benchmark):
         )
 
 
-def score_command(run: Run, scorer: str | None = None) -> str:
+def score_command(run: BenchmarkRun, scorer: str | None = None) -> str:
     """The command that scores a run; `scorer` is named where the benchmark has several."""
     return f"tarkit eval score {run.path}" + (f" --scorer {scorer}" if scorer else "")
 
 
-def write_verdicts(run: Run, verdicts: Verdicts, *, settings: Mapping[str, Any]) -> Scored:
+def write_verdicts(run: BenchmarkRun, verdicts: Verdicts, *, settings: Mapping[str, Any]) -> Scored:
     """Write `scores/BENCH@NAME` of the run with both settings; show the tables."""
     tables = run_tables(verdicts.figures)
     show(tables)

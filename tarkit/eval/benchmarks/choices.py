@@ -22,7 +22,7 @@ from tarkit.eval.benchmarks.question_files import (
     read_rows,
     require_columns,
 )
-from tarkit.eval.run import Item
+from tarkit.eval.run import BenchmarkItem
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -83,7 +83,7 @@ def first_letter(answer: str, letters: Sequence[str]) -> str | None:
     return first if first in letters else None
 
 
-def first_letter_correct(item: Item, answer: str) -> bool:
+def first_letter_correct(item: BenchmarkItem, answer: str) -> bool:
     """Whether the answer begins with the letter of the true option."""
     truth: str = json.loads(str(item.truth))
     return first_letter(answer, list(item.options)) == truth

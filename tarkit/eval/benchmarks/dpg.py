@@ -42,7 +42,7 @@ from tarkit.eval.benchmarks.dsg import (
 )
 from tarkit.eval.benchmarks.layouts import require_size, run_pictures, write_adm_npz
 from tarkit.eval.outcome import score_row
-from tarkit.eval.run import Run, scorer_folder
+from tarkit.eval.run import BenchmarkRun, scorer_folder
 from tarkit.eval.samples import Failure, make_answers, read_answers
 from tarkit.images import png_bytes, read_picture
 
@@ -70,7 +70,7 @@ def read_dpg(path: Path, images: Path | None) -> list[ItemRow]:
     ]
 
 
-def score_dpg(run: Run, options: ScorerOptions) -> Verdicts:
+def score_dpg(run: BenchmarkRun, options: ScorerOptions) -> Verdicts:
     """Ask the judge every question that it has not answered yet, and score the answers.
 
     With `retry_failed` the judge also answers again where it failed or where its file is damaged;
@@ -79,8 +79,8 @@ def score_dpg(run: Run, options: ScorerOptions) -> Verdicts:
     """
     graphs = [graph_from_json(item.id, item.prompt, item.meta or {}) for item in run.items]
     questions = [
-        PictureQuestion(one.item.id, one.sample, question.id, question.text, one.place)
-        for one in run.drawn()
+        PictureQuestion(one.item.id, one.sample, question.id, question.text, one.file)
+        for one in run.pictures()
         for question in graphs[one.row].questions
     ]
     score = score_command(run, options.scorer)
@@ -227,7 +227,7 @@ def _answers_of_file(
     return [known.get((one.item, one.sample, one.number), missing) for one in questions]
 
 
-def write_dpg_grid(run: Run, folder: Path) -> None:
+def write_dpg_grid(run: BenchmarkRun, folder: Path) -> None:
     """Raises UserError unless the run has 1 or 4 pictures a prompt, and for an item with a dot."""
     if run.n not in (1, 4):
         raise UserError(
@@ -241,7 +241,7 @@ def write_dpg_grid(run: Run, folder: Path) -> None:
         width, height = pictures[0].size
         sheet = Image.new("RGB", (side * width, side * height))
         for sample, picture in enumerate(pictures):
-            require_size(picture, (width, height), run.picture(row, sample))
+            require_size(picture, (width, height), run.picture_path(row, sample))
             sheet.paste(picture, (sample % side * width, sample // side * height))
         write_whole(folder / f"{item.id}.png", png_bytes(sheet))
 

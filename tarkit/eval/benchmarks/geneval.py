@@ -34,7 +34,7 @@ from tarkit.eval.benchmarks.detections import read_detections
 from tarkit.eval.benchmarks.layouts import run_pictures, write_adm_npz
 from tarkit.eval.metrics.summaries import run_figures
 from tarkit.eval.outcome import score_row
-from tarkit.eval.run import Drawn, Run
+from tarkit.eval.run import BenchmarkRun, RunPicture
 from tarkit.eval.samples import Failure, open_pictures
 from tarkit.images import png_bytes, to_uint8
 from tarkit.progress import Progress
@@ -81,19 +81,19 @@ def _record(file: Path, number: int, line: str) -> dict[str, Any]:
 class Detector:
     """Finds the objects of a picture; `settings` describe it. `detect` raises UserError."""
 
-    detect: Callable[[Image.Image, Drawn], list[Detection]]
+    detect: Callable[[Image.Image, RunPicture], list[Detection]]
     rules: Rules
     settings: dict[str, Any]
 
 
-def score_geneval(run: Run, options: ScorerOptions) -> Verdicts:
+def score_geneval(run: BenchmarkRun, options: ScorerOptions) -> Verdicts:
     """Detect and check every picture of the run; raises UserError as `load_detector`."""
     detector = load_detector(options)
     name = options.scorer
     rows: list[ScoreRow] = []
     detections: list[list[Detection]] = []
-    pictures = run.drawn()
-    files = [run.picture(one.row, one.sample) for one in pictures]
+    pictures = run.pictures()
+    files = [run.picture_path(one.row, one.sample) for one in pictures]
     with Progress(f"score {name}", total=len(pictures), unit="pictures") as progress:
         for one, picture in zip(pictures, open_pictures(files), strict=True):
             error, objects = None, list[Detection]()
@@ -132,7 +132,9 @@ def score_geneval(run: Run, options: ScorerOptions) -> Verdicts:
     return Verdicts(name, {f"geneval@{name}": figures}, rows, settings, repair)
 
 
-def _row(run: Run, one: Drawn, *, correct: bool, reason: str | None, **more: Any) -> ScoreRow:
+def _row(
+    run: BenchmarkRun, one: RunPicture, *, correct: bool, reason: str | None, **more: Any
+) -> ScoreRow:
     return score_row(
         "geneval",
         one.item.tag,
@@ -141,18 +143,18 @@ def _row(run: Run, one: Drawn, *, correct: bool, reason: str | None, **more: Any
         sample=one.sample,
         seed=run.seed_of(one.item, one.sample),
         prompt=one.item.prompt,
-        file=f"samples/{one.place}",
+        file=f"samples/{one.file}",
         correct=correct,
         reason=reason,
         **more,
     )
 
 
-def _figures(run: Run, rows: Sequence[ScoreRow]) -> dict[str, Any]:
+def _figures(run: BenchmarkRun, rows: Sequence[ScoreRow]) -> dict[str, Any]:
     return run_figures([item.tag for item in run.items], rows, n=run.n)
 
 
-def _chance(run: Run, chance: np.ndarray) -> dict[str, Any]:
+def _chance(run: BenchmarkRun, chance: np.ndarray) -> dict[str, Any]:
     tags = np.array([item.tag for item in run.items])
     tasks = {str(tag): float(chance[tags == tag].mean()) for tag in dict.fromkeys(tags)}
     return {"overall": float(np.mean(list(tasks.values()))), "tasks": tasks}
@@ -188,10 +190,10 @@ def load_detector(options: ScorerOptions) -> Detector:
     if options.scorer == "detections" and file is not None:
         known = read_detections(file)
 
-        def from_file(picture: Image.Image, one: Drawn) -> list[Detection]:
-            if one.place not in known:
-                raise UserError(f"{file} has no detections of {one.place}")
-            return known[one.place]
+        def from_file(picture: Image.Image, one: RunPicture) -> list[Detection]:
+            if one.file not in known:
+                raise UserError(f"{file} has no detections of {one.file}")
+            return known[one.file]
 
         return Detector(from_file, OFFICIAL_RULES, {"detections": file.name})
     raise UserError(
@@ -202,7 +204,7 @@ def load_detector(options: ScorerOptions) -> Detector:
 # ---- the official scorer ------------------------------------------------------------------------
 
 
-def write_geneval_dir(run: Run, folder: Path) -> None:
+def write_geneval_dir(run: BenchmarkRun, folder: Path) -> None:
     """A folder a prompt, with its metadata and its pictures."""
     for row, item, pictures in run_pictures(run):
         line = json.dumps({"prompt": item.prompt, **(item.meta or {})}) + "\n"
@@ -212,20 +214,20 @@ def write_geneval_dir(run: Run, folder: Path) -> None:
             write_whole(file, png_bytes(picture))
 
 
-def collect_geneval_jsonl(run: Run, file: Path, scorer: str) -> Verdicts:
+def collect_geneval_jsonl(run: BenchmarkRun, file: Path, scorer: str) -> Verdicts:
     """The verdicts of a results file; raises UserError unless it has one on every picture."""
     lines = _result_lines(file)
     rows = []
-    for one in run.drawn():
-        if one.place not in lines:
+    for one in run.pictures():
+        if one.file not in lines:
             raise UserError(
-                f"{file} has no verdict on {one.place}: it is of {len(lines)} pictures, the "
+                f"{file} has no verdict on {one.file}: it is of {len(lines)} pictures, the "
                 f"run has {len(run.items) * run.n}"
             )
-        line = lines[one.place]
+        line = lines[one.file]
         prompt = line.get("prompt", one.item.prompt)
         if prompt != one.item.prompt:
-            raise UserError(f"{file} has {prompt!r} for {one.place}, the run {one.item.prompt!r}")
+            raise UserError(f"{file} has {prompt!r} for {one.file}, the run {one.item.prompt!r}")
         rows.append(
             _row(run, one, correct=bool(line["correct"]), reason=line.get("reason") or None)
         )

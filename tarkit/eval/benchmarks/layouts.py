@@ -16,23 +16,23 @@ import numpy as np
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.eval.run import Item, Run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.eval.samples import Failure, open_pictures
 from tarkit.images import to_uint8
 from tarkit.progress import Progress
 
 
-def run_pictures(run: Run) -> Iterator[tuple[int, Item, list[Image.Image]]]:
+def run_pictures(run: BenchmarkRun) -> Iterator[tuple[int, BenchmarkItem, list[Image.Image]]]:
     """Row, prompt and pictures of every prompt; raises UserError for a picture that failed."""
     with Progress("export", total=len(run.items), unit="prompts") as progress:
         for row, item in enumerate(run.items):
-            files = [run.picture(row, sample) for sample in range(run.n)]
+            files = [run.picture_path(row, sample) for sample in range(run.n)]
             pairs = zip(files, open_pictures(files), strict=True)
             yield row, item, [_whole(run, file, picture) for file, picture in pairs]
             progress.advance(1)
 
 
-def _whole(run: Run, file: Path, picture: Image.Image | Failure) -> Image.Image:
+def _whole(run: BenchmarkRun, file: Path, picture: Image.Image | Failure) -> Image.Image:
     if isinstance(picture, Failure):
         raise UserError(
             f"{file} failed: {picture.reason}",
@@ -48,7 +48,9 @@ def require_size(picture: Image.Image, size: tuple[int, int], file: Path) -> Non
         raise UserError(f"{file} is {own}, the first is {first}: this layout has one size")
 
 
-def run_answers(run: Run, *, unasked: str | None = None) -> Iterator[tuple[Item, str]]:
+def run_answers(
+    run: BenchmarkRun, *, unasked: str | None = None
+) -> Iterator[tuple[BenchmarkItem, str]]:
     """Every question and its answer; `unasked` stands for the answer where it cannot be asked.
 
     Raises UserError for an answer that failed.
@@ -72,7 +74,7 @@ def file_name(part: str) -> str:
     return part
 
 
-def write_adm_npz(run: Run, folder: Path) -> None:
+def write_adm_npz(run: BenchmarkRun, folder: Path) -> None:
     """Write `samples.npz`; raises UserError for pictures of different sizes.
 
     The pictures are written one by one, because 50,000 of 256 x 256 are 10 GB.
@@ -87,7 +89,7 @@ def write_adm_npz(run: Run, folder: Path) -> None:
                 size = width, height = pictures[0].size
                 array.write(_npy_header((len(run.items) * run.n, height, width, 3)))
             for sample, picture in enumerate(pictures):
-                require_size(picture, size, run.picture(row, sample))
+                require_size(picture, size, run.picture_path(row, sample))
                 array.write(to_uint8(picture).tobytes())
 
 

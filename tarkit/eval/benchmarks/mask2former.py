@@ -37,7 +37,7 @@ ALIASES = {
 }
 
 
-class Found(NamedTuple):
+class SegmentedObject(NamedTuple):
     """One object: its class, score in [0, 1], box in pixels and mask (H, W) of the picture."""
 
     cls: str
@@ -73,7 +73,7 @@ class Mask2FormerDetector:
         ]
 
     @torch.inference_mode()
-    def find(self, picture: Image.Image) -> list[Found]:
+    def find(self, picture: Image.Image) -> list[SegmentedObject]:
         """The objects of a picture, most confident first, at most 100."""
         inputs = self._processor(images=[picture], return_tensors="pt")
         made = self._network(**{name: value.to(self._device) for name, value in inputs.items()})
@@ -114,7 +114,7 @@ def instances(
     padded: tuple[int, int],
     inner: tuple[int, int],
     size: tuple[int, int],
-) -> list[Found]:
+) -> list[SegmentedObject]:
     """(Q, C+1) class logits and (Q, h, w) mask logits -> objects of a picture of `size` (H, W).
 
     `padded` is the network's input, `inner` the part of it that is picture. Scores are a query's
@@ -134,7 +134,9 @@ def instances(
             continue
         certain = (logits[query].sigmoid() * mask).sum() / area
         found.append(
-            Found(classes[int(label)], float(score * certain), box_of(mask), mask.cpu().numpy())
+            SegmentedObject(
+                classes[int(label)], float(score * certain), box_of(mask), mask.cpu().numpy()
+            )
         )
     return sorted(found, key=lambda each: -each.score)
 
@@ -158,7 +160,7 @@ class ClipColours:
         self._of_class: dict[str, Tensor] = {}
 
     @torch.inference_mode()
-    def name(self, picture: Image.Image, found: Sequence[Found]) -> list[str]:
+    def name(self, picture: Image.Image, found: Sequence[SegmentedObject]) -> list[str]:
         """The colour of each object, seen alone on grey within its box."""
         if not found:
             return []
@@ -181,7 +183,7 @@ class ClipColours:
         return self._of_class[name]
 
 
-def _alone(picture: Image.Image, found: Found) -> Image.Image:
+def _alone(picture: Image.Image, found: SegmentedObject) -> Image.Image:
     blank = Image.new("RGB", picture.size, GREY)
     kept = Image.composite(picture.convert("RGB"), blank, Image.fromarray(found.mask))
     x0, y0, x1, y1 = (int(side) for side in found.box)

@@ -23,7 +23,7 @@ from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer, coverage_of
 from tarkit.eval.benchmarks.layouts import file_name, run_answers
 from tarkit.eval.benchmarks.question_files import PICTURE_ENDINGS, SHORT_SUFFIX
-from tarkit.eval.run import Item, Run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.scoring.statistics import bootstrap
 
 PERCEPTION = (
@@ -74,7 +74,7 @@ def parse_mme(answer: str) -> str | None:
     return next((word for word in ("yes", "no") if word in start), None)
 
 
-def mme_correct(item: Item, answer: str) -> bool:
+def mme_correct(item: BenchmarkItem, answer: str) -> bool:
     """Whether the answer, as MME's tool reads it, is the true one."""
     return parse_mme(answer) == item.truth
 
@@ -118,7 +118,7 @@ def _sum(tasks: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> floa
     return sum(tasks[name]["value"] for name in names)
 
 
-def write_mme_txt(run: Run, folder: Path) -> None:
+def write_mme_txt(run: BenchmarkRun, folder: Path) -> None:
     """Write a picture's two questions one after the other, as MME's tool takes lines by pairs.
 
     Raises UserError for a truth other than yes or no, and for a picture without two questions.

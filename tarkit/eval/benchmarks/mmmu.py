@@ -22,7 +22,7 @@ from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import QuestionBenchmark
 from tarkit.eval.benchmarks.choices import read_choices
 from tarkit.eval.benchmarks.layouts import run_answers
-from tarkit.eval.run import Item, Run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 
 log = logging.getLogger("tarkit")
 
@@ -103,7 +103,7 @@ def open_correct(answer: str, truth: str | Sequence[str]) -> bool:
     )
 
 
-def mmmu_correct(item: Item, answer: str) -> bool:
+def mmmu_correct(item: BenchmarkItem, answer: str) -> bool:
     """Whether MMMU's program would accept the answer, without its random choice."""
     truth = json.loads(str(item.truth))
     if item.options:
@@ -111,7 +111,7 @@ def mmmu_correct(item: Item, answer: str) -> bool:
     return open_correct(answer, truth)
 
 
-def write_mmmu_json(run: Run, folder: Path) -> None:
+def write_mmmu_json(run: BenchmarkRun, folder: Path) -> None:
     """Raises UserError for an id without a subject, which MMMU's program would leave out."""
     outputs: dict[str, str] = {}
     for item, answer in run_answers(run, unasked=""):

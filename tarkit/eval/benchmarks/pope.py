@@ -24,7 +24,7 @@ from tarkit.eval.benchmarks.question_files import (
 )
 from tarkit.eval.metrics.summaries import QuestionScores, question_results
 from tarkit.eval.metrics.yes_no import parse_yes_no
-from tarkit.eval.run import Item, Run
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.scoring.statistics import chance_floor
 
 
@@ -50,7 +50,7 @@ def read_pope(path: Path, images: Path | None) -> list[ItemRow]:
     return rows
 
 
-def pope_correct(item: Item, answer: str) -> bool:
+def pope_correct(item: BenchmarkItem, answer: str) -> bool:
     """Whether the answer, as POPE's program reads it, is the label."""
     return parse_yes_no(answer) == (item.truth == "yes")
 
@@ -76,7 +76,7 @@ def pope_figures(answers: Sequence[ReadAnswer]) -> dict[str, Any]:
     )
 
 
-def write_pope_jsonl(run: Run, folder: Path) -> None:
+def write_pope_jsonl(run: BenchmarkRun, folder: Path) -> None:
     """Two files for each split, line N of one belonging to line N of the other."""
     answers: dict[str, list[str]] = {}
     labels: dict[str, list[str]] = {}

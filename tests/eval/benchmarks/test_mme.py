@@ -5,12 +5,12 @@ import pytest
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import ReadAnswer
 from tarkit.eval.benchmarks.mme import PERCEPTION, mme_correct, mme_figures, parse_mme
-from tarkit.eval.run import Item
+from tarkit.eval.run import BenchmarkItem
 from tarkit.report.metrics import und
 
 
 def read(task: str, picture: str, truth: str, text: str | None) -> ReadAnswer:
-    item = Item(f"{picture}-{truth}", task, "?", truth=truth, meta={"group": picture})
+    item = BenchmarkItem(f"{picture}-{truth}", task, "?", truth=truth, meta={"group": picture})
     return ReadAnswer(item, text, text is not None and mme_correct(item, text))
 
 
