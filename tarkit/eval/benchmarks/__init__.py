@@ -29,6 +29,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "seed": (),
     "gqa": (),
     "mmmu": ("mmmu-json",),
+    "mmvp": ("mmvp-jsonl",),
 }
 """Benchmarks of questions about pictures, which a model answers."""
 
