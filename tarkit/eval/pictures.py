@@ -1,13 +1,13 @@
-"""`tarkit eval pictures`: two sets of pictures compared, as pairs (rfid) or as crowds (gfid).
+"""`tarkit eval rfid` and `gfid`: compare two sets of pictures, as pairs or as distributions.
 
-`rfid`: samples are reconstructions of the reference, picture by picture in sorted order; beside the
-Frechet distance stand PSNR, SSIM and the cosine of each pair's features (semantic reconstruction:
-the paper says its own is faithful in meaning and not in pixels). `gfid`: samples are drawn of
-nothing in the reference; beside the distance stand precision and recall, and the Inception Score
-where the features have a classifier. The two are different figures: one directory holds one.
+`rfid`: samples are reconstructions of the reference, picture by picture in sorted order. Its
+figures are the Frechet distance, PSNR, SSIM and the cosine of each pair's features (the paper says
+that its reconstruction is faithful in meaning and not in pixels). `gfid`: samples are generated
+without the reference. Its figures are the Frechet distance, precision and recall, and the Inception
+Score where the features have a classifier. One directory holds one of the two.
 
 Every picture counts. All are read once before anything is begun, and one that cannot be read ends
-the run with its name. Pixels are bytes as they are stored; only the extractor resizes.
+the run with its name. Pixels are the stored bytes; only the extractor resizes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class _PictureSet:
-    """Pictures in their order: names for complaints, (width, height), sha256 of all pixels."""
+    """Pictures in their order: names for messages, (width, height), sha256 of all pixels."""
 
     path: Path
     names: list[str]
@@ -94,7 +94,7 @@ class _PictureSet:
     sha256: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"num_pictures": len(self.names), "pixels_sha256": self.sha256}
 
 
@@ -106,7 +106,7 @@ class _StoredGaussian:
     sha256: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"file_sha256": self.sha256}
 
 
@@ -121,12 +121,12 @@ def run(
     batch_size: int = 32,
     metric: Metric,
 ) -> Path:
-    """Write `results.json` and `report.md` of `samples` against `reference` into `out`; returns it.
+    """Compare `samples` with `reference`; writes `results.json` and `report.md` and returns `out`.
 
-    Each is a folder of pictures, with those in folders below, or an images artifact; the reference
-    of gfid may be an npz of `mu` and `sigma` of the same features. `model` is whose tokenizer the
-    features `tatok` are of. gfid holds the features of all pictures, 8 KB each of inception's.
-    Raises UserError.
+    Each set is a folder of pictures, subfolders included, or an images artifact. The reference of
+    gfid may be an npz of `mu` and `sigma` of the same features. The features `tatok` are those of
+    the tokenizer of `model`. gfid keeps the features of all pictures in memory, 8 KB each for
+    inception. Raises UserError.
     """
     _check(metric, reference, batch_size)
     drawn = _read(samples, "samples")
@@ -140,7 +140,7 @@ def run(
     extractor = load_extractor(features, model=model, device=device)
     if isinstance(real, _StoredGaussian) and (width := len(real.gaussian.mean)) != extractor.dim:
         raise UserError(
-            f"{reference} is of {width} features, {extractor.name} has {extractor.dim}",
+            f"{reference} has {width} features, {extractor.name} has {extractor.dim}",
             hint="--features that the reference was made with",
         )
     manifest = begin_directory(
@@ -149,8 +149,8 @@ def run(
         settings={
             "metric": metric,
             "features": extractor.identity(),
-            "samples": drawn.about,
-            "reference": real.about,
+            "samples": drawn.fingerprint,
+            "reference": real.fingerprint,
             **CONSTANTS[metric],
             "batch_size": batch_size,
         },
@@ -159,7 +159,7 @@ def run(
     if metric == "rfid" and isinstance(real, _PictureSet):
         figures = _pairs(drawn, real, extractor, batch_size)
     else:
-        figures = _crowds(drawn, real, extractor, batch_size)
+        figures = _distributions(drawn, real, extractor, batch_size)
     _write(out, f"{metric}@{extractor.name}", manifest["settings"], figures)
     return out
 
@@ -180,7 +180,7 @@ def _check(metric: str, reference: Path, batch_size: int) -> None:
 
 
 def _read(path: Path, name: str) -> _PictureSet:
-    """Every picture of a set, read once; UserError names the first that cannot be."""
+    """Every picture of a set, read once; raises UserError with the first that cannot be read."""
     names, sizes = [], []
     digest = hashlib.sha256()
     with Progress(f"read {name}", total=None, unit="pictures") as progress:
@@ -213,9 +213,9 @@ def _pictures(path: Path) -> Iterator[NamedPicture]:
             hint="name a folder of pictures, or an images artifact",
         )
     for file in sorted(item for item in path.rglob("*") if item.is_file()):
-        if file.suffix == ".error":  # what a failed sample leaves in its place
+        if file.suffix == ".error":  # stands for a sample that failed
             raise UserError(
-                f"{file} stands for a picture that could not be made, and nothing is skipped",
+                f"{file} stands for a picture that failed, and no picture is skipped",
                 hint="the command that made the samples, with --retry-failed",
             )
         if file.suffix.lower().removeprefix(".") in PICTURE_SUFFIXES:
@@ -230,7 +230,7 @@ def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> NamedPict
         except ImageError as error:
             why = error.message
     raise UserError(
-        f"the picture {row['key']} of {path} cannot be read, and nothing is skipped: {why}",
+        f"the picture {row['key']} of {path} cannot be read, and no picture is skipped: {why}",
         hint=f"tarkit inspect {path}",
     )
 
@@ -274,11 +274,11 @@ def _batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 def _pairs(
     drawn: _PictureSet, real: _PictureSet, extractor: FeatureExtractor, batch_size: int
 ) -> dict[str, Any]:
-    """Everything of rfid, from one pass over the pairs."""
+    """The figures of rfid, from one pass over the pairs."""
     moments, originals = Moments(), Moments()
     errors: list[float] = []
     ssims: list[float] = []
-    alike: list[float] = []
+    similarities: list[float] = []
     pairs = zip(_pictures(drawn.path), _pictures(real.path), strict=True)
     with Progress("compare", total=len(drawn.names), unit="pairs") as progress:
         for batch in _batches(pairs, batch_size):
@@ -286,30 +286,30 @@ def _pairs(
             second = extractor.extract([picture for _, (_, picture) in batch])
             moments.add(first)
             originals.add(second)
-            alike += cosines(first, second).tolist()
+            similarities += cosines(first, second).tolist()
             for (_, sample), (_, original) in batch:
                 a, b = to_uint8(sample), to_uint8(original)
                 errors.append(mean_squared_error(a, b))
                 ssims.append(ssim(a, b))
             progress.advance(len(batch))
-    found = similarity(errors, ssims)
+    summary = similarity(errors, ssims)
     return {
         **_distance(frechet_distance(originals.gaussian(), moments.gaussian())),
-        "psnr": _finite(found.psnr),
-        "psnr_mean": _finite(found.psnr_mean),
-        "num_identical": found.num_identical,
-        "ssim": found.ssim,
-        "cosine": float(np.mean(alike)),
+        "psnr": _finite(summary.psnr),
+        "psnr_mean": _finite(summary.psnr_mean),
+        "num_identical": summary.num_identical,
+        "ssim": summary.ssim,
+        "cosine": float(np.mean(similarities)),
     }
 
 
-def _crowds(
+def _distributions(
     drawn: _PictureSet,
     reference: _PictureSet | _StoredGaussian,
     extractor: FeatureExtractor,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Everything of gfid; a stored reference gives the distance alone."""
+    """The figures of gfid; a stored reference gives the distance alone."""
     rows = _extract(drawn, "samples", extractor, batch_size)
     if isinstance(reference, _StoredGaussian):
         figures = _distance(frechet_distance(reference.gaussian, gaussian_of(rows)))
@@ -344,19 +344,19 @@ def _extract(
     return np.concatenate(rows)
 
 
-def _distance(found: Frechet) -> dict[str, Any]:
+def _distance(distance: Frechet) -> dict[str, Any]:
     return {
-        "frechet": found.value,
-        "dim": found.dim,
-        "num_samples": found.num_samples,
-        "num_reference": found.num_reference,
-        "singular": found.singular,
-        "notes": [SINGULAR] if found.singular else [],
+        "frechet": distance.value,
+        "dim": distance.dim,
+        "num_samples": distance.num_samples,
+        "num_reference": distance.num_reference,
+        "singular": distance.singular,
+        "notes": [SINGULAR] if distance.singular else [],
     }
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows neither inf nor nan; `num_identical` says why a PSNR is none."""
+    """None for inf and nan, which JSON lacks; `num_identical` explains a PSNR that is None."""
     return value if math.isfinite(value) else None
 
 
@@ -371,8 +371,8 @@ def _write(out: Path, name: str, settings: Mapping[str, Any], figures: Mapping[s
         " ".join(figures["notes"]),
     )
     show([table])
-    eye = ", ".join(f"{key} {value}" for key, value in settings["features"].items())
-    report = f"# tarkit eval pictures\n\nFeatures: {eye}.\n\n{table.markdown()}"
+    features = ", ".join(f"{key} {value}" for key, value in settings["features"].items())
+    report = f"# tarkit eval pictures\n\nFeatures: {features}.\n\n{table.markdown()}"
     write_outcome(out, {name: figures}, settings=settings, report=report)
 
 

@@ -397,9 +397,9 @@ def test_changed_tasks_of_ones_own_are_another_run(tmp_path: Path, calls: Path) 
 @pytest.mark.parametrize(
     ("mode", "says"),
     [
-        ("fails", "finished no results in .*its last words:\nTraceback\n  here\nKeyError: 'pic"),
+        ("fails", "wrote no results to .*its last lines:\nTraceback\n  here\nKeyError: 'pic"),
         ("dies", "lmms-eval ended with 1:\nout of memory"),
-        ("torn", "finished no results"),
+        ("torn", "wrote no results"),
     ],
 )
 def test_a_failed_run_is_told_by_its_last_lines_and_begins_again(
@@ -432,7 +432,7 @@ def test_what_is_missing_is_told_before_anything_is_written(
         lmms.run(tasks=["mme"], out=tmp_path / "out")
     with pytest.raises(UserError, match="no task is named"):
         lmms.run(tasks=[","], out=tmp_path / "out")
-    with pytest.raises(UserError, match="gone is no folder of tasks"):
+    with pytest.raises(UserError, match="gone is not a folder of tasks"):
         lmms.run(tasks=["mme"], out=tmp_path / "out", include=tmp_path / "gone")
     assert not (tmp_path / "out").exists()
 
