@@ -47,24 +47,24 @@ def show(all_tables: Sequence[Table]) -> None:
 
 def tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The tables of the drawn world's results under `metrics` of `results.json`."""
-    found = []
+    shown = []
     pictures = metrics.get("geneval@shapes")
     if pictures is not None:
-        found.append(_picture_table(pictures))
+        shown.append(_picture_table(pictures))
     if "pope@shapes" in metrics:
-        found.append(_question_table(metrics["pope@shapes"]))
+        shown.append(_question_table(metrics["pope@shapes"]))
     if "caption@shapes" in metrics:
-        found.append(_caption_table(metrics["caption@shapes"]))
+        shown.append(_caption_table(metrics["caption@shapes"]))
     ceilings = {
         name.removeprefix("ceiling_"): value
         for name, value in metrics.items()
         if name.startswith("ceiling_")
     }
     if ceilings:
-        found.append(_ceiling_table(ceilings, pictures))
+        shown.append(_ceiling_table(ceilings, pictures))
     if "codes@shapes" in metrics:
-        found.append(_codes_table(metrics["codes@shapes"]))
-    return found
+        shown.append(_codes_table(metrics["codes@shapes"]))
+    return shown
 
 
 def _picture_table(result: Mapping[str, Any]) -> Table:

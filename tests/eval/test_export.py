@@ -132,11 +132,13 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
 # ---- answers ------------------------------------------------------------------------------------
 
 
-def answered(out: Path, said: Mapping[str, str | None]) -> Path:
+def answered(out: Path, texts: Mapping[str, str | None]) -> Path:
     """The run with these answers, None for one that failed."""
     begin_directory(out / "answers", "answers", settings={"batch_size": 100})
     lines = [
-        json.dumps({"answer": said[item.id], "error": None if said[item.id] is not None else "why"})
+        json.dumps(
+            {"answer": texts[item.id], "error": None if texts[item.id] is not None else "why"}
+        )
         for item in open_run(out).items
     ]
     (out / "answers" / "00000.jsonl").write_text("\n".join(lines) + "\n")
@@ -147,7 +149,7 @@ def figures(run: Path, name: str) -> Any:
     return json.loads((score.run(run).path / "results.json").read_text())["metrics"][name]
 
 
-def mme(tmp_path: Path, said: Sequence[str | None]) -> Path:
+def mme(tmp_path: Path, texts: Sequence[str | None]) -> Path:
     """Two pictures of `count`, the answer to the first question yes, to the second no."""
     folder = tmp_path / "mme" / "count"
     folder.mkdir(parents=True)
@@ -159,7 +161,7 @@ def mme(tmp_path: Path, said: Sequence[str | None]) -> Path:
         )
     prepare.run("mme", out=tmp_path / "run", data=tmp_path / "mme")
     ids = [f"count-{name}-{number}" for name in ("a", "b") for number in range(2)]
-    return answered(tmp_path / "run", dict(zip(ids, said, strict=True)))
+    return answered(tmp_path / "run", dict(zip(ids, texts, strict=True)))
 
 
 def mme_as_published(file: Path) -> float:
@@ -167,9 +169,9 @@ def mme_as_published(file: Path) -> float:
     with file.open(encoding="utf-8") as lines:
         right = []
         for line in lines.readlines():
-            _, _, truth, said = line.split("\t")
+            _, _, truth, answer = line.split("\t")
             assert truth.lower() in ("yes", "no")
-            start = said.lower()[:4]
+            start = answer.lower()[:4]
             read = "yes" if "yes" in start else "no" if "no" in start else "other"
             right.append(read == truth.lower())
     pairs = [a and b for a, b in zip(right[::2], right[1::2], strict=True)]
@@ -194,19 +196,19 @@ def test_half_a_pair_and_a_failed_answer_are_refused_by_mme(tmp_path: Path) -> N
         export.run(run, out=tmp_path / "out", layout="mme-txt")
     assert error.value.hint == f"tarkit eval answer {run} --retry-failed"
     prepare.run("mme", out=tmp_path / "three", data=tmp_path / "mme", limit=3)
-    said = {item.id: "yes" for item in open_run(tmp_path / "three").items}
+    texts = {item.id: "yes" for item in open_run(tmp_path / "three").items}
     with pytest.raises(UserError, match="does not have two questions of every picture of count"):
-        export.run(answered(tmp_path / "three", said), out=tmp_path / "out", layout="mme-txt")
+        export.run(answered(tmp_path / "three", texts), out=tmp_path / "out", layout="mme-txt")
     assert not (tmp_path / "out").exists()
 
 
 def pope_as_published(answers: Path, labels: Path) -> float:
     """Accuracy by `evaluate.py`: the first sentence without commas, no or not anywhere is no."""
-    said = [json.loads(line)["answer"] for line in answers.open()]
+    texts = [json.loads(line)["answer"] for line in answers.open()]
     truths = [json.loads(line)["label"] for line in labels.open()]
     read = [
         "no" if {"No", "not", "no"} & set(text.split(".")[0].replace(",", "").split(" ")) else "yes"
-        for text in said
+        for text in texts
     ]
     return sum(a == b for a, b in zip(read, truths, strict=True)) / len(truths)
 
@@ -224,11 +226,11 @@ def test_popes_program_pairs_each_answer_with_its_own_label(tmp_path: Path) -> N
         (folder / f"coco_pope_{split}.json").write_text(lines)
     # Five of six: popular 0, random 0, popular 1, random 1, popular 2.
     prepare.run("pope", out=tmp_path / "run", data=folder, images=tmp_path, limit=5)
-    said: dict[str, str | None] = {
+    texts: dict[str, str | None] = {
         **{"popular-0": "Yes, there is no doubt.", "popular-1": "No, \u00e4h.", "popular-2": "no"},
         **{"random-0": "yes", "random-1": "There is one. No."},
     }
-    run = answered(tmp_path / "run", said)
+    run = answered(tmp_path / "run", texts)
     out = export.run(run, out=tmp_path / "out", layout="pope-jsonl")
     names = [
         f"{split}_{kind}.jsonl" for split in ("popular", "random") for kind in ("answers", "labels")
@@ -246,11 +248,11 @@ def test_popes_program_pairs_each_answer_with_its_own_label(tmp_path: Path) -> N
     assert (popular, random) == (pytest.approx(2 / 3), 0.5)
     kinds = figures(run, "pope@official-parse")["kinds"]
     assert kinds["popular"]["accuracy"]["value"] == pytest.approx(popular)
-    said["random-1"] = None
+    texts["random-1"] = None
     other = tmp_path / "other"
     prepare.run("pope", out=other, data=folder, images=tmp_path, limit=5)
     with pytest.raises(UserError, match="the answer to random-1 failed"):
-        export.run(answered(other, said), out=tmp_path / "none", layout="pope-jsonl")
+        export.run(answered(other, texts), out=tmp_path / "none", layout="pope-jsonl")
 
 
 def test_mmmus_program_gets_letters_open_answers_and_every_question(
@@ -267,14 +269,14 @@ def test_mmmus_program_gets_letters_open_answers_and_every_question(
     about = {"question": "Which?", "image_1": "a"}
     file.write_text("\n".join(json.dumps({**about, **row}) for row in rows))
     prepare.run("mmmu", out=tmp_path / "run", data=file, images=tmp_path)
-    said: dict[str, str | None] = {
+    texts: dict[str, str | None] = {
         "validation_Art_1": "The answer is (B).",
         "validation_Art_2": "I cannot say",
         "validation_Art_Theory_7": "x = 4",
         "validation_Art_3": None,
     }
     with caplog.at_level(logging.WARNING, logger="tarkit"):
-        run = answered(tmp_path / "run", said)
+        run = answered(tmp_path / "run", texts)
         out = export.run(run, out=tmp_path / "out", layout="mmmu-json")
     assert json.loads((out / "total_val_output.json").read_text()) == {
         "validation_Art_1": "B",
@@ -302,7 +304,7 @@ def test_mmmu_refuses_a_failed_answer_and_an_id_that_its_program_would_skip(tmp_
             export.run(answered(out, {name: answer}), out=tmp_path / "out", layout="mmmu-json")
 
 
-def test_a_run_without_answers_is_told_what_makes_them(tmp_path: Path) -> None:
+def test_a_run_without_answers_names_the_command_that_makes_them(tmp_path: Path) -> None:
     mme(tmp_path, ["yes", "no", "yes", "no"])
     prepare.run("mme", out=tmp_path / "fresh", data=tmp_path / "mme")
     with pytest.raises(UserError, match="has no answers yet") as error:

@@ -208,15 +208,18 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
     assert set(found) == {"dpg@tar", "dpg@tar+as-published"}
     assert found["dpg@tar"]["num_questions"] == 3 and found["dpg@tar"]["coverage"] == 1.0
     # Answers of another model, or read at another scale, are not taken for this one's.
-    asked = read_manifest(dpg / "scores/dpg@tar/answers")["settings"]
+    settings = read_manifest(dpg / "scores/dpg@tar/answers")["settings"]
     mini = Tar.load("mini", dtok=None)
-    assert (asked["model"], asked["read_scale"]) == (mini.fingerprints(), int(mini.read_scale))
+    assert (settings["model"], settings["read_scale"]) == (
+        mini.fingerprints(),
+        int(mini.read_scale),
+    )
     assert found["dpg@tar+as-published"]["skipped"] == ["fox"]
     assert score.run(dpg, scorer="tar", as_published=True).report == own.report
     # The circle is there and red on half of the pictures, the star never: (.5 + 0) / 2.
     lines: list[dict[str, Any]] = [
-        {"item": item, "sample": k, "question": q, "answer": said}
-        for item, q, said in (("fox", 1, "yes"), ("fox", 2, "Yes."), ("cup", 1, "no"))
+        {"item": item, "sample": k, "question": q, "answer": text}
+        for item, q, text in (("fox", 1, "yes"), ("fox", 2, "Yes."), ("cup", 1, "no"))
         for k in range(4)
     ]
     for line in lines:
@@ -233,19 +236,19 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
 
 
 class Judge:
-    """Says yes about a whole picture, remembers the questions; at times it does not answer."""
+    """Answers yes about every readable picture and keeps the questions; fails at that in `down`."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.questions: list[str] = []
         self.down = ""
 
-    def __call__(self, asked: Sequence[tuple[Path, str]]) -> list[str]:
-        for place, _ in asked:
-            read_picture(place)
-        if any(text == self.down for _, text in asked):
+    def __call__(self, pairs: Sequence[tuple[Path, str]]) -> list[str]:
+        for file, _ in pairs:
+            read_picture(file)
+        if any(text == self.down for _, text in pairs):
             raise UserError("the judge is down")
-        self.asked += [text for _, text in asked]
-        return ["yes" for _ in asked]
+        self.questions += [text for _, text in pairs]
+        return ["yes" for _ in pairs]
 
 
 @pytest.fixture
@@ -271,20 +274,20 @@ def test_a_picture_that_is_whole_again_is_judged_again(judged: Path, judge: Judg
         f"or {again} --allow-missing; each with the options it had"
     )
     generate.run(judged, retry_failed=True)
-    assert len(judge.asked) == 11
+    assert len(judge.questions) == 11
     done = score.run(judged, scorer="tar")
-    assert len(judge.asked) == 11 + 12  # 12 questions are one batch, which is asked whole
+    assert len(judge.questions) == 11 + 12  # 12 questions are one batch, which is asked whole
     assert results(done.path)["metrics"]["dpg@tar"]["coverage"] == 1.0
     score.run(judged, scorer="tar")
-    assert len(judge.asked) == 11 + 12
+    assert len(judge.questions) == 11 + 12
 
 
 def test_an_answer_about_another_picture_is_not_kept(judged: Path, judge: Judge) -> None:
     score.run(judged, scorer="tar")
-    judge.asked.clear()
+    judge.questions.clear()
     Image.new("RGB", (64, 64)).save(open_run(judged).picture_path(0, 2))
     score.run(judged, scorer="tar")
-    assert len(judge.asked) == 12
+    assert len(judge.questions) == 12
 
 
 def test_a_judge_is_asked_again_what_it_failed_to_answer(judged: Path, judge: Judge) -> None:
@@ -337,13 +340,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answered(out: Path, said: dict[str, str]) -> Path:
+def answered(out: Path, texts: dict[str, str]) -> Path:
     """A run whose answers are written by hand, as `tarkit eval answer` would."""
     answer.run(out, batch_size=2)
     run = open_run(out)
     for number in range(0, len(run.items), 2):
         lines = [
-            json.dumps({"answer": said[item.id], "error": None})
+            json.dumps({"answer": texts[item.id], "error": None})
             for item in run.items[number : number + 2]
         ]
         (out / "answers" / f"{number // 2:05d}.jsonl").write_text("\n".join(lines) + "\n")
@@ -360,8 +363,8 @@ def test_pope_by_hand(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="names pictures by file"):
         prepare.run("pope", out=tmp_path / "run", data=file)
     prepare.run("pope", out=tmp_path / "run", data=file, images=images)
-    said = dict(zip((f"random-{n}" for n in range(4)), ("Yes", "No", "no", "yes"), strict=True))
-    found = results(score.run(answered(tmp_path / "run", said)).path)
+    texts = dict(zip((f"random-{n}" for n in range(4)), ("Yes", "No", "no", "yes"), strict=True))
+    found = results(score.run(answered(tmp_path / "run", texts)).path)
     all_of_them = found["metrics"]["pope@official-parse"]["all"]
     assert all_of_them["accuracy"]["value"] == 0.5 and all_of_them["yes_share"] == 0.5
     assert found["settings"]["answers"]["decoding"] == "greedy"
@@ -429,7 +432,9 @@ def test_what_cannot_be_asked_counts_as_wrong(tmp_path: Path, images: Path) -> N
     assert errors == [None, "it names no picture"]
 
 
-def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_path: Path) -> None:
+def test_a_damaged_file_of_questions_is_an_error_and_a_damaged_picture_is_a_row(
+    tmp_path: Path,
+) -> None:
     for name, text in (("a.json", "{"), ("b.parquet", "no"), ("c.jsonl", '{"id"')):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=f"{name}.*(cannot be read|is not JSON)"):

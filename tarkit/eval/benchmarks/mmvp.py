@@ -105,11 +105,11 @@ def parse_mmvp(answer: str, options: dict[str, str]) -> str | None:
         answer.strip(),
         re.IGNORECASE,
     )
-    found = {letter.upper() for groups in stated for letter in groups if letter}
-    if not found:
+    choices = {letter.upper() for groups in stated for letter in groups if letter}
+    if not choices:
         text = answer.strip().strip(".").casefold()
-        found = {letter for letter, option in options.items() if option.casefold() == text}
-    return found.pop() if len(found) == 1 else None
+        choices = {letter for letter, option in options.items() if option.casefold() == text}
+    return choices.pop() if len(choices) == 1 else None
 
 
 def mmvp_correct(item: BenchmarkItem, answer: str) -> bool:
