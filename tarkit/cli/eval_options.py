@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from tarkit.cli.options import Device, Limit, Model, Seed
+from tarkit.eval.benchmarks import PICTURES, QUESTIONS
 
 Bench = Annotated[
     str,
-    typer.Argument(help="geneval, dpg, pope, mme, mmbench, seed, gqa or mmmu."),
+    typer.Argument(help=", ".join((*PICTURES, *QUESTIONS))),
 ]
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A folder of `tarkit eval prepare`.")]

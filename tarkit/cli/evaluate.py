@@ -38,6 +38,7 @@ from tarkit.cli.options import (
     Server,
 )
 from tarkit.cli.output import device_of, scored, show
+from tarkit.eval.benchmarks import LAYOUTS, QUESTIONS
 
 group = new_group("Score a model.")
 
@@ -199,7 +200,7 @@ def eval_export(
         str,
         typer.Option(
             "--format",
-            help="geneval-dir, dpg-grid, adm-npz; mme-txt, pope-jsonl, mmmu-json.",
+            help=", ".join(LAYOUTS),
         ),
     ],
 ) -> int:
@@ -331,7 +332,7 @@ def _question_command(bench: str) -> Callable[..., int]:
     return evaluate_answers
 
 
-for _bench in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu"):
+for _bench in QUESTIONS:
     command(group, _bench)(_question_command(_bench))
 
 

@@ -1,4 +1,4 @@
-"""`tarkit eval answer`: a model's answers to the questions of a run, greedily."""
+"""`tarkit eval answer`: a model answers the questions of a run, by greedy decoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
-from tarkit.eval.run import Item, Run, open_run
+from tarkit.eval.benchmarks import PICTURES
+from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
 from tarkit.eval.samples import make_answers
 from tarkit.images import read_picture
 from tarkit.inference.tar import Tar
@@ -24,20 +25,20 @@ def run(
     batch_size: int = 16,
     retry_failed: bool = False,
     device: str = "cpu",
-) -> Run:
+) -> BenchmarkRun:
     """Answer the questions of the run at `path`. Raises UserError."""
-    asked = open_run(path)
-    if any(item.truth is None for item in asked.items):
+    started = open_run(path)
+    if started.bench in PICTURES:
         raise UserError(
-            f"{path} asks for pictures of {asked.bench}", hint=f"tarkit eval generate {path}"
+            f"{path} asks for pictures of {started.bench}", hint=f"tarkit eval generate {path}"
         )
     tar = Tar.load(model, device=device, dtok=None)
-    read_at = Scale(scale) if scale is not None else tar.read_scale
+    read_scale = Scale(scale) if scale is not None else tar.read_scale
     begin_directory(
         path / "answers",
         "answers",
         settings={
-            "scale": int(read_at),
+            "scale": int(read_scale),
             "decoding": "greedy",
             "max_tokens": MAX_TOKENS,
             "batch_size": batch_size,
@@ -45,21 +46,21 @@ def run(
         },
     )
 
-    def answer(items: Sequence[Item]) -> list[str]:
+    def answer(items: Sequence[BenchmarkItem]) -> list[str]:
         for item in items:
             if item.picture is None:
-                raise UserError(item.unasked or "it has no picture")
+                raise UserError(item.unasked or "the question has no picture")
         pictures = [read_picture(Path(str(item.picture))) for item in items]
         return tar.describe_many(
-            pictures, [item.prompt for item in items], scale=read_at, max_tokens=MAX_TOKENS
+            pictures, [item.prompt for item in items], scale=read_scale, max_tokens=MAX_TOKENS
         )
 
     make_answers(
-        asked.bench,
+        started.bench,
         path / "answers",
-        asked.items,
+        started.items,
         answer,
         batch_size=batch_size,
         retry_failed=retry_failed,
     )
-    return asked
+    return started

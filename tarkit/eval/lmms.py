@@ -1,12 +1,12 @@
 """`tarkit eval lmms`: the tasks of lmms-eval, run by lmms-eval itself with Tar as its model.
 
-This builds the command, runs it, and brings its samples back. In `out` lie `lmms/` (what lmms-eval
-wrote, and the command in `command.json`), `answers.parquet` (one row a question), `results.json`
-and `report.md` with the figures as lmms-eval gives them: those of a task are named
-TASK@lmms-eval-VERSION, each metric with its filter after a comma.
+This builds the command, runs it, and reads its samples. `out` holds `lmms/` (lmms-eval's files
+and the command in `command.json`), `answers.parquet` (one row a question), `results.json` and
+`report.md` with lmms-eval's own figures: those of a task are named TASK@lmms-eval-VERSION, each
+metric with its filter after a comma.
 
-The same command again reads finished samples anew; a run that was broken off begins again, because
-lmms-eval keeps nothing before its end.
+The same command again reads finished samples; an interrupted run starts from the beginning, because
+lmms-eval writes nothing before its end.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ ANSWERS = pa.schema(
         ("metrics", pa.string()),
     ]
 )
-# Of a sample; whatever else is there is a metric.
+# The fields of a sample that are not metrics; every other field is one.
 NO_METRICS = {"doc_id", "doc_hash", "target", "input", "input_media", "token_counts"}
 NO_METRICS |= {"resps", "filtered_resps", "doc", "arguments"}
 
 
 @dataclass(frozen=True)
-class Finished:
+class LmmsResults:
     """A finished run of lmms-eval: its results, and the samples of each task."""
 
     results: Mapping[str, Any]
@@ -76,18 +76,18 @@ def run(
     offline: bool = False,
     simple: bool = False,
 ) -> Path:
-    """Evaluate a model on tasks of lmms-eval; the directory with answers and figures.
+    """Evaluate a model on tasks of lmms-eval; returns `out`, which holds answers and figures.
 
-    `include` is a folder of further tasks, `limit` the first documents of each; `offline` opens no
-    connection, `simple` takes each task as lmms-eval's simple models do. Raises UserError.
+    `include` is a folder of further tasks, `limit` the number of documents of each; `offline` opens
+    no connection, `simple` reads each task as lmms-eval's simple models do. Raises UserError.
     """
     names = [name for given in tasks for name in given.replace(",", " ").split()]
     if not names:
         raise UserError("no task is named", hint="python -m lmms_eval tasks list")
     if include is not None and not include.is_dir():
-        raise UserError(f"--include {include} is no folder of tasks")
+        raise UserError(f"--include {include} is not a folder of tasks")
     version = _version()
-    # torch is imported here, so that importing the verb needs none of it.
+    # Imported here, so that importing this module does not load torch.
     from tarkit.checkpoints.system import fingerprints
 
     settings = {
@@ -116,10 +116,10 @@ def run(
             simple=simple,
         )
         write_whole(folder / COMMAND, (json.dumps(command, indent=1) + "\n").encode())
-        said = _call(command, offline)
+        output = _call(command, offline)
         finished = read_finished(folder)
         if finished is None:
-            raise UserError(f"lmms-eval finished no results in {folder}; its last words:\n{said}")
+            raise UserError(f"lmms-eval wrote no results to {folder}; its last lines:\n{output}")
     settings["command"] = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
     _write(out, finished, settings, version)
     return out
@@ -138,12 +138,12 @@ def command_of(
     simple: bool = False,
 ) -> list[str]:
     """lmms-eval's command line; its results and samples go into `folder`."""
-    # Absolute, because lmms-eval reads a name that looks like a number as one.
+    # Absolute, because lmms-eval turns a name that looks like a number into a number.
     named = model if model in EMBEDDED or not Path(model).exists() else str(Path(model).resolve())
     place = str(folder.resolve())
     for value in (named, place):
         if re.search(r"""[,"'{}\[\]]""", value):
-            raise UserError(f"{value}: lmms-eval takes no name with commas, quotes or brackets")
+            raise UserError(f"{value}: lmms-eval accepts no name with commas, quotes or brackets")
     arguments = f"model={named}" + (f",scale={scale}" if scale is not None else "")
     command = [sys.executable, "-m", "lmms_eval", "--model", "tar", "--model_args", arguments]
     command += ["--tasks", ",".join(tasks), "--batch_size", str(batch_size), "--device", device]
@@ -153,26 +153,26 @@ def command_of(
     return [*command, "--log_samples", "--output_path", place]
 
 
-def read_finished(folder: Path) -> Finished | None:
+def read_finished(folder: Path) -> LmmsResults | None:
     """The newest run of lmms-eval in `folder`, if every sample of every task is there."""
-    found = max(folder.glob("*/*_results.json"), key=lambda path: path.name, default=None)
-    if found is None:
+    newest = max(folder.glob("*/*_results.json"), key=lambda path: path.name, default=None)
+    if newest is None:
         return None
-    results = json.loads(found.read_text(encoding="utf-8"))
+    results = json.loads(newest.read_text(encoding="utf-8"))
     samples = {}
     for task, count in results["n-samples"].items():
-        file = found.with_name(found.name.replace("_results.json", f"_samples_{task}.jsonl"))
-        # Not splitlines, which also splits at U+2028, and JSON may hold that as it is.
+        file = newest.with_name(newest.name.replace("_results.json", f"_samples_{task}.jsonl"))
+        # Not splitlines, which also splits at U+2028, a character that JSON may contain.
         lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
-        # lmms-eval writes line by line, and goes on where it could not.
+        # lmms-eval writes line by line, and continues after a line that it could not write.
         if len(lines) != count["effective"] + 1 or lines[-1]:
             return None
         samples[task] = [json.loads(line) for line in lines[:-1]]
-    return Finished(results, samples)
+    return LmmsResults(results, samples)
 
 
 def answer_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of answers.parquet; pictures that lmms-eval wrote into the sample are left out."""
+    """A row of answers.parquet, without the pictures that lmms-eval wrote into the sample."""
     answer = sample["filtered_resps"]
     while isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
@@ -189,7 +189,7 @@ def answer_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version() -> str:
-    """Of lmms-eval; it is not imported here, which takes many seconds."""
+    """The version of lmms-eval, which is not imported, because that takes many seconds."""
     try:
         if importlib.util.find_spec("lmms_eval"):
             return importlib.metadata.version("lmms-eval")
@@ -199,20 +199,21 @@ def _version() -> str:
 
 
 def _files_of(include: Path) -> dict[str, str]:
-    """sha256 of what makes up the tasks of a folder."""
+    """sha256 of the Python and YAML files of a folder of tasks."""
     files = (path for path in sorted(include.rglob("*")) if path.suffix in (".py", ".yaml", ".yml"))
     return {path.relative_to(include).as_posix(): file_sha256(path) for path in files}
 
 
 def _call(command: Sequence[str], offline: bool) -> str:
-    """Run lmms-eval, all it says on stderr; its last lines there. Raises UserError where it fails.
+    """Run lmms-eval with all its output on stderr; returns the last lines of its stderr.
 
-    It tells of most failures with exit status 0, so that only its results say that it went well.
+    Raises UserError for an exit status other than 0. After most failures the status is 0, so only
+    its results prove success.
     """
     environment = dict(os.environ)
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-        # With a token lmms-eval asks the hub whose it is.
+        # With a token lmms-eval asks the hub for the owner's name.
         environment.pop("HF_TOKEN", None)
     tail = b""
     with subprocess.Popen(
@@ -223,14 +224,14 @@ def _call(command: Sequence[str], offline: bool) -> str:
             os.write(STDERR_FD, chunk)
             tail = (tail + chunk)[-(1 << 14) :]
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", tail.decode(errors="replace")))
-    said = "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no word"
+    last = "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "(no output)"
     if process.returncode:
-        raise UserError(f"lmms-eval ended with {process.returncode}:\n{said}")
-    return said
+        raise UserError(f"lmms-eval ended with {process.returncode}:\n{last}")
+    return last
 
 
-def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: str) -> None:
-    rows = [answer_row(task, one) for task, found in finished.samples.items() for one in found]
+def _write(out: Path, finished: LmmsResults, settings: Mapping[str, Any], version: str) -> None:
+    rows = [answer_row(task, one) for task, some in finished.samples.items() for one in some]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), sink, compression="zstd")
     write_whole(out / "answers.parquet", sink.getvalue())
@@ -241,17 +242,17 @@ def _write(out: Path, finished: Finished, settings: Mapping[str, Any], version: 
     write_outcome(out, metrics, settings=settings, report=report, versions={"lmms-eval": version})
 
 
-def metrics_of(finished: Finished, version: str) -> dict[str, dict[str, Any]]:
-    """lmms-eval's figures of each task and group, by TASK@lmms-eval-VERSION."""
+def metrics_of(finished: LmmsResults, version: str) -> dict[str, dict[str, Any]]:
+    """TASK@lmms-eval-VERSION -> lmms-eval's figures, for each task and group."""
     versions = finished.results.get("versions", {})
-    found = {}
+    metrics = {}
     for task, figures in finished.results["results"].items():
-        found[f"{task}@lmms-eval-{version}"] = {
+        metrics[f"{task}@lmms-eval-{version}"] = {
             **{name: _finite(value) for name, value in figures.items() if name != "alias"},
             "task_version": versions.get(task),
             "num_questions": len(finished.samples[task]) if task in finished.samples else None,
         }
-    return found
+    return metrics
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -285,7 +286,7 @@ def _finite(value: Any) -> Any:
 
 
 def _without_media(value: Any) -> Any:
-    """`value` with embedded files taken out of it."""
+    """`value` with None in place of embedded files and of numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: _without_media(each) for key, each in value.items()}
     if isinstance(value, list):

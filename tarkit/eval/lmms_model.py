@@ -1,9 +1,9 @@
-"""Tar as a model of lmms-eval: a picture and a question a request, answered greedily.
+"""Tar as a model of lmms-eval: each request is a picture and a question, answered greedily.
 
 `TarChat` reads a task's messages, `TarSimple` its pictures and its text; everything else is shared.
-The picture stands before the question wherever the task puts it, as Tar was trained. What Tar
-cannot do is refused with the task and the document: no picture or several, video, audio, several
-turns, sampling, likelihoods. Written against lmms-eval 0.7.3.
+The picture comes before the question wherever the task puts it, as in Tar's training. A request
+that Tar cannot answer is refused with the names of task and document: no picture or several, video,
+audio, several turns, sampling, likelihoods. Written against lmms-eval 0.7.3.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tarkit.progress import Progress
 from tarkit.vocab import Scale
 
 MAX_NEW_TOKENS = 1024
-"""Of a task that says nothing; what lmms-eval's LLaVA models take."""
+"""For a task that sets none; the default of lmms-eval's LLaVA models."""
 
 GREEDILY = "lmms-eval's --gen_kwargs temperature=0,do_sample=False,num_beams=1 asks for greedy"
-# Greedy decoding has no use for the last two, so that leaving them out changes nothing.
+# Greedy decoding does not use the last two, so ignoring them changes nothing.
 KNOWN = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams", "top_p", "top_k"}
 
 log = logging.getLogger("tarkit")
 
 
-class Decoding(NamedTuple):
-    """How an answer ends, of what a task asks for."""
+class StopCondition(NamedTuple):
+    """Where an answer ends: after `max_tokens`, or before one of the strings `until`."""
 
     max_tokens: int
     until: tuple[str, ...]
@@ -58,7 +58,7 @@ class Request:
         return f"task {self.task}, document {self.doc_id}"
 
 
-class _Tar(lmms):
+class _LmmsTar(lmms):
     """What both models share: requests in, answers out in the same order."""
 
     def __init__(
@@ -70,15 +70,17 @@ class _Tar(lmms):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
     ) -> None:
-        """`model=NAME|DIR` and `scale` are model_args; the others lmms-eval's own options."""
+        """`model=NAME|DIR` and `scale` are model_args; the others are lmms-eval's own options."""
         super().__init__()
         if max_batch_size is not None or not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size {batch_size}: give a number", hint="--batch_size 16")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("tar answers in one process; leave torchrun or accelerate launch out")
+            raise UserError(
+                "tar answers in one process; run it without torchrun or accelerate launch"
+            )
         self.batch_size = int(batch_size)
         self.scale = None if scale is None else Scale(scale)
-        # lmms-eval reads an argument that looks like a number as one.
+        # str: lmms-eval turns an argument that looks like a number into a number.
         self.tar = Tar.load(str(model), device=device, dtok=None)
 
     @property
@@ -87,40 +89,41 @@ class _Tar(lmms):
 
     @abstractmethod
     def request(self, arguments: tuple[Any, ...]) -> Request:
-        """What lmms-eval hands a model of this kind, by name."""
+        """The request with the arguments that lmms-eval passes to a model of this kind."""
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request, cut off before the first of its stop strings."""
-        asked = [self.request(each.args) for each in requests]
+        parsed = [self.request(each.args) for each in requests]
         ignored: Counter[str] = Counter()
-        decodings = [_decoding(each, ignored) for each in asked]
+        stops = [_stop_condition(each, ignored) for each in parsed]
         for what, count in ignored.items():
-            log.warning("%d of %d requests: %s is ignored", count, len(asked), what)
-        answers = [""] * len(asked)
-        with Progress("answer", total=len(asked), unit="questions") as progress:
-            for max_tokens in dict.fromkeys(decoding.max_tokens for decoding in decodings):
-                alike = [n for n, each in enumerate(decodings) if each.max_tokens == max_tokens]
+            log.warning("%d of %d requests: %s is ignored", count, len(parsed), what)
+        answers = [""] * len(parsed)
+        with Progress("answer", total=len(parsed), unit="questions") as progress:
+            for max_tokens in dict.fromkeys(stop.max_tokens for stop in stops):
+                alike = [n for n, each in enumerate(stops) if each.max_tokens == max_tokens]
                 for first in range(0, len(alike), self.batch_size):
                     batch = alike[first : first + self.batch_size]
-                    said = self._describe([asked[n] for n in batch], max_tokens)
-                    for n, answer in zip(batch, said, strict=True):
-                        answers[n] = cut(answer, decodings[n].until)
-                        key = (asked[n].context, asked[n].generation)
+                    texts = self._describe([parsed[n] for n in batch], max_tokens)
+                    for n, answer in zip(batch, texts, strict=True):
+                        answers[n] = cut(answer, stops[n].until)
+                        key = (parsed[n].context, parsed[n].generation)
                         self.cache_hook.add_partial("generate_until", key, answers[n])
                     progress.advance(len(batch))
         return answers
 
-    def _describe(self, asked: Sequence[Request], max_tokens: int) -> list[str]:
-        opened = [self._open(each) for each in asked]
+    def _describe(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        opened = [self._open(each) for each in requests]
         pictures, questions = zip(*opened, strict=True)
         return self.tar.describe_many(pictures, questions, scale=self.scale, max_tokens=max_tokens)
 
-    def _open(self, asked: Request) -> tuple[Image.Image, str]:
+    def _open(self, request: Request) -> tuple[Image.Image, str]:
         try:
-            media, question = asked.read(self.task_dict[asked.task][asked.split][asked.doc_id])
+            document = self.task_dict[request.task][request.split][request.doc_id]
+            media, question = request.read(document)
             return to_rgb(_only_picture(media)), question
         except UserError as error:
-            raise UserError(f"{asked}: {error.message}", hint=error.hint) from None
+            raise UserError(f"{request}: {error.message}", hint=error.hint) from None
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
         _refuse(requests, "likelihoods of given answers")
@@ -129,8 +132,8 @@ class _Tar(lmms):
         _refuse(requests, "answers in several rounds")
 
 
-class TarChat(_Tar):
-    """Reads a task's messages, which must be one turn of the user's."""
+class TarChat(_LmmsTar):
+    """Reads a task's messages, which must be one turn of the user."""
 
     is_simple = False
 
@@ -143,7 +146,7 @@ class TarChat(_Tar):
         return Request(task, split, doc_id, context, generation, read)
 
 
-class TarSimple(_Tar):
+class TarSimple(_LmmsTar):
     """Reads a task's pictures and its text."""
 
     is_simple = True
@@ -158,7 +161,7 @@ class TarSimple(_Tar):
 
 
 def cut(answer: str, until: Sequence[str]) -> str:
-    """What stands before the first stop string, without blanks at its ends."""
+    """The text before the first stop string, without blanks at its ends."""
     ends = [answer.index(stop) for stop in until if stop in answer]
     return answer[: min(ends, default=len(answer))].strip()
 
@@ -175,30 +178,36 @@ def _read_messages(chat: ChatMessages) -> tuple[Sequence[Any], str]:
 def _only_picture(media: Sequence[Any]) -> Image.Image:
     if len(media) == 1 and isinstance(media[0], Image.Image):
         return media[0]
-    found = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, media)).items())
-    raise UserError(f"Tar reads one picture with a question, and this has {found or 'none'}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, media)).items())
+    raise UserError(f"Tar reads one picture with a question, and this has {kinds or 'none'}")
 
 
 def _kind(medium: Any) -> str:
-    """A picture, a file's name (a video's, that is), or a type (audio is a dict)."""
+    """In words: a picture, the name of a file (a video), or a type (audio is a dict)."""
     if isinstance(medium, Image.Image):
         return "picture(s)"
     return repr(medium) if isinstance(medium, str) else type(medium).__name__
 
 
-def _decoding(asked: Request, ignored: Counter[str]) -> Decoding:
-    """What of `generation` holds here; what cannot be followed is counted in `ignored`."""
-    given = {name: value for name, value in asked.generation.items() if value is not None}
+def _stop_condition(request: Request, ignored: Counter[str]) -> StopCondition:
+    """The stop condition of a request's `generation`; its unused options are counted in `ignored`.
+
+    Raises UserError for an option that asks for other than greedy decoding.
+    """
+    given = {name: value for name, value in request.generation.items() if value is not None}
     temperature = float(given.get("temperature", 1.0 if given.get("do_sample") else 0.0))
     beams = given.get("num_beams", 1)
     if temperature > 0 or beams != 1:
-        found = f"temperature {temperature}, num_beams {beams}"
-        raise UserError(f"{asked}: Tar answers greedily, and this asks for {found}", hint=GREEDILY)
+        raise UserError(
+            f"{request}: Tar answers greedily, and this asks for temperature {temperature}, "
+            f"num_beams {beams}",
+            hint=GREEDILY,
+        )
     if given.get("do_sample"):
         ignored["do_sample at temperature 0"] += 1
     ignored.update(sorted(given.keys() - KNOWN))
     until = given.get("until", [])
-    return Decoding(
+    return StopCondition(
         max_tokens=int(given.get("max_new_tokens", MAX_NEW_TOKENS)),
         until=tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),
     )

@@ -1,4 +1,4 @@
-"""What lmms-eval finds by the entry point `lmms_eval.models`: the model named `tar`.
+"""The entry point `lmms_eval.models`, by which lmms-eval finds the model named `tar`.
 
 `tarkit eval lmms` runs it; `python -m lmms_eval --model tar --model_args model=mini` does as well.
 """

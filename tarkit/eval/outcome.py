@@ -1,4 +1,4 @@
-"""What every evaluation leaves behind: results.json, report.md, and a row for every verdict."""
+"""The files of every evaluation: results.json, report.md, and scores.parquet, a row a verdict."""
 
 from __future__ import annotations
 
@@ -64,16 +64,17 @@ def write_outcome(
     rows: Sequence[Mapping[str, Any]] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Results with the settings and versions they depend on, the readable report, the verdicts.
+    """Write results.json with settings and versions, report.md, and `rows` as scores.parquet.
 
-    `versions` are those of programs beyond tarkit's own packages. A figure must be finite.
+    `versions` are those of programs beyond tarkit's own packages. Raises ValueError for a figure
+    that is not finite.
     """
     if rows is not None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCORES), sink, compression="zstd")
         write_whole(out / "scores.parquet", sink.getvalue())
-    known = provenance() | dict(versions or {})
-    document = {"metrics": metrics, "settings": settings, "versions": known}
+    all_versions = provenance() | dict(versions or {})
+    document = {"metrics": metrics, "settings": settings, "versions": all_versions}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     write_whole(out / "results.json", text.encode())
     write_whole(out / "report.md", report.encode())

@@ -1,13 +1,13 @@
-"""`tarkit eval pictures`: two sets of pictures compared, as pairs (rfid) or as crowds (gfid).
+"""`tarkit eval rfid` and `gfid`: compare two sets of pictures, as pairs or as distributions.
 
-`rfid`: samples are reconstructions of the reference, picture by picture in sorted order; beside the
-Frechet distance stand PSNR, SSIM and the cosine of each pair's features (semantic reconstruction:
-the paper says its own is faithful in meaning and not in pixels). `gfid`: samples are drawn of
-nothing in the reference; beside the distance stand precision and recall, and the Inception Score
-where the features have a classifier. The two are different figures: one directory holds one.
+`rfid`: samples are reconstructions of the reference, picture by picture in sorted order. Its
+figures are the Frechet distance, PSNR, SSIM and the cosine of each pair's features (the paper says
+that its reconstruction is faithful in meaning and not in pixels). `gfid`: samples are generated
+without the reference. Its figures are the Frechet distance, precision and recall, and the Inception
+Score where the features have a classifier. One directory holds one of the two.
 
 Every picture counts. All are read once before anything is begun, and one that cannot be read ends
-the run with its name. Pixels are bytes as they are stored; only the extractor resizes.
+the run with its name. Pixels are the stored bytes; only the extractor resizes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from tarkit.scoring.tables import Table, show
 
 Metric = Literal["rfid", "gfid"]
 ItemT = TypeVar("ItemT")
-Named = tuple[str, Image.Image]
+NamedPicture = tuple[str, Image.Image]
 
 CONSTANTS: Mapping[Metric, Mapping[str, Any]] = {
     "rfid": {"psnr_peak": 255, "ssim_window_px": WINDOW_PX, "ssim_sigma_px": SIGMA_PX},
@@ -85,8 +85,8 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class _Set:
-    """Pictures in their order: names for complaints, (width, height), sha256 of all pixels."""
+class _PictureSet:
+    """Pictures in their order: names for messages, (width, height), sha256 of all pixels."""
 
     path: Path
     names: list[str]
@@ -94,19 +94,19 @@ class _Set:
     sha256: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"num_pictures": len(self.names), "pixels_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredGaussian:
     """A reference without pictures: the mean and covariance of their features."""
 
     gaussian: Gaussian
     sha256: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         return {"file_sha256": self.sha256}
 
 
@@ -121,26 +121,26 @@ def run(
     batch_size: int = 32,
     metric: Metric,
 ) -> Path:
-    """Write `results.json` and `report.md` of `samples` against `reference` into `out`; returns it.
+    """Compare `samples` with `reference`; writes `results.json` and `report.md` and returns `out`.
 
-    Each is a folder of pictures, with those in folders below, or an images artifact; the reference
-    of gfid may be an npz of `mu` and `sigma` of the same features. `model` is whose tokenizer the
-    features `tatok` are of. gfid holds the features of all pictures, 8 KB each of inception's.
-    Raises UserError.
+    Each set is a folder of pictures, subfolders included, or an images artifact. The reference of
+    gfid may be an npz of `mu` and `sigma` of the same features. The features `tatok` are those of
+    the tokenizer of `model`. gfid keeps the features of all pictures in memory, 8 KB each for
+    inception. Raises UserError.
     """
     _check(metric, reference, batch_size)
     drawn = _read(samples, "samples")
-    real: _Set | _Stored
+    real: _PictureSet | _StoredGaussian
     if reference.suffix == ".npz":
-        real = _Stored(read_gaussian(reference), file_sha256(reference))
+        real = _StoredGaussian(read_gaussian(reference), file_sha256(reference))
     else:
         real = _read(reference, "reference")
-    if metric == "rfid" and isinstance(real, _Set):
+    if metric == "rfid" and isinstance(real, _PictureSet):
         _check_pairs(drawn, real)
     extractor = load_extractor(features, model=model, device=device)
-    if isinstance(real, _Stored) and (width := len(real.gaussian.mean)) != extractor.dim:
+    if isinstance(real, _StoredGaussian) and (width := len(real.gaussian.mean)) != extractor.dim:
         raise UserError(
-            f"{reference} is of {width} features, {extractor.name} has {extractor.dim}",
+            f"{reference} has {width} features, {extractor.name} has {extractor.dim}",
             hint="--features that the reference was made with",
         )
     manifest = begin_directory(
@@ -149,17 +149,17 @@ def run(
         settings={
             "metric": metric,
             "features": extractor.identity(),
-            "samples": drawn.about,
-            "reference": real.about,
+            "samples": drawn.fingerprint,
+            "reference": real.fingerprint,
             **CONSTANTS[metric],
             "batch_size": batch_size,
         },
         parents={"samples": samples, "reference": reference},
     )
-    if metric == "rfid" and isinstance(real, _Set):
+    if metric == "rfid" and isinstance(real, _PictureSet):
         figures = _pairs(drawn, real, extractor, batch_size)
     else:
-        figures = _crowds(drawn, real, extractor, batch_size)
+        figures = _distributions(drawn, real, extractor, batch_size)
     _write(out, f"{metric}@{extractor.name}", manifest["settings"], figures)
     return out
 
@@ -179,8 +179,8 @@ def _check(metric: str, reference: Path, batch_size: int) -> None:
 # - pictures -
 
 
-def _read(path: Path, name: str) -> _Set:
-    """Every picture of a set, read once; UserError names the first that cannot be."""
+def _read(path: Path, name: str) -> _PictureSet:
+    """Every picture of a set, read once; raises UserError with the first that cannot be read."""
     names, sizes = [], []
     digest = hashlib.sha256()
     with Progress(f"read {name}", total=None, unit="pictures") as progress:
@@ -195,10 +195,10 @@ def _read(path: Path, name: str) -> _Set:
             f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})",
             hint="name a folder of pictures, or an images artifact",
         )
-    return _Set(path, names, sizes, digest.hexdigest())
+    return _PictureSet(path, names, sizes, digest.hexdigest())
 
 
-def _pictures(path: Path) -> Iterator[Named]:
+def _pictures(path: Path) -> Iterator[NamedPicture]:
     """(name, RGB picture) of a folder's files or an artifact's rows, in order."""
     if (path / MANIFEST).exists():
         artifact = open_artifact(path, "images")
@@ -213,16 +213,16 @@ def _pictures(path: Path) -> Iterator[Named]:
             hint="name a folder of pictures, or an images artifact",
         )
     for file in sorted(item for item in path.rglob("*") if item.is_file()):
-        if file.suffix == ".error":  # what a failed sample leaves in its place
+        if file.suffix == ".error":  # stands for a sample that failed
             raise UserError(
-                f"{file} stands for a picture that could not be made, and nothing is skipped",
+                f"{file} stands for a picture that failed, and no picture is skipped",
                 hint="the command that made the samples, with --retry-failed",
             )
         if file.suffix.lower().removeprefix(".") in PICTURE_SUFFIXES:
             yield str(file), read_picture(file)
 
 
-def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> Named:
+def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> NamedPicture:
     why = str(row["error"])
     if blob is not None:
         try:
@@ -230,12 +230,12 @@ def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> Named:
         except ImageError as error:
             why = error.message
     raise UserError(
-        f"the picture {row['key']} of {path} cannot be read, and nothing is skipped: {why}",
+        f"the picture {row['key']} of {path} cannot be read, and no picture is skipped: {why}",
         hint=f"tarkit inspect {path}",
     )
 
 
-def _check_pairs(drawn: _Set, real: _Set) -> None:
+def _check_pairs(drawn: _PictureSet, real: _PictureSet) -> None:
     if len(drawn.names) != len(real.names):
         raise UserError(
             f"rfid compares pairs, but {drawn.path} holds {len(drawn.names)} pictures and "
@@ -271,12 +271,14 @@ def _batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 # - figures -
 
 
-def _pairs(drawn: _Set, real: _Set, extractor: FeatureExtractor, batch_size: int) -> dict[str, Any]:
-    """Everything of rfid, from one pass over the pairs."""
+def _pairs(
+    drawn: _PictureSet, real: _PictureSet, extractor: FeatureExtractor, batch_size: int
+) -> dict[str, Any]:
+    """The figures of rfid, from one pass over the pairs."""
     moments, originals = Moments(), Moments()
     errors: list[float] = []
     ssims: list[float] = []
-    alike: list[float] = []
+    similarities: list[float] = []
     pairs = zip(_pictures(drawn.path), _pictures(real.path), strict=True)
     with Progress("compare", total=len(drawn.names), unit="pairs") as progress:
         for batch in _batches(pairs, batch_size):
@@ -284,29 +286,32 @@ def _pairs(drawn: _Set, real: _Set, extractor: FeatureExtractor, batch_size: int
             second = extractor.extract([picture for _, (_, picture) in batch])
             moments.add(first)
             originals.add(second)
-            alike += cosines(first, second).tolist()
+            similarities += cosines(first, second).tolist()
             for (_, sample), (_, original) in batch:
                 a, b = to_uint8(sample), to_uint8(original)
                 errors.append(mean_squared_error(a, b))
                 ssims.append(ssim(a, b))
             progress.advance(len(batch))
-    found = similarity(errors, ssims)
+    summary = similarity(errors, ssims)
     return {
         **_distance(frechet_distance(originals.gaussian(), moments.gaussian())),
-        "psnr": _finite(found.psnr),
-        "psnr_mean": _finite(found.psnr_mean),
-        "num_identical": found.num_identical,
-        "ssim": found.ssim,
-        "cosine": float(np.mean(alike)),
+        "psnr": _finite(summary.psnr),
+        "psnr_mean": _finite(summary.psnr_mean),
+        "num_identical": summary.num_identical,
+        "ssim": summary.ssim,
+        "cosine": float(np.mean(similarities)),
     }
 
 
-def _crowds(
-    drawn: _Set, reference: _Set | _Stored, extractor: FeatureExtractor, batch_size: int
+def _distributions(
+    drawn: _PictureSet,
+    reference: _PictureSet | _StoredGaussian,
+    extractor: FeatureExtractor,
+    batch_size: int,
 ) -> dict[str, Any]:
-    """Everything of gfid; a stored reference gives the distance alone."""
+    """The figures of gfid; a stored reference gives the distance alone."""
     rows = _extract(drawn, "samples", extractor, batch_size)
-    if isinstance(reference, _Stored):
+    if isinstance(reference, _StoredGaussian):
         figures = _distance(frechet_distance(reference.gaussian, gaussian_of(rows)))
         figures["notes"].append(NO_ROWS)
     else:
@@ -328,7 +333,9 @@ def _crowds(
     return figures
 
 
-def _extract(pictures: _Set, name: str, extractor: FeatureExtractor, batch_size: int) -> Features:
+def _extract(
+    pictures: _PictureSet, name: str, extractor: FeatureExtractor, batch_size: int
+) -> Features:
     rows = []
     with Progress(f"features of {name}", total=len(pictures.names), unit="pictures") as progress:
         for batch in _batches(_pictures(pictures.path), batch_size):
@@ -337,19 +344,19 @@ def _extract(pictures: _Set, name: str, extractor: FeatureExtractor, batch_size:
     return np.concatenate(rows)
 
 
-def _distance(found: Frechet) -> dict[str, Any]:
+def _distance(distance: Frechet) -> dict[str, Any]:
     return {
-        "frechet": found.value,
-        "dim": found.dim,
-        "num_samples": found.num_samples,
-        "num_reference": found.num_reference,
-        "singular": found.singular,
-        "notes": [SINGULAR] if found.singular else [],
+        "frechet": distance.value,
+        "dim": distance.dim,
+        "num_samples": distance.num_samples,
+        "num_reference": distance.num_reference,
+        "singular": distance.singular,
+        "notes": [SINGULAR] if distance.singular else [],
     }
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows neither inf nor nan; `num_identical` says why a PSNR is none."""
+    """None for inf and nan, which JSON lacks; `num_identical` explains a PSNR that is None."""
     return value if math.isfinite(value) else None
 
 
@@ -364,8 +371,8 @@ def _write(out: Path, name: str, settings: Mapping[str, Any], figures: Mapping[s
         " ".join(figures["notes"]),
     )
     show([table])
-    eye = ", ".join(f"{key} {value}" for key, value in settings["features"].items())
-    report = f"# tarkit eval pictures\n\nFeatures: {eye}.\n\n{table.markdown()}"
+    features = ", ".join(f"{key} {value}" for key, value in settings["features"].items())
+    report = f"# tarkit eval pictures\n\nFeatures: {features}.\n\n{table.markdown()}"
     write_outcome(out, {name: figures}, settings=settings, report=report)
 
 

@@ -1,11 +1,9 @@
 """One run of a benchmark on disk: items, samples or answers, scores.
 
-    RUN/manifest.json  items.parquet              what is asked; written first, and once
-    RUN/samples/00000/{metadata.jsonl, samples/0000.png}   GenEval's own layout: prompt row, sample
-    RUN/answers/00000.jsonl                       one file a batch of questions
-    RUN/scores/SCORER/{scores.parquet, results.json, report.md}
-
-A seed is a hash of the run's seed, the benchmark, the item and the sample, whatever the order.
+RUN/manifest.json  items.parquet              the items; written first and never changed
+RUN/samples/00000/{metadata.jsonl, samples/0000.png}   GenEval's own layout: prompt row, sample
+RUN/answers/00000.jsonl                       one file for each batch of questions
+RUN/scores/SCORER/{scores.parquet, results.json, report.md}
 """
 
 from __future__ import annotations
@@ -42,10 +40,11 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Item:
-    """One prompt to draw, or one question about `picture` with its true answer.
+class BenchmarkItem:
+    """One prompt to draw, or one question about the file `picture` with its true answer.
 
-    `meta` is what a scorer needs beyond it; GenEval's record of a prompt, for example.
+    `tag` is the task, split or subtask. `meta` holds what else a scorer needs, such as GenEval's
+    record of a prompt.
     """
 
     id: str
@@ -57,76 +56,82 @@ class Item:
 
     @property
     def group(self) -> str:
-        """The name of the picture that a question of POPE or MME shares with others."""
+        """The name of the picture, or pair of pictures, that the question shares with others."""
         return str((self.meta or {})["group"])
 
     @property
     def unasked(self) -> str | None:
-        """Why a question cannot be asked, None if it can."""
-        why = (self.meta or {}).get("unasked")
-        return None if why is None else str(why)
+        """The reason why a question cannot be asked, None if it can."""
+        reason = (self.meta or {}).get("unasked")
+        return None if reason is None else str(reason)
 
     @property
     def options(self) -> dict[str, str]:
-        """Letter -> text of a choice; empty for an open question."""
+        """Letter -> text of the option; empty for an open question."""
         return dict((self.meta or {}).get("options") or {})
 
 
-class Drawn(NamedTuple):
-    """One picture of a run; `place` is its name below `samples/`, whether it is there or not."""
+class RunPicture(NamedTuple):
+    """One picture of a run; `file` is its path below `samples/`, even before it is drawn."""
 
     row: int
     sample: int
-    item: Item
-    place: str
+    item: BenchmarkItem
+    file: str
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that was begun; `n` pictures of every item are drawn."""
+class BenchmarkRun:
+    """A run that was begun; each prompt has `n` pictures, each question `n` = 1 answers."""
 
     path: Path
     bench: str
-    items: tuple[Item, ...]
+    items: tuple[BenchmarkItem, ...]
     n: int
     seed: int
 
-    def seed_of(self, item: Item, sample: int) -> int:
-        """A seed that depends on nothing but the run's seed and what the sample is."""
+    def seed_of(self, item: BenchmarkItem, sample: int) -> int:
+        """48 bits that depend on the run's seed, the benchmark, the item and the sample alone."""
         return sample_seed(self.seed, self.bench, item.id, sample)
 
-    def drawn(self) -> list[Drawn]:
-        """Every picture there should be, prompts one after the other, `n` pictures each."""
+    def pictures(self) -> list[RunPicture]:
+        """Every picture of the run, `n` of the first prompt, then `n` of the second, ..."""
         return [
-            Drawn(row, sample, item, f"{row:05d}/samples/{sample:04d}.png")
+            RunPicture(row, sample, item, f"{row:05d}/samples/{sample:04d}.png")
             for row, item in enumerate(self.items)
             for sample in range(self.n)
         ]
 
-    def picture(self, row: int, sample: int) -> Path:
+    def picture_path(self, row: int, sample: int) -> Path:
         return self.path / "samples" / f"{row:05d}" / "samples" / f"{sample:04d}.png"
 
-    def metadata(self, row: int) -> Path:
+    def metadata_path(self, row: int) -> Path:
         return self.path / "samples" / f"{row:05d}" / "metadata.jsonl"
 
     def answers(self) -> list[str | Failure]:
-        """The answer to every item; raises UserError where the run was not answered to its end."""
-        made = self.path / "answers"
-        if not (made / MANIFEST).exists():
+        """The answer to every item; raises UserError where some are missing or damaged."""
+        folder = self.path / "answers"
+        if not (folder / MANIFEST).exists():
             raise UserError(
                 f"{self.path} has no answers yet", hint=f"tarkit eval answer {self.path}"
             )
-        size = read_manifest(made)["settings"]["batch_size"]
-        return read_answers(made, len(self.items), batch_size=size)
+        size = read_manifest(folder)["settings"]["batch_size"]
+        return read_answers(folder, len(self.items), batch_size=size)
 
 
 def begin_run(
-    out: Path, bench: str, items: Sequence[Item], *, n: int, seed: int, settings: Mapping[str, Any]
-) -> Run:
-    """Writes what is asked. Raises UserError where `out` was begun with other settings or items."""
+    out: Path,
+    bench: str,
+    items: Sequence[BenchmarkItem],
+    *,
+    n: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> BenchmarkRun:
+    """Write the items. Raises UserError where `out` was begun with other settings or items."""
     repeated = len(items) - len({item.id for item in items})
     if repeated or not items:
-        raise UserError(f"{len(items)} items of {bench}, {repeated} of them with an id twice")
+        raise UserError(f"{bench} has {len(items)} items, {repeated} of them with a repeated id")
     rows = [_row(item) for item in items]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     begin_directory(
@@ -144,11 +149,11 @@ def begin_run(
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
     write_whole(out / ITEMS, sink.getvalue())
-    return Run(out, bench, tuple(items), n, seed)
+    return BenchmarkRun(out, bench, tuple(items), n, seed)
 
 
-def open_run(path: Path) -> Run:
-    """The run at `path`; raises UserError where there is none or it holds other items."""
+def open_run(path: Path) -> BenchmarkRun:
+    """The run at `path`; raises UserError where there is none or its items have changed."""
     manifest = read_manifest(path)
     if manifest["kind"] != "run" or not (path / ITEMS).exists():
         raise UserError(
@@ -158,9 +163,9 @@ def open_run(path: Path) -> Run:
     rows = pq.read_table(path / ITEMS).to_pylist()
     settings = manifest["settings"]
     if hashlib.sha256(json.dumps(rows).encode()).hexdigest() != settings["items_sha256"]:
-        raise UserError(f"{path / ITEMS} is not what the run was begun with")
+        raise UserError(f"{path / ITEMS} has changed since the run was begun")
     items = tuple(
-        Item(
+        BenchmarkItem(
             row["item"],
             row["tag"],
             row["prompt"],
@@ -170,18 +175,18 @@ def open_run(path: Path) -> Run:
         )
         for row in rows
     )
-    return Run(path, settings["bench"], items, settings["n"], settings["seed"])
+    return BenchmarkRun(path, settings["bench"], items, settings["n"], settings["seed"])
 
 
-def _row(item: Item) -> dict[str, Any]:
-    found = asdict(item)
-    found["item"] = found.pop("id")
-    found["meta"] = json.dumps(item.meta) if item.meta is not None else None
-    return {name: found[name] for name in SCHEMA.names}
+def _row(item: BenchmarkItem) -> dict[str, Any]:
+    fields = asdict(item)
+    fields["item"] = fields.pop("id")
+    fields["meta"] = json.dumps(item.meta) if item.meta is not None else None
+    return {name: fields[name] for name in SCHEMA.names}
 
 
-def scorer_folder(run: Run, scorer: str) -> Path:
-    """Where the scores of one scorer lie, `scores/geneval@hf-m2f`."""
+def scorer_folder(run: BenchmarkRun, scorer: str) -> Path:
+    """The folder of a scorer's results, `scores/geneval@hf-m2f`; UserError for a bad name."""
     if not re.fullmatch(r"[\w.+-]+", scorer):
         raise UserError(f"a scorer's name is letters, digits, '.', '+', '-', not {scorer!r}")
     return run.path / "scores" / f"{run.bench}@{scorer}"

@@ -1,9 +1,9 @@
-"""Samples of an evaluation on disk: made in batches, resumed by what is missing, failures kept.
+"""Samples of an evaluation on disk: they are made in batches, resumed, and their failures kept.
 
-Batches are those of the whole list and are made whole, so that what a sample is never depends on
-which others were there already. A sample that fails leaves its reason in its place
-(`0000.error` beside where `0000.png` would be) and is not tried again unless asked for; nor is a
-file that is there and cannot be read. An answer about a file that has changed is made again.
+A batch is cut from the whole list and made completely, so that a sample never depends on which
+others existed already. A sample that fails leaves its reason in a file (`0000.error` instead of
+`0000.png`). Only `retry_failed` makes a failed or damaged sample again. An answer about a file that
+has changed is made again in any case.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RETRY = "--retry-failed with the command that made it"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a sample could not be made or read."""
+    """The reason why a sample could not be made or read."""
 
     reason: str
 
@@ -42,9 +42,9 @@ def make_pictures(
     batch_size: int,
     retry_failed: bool = False,
 ) -> None:
-    """Write the PNG files that are missing, with `retry_failed` also the failed and the damaged.
+    """Write the PNG files that are missing; with `retry_failed` also those failed or damaged.
 
-    Raises UserError if not a single one can be made.
+    `make` draws the pictures of a batch. Raises UserError if every picture fails.
     """
     if retry_failed:
         for file, _ in items:
@@ -71,9 +71,9 @@ def make_pictures(
 
 
 def open_pictures(files: Sequence[Path]) -> Iterator[Image.Image | Failure]:
-    """Each picture, or why there is none.
+    """Each picture, or the reason why it failed.
 
-    Raises UserError for one that was never made, and for a reason that cannot be read.
+    Raises UserError for a picture that was never made, and for an unreadable reason.
     """
     for file in files:
         if _failed(file):
@@ -101,21 +101,21 @@ def make_answers(
 ) -> None:
     """Write the files of answers that are missing, `00000.jsonl` for the first batch.
 
-    With `retry_failed` also those with a failed answer and those that are damaged. `about` is the
-    fingerprint of what a question is about, None where that is not there: it is written beside the
-    answer, and a file with answers about anything else is made again. Raises UserError for a
-    damaged file, and if not a single question can be answered.
+    With `retry_failed` also those with a failed answer and those that are damaged. `about` gives
+    the fingerprint of the file that a question is about, None where there is no such file. It is
+    written with the answer, and a batch whose fingerprints have changed is made again. Raises
+    UserError for a damaged file, and if every answer fails.
     """
     first, num_failed, files = "", 0, []
     with Progress(name, total=len(items), unit="answers") as progress:
         for number, batch in enumerate(_batches(items, batch_size)):
             file = folder / f"{number:05d}.jsonl"
             files.append(file)
-            marks = [about(item) if about is not None else None for item in batch]
-            answers = _kept(file, marks, retry_failed) if file.exists() else []
+            fingerprints = [about(item) if about is not None else None for item in batch]
+            answers = _valid_answers(file, fingerprints, retry_failed) if file.exists() else []
             if not answers:
                 answers = attempt(make, batch)
-                write_whole(file, "".join(map(_line, answers, marks)).encode())
+                write_whole(file, "".join(map(_line, answers, fingerprints)).encode())
             reasons = [answer.reason for answer in answers if isinstance(answer, Failure)]
             num_failed += len(reasons)
             first = first or "".join(reasons[:1])
@@ -142,12 +142,12 @@ def read_answers(folder: Path, count: int, *, batch_size: int) -> list[str | Fai
 def attempt(
     make: Callable[[Sequence[ItemT]], Sequence[MadeT]], items: Sequence[ItemT]
 ) -> list[MadeT | Failure]:
-    """What `make` makes of a batch; if it raises, of each item alone, that one may fail alone."""
+    """The samples of a batch; if `make` raises, those of each item alone, so that few fail."""
     try:
         made = list(make(items))
         assert len(made) == len(items), f"{len(made)} made of {len(items)}"
         return [*made]
-    except Exception as error:  # whatever a model meets on one sample must not end the rest
+    except Exception as error:  # any error of a model on one sample must not end the others
         if len(items) == 1:
             name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             return [Failure(f"{name}{error}")]
@@ -168,7 +168,7 @@ def _failed(picture: Path) -> bool:
 
 
 def _damaged(picture: Path) -> bool:
-    """Whether a file is there and holds no whole picture."""
+    """Whether the file exists and cannot be read as a picture."""
     if not picture.exists():
         return False
     try:
@@ -179,35 +179,39 @@ def _damaged(picture: Path) -> bool:
 
 
 def _line(answer: str | Failure, about: str | None) -> str:
-    said, error = (None, answer.reason) if isinstance(answer, Failure) else (answer, None)
-    row = {"answer": said, "error": error, **({} if about is None else {"about": about})}
+    text, error = (None, answer.reason) if isinstance(answer, Failure) else (answer, None)
+    row = {"answer": text, "error": error, **({} if about is None else {"about": about})}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _kept(file: Path, marks: Sequence[str | None], retry_failed: bool) -> list[str | Failure]:
-    """The answers in a file about what has these marks, none if they are to be made again."""
+def _valid_answers(
+    file: Path, fingerprints: Sequence[str | None], retry_failed: bool
+) -> list[str | Failure]:
+    """The answers in a file; [] if they must be made again."""
     try:
-        found = _read(file, len(marks))
+        answers = _read(file, len(fingerprints))
     except UserError:
         if not retry_failed:
             raise
         return []
-    stale = any(about != mark for (_, about), mark in zip(found, marks, strict=True))
-    failed = any(isinstance(answer, Failure) for answer, _ in found)
-    return [] if stale or (retry_failed and failed) else [answer for answer, _ in found]
+    stale = any(about != now for (_, about), now in zip(answers, fingerprints, strict=True))
+    failed = any(isinstance(answer, Failure) for answer, _ in answers)
+    return [] if stale or (retry_failed and failed) else [answer for answer, _ in answers]
 
 
 def _read(file: Path, count: int) -> list[tuple[str | Failure, str | None]]:
-    """The answers in a file and what each is about; raises UserError unless there are `count`."""
-    found: list[tuple[str | Failure, str | None]] = []
+    """(answer, fingerprint) of every line; raises UserError unless there are `count`."""
+    answers: list[tuple[str | Failure, str | None]] = []
     for number, line in read_lines(file, hint=RETRY):
         try:
             row = json.loads(line)
-            said = row["answer"]
-            answer = Failure(str(row["error"])) if said is None else str(said)
-            found.append((answer, row.get("about")))
+            text = row["answer"]
+            answer = Failure(str(row["error"])) if text is None else str(text)
+            answers.append((answer, row.get("about")))
         except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise UserError(f"{file}:{number} is no answer: {error}", hint=RETRY) from None
-    if len(found) != count:
-        raise UserError(f"{file} is damaged: {len(found)} answers to {count} questions", hint=RETRY)
-    return found
+            raise UserError(f"{file}:{number} is not an answer: {error}", hint=RETRY) from None
+    if len(answers) != count:
+        raise UserError(
+            f"{file} is damaged: {len(answers)} answers to {count} questions", hint=RETRY
+        )
+    return answers

@@ -1,8 +1,9 @@
-"""`tarkit eval score`: verdicts on what a run drew or answered, by a scorer of one's choice.
+"""`tarkit eval score`: score the pictures or answers of a run with a scorer of one's choice.
 
 A scorer is part of a result's name (`geneval@hf-m2f`, `dpg@tar`): two scorers are two benchmarks.
-How each benchmark is scored stands in `tarkit/verdicts/`. A picture or answer that failed scores 0
-and lowers coverage, and with coverage below 1 no result is written unless `allow_missing`.
+How each benchmark is scored stands in its module of `tarkit/eval/benchmarks/`. A picture or answer
+that failed scores 0 and lowers coverage; a result with coverage below 1 is written only with
+`allow_missing`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import Any
 
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.answers import READERS, question_verdicts
-from tarkit.eval.benchmarks.base import write_verdicts
-from tarkit.eval.benchmarks.dpg import JUDGES, dpg_verdicts
-from tarkit.eval.benchmarks.geneval import DETECTORS, geneval_verdicts, load_detector
+from tarkit.eval.benchmarks import load_benchmark
+from tarkit.eval.benchmarks.base import (
+    PictureBenchmark,
+    ScorerOptions,
+    score_command,
+    write_verdicts,
+)
 from tarkit.eval.outcome import Scored
-from tarkit.eval.run import Run, open_run
+from tarkit.eval.run import BenchmarkRun, open_run
 
 
 def run(
@@ -33,61 +37,48 @@ def run(
     retry_failed: bool = False,
     device: str = "cpu",
 ) -> Scored:
-    """Score the run at `path`; `model` and `clip` are the scorer's, `file` what it reads.
+    """Score the run at `path`; the other arguments are those of `ScorerOptions`.
 
-    With `retry_failed` a judge of DPG is asked again what it failed to answer. Raises UserError.
+    `scorer` is required where pictures are scored. With `retry_failed` DPG's judge answers again
+    where it failed. Raises UserError.
     """
-    asked = open_run(path)
-    name = scorer or READERS.get(asked.bench)
-    if name is None:
-        known = DETECTORS if asked.bench == "geneval" else JUDGES
-        raise UserError(f"{asked.bench} needs a scorer", hint=f"--scorer {' | '.join(known)}")
-    if asked.bench == "geneval":
-        detector = load_detector(name, model=model, clip=clip, file=file, device=device)
-        found = geneval_verdicts(asked, name, detector)
-    elif asked.bench == "dpg":
-        found = dpg_verdicts(
-            asked,
-            name,
-            model=model,
-            file=file,
-            server=server,
-            as_published=as_published,
-            retry_failed=retry_failed,
-            device=device,
-        )
+    started = open_run(path)
+    benchmark = load_benchmark(started.bench)
+    if isinstance(benchmark, PictureBenchmark):
+        made = "samples"
+        if scorer is None:
+            hint = f"--scorer {' | '.join(benchmark.scorers)}"
+            raise UserError(f"{started.bench} needs a scorer", hint=hint)
+        command = score_command(started, scorer)
     else:
-        found = question_verdicts(asked, name)
-    if found.coverage < 1 and not allow_missing:
-        first = next(row["error"] for row in found.rows if row["error"] is not None)
+        made = "answers"
+        scorer = scorer or benchmark.reader
+        command = score_command(started)
+    options = ScorerOptions(
+        scorer=scorer,
+        model=model,
+        clip=clip,
+        file=file,
+        server=server,
+        as_published=as_published,
+        retry_failed=retry_failed,
+        device=device,
+    )
+    verdicts = benchmark.score(started, options)
+    if verdicts.coverage < 1 and not allow_missing:
+        first = next(row["error"] for row in verdicts.rows if row["error"] is not None)
         raise UserError(
-            f"{1 - found.coverage:.1%} of {asked.path} failed, and a failure scores 0; "
+            f"{1 - verdicts.coverage:.1%} of {started.path} failed, and a failure scores 0; "
             f"the first with: {first}",
-            hint=_mend(asked, name, file),
+            hint=f"{verdicts.repair}; or {command} --allow-missing; each with the options it had",
         )
-    return write_verdicts(asked, found, settings=_made(asked))
+    return write_verdicts(started, verdicts, settings=_settings(started, made))
 
 
-def _mend(asked: Run, scorer: str, file: Path | None) -> str:
-    """The commands that make what failed anew and judge it, or let it be."""
-    named = "" if scorer == READERS.get(asked.bench) else f" --scorer {scorer}"
-    score = f"tarkit eval score {asked.path}{named}"
-    allow = f"or {score} --allow-missing; each with the options it had"
-    if scorer == "answers":  # the pictures are not looked at
-        return f"complete {file}, then {score}; {allow}"
-    verb = "generate" if asked.bench in ("geneval", "dpg") else "answer"
-    again = f"{score} --retry-failed" if asked.bench == "dpg" else score
-    steps = f"tarkit eval {verb} {asked.path} --retry-failed, then {again}"
-    if scorer == "detections":
-        steps = f"complete {file}, or {steps}"
-    return f"{steps}; {allow}"
-
-
-def _made(asked: Run) -> dict[str, Any]:
-    """The settings of the run, and of how its pictures or answers were made."""
-    part = "samples" if asked.bench in ("geneval", "dpg") else "answers"
-    made = asked.path / part
+def _settings(started: BenchmarkRun, made: str) -> dict[str, Any]:
+    """The settings of the run, and those by which its pictures or answers were made."""
+    folder = started.path / made
     return {
-        **read_manifest(asked.path)["settings"],
-        part: read_manifest(made)["settings"] if (made / MANIFEST).exists() else None,
+        **read_manifest(started.path)["settings"],
+        made: read_manifest(folder)["settings"] if (folder / MANIFEST).exists() else None,
     }

@@ -1,8 +1,8 @@
-"""`tarkit eval selftest`: do the scorers give the figures that are published?
+"""`tarkit eval selftest`: check that the scorers give the published figures.
 
 Checks that need a benchmark's files read them from `data`, laid out as their owners name them:
 `geneval/evaluation_metadata.jsonl`, `dsg/*_dsg.csv`, `mmmu/*.json`, `pope/coco_pope_*.json`.
-What is not there is not run, and says so. The other checks need nothing.
+A check whose file is missing is reported as not run. The other checks need no files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.choices import open_correct
-from tarkit.eval.benchmarks.dsg import Answers, Graph, Question, graph_results, question_of
+from tarkit.eval.benchmarks.dsg import (
+    GraphAnswers,
+    GraphQuestion,
+    SceneGraph,
+    graph_results,
+    question_of,
+)
+from tarkit.eval.benchmarks.mmmu import open_correct
 from tarkit.eval.benchmarks.shapes_proof import prove
 from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of
 from tarkit.eval.metrics.yes_no import parse_yes_no, score_yes_no
@@ -28,10 +34,10 @@ from tarkit.scoring.statistics import per_prompt
 
 Outcome = Literal["passed", "failed", "not run"]
 
-# What each judge's released answers give on SD2.1's pictures; DSG prints PaLI's as 80.5.
+# The score of each judge's released answers on SD2.1's pictures; DSG prints PaLI's as 80.5.
 DSG = {"pali17b": 80.54, "mplug": 83.13, "instructblip": 87.00}
 DSG_GENERATOR = "sd2dot1"
-# MMMU's released outputs, and what its own program prints of them (0.367 and 0.361).
+# The scores of MMMU's released outputs; its own program prints 0.367 and 0.361.
 MMMU = {"llava1.5_13b_total_val_output": 0.3667, "qwen_vl_total_val_output": 0.3611}
 POPE_SPLITS = ("random", "popular", "adversarial")
 POPE_CASES = {
@@ -47,7 +53,7 @@ WORLD_PROMPTS_A_TASK = 40
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was found and what should be, as text, or what its data lack."""
+    """One check: the value found and the one expected, as text, or what its data lack."""
 
     name: str
     outcome: Outcome
@@ -79,11 +85,11 @@ class Selftest:
 
 
 def run(*, data: Path | None = None, seed: int | None = None) -> Selftest:
-    """Run every check; `seed` is that of the drawn world's scenes, a fresh one where it is None."""
+    """Run every check; `seed` is that of the drawn world's scenes, None for a random one."""
     if data is not None and not data.is_dir():
-        raise UserError(f"{data} is no folder", hint="tarkit eval selftest --data DIR")
-    drawn = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-    checks = [*_dpg_cases(), _pope_cases(), *_frechet(drawn), _world(drawn)]
+        raise UserError(f"{data} is not a folder", hint="tarkit eval selftest --data DIR")
+    scene_seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    checks = [*_dpg_cases(), _pope_cases(), *_frechet(scene_seed), _world(scene_seed)]
     checks.append(_with(data, "geneval/evaluation_metadata.jsonl", "GenEval's prompts", _geneval))
     for judge, published in DSG.items():
         name = f"DSG, answers of {judge}"
@@ -113,13 +119,13 @@ def _with(data: Path | None, file: str, name: str, check: Callable[[str, Path], 
 
 
 def _dpg_cases() -> list[Check]:
-    """Each of the published scorer's two faults on a case made to show it, by hand."""
+    """Two cases by hand, each of which shows one of the published scorer's faults."""
     whole, spatial = "entity - whole", "relation - spatial"
-    fox = Graph("fox", "", (Question(1, "", (), whole), Question(2, "", (1,), spatial)))
-    cup = Graph("cup", "", (Question(1, "", (), whole),))
-    yes: Answers = {1: True, 2: True}
-    lost: dict[str, Sequence[Answers]] = {"fox": [yes], "cup": [{1: False}]}
-    tiles: dict[str, Sequence[Answers]] = {
+    animal, hat = GraphQuestion(1, "", (), whole), GraphQuestion(2, "", (1,), spatial)
+    fox, cup = SceneGraph("fox", "", (animal, hat)), SceneGraph("cup", "", (animal,))
+    yes: GraphAnswers = {1: True, 2: True}
+    lost: dict[str, Sequence[GraphAnswers]] = {"fox": [yes], "cup": [{1: False}]}
+    tiles: dict[str, Sequence[GraphAnswers]] = {
         "cup": [{1: True}] * 2,
         "fox": [yes, {1: False, 2: True}],
     }
@@ -128,14 +134,14 @@ def _dpg_cases() -> list[Check]:
         return graph_results([fox, cup], lost, as_published=published)["overall"]["value"]
 
     def spatially(published: bool) -> float:
-        found = graph_results([cup, fox], tiles, as_published=published)
-        return found["categories"]["relation"]["value"]
+        results = graph_results([cup, fox], tiles, as_published=published)
+        return results["categories"]["relation"]["value"]
 
     return [
-        # Fox 1, cup 0; as published the fox is skipped with its first question.
+        # Fox 1, cup 0; as published the fox is skipped, because its first question is lost.
         _equal("DPG, the csv's first row, correct", overall(False), 0.5),
         _equal("DPG, the csv's first row, as published", overall(True), 0.0),
-        # The hat without a fox is no; as published only that picture counts, and its raw yes.
+        # The hat without a fox counts as no; as published only that picture counts, as a yes.
         _equal("DPG, categories, correct", spatially(False), 0.5),
         _equal("DPG, categories, as published", spatially(True), 1.0),
     ]
@@ -193,7 +199,7 @@ def _geneval(name: str, file: Path) -> Check:
 
 def _dsg(published: float) -> Callable[[str, Path], Check]:
     def check(name: str, file: Path) -> Check:
-        questions: dict[str, list[Question]] = defaultdict(list)
+        questions: dict[str, list[GraphQuestion]] = defaultdict(list)
         answers: dict[str, dict[int, bool | None]] = defaultdict(dict)
         with file.open(encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines):
@@ -201,12 +207,12 @@ def _dsg(published: float) -> Callable[[str, Path], Check]:
                     one = question_of(row["question_id"], row["question"], row["dependency_id"])
                     questions[row["item_id"]].append(one)
                     answers[row["item_id"]][one.id] = row["answer"].strip().lower() == "yes"
-        graphs = [Graph(item, "", tuple(found)) for item, found in questions.items()]
-        results = graph_results(graphs, {item: [found] for item, found in answers.items()})
+        graphs = [SceneGraph(item, "", tuple(rows)) for item, rows in questions.items()]
+        results = graph_results(graphs, {item: [one] for item, one in answers.items()})
         score = f"{100 * results['overall']['value']:.2f}"
-        said = f"{score} over {len(graphs)} prompts, {len(results['malformed'])} malformed cells"
+        text = f"{score} over {len(graphs)} prompts, {len(results['malformed'])} malformed cells"
         outcome: Outcome = "passed" if score == f"{published:.2f}" else "failed"
-        return Check(name, outcome, said, f"{published:.2f}")
+        return Check(name, outcome, text, f"{published:.2f}")
 
     return check
 
@@ -217,10 +223,10 @@ def _mmmu(published: float) -> Callable[[str, Path], Check]:
         if not key.is_file():
             return Check(name, "not run", f"{key} is not there")
         truths = json.loads(key.read_text(encoding="utf-8"))
-        said = json.loads(file.read_text(encoding="utf-8"))
+        outputs = json.loads(file.read_text(encoding="utf-8"))
         right = []
         for item, truth in truths.items():
-            answer, correct = str(said.get(item, "")), truth["ground_truth"]
+            answer, correct = str(outputs.get(item, "")), truth["ground_truth"]
             if truth["question_type"] == "multiple-choice":
                 right.append(answer == correct)
             else:

@@ -5,7 +5,7 @@ detections, so that the checker which scores the drawn world is the one which sc
 
 A prompt's metadata follows GenEval's schema: `{"tag", "include": [{"class", "count", "color"?,
 "position"?: [relation, index of an earlier clause]}], "exclude"?: [{"class", "count"}]}`.
-Objects beyond what a prompt asks for fail it in counting only, through `exclude`.
+Surplus objects fail a prompt in counting only, through `exclude`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found: class name, (x0, y0, x1, y1) in pixels, score in [0, 1], colour name."""
+    """One object: class name, (x0, y0, x1, y1) in pixels, score in [0, 1], colour name."""
 
     cls: str
     box: Box
@@ -36,9 +36,9 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How far a detector's scores are believed.
+    """The thresholds for a detector's scores, and the slack of the relation test.
 
-    The relation test's slack (`position_slack`) is a share of the two objects' sizes.
+    `position_slack` is a share of the two objects' sizes.
     """
 
     threshold: float = 0.3
@@ -48,7 +48,7 @@ class Rules:
 
 
 OFFICIAL_RULES = Rules()  # GenEval's constants, for Mask2Former's class probabilities
-# ShapesDetector names a class only above its own template threshold: nothing is left to cut.
+# ShapesDetector has a template threshold of its own, so no score is too low here.
 SHAPES_RULES = Rules(threshold=0.0, counting_threshold=0.0)
 
 
@@ -72,19 +72,19 @@ def check(
     Raises UserError for metadata that is not GenEval's schema.
     """
     threshold = rules.counting_threshold if metadata.get("tag") == "counting" else rules.threshold
-    found = _by_class(detections, threshold=threshold, max_objects=rules.max_objects)
+    by_class = _by_class(detections, threshold=threshold, max_objects=rules.max_objects)
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []
     for index, clause in enumerate(metadata.get("include", [])):
         _require_schema(clause, index)
-        group = found.get(clause["class"], [])[: clause["count"]]
-        complaint = _complaint(clause, group, groups, rules.position_slack)
-        groups.append(group if complaint is None else None)
-        if complaint is not None:
-            reasons.append(complaint)
+        group = by_class.get(clause["class"], [])[: clause["count"]]
+        fault = _fault(clause, group, groups, rules.position_slack)
+        groups.append(group if fault is None else None)
+        if fault is not None:
+            reasons.append(fault)
     clauses = [group is not None for group in groups]
     for clause in metadata.get("exclude", []):
-        num_found = len(found.get(clause["class"], []))
+        num_found = len(by_class.get(clause["class"], []))
         clauses.append(num_found < clause["count"])
         if num_found >= clause["count"]:
             reasons.append(
@@ -103,13 +103,13 @@ def relations_between(a: Box, b: Box, *, slack: float = 0.1) -> frozenset[str]:
     """
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     sizes = [a[i + 2] - a[i] + b[i + 2] - b[i] for i in (0, 1)]
-    kept = [
+    shortened = [
         math.copysign(max(abs(o) - slack * size, 0.0), o)
         for o, size in zip(offset, sizes, strict=True)
     ]
-    if all(abs(k) < 1e-3 for k in kept):
+    if all(abs(k) < 1e-3 for k in shortened):
         return frozenset()
-    dx, dy = (k / math.hypot(*offset) for k in kept)
+    dx, dy = (k / math.hypot(*offset) for k in shortened)
     holds = {LEFT: dx < -0.5, RIGHT: dx > 0.5, ABOVE: dy < -0.5, BELOW: dy > 0.5}
     return frozenset(name for name, true in holds.items() if true)
 
@@ -118,28 +118,28 @@ def _by_class(
     detections: Sequence[Detection], *, threshold: float, max_objects: int
 ) -> dict[str, list[Detection]]:
     """Detections above the threshold, most confident first, at most `max_objects` a class."""
-    found: dict[str, list[Detection]] = {}
+    groups: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
         if detection.score > threshold:
-            found.setdefault(detection.cls, []).append(detection)
-    return {cls: group[:max_objects] for cls, group in found.items()}
+            groups.setdefault(detection.cls, []).append(detection)
+    return {cls: group[:max_objects] for cls, group in groups.items()}
 
 
-def _complaint(
+def _fault(
     clause: Mapping[str, Any],
     group: list[Detection],
     groups: list[list[Detection] | None],
     slack: float,
 ) -> str | None:
-    """Why `group` does not fulfil the clause, or None where it does."""
+    """The reason why `group` does not fulfil the clause, or None where it does."""
     name, count = clause["class"], clause["count"]
     if len(group) < count:
         return f"expected at least {count} {name}, found {len(group)}"
     if "color" in clause:
         colours = [d.colour for d in group]
         if colours.count(clause["color"]) < count:
-            seen = ", ".join(str(c) for c in colours)
-            return f"expected {count} {clause['color']} {name}, found {seen}"
+            actual = ", ".join(str(c) for c in colours)
+            return f"expected {count} {clause['color']} {name}, found {actual}"
     if "position" in clause:
         relation, target = clause["position"]
         others = groups[target]
@@ -147,15 +147,15 @@ def _complaint(
             return f"expected {name} {relation} another object, which itself was not found"
         for one in group:
             for other in others:
-                held = relations_between(one.box, other.box, slack=slack)
-                if relation not in held:
-                    seen = " and ".join(sorted(held)) or "no clear relation to"
-                    return f"expected {name} {relation} {other.cls}, found {seen} it"
+                relations = relations_between(one.box, other.box, slack=slack)
+                if relation not in relations:
+                    actual = " and ".join(sorted(relations)) or "no clear relation to"
+                    return f"expected {name} {relation} {other.cls}, found {actual} it"
     return None
 
 
 def _require_schema(clause: Mapping[str, Any], index: int) -> None:
-    """Raise UserError unless an include clause says what GenEval's schema lets it say."""
+    """Raise UserError unless an include clause follows GenEval's schema."""
     unknown = set(clause) - _CLAUSE_KEYS
     if unknown or not {"class", "count"} <= set(clause):
         raise UserError(

@@ -1,9 +1,9 @@
-"""GenEval's 553 prompts, made rather than shipped: the same bytes as the published file.
+"""GenEval's 553 prompts, generated here with the same bytes as the published file.
 
-Source: djghosh13/geneval, `prompts/evaluation_metadata.jsonl` (MIT). The published list is a draw
-of numpy's default generator from seed 43: every class once, then 100 prompts of each other task,
-of which repetitions are dropped. Prompts stay as ungrammatical as published ("four
-benchs", "a red skis"): a rule that mended them would make another benchmark.
+Source: djghosh13/geneval, `prompts/evaluation_metadata.jsonl` (MIT). The published list comes from
+numpy's default generator with seed 43: every class once, then 100 prompts of each other task,
+without repetitions. Prompts stay as ungrammatical as published ("four benchs", "a red skis"),
+because corrected prompts would be another benchmark.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CLASSES = tuple(
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _RELATIONS = ("left of", "right of", "above", "below")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
-_UNCOLOURED = 1  # "person", the first class, has no prompt with a colour
+_UNCOLOURED = 1  # "person", the first class, is in no prompt with a colour
 
-Metadata = dict[str, Any]
+PromptMetadata = dict[str, Any]
 
 
-def geneval_prompts(seed: int = SEED, per_task: int = PROMPTS_PER_TASK) -> list[Metadata]:
+def geneval_prompts(seed: int = SEED, per_task: int = PROMPTS_PER_TASK) -> list[PromptMetadata]:
     """Prompts with their metadata, in GenEval's schema and order; the defaults give its 553."""
     rng = np.random.default_rng(seed)
     unique = {json.dumps(one): one for one in _draws(rng, per_task)}
@@ -48,41 +48,41 @@ def geneval_jsonl(seed: int = SEED) -> str:
     return "".join(json.dumps(one) + "\n" for one in geneval_prompts(seed))
 
 
-def _draws(rng: np.random.Generator, per_task: int) -> Iterator[Metadata]:
-    """The draws in the published order: another order of the same draws gives other prompts."""
+def _draws(rng: np.random.Generator, per_task: int) -> Iterator[PromptMetadata]:
+    """Prompts in the published order of draws: another order would give other prompts."""
     for index in rng.choice(len(CLASSES), size=len(CLASSES), replace=False):
-        yield _prompt("single_object", [_asked(CLASSES[index])], _a(CLASSES[index]))
+        yield _prompt("single_object", [_clause(CLASSES[index])], _a(CLASSES[index]))
     for _ in range(per_task):
         one, other = (CLASSES[index] for index in rng.choice(len(CLASSES), size=2, replace=False))
-        yield _prompt("two_object", [_asked(one), _asked(other)], f"{_a(one)} and {_a(other)}")
+        yield _prompt("two_object", [_clause(one), _clause(other)], f"{_a(one)} and {_a(other)}")
     for _ in range(per_task):
         name, count = CLASSES[rng.choice(len(CLASSES))], int(rng.integers(2, 4, endpoint=True))
         plural = name + ("es" if name.endswith("s") else "s")
-        more = {"exclude": [_asked(name, count + 1)]}
-        yield _prompt("counting", [_asked(name, count)], f"{_NUMBERS[count]} {plural}", **more)
+        more = {"exclude": [_clause(name, count + 1)]}
+        yield _prompt("counting", [_clause(name, count)], f"{_NUMBERS[count]} {plural}", **more)
     for _ in range(per_task):
         name = CLASSES[rng.choice(len(CLASSES) - _UNCOLOURED) + _UNCOLOURED]
         colour = COLOURS[rng.choice(len(COLOURS))]
-        yield _prompt("colors", [_asked(name, color=colour)], f"{_a(colour)} {name}")
+        yield _prompt("colors", [_clause(name, color=colour)], f"{_a(colour)} {name}")
     for _ in range(per_task):
         one, other = (CLASSES[index] for index in rng.choice(len(CLASSES), size=2, replace=False))
         relation = _RELATIONS[rng.choice(len(_RELATIONS))]
-        include = [_asked(other), _asked(one, position=[relation, 0])]
+        include = [_clause(other), _clause(one, position=[relation, 0])]
         yield _prompt("position", include, f"{_a(one)} {relation} {_a(other)}")
     for _ in range(per_task):
-        drawn = rng.choice(len(CLASSES) - _UNCOLOURED, size=2, replace=False) + _UNCOLOURED
-        one, other = (CLASSES[index] for index in drawn)
+        indices = rng.choice(len(CLASSES) - _UNCOLOURED, size=2, replace=False) + _UNCOLOURED
+        one, other = (CLASSES[index] for index in indices)
         hue, tint = (COLOURS[n] for n in rng.choice(len(COLOURS), size=2, replace=False))
-        include = [_asked(one, color=hue), _asked(other, color=tint)]
+        include = [_clause(one, color=hue), _clause(other, color=tint)]
         yield _prompt("color_attr", include, f"{_a(hue)} {one} and {_a(tint)} {other}")
 
 
-def _asked(name: str, count: int = 1, **more: Any) -> Metadata:
+def _clause(name: str, count: int = 1, **more: Any) -> PromptMetadata:
     return {"class": name, "count": count, **more}
 
 
-def _prompt(tag: str, include: list[Metadata], said: str, **more: Any) -> Metadata:
-    return {"tag": tag, "include": include, **more, "prompt": f"a photo of {said}"}
+def _prompt(tag: str, include: list[PromptMetadata], text: str, **more: Any) -> PromptMetadata:
+    return {"tag": tag, "include": include, **more, "prompt": f"a photo of {text}"}
 
 
 def _a(noun: str) -> str:

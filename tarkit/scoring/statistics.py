@@ -1,7 +1,7 @@
-"""What a benchmark's scores amount to: means, intervals, and what chance would give.
+"""Statistics of a benchmark's scores: means, intervals, and the score of chance.
 
-All works on one value per prompt (the share of its pictures that are correct, or whether any
-is): pictures of one prompt are not independent, so prompts are what a bootstrap may redraw.
+Everything works on one value per prompt (the share of its pictures that are correct, or whether any
+is). Pictures of one prompt are not independent, so a bootstrap redraws prompts.
 Letters: P prompts, n pictures a prompt.
 """
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLOR_POSITION = "color_position"  # drawn world only; beside the six, never in the overall
+COLOR_POSITION = "color_position"  # drawn world only; never part of the overall
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % bootstrap interval, and the number of clusters it rests on."""
+    """A mean with its 95 % bootstrap interval, and the number of clusters behind it."""
 
     value: float
     low: float
@@ -75,7 +75,7 @@ def macro(
 
     The bootstrap redraws prompts within each task, whose sizes are the benchmark's choice.
     Prompts of tasks not in `over` are left out. Raises ValueError if a task of `over` has no
-    prompt: a mean over five tasks is not GenEval's overall, and must be asked for by name.
+    prompt: a mean over five tasks is not GenEval's overall, so `over` must name the five.
     """
     values, names = _values(values), np.asarray(tasks)
     missing = [task for task in over if not (names == task).any()]
@@ -96,10 +96,10 @@ def bootstrap(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """An interval for a figure made of sums, such as F1, redrawing whole clusters.
+    """An interval for a figure computed from sums, such as F1, by redrawing whole clusters.
 
-    `counts` (rows, m) are what rows add to the sums; `clusters` names each row's cluster, such as
-    the picture that six questions share; `statistic` maps sums (..., m) to figures (...).
+    `counts` (rows, m) are the terms of the sums; `clusters` names each row's cluster, such as the
+    picture that six questions share; `statistic` maps sums (..., m) to figures (...).
     """
     _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
     num_clusters = int(inverse.max()) + 1
@@ -122,7 +122,7 @@ def paired(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Paired:
-    """By how much `after` is higher than `before` on the same items.
+    """The mean difference of `after` and `before` on the same items.
 
     With `groups` the delta is the unweighted mean of the groups' mean differences, as GenEval's
     overall is of its tasks', and clusters are redrawn within each group; without, it is the plain
@@ -150,7 +150,7 @@ def paired(
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
         means.append(chosen.mean())
         draws.append((drawn @ sums) / (drawn @ sizes))
-        # Shares of pictures such as thirds are inexact: what rounding leaves is no sign.
+        # Shares such as thirds are inexact, and a rounding error must not count as a sign.
         signs.append(np.sign(np.round(sums, 9)))
     rose = np.concatenate(signs)
     better, worse = int((rose > 0).sum()), int((rose < 0).sum())
@@ -168,7 +168,7 @@ def paired(
 
 
 def sign_test(better: int, worse: int) -> float:
-    """Exact two-sided p of `better` heads and `worse` tails of a fair coin; 1.0 without a toss."""
+    """Exact two-sided p of `better` heads and `worse` tails of a fair coin; 1.0 for no tosses."""
     tosses = better + worse
     ways, tail = 1, 0
     for heads in range(min(better, worse) + 1):
@@ -180,7 +180,7 @@ def sign_test(better: int, worse: int) -> float:
 def chance_floor(
     judge: Callable[[int, int], float], num_prompts: int, *, shuffles: int = 20, seed: int = 0
 ) -> Floats:
-    """(P,) how often each prompt is fulfilled by a picture that another prompt made.
+    """(P,) the share of other prompts' pictures that fulfil each prompt.
 
     `judge(prompt, picture)` is the verdict, or score, of the picture made for prompt `picture`.
     """
@@ -191,9 +191,9 @@ def chance_floor(
 
 
 def mismatches(num_prompts: int, *, shuffles: int, seed: int = 0) -> Iterator[tuple[int, int]]:
-    """(prompt, picture) pairs, each prompt once a shuffle and never with its own picture.
+    """Pairs (prompt, picture): in each shuffle every prompt once, never with its own picture.
 
-    Each shuffle shifts a random order by one.
+    A shuffle is a random order shifted by one.
     """
     if num_prompts < 2:
         raise ValueError(f"{num_prompts} prompts cannot be shuffled against each other")

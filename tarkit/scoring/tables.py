@@ -1,4 +1,4 @@
-"""The readable side of an evaluation: tables for report.md and for the terminal."""
+"""Tables of an evaluation, for report.md and for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Estimates = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; `note` is a sentence below."""
+    """Rows of text under a header; `note` is printed below them."""
 
     title: str
     header: Sequence[str]
@@ -27,8 +27,8 @@ class Table:
         return f"## {self.title}\n\n{body}{note}\n"
 
 
-def show(found: Sequence[Table]) -> None:
-    """Print tables on stderr, at least as wide as they need where that is no terminal."""
+def show(all_tables: Sequence[Table]) -> None:
+    """Print tables on stderr, 200 characters wide where that is not a terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -36,7 +36,7 @@ def show(found: Sequence[Table]) -> None:
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=200)
-    for each in found:
+    for each in all_tables:
         table = RichTable(title=each.title, caption=each.note, title_justify="left")
         for name in each.header:
             table.add_column(escape(name), overflow="fold")
@@ -46,25 +46,25 @@ def show(found: Sequence[Table]) -> None:
 
 
 def tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """The tables of what `results.json` holds under `metrics`, in its order."""
-    found = []
+    """The tables of the drawn world's results under `metrics` of `results.json`."""
+    shown = []
     pictures = metrics.get("geneval@shapes")
     if pictures is not None:
-        found.append(_picture_table(pictures))
+        shown.append(_picture_table(pictures))
     if "pope@shapes" in metrics:
-        found.append(_question_table(metrics["pope@shapes"]))
+        shown.append(_question_table(metrics["pope@shapes"]))
     if "caption@shapes" in metrics:
-        found.append(_caption_table(metrics["caption@shapes"]))
+        shown.append(_caption_table(metrics["caption@shapes"]))
     ceilings = {
         name.removeprefix("ceiling_"): value
         for name, value in metrics.items()
         if name.startswith("ceiling_")
     }
     if ceilings:
-        found.append(_ceiling_table(ceilings, pictures))
+        shown.append(_ceiling_table(ceilings, pictures))
     if "codes@shapes" in metrics:
-        found.append(_codes_table(metrics["codes@shapes"]))
-    return found
+        shown.append(_codes_table(metrics["codes@shapes"]))
+    return shown
 
 
 def _picture_table(result: Mapping[str, Any]) -> Table:
@@ -121,7 +121,7 @@ def _caption_table(result: Mapping[str, Any]) -> Table:
     note = (
         f"{result['num_captions']} captions, coverage {result['coverage']:.3f}; groups of (count, "
         "colour, shape) as a multiset; exact: all groups, no false relation, a pair's relation "
-        "told."
+        "named."
     )
     return Table("caption@shapes", header, rows, note)
 
@@ -174,7 +174,7 @@ def _codes_table(scales: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _over(part: Mapping[str, Any]) -> str:
-    """A mean over fewer tasks says so."""
+    """A mark for a mean over fewer than the six tasks."""
     count = len(part["over"])
     return "" if count == len(TASKS) or not count else f" over {count} tasks"
 
@@ -202,7 +202,7 @@ def _share(value: float | None) -> str:
 
 
 def run_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """Tables of a benchmark's run: figures with an interval, one a row, and its coverage."""
+    """Tables of a benchmark's run: a row for each figure, with its interval if it has one."""
     return [_run_table(name, figures) for name, figures in metrics.items()]
 
 

@@ -16,6 +16,7 @@ from tarkit.artifacts.manifest import begin_directory
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tarkit.eval import export, prepare, score
+from tarkit.eval.benchmarks import LAYOUTS
 from tarkit.eval.run import open_run
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -27,9 +28,9 @@ def drawn(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     prepare.run("geneval", out=out, n=2, limit=2)
     run = open_run(out)
-    for one in run.drawn():
+    for one in run.pictures():
         level = 40 * one.row + 10 * one.sample
-        grey(run.picture(one.row, one.sample), level)
+        grey(run.picture_path(one.row, one.sample), level)
     return out
 
 
@@ -51,7 +52,7 @@ def test_adm_reads_one_array_of_prompts_one_after_the_other(drawn: Path, tmp_pat
 
 
 def test_pictures_of_two_sizes_make_no_array(drawn: Path, tmp_path: Path) -> None:
-    grey(open_run(drawn).picture(1, 0), 7, size=(6, 5))
+    grey(open_run(drawn).picture_path(1, 0), 7, size=(6, 5))
     with pytest.raises(UserError, match=r"00001/samples/0000.png is 6 x 5, the first is 6 x 4"):
         export.run(drawn, out=tmp_path / "adm", layout="adm-npz")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -61,7 +62,7 @@ def test_pictures_of_two_sizes_make_no_array(drawn: Path, tmp_path: Path) -> Non
 def test_a_picture_that_failed_leaves_no_half_of_an_export(
     drawn: Path, tmp_path: Path, layout: str
 ) -> None:
-    file = open_run(drawn).picture(1, 1)
+    file = open_run(drawn).picture_path(1, 1)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="samples/0001.png failed") as error:
@@ -87,11 +88,11 @@ def test_a_layout_of_another_benchmark_is_refused_with_those_of_this_one(
 
 def test_the_readme_and_the_help_name_every_layout() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert [name for name in export.LAYOUTS if f"`{name}`" not in readme] == []
+    assert [name for name in LAYOUTS if f"`{name}`" not in readme] == []
     root: Any = typer.main.get_command(app)
     options = {each.name: each for each in root.commands["eval"].commands["export"].params}
     named = re.findall(r"[a-z]+-[a-z]+", options["layout"].help)
-    assert sorted(named) == sorted(export.LAYOUTS)
+    assert sorted(named) == sorted(LAYOUTS)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
     out = tmp_path / "run"
     prepare.run("dpg", out=out, data=table, n=n)
     run = open_run(out)
-    for one in run.drawn():
-        grey(run.picture(one.row, one.sample), 20 * one.sample)
+    for one in run.pictures():
+        grey(run.picture_path(one.row, one.sample), 20 * one.sample)
     if fault:
         with pytest.raises(UserError, match=fault):
             export.run(out, out=tmp_path / "grid", layout="dpg-grid")
@@ -123,7 +124,7 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
     # The scorer's tiles of a side r: (0, 0), (r, 0), (0, r), (r, r); these are 6 wide and 4 high.
     levels = [sheet.getpixel(place) for place in ((0, 0), (6, 0), (0, 4), (6, 4))]
     assert levels == [(level, level, level) for level in (0, 20, 40, 60)]
-    grey(run.picture(0, 2), 40, size=(6, 5))
+    grey(run.picture_path(0, 2), 40, size=(6, 5))
     with pytest.raises(UserError, match="is 6 x 5, the first is 6 x 4"):
         export.run(out, out=tmp_path / "other", layout="dpg-grid")
 
@@ -131,11 +132,13 @@ def test_dpg_takes_an_item_up_to_a_dot_and_one_or_four_pictures(
 # ---- answers ------------------------------------------------------------------------------------
 
 
-def answered(out: Path, said: Mapping[str, str | None]) -> Path:
+def answered(out: Path, texts: Mapping[str, str | None]) -> Path:
     """The run with these answers, None for one that failed."""
     begin_directory(out / "answers", "answers", settings={"batch_size": 100})
     lines = [
-        json.dumps({"answer": said[item.id], "error": None if said[item.id] is not None else "why"})
+        json.dumps(
+            {"answer": texts[item.id], "error": None if texts[item.id] is not None else "why"}
+        )
         for item in open_run(out).items
     ]
     (out / "answers" / "00000.jsonl").write_text("\n".join(lines) + "\n")
@@ -146,7 +149,7 @@ def figures(run: Path, name: str) -> Any:
     return json.loads((score.run(run).path / "results.json").read_text())["metrics"][name]
 
 
-def mme(tmp_path: Path, said: Sequence[str | None]) -> Path:
+def mme(tmp_path: Path, texts: Sequence[str | None]) -> Path:
     """Two pictures of `count`, the answer to the first question yes, to the second no."""
     folder = tmp_path / "mme" / "count"
     folder.mkdir(parents=True)
@@ -158,7 +161,7 @@ def mme(tmp_path: Path, said: Sequence[str | None]) -> Path:
         )
     prepare.run("mme", out=tmp_path / "run", data=tmp_path / "mme")
     ids = [f"count-{name}-{number}" for name in ("a", "b") for number in range(2)]
-    return answered(tmp_path / "run", dict(zip(ids, said, strict=True)))
+    return answered(tmp_path / "run", dict(zip(ids, texts, strict=True)))
 
 
 def mme_as_published(file: Path) -> float:
@@ -166,9 +169,9 @@ def mme_as_published(file: Path) -> float:
     with file.open(encoding="utf-8") as lines:
         right = []
         for line in lines.readlines():
-            _, _, truth, said = line.split("\t")
+            _, _, truth, answer = line.split("\t")
             assert truth.lower() in ("yes", "no")
-            start = said.lower()[:4]
+            start = answer.lower()[:4]
             read = "yes" if "yes" in start else "no" if "no" in start else "other"
             right.append(read == truth.lower())
     pairs = [a and b for a, b in zip(right[::2], right[1::2], strict=True)]
@@ -193,19 +196,19 @@ def test_half_a_pair_and_a_failed_answer_are_refused_by_mme(tmp_path: Path) -> N
         export.run(run, out=tmp_path / "out", layout="mme-txt")
     assert error.value.hint == f"tarkit eval answer {run} --retry-failed"
     prepare.run("mme", out=tmp_path / "three", data=tmp_path / "mme", limit=3)
-    said = {item.id: "yes" for item in open_run(tmp_path / "three").items}
-    with pytest.raises(UserError, match="has not two questions of every picture of count"):
-        export.run(answered(tmp_path / "three", said), out=tmp_path / "out", layout="mme-txt")
+    texts = {item.id: "yes" for item in open_run(tmp_path / "three").items}
+    with pytest.raises(UserError, match="does not have two questions of every picture of count"):
+        export.run(answered(tmp_path / "three", texts), out=tmp_path / "out", layout="mme-txt")
     assert not (tmp_path / "out").exists()
 
 
 def pope_as_published(answers: Path, labels: Path) -> float:
     """Accuracy by `evaluate.py`: the first sentence without commas, no or not anywhere is no."""
-    said = [json.loads(line)["answer"] for line in answers.open()]
+    texts = [json.loads(line)["answer"] for line in answers.open()]
     truths = [json.loads(line)["label"] for line in labels.open()]
     read = [
         "no" if {"No", "not", "no"} & set(text.split(".")[0].replace(",", "").split(" ")) else "yes"
-        for text in said
+        for text in texts
     ]
     return sum(a == b for a, b in zip(read, truths, strict=True)) / len(truths)
 
@@ -223,11 +226,11 @@ def test_popes_program_pairs_each_answer_with_its_own_label(tmp_path: Path) -> N
         (folder / f"coco_pope_{split}.json").write_text(lines)
     # Five of six: popular 0, random 0, popular 1, random 1, popular 2.
     prepare.run("pope", out=tmp_path / "run", data=folder, images=tmp_path, limit=5)
-    said: dict[str, str | None] = {
+    texts: dict[str, str | None] = {
         **{"popular-0": "Yes, there is no doubt.", "popular-1": "No, \u00e4h.", "popular-2": "no"},
         **{"random-0": "yes", "random-1": "There is one. No."},
     }
-    run = answered(tmp_path / "run", said)
+    run = answered(tmp_path / "run", texts)
     out = export.run(run, out=tmp_path / "out", layout="pope-jsonl")
     names = [
         f"{split}_{kind}.jsonl" for split in ("popular", "random") for kind in ("answers", "labels")
@@ -245,11 +248,11 @@ def test_popes_program_pairs_each_answer_with_its_own_label(tmp_path: Path) -> N
     assert (popular, random) == (pytest.approx(2 / 3), 0.5)
     kinds = figures(run, "pope@official-parse")["kinds"]
     assert kinds["popular"]["accuracy"]["value"] == pytest.approx(popular)
-    said["random-1"] = None
+    texts["random-1"] = None
     other = tmp_path / "other"
     prepare.run("pope", out=other, data=folder, images=tmp_path, limit=5)
     with pytest.raises(UserError, match="the answer to random-1 failed"):
-        export.run(answered(other, said), out=tmp_path / "none", layout="pope-jsonl")
+        export.run(answered(other, texts), out=tmp_path / "none", layout="pope-jsonl")
 
 
 def test_mmmus_program_gets_letters_open_answers_and_every_question(
@@ -266,14 +269,14 @@ def test_mmmus_program_gets_letters_open_answers_and_every_question(
     about = {"question": "Which?", "image_1": "a"}
     file.write_text("\n".join(json.dumps({**about, **row}) for row in rows))
     prepare.run("mmmu", out=tmp_path / "run", data=file, images=tmp_path)
-    said: dict[str, str | None] = {
+    texts: dict[str, str | None] = {
         "validation_Art_1": "The answer is (B).",
         "validation_Art_2": "I cannot say",
         "validation_Art_Theory_7": "x = 4",
         "validation_Art_3": None,
     }
     with caplog.at_level(logging.WARNING, logger="tarkit"):
-        run = answered(tmp_path / "run", said)
+        run = answered(tmp_path / "run", texts)
         out = export.run(run, out=tmp_path / "out", layout="mmmu-json")
     assert json.loads((out / "total_val_output.json").read_text()) == {
         "validation_Art_1": "B",
@@ -301,7 +304,7 @@ def test_mmmu_refuses_a_failed_answer_and_an_id_that_its_program_would_skip(tmp_
             export.run(answered(out, {name: answer}), out=tmp_path / "out", layout="mmmu-json")
 
 
-def test_a_run_without_answers_is_told_what_makes_them(tmp_path: Path) -> None:
+def test_a_run_without_answers_names_the_command_that_makes_them(tmp_path: Path) -> None:
     mme(tmp_path, ["yes", "no", "yes", "no"])
     prepare.run("mme", out=tmp_path / "fresh", data=tmp_path / "mme")
     with pytest.raises(UserError, match="has no answers yet") as error:

@@ -32,7 +32,7 @@ RED, GREEN = (Image.new("RGB", (8, 8), colour) for colour in ("red", "green"))
 
 
 class Echo:
-    """Has what the plug-in calls of `Tar`; an answer tells what was asked."""
+    """Has what the plug-in calls of `Tar`; an answer names its question."""
 
     device = "cpu"
 
@@ -147,8 +147,8 @@ def test_answers_come_in_the_order_of_requests_batched_by_their_length(plug_in: 
 def test_the_simple_model_asks_the_same(plug_in: Any) -> None:
     chat, simple = loaded(plug_in.TarChat), loaded(plug_in.TarSimple)
     assert (chat.is_simple, simple.is_simple) == (False, True)
-    said = simple.generate_until([simple_request(1, "b?"), simple_request(0, "a?")])
-    assert said == chat.generate_until([chat_request(1), chat_request(0)])
+    texts = simple.generate_until([simple_request(1, "b?"), simple_request(0, "a?")])
+    assert texts == chat.generate_until([chat_request(1), chat_request(0)])
     assert simple.tar.batches == [(1, plug_in.MAX_NEW_TOKENS)] * 2
 
 
@@ -342,8 +342,8 @@ def test_samples_and_figures_are_brought_back(
 ) -> None:
     out = tmp_path / "out"
     assert lmms.run(tasks=["colours,more"], out=out, limit=3) == out
-    said = capfd.readouterr()
-    assert (said.out, "chatter" in said.err) == ("", True)
+    output = capfd.readouterr()
+    assert (output.out, "chatter" in output.err) == ("", True)
     rows = pq.read_table(out / "answers.parquet").to_pylist()
     assert [row["answer"] for row in rows] == ["yes", "yes", "no", "2"]
     assert rows[2] == {
@@ -397,9 +397,9 @@ def test_changed_tasks_of_ones_own_are_another_run(tmp_path: Path, calls: Path) 
 @pytest.mark.parametrize(
     ("mode", "says"),
     [
-        ("fails", "finished no results in .*its last words:\nTraceback\n  here\nKeyError: 'pic"),
+        ("fails", "wrote no results to .*its last lines:\nTraceback\n  here\nKeyError: 'pic"),
         ("dies", "lmms-eval ended with 1:\nout of memory"),
-        ("torn", "finished no results"),
+        ("torn", "wrote no results"),
     ],
 )
 def test_a_failed_run_is_told_by_its_last_lines_and_begins_again(
@@ -432,7 +432,7 @@ def test_what_is_missing_is_told_before_anything_is_written(
         lmms.run(tasks=["mme"], out=tmp_path / "out")
     with pytest.raises(UserError, match="no task is named"):
         lmms.run(tasks=[","], out=tmp_path / "out")
-    with pytest.raises(UserError, match="gone is no folder of tasks"):
+    with pytest.raises(UserError, match="gone is not a folder of tasks"):
         lmms.run(tasks=["mme"], out=tmp_path / "out", include=tmp_path / "gone")
     assert not (tmp_path / "out").exists()
 

@@ -187,7 +187,7 @@ def test_gfid_against_a_file_of_mean_and_covariance(tmp_path: Path, colours: Col
     assert "No precision and recall" in (out / "report.md").read_text()
 
     np.savez(reference, mu=np.zeros(2), sigma=np.eye(2))
-    with pytest.raises(UserError, match="is of 2 features, colours has 3"):
+    with pytest.raises(UserError, match="has 2 features, colours has 3"):
         pictures.run(samples=samples, reference=reference, out=tmp_path / "two", metric="gfid")
     with pytest.raises(UserError, match="rfid compares pairs"):
         pictures.run(samples=samples, reference=reference, out=tmp_path / "two", metric="rfid")

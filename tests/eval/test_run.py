@@ -15,8 +15,8 @@ from tarkit.artifacts.manifest import read_manifest
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.eval.benchmarks import dpg as dpg_module
-from tarkit.eval.benchmarks.answers import correct
-from tarkit.eval.run import Item, open_run
+from tarkit.eval.benchmarks.mme import mme_correct
+from tarkit.eval.run import BenchmarkItem, open_run
 from tarkit.images import read_picture
 from tarkit.inference.tar import Tar
 from tests.eval.benchmarks.test_mask2former import save_clip, save_detector
@@ -56,15 +56,15 @@ def test_a_limit_takes_the_first_of_every_task(geneval: Path) -> None:
     tasks = ["single_object", "two_object", "counting", "colors", "position", "color_attr"]
     assert [item.tag for item in run.items] == tasks
     assert run.items[0].prompt == "a photo of a bench"
-    first = json.loads(run.metadata(0).read_text())
+    first = json.loads(run.metadata_path(0).read_text())
     assert first["include"] == [{"class": "bench", "count": 1}]
 
 
 def test_killed_and_begun_again_it_is_the_same_run(copy: Path, geneval: Path) -> None:
     before = score.run(copy, scorer="shapes")
     run = open_run(copy)
-    run.picture(1, 0).unlink()
-    run.picture(5, 1).unlink()
+    run.picture_path(1, 0).unlink()
+    run.picture_path(5, 1).unlink()
     with pytest.raises(UserError, match="has not been made"):
         score.run(copy, scorer="shapes")
     generate.run(copy, batch_size=5)
@@ -99,7 +99,7 @@ def test_mask2former_and_clip_score_a_run(copy: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_picture_scores_0_and_must_be_allowed(copy: Path) -> None:
-    broken = open_run(copy).picture(0, 0)
+    broken = open_run(copy).picture_path(0, 0)
     broken.write_bytes(b"no picture")
     with pytest.raises(UserError, match="8.3% of"):  # 1 of 12
         score.run(copy, scorer="shapes")
@@ -110,7 +110,7 @@ def test_a_failed_picture_scores_0_and_must_be_allowed(copy: Path) -> None:
 
 
 def test_a_truncated_picture_is_drawn_again_to_the_byte(copy: Path, geneval: Path) -> None:
-    broken = open_run(copy).picture(3, 1)
+    broken = open_run(copy).picture_path(3, 1)
     broken.write_bytes(broken.read_bytes()[:-40])
     generate.run(copy, batch_size=5)
     assert pictures(copy) != pictures(geneval)
@@ -162,8 +162,8 @@ def test_golden_detections_give_the_official_verdicts(tmp_path: Path) -> None:
     prepare.run("geneval", out=out, data=data, n=1)
     run = open_run(out)
     for row in range(len(lines)):
-        run.picture(row, 0).parent.mkdir(parents=True)
-        Image.new("RGB", (100, 100)).save(run.picture(row, 0))
+        run.picture_path(row, 0).parent.mkdir(parents=True)
+        Image.new("RGB", (100, 100)).save(run.picture_path(row, 0))
     found = tmp_path / "detections.jsonl"
     found.write_text(
         "\n".join(
@@ -180,7 +180,7 @@ def test_golden_detections_give_the_official_verdicts(tmp_path: Path) -> None:
     ]
     assert not wrong and len(rows) >= 16
     found.write_text('{"filename": "a", "detections": [{"class": "cow", "box": [0, 0, 1]}]}')
-    with pytest.raises(UserError, match="detections.jsonl:1 is no line of detections"):
+    with pytest.raises(UserError, match="detections.jsonl:1 is not a line of detections"):
         score.run(out, scorer="detections", file=found)
 
 
@@ -208,15 +208,18 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
     assert set(found) == {"dpg@tar", "dpg@tar+as-published"}
     assert found["dpg@tar"]["num_questions"] == 3 and found["dpg@tar"]["coverage"] == 1.0
     # Answers of another model, or read at another scale, are not taken for this one's.
-    asked = read_manifest(dpg / "scores/dpg@tar/answers")["settings"]
+    settings = read_manifest(dpg / "scores/dpg@tar/answers")["settings"]
     mini = Tar.load("mini", dtok=None)
-    assert (asked["model"], asked["read_scale"]) == (mini.fingerprints(), int(mini.read_scale))
+    assert (settings["model"], settings["read_scale"]) == (
+        mini.fingerprints(),
+        int(mini.read_scale),
+    )
     assert found["dpg@tar+as-published"]["skipped"] == ["fox"]
     assert score.run(dpg, scorer="tar", as_published=True).report == own.report
     # The circle is there and red on half of the pictures, the star never: (.5 + 0) / 2.
     lines: list[dict[str, Any]] = [
-        {"item": item, "sample": k, "question": q, "answer": said}
-        for item, q, said in (("fox", 1, "yes"), ("fox", 2, "Yes."), ("cup", 1, "no"))
+        {"item": item, "sample": k, "question": q, "answer": text}
+        for item, q, text in (("fox", 1, "yes"), ("fox", 2, "Yes."), ("cup", 1, "no"))
         for k in range(4)
     ]
     for line in lines:
@@ -233,19 +236,19 @@ def test_dpg_is_judged_by_tar_itself_or_by_answers(dpg: Path, tmp_path: Path) ->
 
 
 class Judge:
-    """Says yes about a whole picture, remembers the questions; at times it does not answer."""
+    """Answers yes about every readable picture and keeps the questions; fails at that in `down`."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.questions: list[str] = []
         self.down = ""
 
-    def __call__(self, asked: Sequence[tuple[Path, str]]) -> list[str]:
-        for place, _ in asked:
-            read_picture(place)
-        if any(text == self.down for _, text in asked):
+    def __call__(self, pairs: Sequence[tuple[Path, str]]) -> list[str]:
+        for file, _ in pairs:
+            read_picture(file)
+        if any(text == self.down for _, text in pairs):
             raise UserError("the judge is down")
-        self.asked += [text for _, text in asked]
-        return ["yes" for _ in asked]
+        self.questions += [text for _, text in pairs]
+        return ["yes" for _ in pairs]
 
 
 @pytest.fixture
@@ -261,7 +264,7 @@ def judged(dpg: Path, tmp_path: Path) -> Path:
 
 
 def test_a_picture_that_is_whole_again_is_judged_again(judged: Path, judge: Judge) -> None:
-    broken = open_run(judged).picture(1, 0)  # the first of cup's four, one question each
+    broken = open_run(judged).picture_path(1, 0)  # the first of cup's four, one question each
     broken.write_bytes(b"no picture")
     with pytest.raises(UserError, match="8.3% of .*; the first with: .*0000.png") as error:  # 1/12
         score.run(judged, scorer="tar")
@@ -271,20 +274,20 @@ def test_a_picture_that_is_whole_again_is_judged_again(judged: Path, judge: Judg
         f"or {again} --allow-missing; each with the options it had"
     )
     generate.run(judged, retry_failed=True)
-    assert len(judge.asked) == 11
+    assert len(judge.questions) == 11
     done = score.run(judged, scorer="tar")
-    assert len(judge.asked) == 11 + 12  # 12 questions are one batch, which is asked whole
+    assert len(judge.questions) == 11 + 12  # 12 questions are one batch, which is asked whole
     assert results(done.path)["metrics"]["dpg@tar"]["coverage"] == 1.0
     score.run(judged, scorer="tar")
-    assert len(judge.asked) == 11 + 12
+    assert len(judge.questions) == 11 + 12
 
 
 def test_an_answer_about_another_picture_is_not_kept(judged: Path, judge: Judge) -> None:
     score.run(judged, scorer="tar")
-    judge.asked.clear()
-    Image.new("RGB", (64, 64)).save(open_run(judged).picture(0, 2))
+    judge.questions.clear()
+    Image.new("RGB", (64, 64)).save(open_run(judged).picture_path(0, 2))
     score.run(judged, scorer="tar")
-    assert len(judge.asked) == 12
+    assert len(judge.questions) == 12
 
 
 def test_a_judge_is_asked_again_what_it_failed_to_answer(judged: Path, judge: Judge) -> None:
@@ -297,14 +300,14 @@ def test_a_judge_is_asked_again_what_it_failed_to_answer(judged: Path, judge: Ju
     assert score.run(judged, scorer="tar", retry_failed=True).num_failed == 0
     answers = judged / "scores/dpg@tar/answers/00000.jsonl"
     answers.write_bytes(answers.read_bytes()[:-9])
-    with pytest.raises(UserError, match="00000.jsonl:12 is no answer") as error:
+    with pytest.raises(UserError, match="00000.jsonl:12 is not an answer") as error:
         score.run(judged, scorer="tar")
     assert error.value.hint == "--retry-failed with the command that made it"
     assert score.run(judged, scorer="tar", retry_failed=True).num_failed == 0
 
 
 def test_the_command_that_mends_a_run_is_named(copy: Path, dpg: Path, tmp_path: Path) -> None:
-    open_run(copy).picture(0, 0).write_bytes(b"no picture")
+    open_run(copy).picture_path(0, 0).write_bytes(b"no picture")
     with pytest.raises(UserError) as error:
         score.run(copy, scorer="shapes")
     again = f"tarkit eval score {copy} --scorer shapes"
@@ -318,10 +321,10 @@ def test_the_command_that_mends_a_run_is_named(copy: Path, dpg: Path, tmp_path: 
 def test_a_grid_holds_the_four_pictures_of_a_prompt(dpg: Path, tmp_path: Path) -> None:
     out = export.run(dpg, out=tmp_path / "grid", layout="dpg-grid")
     sheet, run = Image.open(out / "fox.png"), open_run(dpg)
-    first = Image.open(run.picture(0, 0))
+    first = Image.open(run.picture_path(0, 0))
     assert sheet.size == (2 * first.width, 2 * first.height)
     lower_left = sheet.crop((0, first.height, first.width, 2 * first.height))
-    assert lower_left.tobytes() == Image.open(run.picture(0, 2)).convert("RGB").tobytes()
+    assert lower_left.tobytes() == Image.open(run.picture_path(0, 2)).convert("RGB").tobytes()
 
 
 # ---- questions ----------------------------------------------------------------------------------
@@ -337,13 +340,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answered(out: Path, said: dict[str, str]) -> Path:
+def answered(out: Path, texts: dict[str, str]) -> Path:
     """A run whose answers are written by hand, as `tarkit eval answer` would."""
     answer.run(out, batch_size=2)
     run = open_run(out)
     for number in range(0, len(run.items), 2):
         lines = [
-            json.dumps({"answer": said[item.id], "error": None})
+            json.dumps({"answer": texts[item.id], "error": None})
             for item in run.items[number : number + 2]
         ]
         (out / "answers" / f"{number // 2:05d}.jsonl").write_text("\n".join(lines) + "\n")
@@ -360,8 +363,8 @@ def test_pope_by_hand(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UserError, match="names pictures by file"):
         prepare.run("pope", out=tmp_path / "run", data=file)
     prepare.run("pope", out=tmp_path / "run", data=file, images=images)
-    said = dict(zip((f"random-{n}" for n in range(4)), ("Yes", "No", "no", "yes"), strict=True))
-    found = results(score.run(answered(tmp_path / "run", said)).path)
+    texts = dict(zip((f"random-{n}" for n in range(4)), ("Yes", "No", "no", "yes"), strict=True))
+    found = results(score.run(answered(tmp_path / "run", texts)).path)
     all_of_them = found["metrics"]["pope@official-parse"]["all"]
     assert all_of_them["accuracy"]["value"] == 0.5 and all_of_them["yes_share"] == 0.5
     assert found["settings"]["answers"]["decoding"] == "greedy"
@@ -429,7 +432,9 @@ def test_what_cannot_be_asked_counts_as_wrong(tmp_path: Path, images: Path) -> N
     assert errors == [None, "it names no picture"]
 
 
-def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_path: Path) -> None:
+def test_a_damaged_file_of_questions_is_an_error_and_a_damaged_picture_is_a_row(
+    tmp_path: Path,
+) -> None:
     for name, text in (("a.json", "{"), ("b.parquet", "no"), ("c.jsonl", '{"id"')):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=f"{name}.*(cannot be read|is not JSON)"):
@@ -443,8 +448,8 @@ def test_a_damaged_file_of_questions_is_said_and_a_damaged_picture_is_a_row(tmp_
 
 
 def test_rows_of_mme_are_read_as_its_figures_are() -> None:
-    item = Item("a", "count", "?", truth="yes")
-    assert correct("mme", item, "*yes") and not correct("mme", item, "I say yes")
+    item = BenchmarkItem("a", "count", "?", truth="yes")
+    assert mme_correct(item, "*yes") and not mme_correct(item, "I say yes")
 
 
 def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -> None:

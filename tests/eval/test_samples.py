@@ -62,14 +62,14 @@ def test_a_batch_that_lacks_a_picture_is_made_whole_and_the_others_not_at_all(
     items = places(tmp_path, [1, 2, 3, 4])
     make_pictures("p", items, grey, batch_size=2)
     items[2][0].unlink()
-    asked: list[list[int]] = []
+    batches: list[list[int]] = []
 
     def noting(levels: Sequence[int]) -> list[Image.Image]:
-        asked.append(list(levels))
+        batches.append(list(levels))
         return grey(levels)
 
     make_pictures("p", items, noting, batch_size=2)
-    assert asked == [[3, 4]]
+    assert batches == [[3, 4]]
     assert levels_in(tmp_path, items) == [1, 2, 3, 4]
 
 
@@ -97,14 +97,14 @@ def test_a_damaged_picture_is_drawn_again_with_its_batch_where_failures_are(
     items[2][0].write_bytes(before[2][: len(before[2]) // 2])
     make_pictures("p", items, grey, batch_size=2)
     assert items[2][0].read_bytes() != before[2]
-    asked: list[list[int]] = []
+    batches: list[list[int]] = []
 
     def noting(levels: Sequence[int]) -> list[Image.Image]:
-        asked.append(list(levels))
+        batches.append(list(levels))
         return grey(levels)
 
     make_pictures("p", items, noting, batch_size=2, retry_failed=True)
-    assert asked == [[3, 4]]
+    assert batches == [[3, 4]]
     assert [file.read_bytes() for file, _ in items] == before
 
 
@@ -129,14 +129,14 @@ def test_answers_are_kept_by_batch_and_read_back_in_order(tmp_path: Path) -> Non
 
 def test_failed_answers_are_redone_with_their_batch_alone(tmp_path: Path) -> None:
     make_answers("s", tmp_path, ["a", "b", "", "d"], shout, batch_size=2)
-    asked: list[str] = []
+    questions: list[str] = []
 
     def noting(texts: Sequence[str]) -> list[str]:
-        asked.extend(texts)
+        questions.extend(texts)
         return shout(texts)
 
     make_answers("s", tmp_path, ["a", "b", "c", "d"], noting, batch_size=2, retry_failed=True)
-    assert asked == ["c", "d"]
+    assert questions == ["c", "d"]
     assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
 
 
@@ -146,8 +146,8 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
     file = tmp_path / "00001.jsonl"
     whole = file.read_bytes()
     first = whole[: whole.index(b"\n") + 1]
-    line_2 = "00001.jsonl:2 is no answer: "
-    for damaged, said in (
+    line_2 = "00001.jsonl:2 is not an answer: "
+    for damaged, message in (
         (first + b'{"answer": "D", "err', line_2),
         (first + b"\xff", "00001.jsonl:2 cannot be read: it is not UTF-8"),
         (first + b"[]\n", line_2),
@@ -159,9 +159,9 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
         (whole + first, "00001.jsonl is damaged: 3 answers to 2 questions"),
     ):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=said) as made:
+        with pytest.raises(UserError, match=message) as made:
             make_answers("s", tmp_path, texts, shout, batch_size=2)
-        with pytest.raises(UserError, match=said) as read:
+        with pytest.raises(UserError, match=message) as read:
             read_answers(tmp_path, 4, batch_size=2)
         assert made.value.hint == read.value.hint == "--retry-failed with the command that made it"
         make_answers("s", tmp_path, texts, shout, batch_size=2, retry_failed=True)
@@ -169,17 +169,17 @@ def test_damaged_answers_are_told_and_made_again_where_failures_are(tmp_path: Pa
 
 
 def test_answers_about_what_has_changed_are_made_again_with_their_batch(tmp_path: Path) -> None:
-    asked: list[str] = []
+    questions: list[str] = []
 
     def noting(texts: Sequence[str]) -> list[str]:
-        asked.extend(texts)
+        questions.extend(texts)
         return shout(texts)
 
     def answered(marks: dict[str, str | None]) -> list[str]:
-        asked.clear()
+        questions.clear()
         make_answers("s", tmp_path, list("abcd"), noting, batch_size=2, about=marks.__getitem__)
         assert read_answers(tmp_path, 4, batch_size=2) == ["A", "B", "C", "D"]
-        return list(asked)
+        return list(questions)
 
     marks: dict[str, str | None] = {"a": "1", "b": "2", "c": "3", "d": None}  # d's is not there yet
     assert answered(marks) == ["a", "b", "c", "d"]

@@ -61,6 +61,6 @@ def test_mmmu_needs_its_key_beside_the_outputs(tmp_path: Path) -> None:
     assert outcomes(tmp_path)["MMMU, qwen_vl"] == "not run"
 
 
-def test_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no folder"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
         selftest.run(data=tmp_path / "none")

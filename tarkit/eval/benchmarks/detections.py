@@ -1,10 +1,10 @@
-"""Detections of pictures in a file, that a detector elsewhere made: one picture a line.
+"""A file of detections that a detector elsewhere made: one picture a line.
 
     {"filename": "00000/samples/0000.png", "detections":
         [{"class": "bench", "box": [x0, y0, x1, y1], "score": 0.97, "color": "red"}]}
 
-Boxes are in pixels, scores in [0, 1]; `color` may be left out. GenEval's own results file holds
-verdicts and no detections: `tarkit eval collect` takes it.
+Boxes are in pixels, scores in [0, 1]; `color` is optional. GenEval's own results file holds
+verdicts and no detections; `tarkit eval collect` reads that.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tarkit.scoring.geneval import Detection
 
 
 def read_detections(file: Path) -> dict[str, list[Detection]]:
-    """File name -> detections. Raises UserError with the line of whatever is not as above."""
-    found: dict[str, list[Detection]] = {}
+    """File name -> detections. Raises UserError with the number of a line in another format."""
+    detections: dict[str, list[Detection]] = {}
     for number, line in read_lines(file):
         try:
             row = json.loads(line)
             name, objects = str(row["filename"]), [_detection(each) for each in row["detections"]]
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}:{number} is no line of detections: {error}") from None
-        if name in found:
+            raise UserError(f"{file}:{number} is not a line of detections: {error}") from None
+        if name in detections:
             raise UserError(f"{file}:{number} has {name} for the second time")
-        found[name] = objects
-    return found
+        detections[name] = objects
+    return detections
 
 
 def _detection(row: dict[str, Any]) -> Detection:

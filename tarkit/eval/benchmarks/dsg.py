@@ -1,13 +1,13 @@
-"""Davidsonian scene graphs: yes/no questions of a prompt, each asked in vain where a parent is no.
+"""Davidsonian scene graphs: yes/no questions of a prompt, where a yes needs a yes to each parent.
 
 Sources: Cho et al., "Davidsonian Scene Graph" (2310.18235) with j-min/DSG's released answers, and
 DPG-Bench (Hu et al. 2403.05135, TencentQQGYLab/ELLA `dpg_bench/`), whose csv has the same columns:
 item_id, text, proposition_id, dependency, category_broad, category_detailed, tuple,
-question_natural_language. The answers come from any judge; which one is part of a result's name,
-for judges differ by six points on the same pictures and rules by a fifth of one.
+question_natural_language. The answers come from any judge. The judge is part of a result's name,
+because judges differ by six points on the same pictures, and rules by a fifth of a point.
 
 DPG's published scorer departs from this in ways that change its figures (ELLA#60, #61):
-`as_published` repeats them, that old numbers can be compared.
+`as_published` repeats them, so that old numbers can be compared.
 Letters: P prompts, n pictures a prompt.
 """
 
@@ -29,7 +29,7 @@ COLUMNS = ("item_id", "text", "proposition_id", "dependency", "question_natural_
 
 
 @dataclass(frozen=True)
-class Question:
+class GraphQuestion:
     """One question; `parents` are ids of questions of the same graph, empty for a root."""
 
     id: int
@@ -38,7 +38,7 @@ class Question:
     category: str = ""
     """`entity - whole`, the part of the csv's tuple before its arguments."""
     malformed: str | None = None
-    """The dependency cell where it is no list of numbers; such a question counts as a root."""
+    """The dependency cell where it is not a list of numbers; such a question counts as a root."""
 
     @property
     def broad(self) -> str:
@@ -46,43 +46,45 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Graph:
+class SceneGraph:
     """The questions of one prompt, in the order of the file."""
 
     item: str
     prompt: str
-    questions: tuple[Question, ...]
+    questions: tuple[GraphQuestion, ...]
 
 
-Answers = Mapping[int, bool | None]
-"""Of one picture: question id -> yes, no, or None where no answer could be had."""
+GraphAnswers = Mapping[int, bool | None]
+"""Of one picture: question id -> yes, no, or None where there is no answer."""
 
 
 def parse_dependency(cell: str) -> tuple[int, ...] | None:
-    """Ids of the parents, () for 0 or nothing, None for a cell that is no list of numbers."""
+    """Ids of the parents; () for 0 or an empty cell, None for a cell that is no list of numbers."""
     parts = [part.strip() for part in cell.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
         return None
     return tuple(dict.fromkeys(number for number in map(int, parts) if number))
 
 
-def question_of(number: str, text: str, dependency: str, category: str = "") -> Question:
-    """A row of the csv; ids are whole numbers, as published files have them."""
+def question_of(number: str, text: str, dependency: str, category: str = "") -> GraphQuestion:
+    """The question of a row of the csv; ids are whole numbers, as in the published files."""
     parents = parse_dependency(dependency)
-    return Question(
+    return GraphQuestion(
         int(number), text, parents or (), category, dependency if parents is None else None
     )
 
 
-def read_graphs(path: Path) -> list[Graph]:
+def read_graphs(path: Path) -> list[SceneGraph]:
     """Graphs of a csv in DSG's or DPG-Bench's layout; raises UserError with the line."""
-    found: dict[str, list[Question]] = defaultdict(list)
+    questions: dict[str, list[GraphQuestion]] = defaultdict(list)
     prompts: dict[str, str] = {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise UserError(f"{path} has no column {lacking[0]}: it is no DSG or DPG-Bench csv")
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path} has no column {missing[0]}: it is not a csv of DSG or DPG-Bench"
+            )
         for row in reader:
             item = row["item_id"]
             try:
@@ -95,47 +97,45 @@ def read_graphs(path: Path) -> list[Graph]:
             except (TypeError, ValueError):
                 raise UserError(
                     f"{path}:{reader.line_num}: proposition_id {row['proposition_id']!r} of "
-                    f"{item} is no number"
+                    f"{item} is not a number"
                 ) from None
-            found[item].append(one)
+            questions[item].append(one)
             prompts.setdefault(item, row["text"])
-    return [Graph(item, prompts[item], tuple(rows)) for item, rows in found.items()]
+    return [SceneGraph(item, prompts[item], tuple(rows)) for item, rows in questions.items()]
 
 
-def graph_to_json(graph: Graph) -> dict[str, Any]:
+def graph_to_json(graph: SceneGraph) -> dict[str, Any]:
     return {"questions": [asdict(question) for question in graph.questions]}
 
 
-def graph_from_json(item: str, prompt: str, found: Mapping[str, Any]) -> Graph:
-    rows = [{**row, "parents": tuple(row["parents"])} for row in found["questions"]]
-    return Graph(item, prompt, tuple(Question(**row) for row in rows))
+def graph_from_json(item: str, prompt: str, document: Mapping[str, Any]) -> SceneGraph:
+    rows = [{**row, "parents": tuple(row["parents"])} for row in document["questions"]]
+    return SceneGraph(item, prompt, tuple(GraphQuestion(**row) for row in rows))
 
 
-def valid(graph: Graph, answers: Answers) -> dict[int, bool]:
-    """Question id -> yes, and the judge's own answer to every parent is yes: DSG's one hop."""
+def valid(graph: SceneGraph, answers: GraphAnswers) -> dict[int, bool]:
+    """Question id -> whether it and all its parents have a yes; grandparents do not count (DSG)."""
     return {
         q.id: bool(answers.get(q.id)) and all(answers.get(parent) for parent in q.parents)
         for q in graph.questions
     }
 
 
-def score_of(graph: Graph, answers: Answers) -> float:
-    """A picture's share of valid yes, in [0, 1]."""
-    return float(np.mean(list(valid(graph, answers).values())))
-
-
 def graph_results(
-    graphs: Sequence[Graph], answers: Mapping[str, Sequence[Answers]], *, as_published: bool = False
+    graphs: Sequence[SceneGraph],
+    answers: Mapping[str, Sequence[GraphAnswers]],
+    *,
+    as_published: bool = False,
 ) -> dict[str, Any]:
     """Overall (mean over prompts of the mean over pictures), categories, coverage.
 
-    `answers` has the n pictures of every item; one that lacks an answer has None there, which
-    counts as no and lowers coverage. Intervals redraw prompts.
+    `answers` has the n pictures of every item. A missing answer is None, which counts as no and
+    lowers coverage. Intervals redraw prompts. Raises UserError for a prompt without answers.
     """
-    lacking = [graph.item for graph in graphs if not answers.get(graph.item)]
-    if lacking:
-        raise UserError(f"{len(lacking)} prompts have no answers, the first is {lacking[0]}")
-    asked = [
+    missing = [graph.item for graph in graphs if not answers.get(graph.item)]
+    if missing:
+        raise UserError(f"{len(missing)} prompts have no answers, the first is {missing[0]}")
+    answered = [
         answers[graph.item][picture].get(question.id) is not None
         for graph in graphs
         for picture in range(len(answers[graph.item]))
@@ -144,7 +144,7 @@ def graph_results(
     figures = _as_published(graphs, answers) if as_published else _correct(graphs, answers)
     return {
         **figures,
-        "coverage": float(np.mean(asked)),
+        "coverage": float(np.mean(answered)),
         "num_prompts": len(graphs),
         "num_questions": sum(len(graph.questions) for graph in graphs),
         "malformed": [
@@ -156,25 +156,30 @@ def graph_results(
     }
 
 
-def _correct(graphs: Sequence[Graph], answers: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
-    scores, by_category = [], _Categories()
+def _correct(
+    graphs: Sequence[SceneGraph], answers: Mapping[str, Sequence[GraphAnswers]]
+) -> dict[str, Any]:
+    scores, categories = [], _Categories()
     for graph in graphs:
-        held = [valid(graph, picture) for picture in answers[graph.item]]
-        scores.append(float(np.mean([np.mean(list(one.values())) for one in held])))
+        pictures = [valid(graph, picture) for picture in answers[graph.item]]
+        scores.append(float(np.mean([np.mean(list(one.values())) for one in pictures])))
         for question in graph.questions:
-            for one in held:
-                by_category.add(graph.item, question, one[question.id])
-    return {"overall": micro(scores)._asdict(), **by_category.results(), "skipped": []}
+            for one in pictures:
+                categories.add(graph.item, question, one[question.id])
+    return {"overall": micro(scores)._asdict(), **categories.results(), "skipped": []}
 
 
 def _as_published(
-    graphs: Sequence[Graph], answers: Mapping[str, Sequence[Answers]]
+    graphs: Sequence[SceneGraph], answers: Mapping[str, Sequence[GraphAnswers]]
 ) -> dict[str, Any]:
-    """With the scorer's faults: the csv's first row is lost, and with it a prompt whose questions
-    depend on it (#61); a question is zeroed while its children are still to be read; categories
-    are of the last picture alone and of answers that were not zeroed (#60)."""
+    """With the published scorer's faults.
+
+    It loses the csv's first row, and with it a prompt whose questions depend on that row (#61). A
+    question that it sets to zero is a no to that question's own children. Its categories come from
+    the last picture alone, and from the answers before any is set to zero (#60).
+    """
     first = graphs[0]
-    scores, skipped, by_category = [], [], _Categories()
+    scores, skipped, categories = [], [], _Categories()
     for graph in (replace(first, questions=first.questions[1:]), *graphs[1:]):
         known = {question.id for question in graph.questions}
         if any(not set(question.parents) <= known for question in graph.questions):
@@ -185,22 +190,22 @@ def _as_published(
         scores.append(float(np.mean([_zeroed_in_place(graph, a) for a in answers[graph.item]])))
         last = answers[graph.item][-1]
         for question in graph.questions:
-            by_category.add(graph.item, question, bool(last.get(question.id)))
+            categories.add(graph.item, question, bool(last.get(question.id)))
     if not scores:
-        raise UserError("as published, no prompt is left to be scored")
-    return {"overall": micro(scores)._asdict(), **by_category.results(), "skipped": skipped}
+        raise UserError("as published, no prompt remains to score")
+    return {"overall": micro(scores)._asdict(), **categories.results(), "skipped": skipped}
 
 
-def _zeroed_in_place(graph: Graph, answers: Answers) -> float:
-    held = {question.id: bool(answers.get(question.id)) for question in graph.questions}
+def _zeroed_in_place(graph: SceneGraph, answers: GraphAnswers) -> float:
+    yes = {question.id: bool(answers.get(question.id)) for question in graph.questions}
     for question in graph.questions:
-        if not all(held[parent] for parent in question.parents):
-            held[question.id] = False
-    return float(np.mean(list(held.values())))
+        if not all(yes[parent] for parent in question.parents):
+            yes[question.id] = False
+    return float(np.mean(list(yes.values())))
 
 
 class _Categories:
-    """Means over questions, by the broad category and by the detailed one."""
+    """Means over questions, for each broad category and each detailed one."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, list[tuple[str, bool]]]] = {
@@ -208,14 +213,14 @@ class _Categories:
             "detailed": defaultdict(list),
         }
 
-    def add(self, item: str, question: Question, yes: bool) -> None:
+    def add(self, item: str, question: GraphQuestion, yes: bool) -> None:
         self._rows["categories"][question.broad].append((item, yes))
         self._rows["detailed"][question.category].append((item, yes))
 
     def results(self) -> dict[str, Any]:
         return {
-            kind: {name: _share(rows) for name, rows in sorted(found.items()) if name}
-            for kind, found in self._rows.items()
+            kind: {name: _share(rows) for name, rows in sorted(by_name.items()) if name}
+            for kind, by_name in self._rows.items()
         }
 
 

@@ -1,7 +1,12 @@
-"""GenEval: objects detected in each picture, by its checker; or verdicts made elsewhere.
+"""GenEval: prompts about objects, colours, counts and places (Ghosh et al. 2310.11513).
 
-Detectors: `shapes` (the drawn world), `hf-m2f` (Mask2Former and CLIP by transformers),
-`detections` (a file of them, from a detector elsewhere).
+A detector finds the objects of each picture and GenEval's checker compares them with the prompt.
+Detectors: `shapes` (the drawn world), `hf-m2f` (Mask2Former and CLIP by transformers), `detections`
+(a file of a detector elsewhere, `detections.py`).
+
+The layout `geneval-dir` is `DIR/00000/{metadata.jsonl, samples/0000.png}`, for djghosh13/geneval's
+`evaluate_images.py`. The format `geneval-jsonl` is that program's results file, a line a picture
+with `filename`, `correct` and `reason`; its figures are computed here from the verdicts.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,12 +22,19 @@ from PIL import Image
 
 from tarkit.artifacts.files import read_lines, write_whole
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.base import Row, Verdicts
+from tarkit.eval.benchmarks.base import (
+    ItemRow,
+    PictureBenchmark,
+    ScorerOptions,
+    ScoreRow,
+    Verdicts,
+    score_command,
+)
 from tarkit.eval.benchmarks.detections import read_detections
-from tarkit.eval.benchmarks.layouts import _drawn
+from tarkit.eval.benchmarks.layouts import run_pictures, write_adm_npz
 from tarkit.eval.metrics.summaries import run_figures
 from tarkit.eval.outcome import score_row
-from tarkit.eval.run import Drawn, Run
+from tarkit.eval.run import BenchmarkRun, RunPicture
 from tarkit.eval.samples import Failure, open_pictures
 from tarkit.images import png_bytes, to_uint8
 from tarkit.progress import Progress
@@ -30,26 +42,60 @@ from tarkit.scoring.geneval import OFFICIAL_RULES, SHAPES_RULES, Detection, Rule
 from tarkit.scoring.geneval_prompts import geneval_prompts
 from tarkit.scoring.statistics import chance_floor
 
-DETECTORS = ("shapes", "hf-m2f", "detections")
+# ---- prompts ------------------------------------------------------------------------------------
+
+
+def default_items() -> list[ItemRow]:
+    """GenEval's 553 prompts."""
+    return _items(geneval_prompts())
+
+
+def read_geneval(path: Path, images: Path | None) -> list[ItemRow]:
+    """Prompts of a file in the layout of `evaluation_metadata.jsonl`: another benchmark."""
+    return _items([_record(path, number, line) for number, line in read_lines(path)])
+
+
+def _items(records: Sequence[dict[str, Any]]) -> list[ItemRow]:
+    for record in records:
+        check(record, [])  # raises UserError for a record that does not follow GenEval's schema
+    return [
+        {"id": f"{row:05d}", "tag": record["tag"], "prompt": record["prompt"], "meta": record}
+        for row, record in enumerate(records)
+    ]
+
+
+def _record(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if not (isinstance(record["tag"], str) and isinstance(record["prompt"], str)):
+            raise TypeError("tag and prompt are texts")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}:{number} is not a line of GenEval's metadata: {error}") from None
+    return dict(record)
+
+
+# ---- scores -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Finds the objects of a picture; `settings` say what it is. `detect` raises UserError."""
+    """Finds the objects of a picture; `settings` describe it. `detect` raises UserError."""
 
-    detect: Callable[[Image.Image, Drawn], list[Detection]]
+    detect: Callable[[Image.Image, RunPicture], list[Detection]]
     rules: Rules
     settings: dict[str, Any]
 
 
-def geneval_verdicts(asked: Run, name: str, detector: Detector) -> Verdicts:
-    """Detects and checks every picture of the run; `name` is the detector's."""
-    rows: list[Row] = []
-    found: list[list[Detection]] = []
-    drawn = asked.drawn()
-    files = [asked.picture(one.row, one.sample) for one in drawn]
-    with Progress(f"score {name}", total=len(drawn), unit="pictures") as progress:
-        for one, picture in zip(drawn, open_pictures(files), strict=True):
+def score_geneval(run: BenchmarkRun, options: ScorerOptions) -> Verdicts:
+    """Detect and check every picture of the run; raises UserError as `load_detector`."""
+    detector = load_detector(options)
+    name = options.scorer
+    rows: list[ScoreRow] = []
+    detections: list[list[Detection]] = []
+    pictures = run.pictures()
+    files = [run.picture_path(one.row, one.sample) for one in pictures]
+    with Progress(f"score {name}", total=len(pictures), unit="pictures") as progress:
+        for one, picture in zip(pictures, open_pictures(files), strict=True):
             error, objects = None, list[Detection]()
             try:
                 if isinstance(picture, Failure):
@@ -58,10 +104,10 @@ def geneval_verdicts(asked: Run, name: str, detector: Detector) -> Verdicts:
             except UserError as reason:
                 error = reason.message
             verdict = check(one.item.meta or {}, objects, rules=detector.rules)
-            found.append(objects)
+            detections.append(objects)
             rows.append(
-                geneval_row(
-                    asked,
+                _row(
+                    run,
                     one,
                     correct=verdict.correct and error is None,
                     reason=verdict.reason if error is None else None,
@@ -73,52 +119,50 @@ def geneval_verdicts(asked: Run, name: str, detector: Detector) -> Verdicts:
             progress.advance(1, failed=int(error is not None))
 
     def fulfils(prompt: int, other: int) -> bool:
-        objects = found[other * asked.n]
-        return check(asked.items[prompt].meta or {}, objects, rules=detector.rules).correct
+        objects = detections[other * run.n]
+        return check(run.items[prompt].meta or {}, objects, rules=detector.rules).correct
 
-    figures = geneval_figures(asked, rows)
-    if len(asked.items) > 1:
-        figures["chance"] = _chance(asked, chance_floor(fulfils, len(asked.items)))
+    figures = _figures(run, rows)
+    if len(run.items) > 1:
+        figures["chance"] = _chance(run, chance_floor(fulfils, len(run.items)))
     settings = {"scorer": detector.settings, "rules": asdict(detector.rules)}
-    return Verdicts(name, {f"geneval@{name}": figures}, rows, settings)
+    repair = f"tarkit eval generate {run.path} --retry-failed, then {score_command(run, name)}"
+    if name == "detections":
+        repair = f"complete {options.file}, or {repair}"
+    return Verdicts(name, {f"geneval@{name}": figures}, rows, settings, repair)
 
 
-def geneval_row(asked: Run, one: Drawn, *, correct: bool, reason: str | None, **more: Any) -> Row:
-    """The row of `scores.parquet` about one picture of a run."""
+def _row(
+    run: BenchmarkRun, one: RunPicture, *, correct: bool, reason: str | None, **more: Any
+) -> ScoreRow:
     return score_row(
         "geneval",
         one.item.tag,
         "",
         one.item.id,
         sample=one.sample,
-        seed=asked.seed_of(one.item, one.sample),
+        seed=run.seed_of(one.item, one.sample),
         prompt=one.item.prompt,
-        file=f"samples/{one.place}",
+        file=f"samples/{one.file}",
         correct=correct,
         reason=reason,
         **more,
     )
 
 
-def geneval_figures(asked: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    """GenEval's figures of a row for every picture of the run, in their order."""
-    return run_figures([item.tag for item in asked.items], rows, n=asked.n)
+def _figures(run: BenchmarkRun, rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    return run_figures([item.tag for item in run.items], rows, n=run.n)
 
 
-def _chance(asked: Run, chance: np.ndarray) -> dict[str, Any]:
-    tags = np.array([item.tag for item in asked.items])
+def _chance(run: BenchmarkRun, chance: np.ndarray) -> dict[str, Any]:
+    tags = np.array([item.tag for item in run.items])
     tasks = {str(tag): float(chance[tags == tag].mean()) for tag in dict.fromkeys(tags)}
     return {"overall": float(np.mean(list(tasks.values()))), "tasks": tasks}
 
 
-def load_detector(
-    name: str, *, model: str | None, clip: str | None, file: Path | None, device: str
-) -> Detector:
-    """The detector of that name; `model` and `clip` are hf-m2f's, `file` that of `detections`.
-
-    Raises UserError for an unknown name, and where a detector lacks what it needs.
-    """
-    if name == "shapes":
+def load_detector(options: ScorerOptions) -> Detector:
+    """The detector of the scorer's name; raises UserError where it is unknown or lacks a part."""
+    if options.scorer == "shapes":
         from tarkit.scoring.shapes_detector import ShapesDetector
 
         shapes = ShapesDetector()
@@ -127,37 +171,42 @@ def load_detector(
             SHAPES_RULES,
             {"detector": "shapes"},
         )
-    if name == "hf-m2f":
+    model, clip, file = options.model, options.clip, options.file
+    if options.scorer == "hf-m2f":
         if model is None or clip is None:
             raise UserError(
                 "hf-m2f needs a detector and CLIP",
-                hint="--model facebook/mask2former-swin-small-coco-instance "
+                hint="--scorer-model facebook/mask2former-swin-small-coco-instance "
                 "--clip openai/clip-vit-large-patch14",
             )
         from tarkit.eval.benchmarks.mask2former import Mask2FormerDetector
 
-        network = Mask2FormerDetector(model, clip, device)
+        network = Mask2FormerDetector(model, clip, options.device)
         return Detector(
             lambda picture, one: network.detect(picture, one.item.meta or {}),
             OFFICIAL_RULES,
             {"detector": model, "clip": clip, "resize": "PIL"},
         )
-    if name == "detections" and file is not None:
+    if options.scorer == "detections" and file is not None:
         known = read_detections(file)
 
-        def from_file(picture: Image.Image, one: Drawn) -> list[Detection]:
-            if one.place not in known:
-                raise UserError(f"{file} has no detections of {one.place}")
-            return known[one.place]
+        def from_file(picture: Image.Image, one: RunPicture) -> list[Detection]:
+            if one.file not in known:
+                raise UserError(f"{file} has no detections of {one.file}")
+            return known[one.file]
 
         return Detector(from_file, OFFICIAL_RULES, {"detections": file.name})
     raise UserError(
-        f"no detector {name!r}", hint="--scorer shapes | hf-m2f | detections --file JSONL"
+        f"no detector {options.scorer!r}", hint="--scorer shapes | hf-m2f | detections --file JSONL"
     )
 
 
-def _geneval_dir(asked: Run, folder: Path) -> None:
-    for row, item, pictures in _drawn(asked):
+# ---- the official scorer ------------------------------------------------------------------------
+
+
+def write_geneval_dir(run: BenchmarkRun, folder: Path) -> None:
+    """A folder a prompt, with its metadata and its pictures."""
+    for row, item, pictures in run_pictures(run):
         line = json.dumps({"prompt": item.prompt, **(item.meta or {})}) + "\n"
         write_whole(folder / f"{row:05d}" / "metadata.jsonl", line.encode())
         for sample, picture in enumerate(pictures):
@@ -165,24 +214,50 @@ def _geneval_dir(asked: Run, folder: Path) -> None:
             write_whole(file, png_bytes(picture))
 
 
-def _geneval(data: Path | None, images: Path | None) -> list[dict[str, Any]]:
-    if data is None:
-        records = geneval_prompts()
-    else:
-        records = [_record(data, number, line) for number, line in read_lines(data)]
-    for record in records:
-        check(record, [])  # raises UserError where it is not GenEval's schema
-    return [
-        {"id": f"{row:05d}", "tag": record["tag"], "prompt": record["prompt"], "meta": record}
-        for row, record in enumerate(records)
-    ]
+def collect_geneval_jsonl(run: BenchmarkRun, file: Path, scorer: str) -> Verdicts:
+    """The verdicts of a results file; raises UserError unless it has one on every picture."""
+    lines = _result_lines(file)
+    rows = []
+    for one in run.pictures():
+        if one.file not in lines:
+            raise UserError(
+                f"{file} has no verdict on {one.file}: it is of {len(lines)} pictures, the "
+                f"run has {len(run.items) * run.n}"
+            )
+        line = lines[one.file]
+        prompt = line.get("prompt", one.item.prompt)
+        if prompt != one.item.prompt:
+            raise UserError(f"{file} has {prompt!r} for {one.file}, the run {one.item.prompt!r}")
+        rows.append(
+            _row(run, one, correct=bool(line["correct"]), reason=line.get("reason") or None)
+        )
+    return Verdicts(scorer, {f"geneval@{scorer}": _figures(run, rows)}, rows, {})
 
 
-def _record(data: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        if not (isinstance(found["tag"], str) and isinstance(found["prompt"], str)):
-            raise TypeError("tag and prompt are texts")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{data}:{number} is no line of GenEval's metadata: {error}") from None
-    return dict(found)
+def _result_lines(file: Path) -> dict[str, dict[str, Any]]:
+    """`00000/samples/0000.png` -> the line about it."""
+    lines: dict[str, dict[str, Any]] = {}
+    for number, text in read_lines(file):
+        try:
+            row = json.loads(text)
+            name, _ = "/".join(PurePosixPath(row["filename"]).parts[-3:]), bool(row["correct"])
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file}:{number} is not a line of GenEval's results: {error}"
+            ) from None
+        if name in lines:
+            raise UserError(f"{file}:{number} has {name} for the second time")
+        lines[name] = row
+    return lines
+
+
+BENCHMARK = PictureBenchmark(
+    name="geneval",
+    data="a .jsonl of prompts in GenEval's layout",
+    read=read_geneval,
+    default_items=default_items,
+    scorers=("shapes", "hf-m2f", "detections"),
+    score=score_geneval,
+    layouts={"geneval-dir": write_geneval_dir, "adm-npz": write_adm_npz},
+    collectors={"geneval-jsonl": collect_geneval_jsonl},
+)

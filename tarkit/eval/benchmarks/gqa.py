@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tarkit.eval.benchmarks.rows import SHORT, Row, _first, _need, _picture, _rows
+from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark
+from tarkit.eval.benchmarks.question_files import (
+    SHORT_SUFFIX,
+    first_value,
+    picture_fields,
+    question_rows,
+    require_columns,
+)
 
 
-def read_short(path: Path, images: Path | None) -> list[Row]:
-    """GQA: {id: {question, answer, imageId, types}} as .json, or rows of the same names."""
+def read_gqa(path: Path, images: Path | None) -> list[ItemRow]:
+    """Rows of {id: {question, answer, imageId, types}} as .json, or of files with these columns."""
     rows = []
-    for place, found in _rows(path):
-        _need(found, ("question", "answer"), place)
-        types = found.get("types")
-        row = {
-            "id": str(_first(found, ("id", "question_id"), place)),
+    for place, row in question_rows(path):
+        require_columns(row, ("question", "answer"), place)
+        types = row.get("types")
+        item = {
+            "id": str(first_value(row, ("id", "question_id"), default=place)),
             "tag": str(types.get("structural")) if isinstance(types, Mapping) else "all",
-            "prompt": str(found["question"]) + SHORT,
-            "truth": str(found["answer"]),
+            "prompt": str(row["question"]) + SHORT_SUFFIX,
+            "truth": str(row["answer"]),
             "meta": {},
         }
-        rows.append(row | _picture(found, images, place))
+        rows.append(item | picture_fields(row, images, place))
     return rows
+
+
+def exact(answer: str, truth: str) -> bool:
+    """GQA's verdict: the same words, without regard to case and punctuation."""
+    return _words(answer) == _words(truth)
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^\w\s]", "", text).casefold().split()
+
+
+BENCHMARK = QuestionBenchmark(
+    name="gqa",
+    data="GQA's questions as .json or .jsonl",
+    read=read_gqa,
+    reader="exact-match",
+    correct=lambda item, answer: exact(answer, str(item.truth)),
+)

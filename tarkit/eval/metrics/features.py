@@ -1,11 +1,11 @@
-"""What pictures are compared by: extractors, each picture to one row of features.
+"""Feature extractors: each turns a picture into one row of numbers, by which sets are compared.
 
-`tatok` is at hand offline: the mean over positions of what a tokenizer's encoder sees before
-anything is quantised. A model that draws from this tokenizer's codes is judged by the eye it was
-trained with, so these figures tell two of its versions apart; they are no FID. `shapes` is a
-classifier of the drawn world that is trained on renders when it is loaded. `inception` is the
-network of the published FID and Inception Score (the 2015 TensorFlow graph in torch-fidelity's
-port, pool_3 and the logits without bias). Letters: n pictures, D features, C classes.
+`tatok` needs no download: it is the mean over positions of a tokenizer's encoder, before anything
+is quantised. A model that draws from this tokenizer's codes was trained with the same features, so
+these figures compare two versions of it; they are not FID. `shapes` is a classifier of the drawn
+world, trained on renders when it is loaded. `inception` is the network of the published FID and
+Inception Score (the 2015 TensorFlow graph in torch-fidelity's port, pool_3 and the logits without
+bias). Letters: n pictures, D features, C classes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INCEPTION_URL = (
 
 
 class FeatureExtractor(Protocol):
-    """RGB pictures of any size to rows of features."""
+    """Turns RGB pictures of any size into rows of features."""
 
     @property
     def name(self) -> str: ...
@@ -51,10 +51,10 @@ class FeatureExtractor(Protocol):
 
     @property
     def logits(self) -> Callable[[Features], Features] | None:
-        """(n, D) features -> (n, C) logits without bias; None where there is no classifier."""
+        """(n, D) features -> (n, C) logits without bias; None without a classifier."""
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the features: figures compare only where it is equal."""
+        """Everything that determines the features: figures compare only where it is equal."""
 
     def extract(self, pictures: Sequence[Image.Image]) -> Features:
         """n RGB pictures -> (n, D) float32."""
@@ -119,7 +119,7 @@ class InceptionFeatures:
 
     @classmethod
     def load(cls, device: str) -> InceptionFeatures:
-        """The network from torch's cache; UserError where package or weights are missing."""
+        """The network from torch's cache; raises UserError if package or weights are missing."""
         try:
             from torch_fidelity import FeatureExtractorInceptionV3
         # A torchvision of another build ends in a RuntimeError: "operator ... does not exist".
@@ -145,7 +145,7 @@ class InceptionFeatures:
         }
 
     def extract(self, pictures: Sequence[Image.Image]) -> Features:
-        # One call for each run of pictures of one size: the network does the resizing.
+        # One call for each sequence of pictures of one size, because the network resizes them.
         rows = [
             self._extract([to_uint8(picture) for picture in run])
             for _, run in itertools.groupby(pictures, key=lambda picture: picture.size)
@@ -157,8 +157,8 @@ class InceptionFeatures:
 
         weight = self.network.fc.weight
         with torch.inference_mode():
-            found = torch.from_numpy(features).to(weight) @ weight.T
-        return np.asarray(found.float().cpu().numpy())
+            logits = torch.from_numpy(features).to(weight) @ weight.T
+        return np.asarray(logits.float().cpu().numpy())
 
     def _extract(self, pixels: Sequence[NDArray[np.uint8]]) -> Features:
         import torch
@@ -206,8 +206,8 @@ class ShapesFeatures:
         import torch
 
         with torch.no_grad():
-            found: Features = self.trained.network.head(torch.from_numpy(features)).numpy()
-        return found
+            logits: Features = self.trained.network.head(torch.from_numpy(features)).numpy()
+        return logits
 
 
 EXTRACTORS: Mapping[str, Callable[[str | Path, str], FeatureExtractor]] = {
@@ -220,9 +220,9 @@ EXTRACTORS: Mapping[str, Callable[[str | Path, str], FeatureExtractor]] = {
 def load_extractor(
     name: str, *, model: str | Path = "mini", device: str = "cpu"
 ) -> FeatureExtractor:
-    """The extractor of a name; `model` is whose tokenizer `tatok` is, `inception` has none of it.
+    """The extractor of that name; only `tatok` uses `model`, whose tokenizer it takes.
 
-    Raises UserError for another name, or where weights or packages are missing.
+    Raises UserError for another name, and where weights or packages are missing.
     """
     if name not in EXTRACTORS:
         raise UserError(f"features {name!r} are unknown", hint=f"one of {', '.join(EXTRACTORS)}")
@@ -230,7 +230,7 @@ def load_extractor(
 
 
 def _inception_weights() -> Path:
-    """The file in torch's cache: nothing but a fetch opens a connection."""
+    """The file in torch's cache; it is not downloaded here. Raises UserError if it is missing."""
     import torch
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE

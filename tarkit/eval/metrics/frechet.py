@@ -1,8 +1,8 @@
-"""How far two sets of features lie apart: Frechet distance, Inception Score, precision and recall.
+"""Distances of two sets of features: Frechet distance, Inception Score, precision and recall.
 
 Sources: Heusel et al. 2017 (FID), Salimans et al. 2016 (Inception Score), Kynkaanniemi et al. 2019
-(improved precision and recall). All in float64; the caller says what the features are of
-(`features.py`). Figures of other features, or of another number of pictures, cannot be compared.
+(improved precision and recall). All in float64; `features.py` makes the features. Figures of
+different features, or of different numbers of pictures, cannot be compared.
 Letters: n rows (pictures), D features, C classes.
 """
 
@@ -39,10 +39,10 @@ class Gaussian(NamedTuple):
 
 
 class Moments:
-    """Mean and covariance of features that come in batches; no more than (D, D) is held.
+    """Mean and covariance of features that come in batches; it holds no more than (D, D) numbers.
 
-    Sums are of deviations from the running mean (Chan et al. 1979), so that a mean far from 0 costs
-    no digits, and accumulators of two workers merge into that of the whole.
+    It sums deviations from the running mean (Chan et al. 1979), so that a mean far from 0 costs no
+    digits.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,26 @@ class Moments:
         self._scatter = np.zeros((0, 0))
 
     def add(self, features: NDArray[Any]) -> None:
-        """Count in (n, D) features; UserError where they are not finite."""
-        rows = _rows(features)
-        if len(rows):
-            mean = rows.mean(axis=0)
-            centred = rows - mean
-            self._add(len(rows), mean, centred.T @ centred)
+        """Add (n, D) features.
 
-    def merge(self, other: Moments) -> Moments:
-        """The moments of the rows of both; neither is changed."""
-        whole = Moments()
-        for each in (self, other):
-            if each.count:
-                whole._add(each.count, each._mean, each._scatter)
-        return whole
+        Raises UserError where they are not finite, ValueError for a D other than before.
+        """
+        rows = _rows(features)
+        if not len(rows):
+            return
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        scatter = centred.T @ centred
+        if not self.count:
+            self.count, self._mean, self._scatter = len(rows), mean, scatter
+            return
+        if mean.shape != self._mean.shape:
+            raise ValueError(f"{len(mean)} features a row where there were {len(self._mean)}")
+        total = self.count + len(rows)
+        step = mean - self._mean
+        self._mean = self._mean + step * (len(rows) / total)
+        self._scatter += scatter + np.outer(step, step) * (self.count * len(rows) / total)
+        self.count = total
 
     def gaussian(self) -> Gaussian:
         """Their mean and unbiased covariance; UserError for fewer than two rows."""
@@ -75,21 +81,9 @@ class Moments:
             )
         return Gaussian(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
-    def _add(self, count: int, mean: Floats, scatter: Floats) -> None:
-        if not self.count:
-            self.count, self._mean, self._scatter = count, mean.copy(), scatter.copy()
-            return
-        if mean.shape != self._mean.shape:
-            raise ValueError(f"{len(mean)} features a row where there were {len(self._mean)}")
-        total = self.count + count
-        step = mean - self._mean
-        self._mean = self._mean + step * (count / total)
-        self._scatter += scatter + np.outer(step, step) * (self.count * count / total)
-        self.count = total
-
 
 class Frechet(NamedTuple):
-    """A squared distance, and the numbers of rows it rests on (None: not known)."""
+    """A squared distance, and the numbers of rows behind it (None: unknown)."""
 
     value: float
     dim: int
@@ -98,17 +92,17 @@ class Frechet(NamedTuple):
 
     @property
     def singular(self) -> bool:
-        """Whether a covariance is known to be singular, n <= D, and the figure to be too large.
+        """Whether a covariance is known to be singular, n <= D, which makes the figure too large.
 
-        At any n the estimate lies above the true distance, by about 1 / n: only figures of equal
-        numbers of rows compare.
+        For any n the estimate lies above the true distance by about 1 / n, so only figures of
+        equal numbers of rows compare.
         """
         known = [n for n in (self.num_reference, self.num_samples) if n is not None]
         return any(n <= self.dim for n in known)
 
 
 def gaussian_of(features: NDArray[Any]) -> Gaussian:
-    """(n, D) features -> their mean and unbiased covariance; UserError as in `Moments`."""
+    """(n, D) features -> mean and unbiased covariance; raises UserError as `Moments` does."""
     moments = Moments()
     moments.add(features)
     return moments.gaussian()
@@ -118,10 +112,10 @@ def frechet_distance(reference: Gaussian, samples: Gaussian) -> Frechet:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), FID where the features are Inception's pool_3.
 
     The last trace is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is
-    symmetric, so none is complex. Those that rounding left below 0 count as 0. Where a covariance
-    is singular, rounding is about 1e-7 of its trace (2e-3 of 19,000 for 100 rows of 512), and may
-    put the value below 0 by as much. Raises UserError where the widths differ or a matrix is no
-    covariance.
+    symmetric, so no root is complex. Eigenvalues that rounding put below 0 count as 0. Where a
+    covariance is singular, rounding is about 1e-7 of its trace (2e-3 of 19,000 for 100 rows of
+    512), and may put the value below 0 by as much. Raises UserError where the widths differ or a
+    matrix is not a covariance.
     """
     (m1, s1, n1), (m2, s2, n2) = reference, samples
     if m1.shape != m2.shape:
@@ -142,8 +136,8 @@ def frechet_distance(reference: Gaussian, samples: Gaussian) -> Frechet:
 def read_gaussian(path: Path) -> Gaussian:
     """The `mu` (D,) and `sigma` (D, D) of an npz, as ADM's and pytorch-fid's reference files.
 
-    Such a file says neither of how many pictures it is nor of which features. It is read without
-    pickle; UserError where it is damaged, would run code, or holds anything else.
+    Such a file records neither the number of pictures nor the kind of features. It is read without
+    pickle. Raises UserError where it is damaged, would run code, or holds anything else.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -152,7 +146,7 @@ def read_gaussian(path: Path) -> Gaussian:
             mean, covariance = (_numbers(stored, name) for name in ("mu", "sigma"))
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path} is no reference of mu and sigma: {error}", hint=REFERENCE_HINT
+            f"{path} does not hold mu and sigma: {error}", hint=REFERENCE_HINT
         ) from None
     dim = mean.size
     if mean.shape != (dim,) or covariance.shape != (dim, dim) or not dim:
@@ -173,7 +167,6 @@ class InceptionScore(NamedTuple):
     mean: float
     std: float
     num_splits: int
-    num_samples: int
 
 
 def softmax(logits: NDArray[Any]) -> Floats:
@@ -187,9 +180,9 @@ def softmax(logits: NDArray[Any]) -> Floats:
 def inception_score(probabilities: NDArray[Any], *, splits: int = SPLITS) -> InceptionScore:
     """exp of the mean KL divergence of (n, C) class probabilities from their own mean, by splits.
 
-    Split i holds the rows from i n / splits on, in file order and not shuffled: where files stand
-    in the order of their classes, that is part of the figure, as in the published programs. Those
-    take the logits without their bias. Raises UserError for fewer rows than splits.
+    Split i holds the rows from i n / splits on, in file order and not shuffled: if the files are
+    ordered by class, the order is part of the figure, as in the published programs. Those take the
+    logits without their bias. Raises UserError for fewer rows than splits.
     """
     rows = _rows(probabilities)
     if (rows < 0).any() or not np.allclose(rows.sum(axis=1), 1, atol=1e-4):
@@ -201,17 +194,15 @@ def inception_score(probabilities: NDArray[Any], *, splits: int = SPLITS) -> Inc
         )
     bounds = [len(rows) * i // splits for i in range(splits + 1)]
     scores = [_score(rows[i:j]) for i, j in zip(bounds[:-1], bounds[1:], strict=True)]
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits, len(rows))
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)), splits)
 
 
 class PrecisionRecall(NamedTuple):
-    """Two shares in [0, 1], and the counts without which recall says nothing."""
+    """Two shares in [0, 1], and the number of neighbours that a ball reaches."""
 
     precision: float
     recall: float
     neighbours: int
-    num_reference: int
-    num_samples: int
 
 
 def precision_recall(
@@ -223,10 +214,11 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall of (n, D) features.
 
-    A set's manifold is the union of balls around its rows, each reaching to the row's `neighbours`-
-    th nearest other row, edge included. Precision is the share of samples on the reference's
-    manifold; recall the share of the reference on the samples', which grows with their number.
-    Distances are held `block` x `block` at a time. Raises UserError for too few rows.
+    A set's manifold is the union of balls around its rows. Each ball reaches to the row's
+    `neighbours`-th nearest other row, edge included. Precision is the share of samples on the
+    reference's manifold; recall is the share of the reference on the samples' manifold, which grows
+    with their number. Distances are held `block` x `block` at a time. Raises UserError for too few
+    rows.
     """
     real, drawn = _features(reference), _features(samples)
     if real.shape[1] != drawn.shape[1]:
@@ -245,9 +237,7 @@ def precision_recall(
             distances = _squared_distances(drawn[i], real[j])
             precise[i] |= (distances <= real_radii[j]).any(axis=1)
             covered[j] |= (distances <= drawn_radii[i, None]).any(axis=0)
-    return PrecisionRecall(
-        float(precise.mean()), float(covered.mean()), neighbours, len(real), len(drawn)
-    )
+    return PrecisionRecall(float(precise.mean()), float(covered.mean()), neighbours)
 
 
 def _radii(rows: NDArray[Any], neighbours: int, block: int) -> Floats:
@@ -270,7 +260,7 @@ def _blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def _squared_distances(first: NDArray[Any], second: NDArray[Any]) -> Floats:
-    """(n, D), (m, D) -> (n, m) in float64; what rounding leaves of equal rows is 0."""
+    """(n, D), (m, D) -> (n, m) in float64; equal rows have exactly 0, whatever the rounding."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)
     distances: Floats = lengths - 2 * (a @ b.T)
@@ -308,16 +298,17 @@ def _symmetric(matrix: Floats) -> Floats:
 
 
 def _require_covariance(name: str, eigenvalues: NDArray[Any]) -> None:
-    """UserError where the least of ascending eigenvalues is below 0 by more than rounding."""
+    """Raise UserError if the first of ascending eigenvalues is below 0 by more than rounding."""
     if eigenvalues[0] < -ROUNDING * abs(eigenvalues[-1]):
         raise UserError(
-            f"{name} is none: an eigenvalue is {eigenvalues[0]:.3g}", hint=REFERENCE_HINT
+            f"{name} has the eigenvalue {eigenvalues[0]:.3g}, so it is not a covariance",
+            hint=REFERENCE_HINT,
         )
 
 
 def _numbers(stored: Any, name: str) -> Floats:
     if name not in stored:
-        raise ValueError(f"it holds {', '.join(stored) or 'nothing'}, but no {name}")
+        raise ValueError(f"it holds {', '.join(stored) or 'nothing'} and no {name}")
     array = stored[name]
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"its {name} holds {array.dtype}, not floating-point numbers")

@@ -1,9 +1,9 @@
-"""Linear probes: what a linear map can read out of a picture's codes, beside what the cosine says.
+"""Linear probes: shape, colour and position of an object, read by a linear map from codes.
 
-A codebook can reach a high cosine and have lost the colour (in a prototype: cosine .905,
-colour at chance), so the codes themselves are probed.
+A codebook can reach a high cosine and yet lose the colour (in a prototype: cosine .905, colour at
+chance), so the codes themselves are probed.
 
-Letters: M pictures of one object each, N positions, F width of what stands at a position.
+Letters: M pictures of one object each, N positions, F numbers at a position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """Figures of the linear probes on pictures that they were not fitted to."""
+    """Figures of the linear probes on held-out pictures."""
 
     shape: float  # accuracy over the shapes
     colour: float  # accuracy over the colours
@@ -30,12 +30,12 @@ def probe(
     held_out: int,
     ridge: float = 1e-3,
 ) -> Probe:
-    """Ridge regression on all but the last `held_out` pictures, measured on those.
+    """Fit a ridge regression on all but the last `held_out` pictures, and measure it on those.
 
-    `features` (M, N, F): what stands at each position (a code's vector, a feature). Shape and
-    colour are read, one-hot and by argmax, from the sum over positions, because they may be
-    anywhere; the centre `centres` (M, 2) from all positions side by side. `ridge` is relative to
-    the mean square of the features.
+    `features` (M, N, F) holds a vector of each position, such as that of its code. Shape and
+    colour, one-hot and read by argmax, come from the sum over positions, because the object may be
+    anywhere; the centre, `centres` (M, 2) in pixels, comes from the vectors of all positions
+    concatenated. `ridge` is relative to the mean square of the features.
     """
     bag = _fit(
         features.sum(1), np.concatenate([_one_hot(shapes), _one_hot(colours)], 1), held_out, ridge
@@ -59,9 +59,9 @@ def _fit(x: np.ndarray, y: np.ndarray, held_out: int, ridge: float) -> np.ndarra
     fit = slice(None, len(x) - held_out)
     centre, target = x[fit].mean(0), y[fit].mean(0)
     x, y = x - centre, y[fit] - target
-    # Never zero: features that are the same everywhere predict the mean, and are no error.
+    # Above zero, so that features that are equal everywhere predict the mean instead of failing.
     penalty = max(ridge * float((x[fit] ** 2).mean()) * len(x[fit]), 1e-9)
-    # Solve in whichever of rows and columns is the smaller.
+    # Solve the smaller system, that of the rows or that of the columns.
     if len(x[fit]) < x.shape[1]:
         kernel = x[fit] @ x[fit].T
         weights = x[fit].T @ np.linalg.solve(kernel + penalty * np.eye(len(kernel)), y)

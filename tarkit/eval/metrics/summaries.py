@@ -1,8 +1,8 @@
-"""From verdicts and answers to the figures of a report: per task, per column, with intervals.
+"""Figures of verdicts and answers: for each task and each column, with intervals.
 
-Every function returns plain JSON values. A failed picture, answer or caption is scored 0 and
-lowers `coverage`; it is never left out. Columns say what the prompt or scene asks for: `seen` in
-training, `heldout` compositions, `extrapolation` beyond training's counts.
+Every function returns plain JSON values. A failed picture, answer or caption scores 0 and lowers
+`coverage`; it is never left out. A column is the kind of prompt or scene: `seen` in training,
+`heldout` compositions, `extrapolation` beyond training's counts.
 Letters: P prompts, n pictures a prompt, Q questions.
 """
 
@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PictureScores:
-    """Verdicts (P, n) on pictures of P prompts; `chance` (P,) those on shuffled pictures."""
+    """Verdicts (P, n) on pictures of P prompts; `chance` (P,) those on shuffled ones."""
 
     tasks: Sequence[str]
     columns: Sequence[str]
@@ -69,7 +69,7 @@ def picture_results(scores: PictureScores) -> dict[str, Any]:
 def run_figures(
     tags: Sequence[str], rows: Sequence[Mapping[str, Any]], *, n: int
 ) -> dict[str, Any]:
-    """GenEval's figures of verdicts (`correct`, `error`) in the order of prompts, n each."""
+    """GenEval's figures of score rows (`correct`, `error`), n for each prompt, in their order."""
     shape = (len(tags), n)
     figures = picture_results(
         PictureScores(
@@ -98,7 +98,7 @@ def _task_means(values: Floats, tasks: NDArray[Any]) -> dict[str, Any]:
 
 
 def _chance(chance: Floats, tasks: NDArray[Any]) -> dict[str, Any]:
-    """Means without intervals: a floor is there to be looked down at."""
+    """Means without intervals."""
     means = {
         task: float(chance[tasks == task].mean())
         for task in (*TASKS, COLOR_POSITION)

@@ -1,4 +1,4 @@
-"""Question graphs: one hop, DPG's published faults, and what a bad cell does."""
+"""Scene graphs: parents, DPG's published faults, and what a bad cell does."""
 
 from pathlib import Path
 
@@ -6,35 +6,34 @@ import pytest
 
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.dsg import (
-    Graph,
-    Question,
+    GraphQuestion,
+    SceneGraph,
     graph_results,
     parse_dependency,
     read_graphs,
-    score_of,
     valid,
 )
 
 # A fox (1) in a hat (2, needs 1), a red hat (3, needs 2), on snow (4).
-FOX = Graph(
+FOX = SceneGraph(
     "fox",
     "a fox in a red hat on snow",
     (
-        Question(1, "Is there a fox?", (), "entity - whole"),
-        Question(2, "Does the fox wear a hat?", (1,), "relation - spatial"),
-        Question(3, "Is the hat red?", (2,), "attribute - color"),
-        Question(4, "Is there snow?", (), "entity - whole"),
+        GraphQuestion(1, "Is there a fox?", (), "entity - whole"),
+        GraphQuestion(2, "Does the fox wear a hat?", (1,), "relation - spatial"),
+        GraphQuestion(3, "Is the hat red?", (2,), "attribute - color"),
+        GraphQuestion(4, "Is there snow?", (), "entity - whole"),
     ),
 )
-CUP = Graph("cup", "a cup", (Question(1, "Is there a cup?", (), "entity - whole"),))
+CUP = SceneGraph("cup", "a cup", (GraphQuestion(1, "Is there a cup?", (), "entity - whole"),))
 NO_FOX = {1: False, 2: True, 3: True, 4: True}
 ALL = {1: True, 2: True, 3: True, 4: True}
 
 
-def test_a_child_is_asked_in_vain_where_a_parent_is_no_by_one_hop() -> None:
+def test_a_yes_counts_only_if_every_parent_is_yes_and_grandparents_do_not_matter() -> None:
     # 2 falls with 1; 3 keeps its yes, since 2 itself was answered yes: 2 of 4.
     assert valid(FOX, NO_FOX) == {1: False, 2: False, 3: True, 4: True}
-    assert score_of(FOX, NO_FOX) == 0.5
+    assert graph_results([FOX], {"fox": [NO_FOX]})["overall"]["value"] == 0.5
 
 
 def test_the_overall_is_a_mean_over_prompts_of_means_over_pictures() -> None:
@@ -54,7 +53,7 @@ def test_as_published_the_first_row_is_lost_and_the_prompt_with_it() -> None:
     found = graph_results([FOX, CUP], answers, as_published=True)
     assert found["overall"]["value"] == 0.0 and found["skipped"] == ["fox"]
     # Where no question depends on the first, only the question is lost: 3 of 3, not 3 of 4.
-    free = Graph("fox", FOX.prompt, (Question(1, "?"), *(Question(n, "?") for n in (2, 3, 4))))
+    free = SceneGraph("fox", FOX.prompt, tuple(GraphQuestion(n, "?") for n in (1, 2, 3, 4)))
     found = graph_results([free, CUP], {"fox": [NO_FOX], "cup": [{1: True}]}, as_published=True)
     assert found["overall"]["value"] == 1.0 and found["skipped"] == []
 
@@ -73,13 +72,13 @@ def test_as_published_categories_are_the_last_pictures_and_were_not_zeroed() -> 
 def test_as_published_a_question_is_zeroed_before_its_children_are_read() -> None:
     # In place: 1 is no, so 2 becomes no, so 3 becomes no: 1 of 4 where one hop gives 2 of 4.
     answers = {"cup": [{1: True}], "fox": [NO_FOX]}
-    two = Graph("cup", "two cups", (*CUP.questions, Question(2, "Are there two?")))
+    two = SceneGraph("cup", "two cups", (*CUP.questions, GraphQuestion(2, "Are there two?")))
     answers["cup"] = [{1: True, 2: True}]
     found = graph_results([two, FOX], answers, as_published=True)
     assert found["overall"]["value"] == pytest.approx((1.0 + 0.25) / 2)
 
 
-def test_an_answer_that_could_not_be_had_is_no_and_lowers_coverage() -> None:
+def test_a_missing_answer_is_no_and_lowers_coverage() -> None:
     found = graph_results([FOX], {"fox": [{**ALL, 4: None}]})
     assert found["overall"]["value"] == 0.75 and found["coverage"] == 0.75
     with pytest.raises(UserError, match="the first is cup"):
@@ -94,7 +93,7 @@ def test_a_dependency_cell_is_numbers_or_malformed(cell: str, parents: object) -
     assert parse_dependency(cell) == parents
 
 
-def test_a_csv_is_read_and_a_malformed_cell_is_survived_and_told(tmp_path: Path) -> None:
+def test_a_csv_is_read_and_a_malformed_cell_is_kept_and_reported(tmp_path: Path) -> None:
     head = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
     rows = 'a,A,1,0,entity - whole (air),Is there air?\na,A,2,"1, air",global - (A),Is it cold?\n'
     (tmp_path / "q.csv").write_text(head + rows)

@@ -21,8 +21,8 @@ from tarkit.errors import UserError
 from tarkit.eval.benchmarks.mask2former import (
     ALIASES,
     ClipColours,
-    Found,
     Mask2FormerDetector,
+    SegmentedObject,
     box_of,
     class_names,
     instances,
@@ -178,7 +178,7 @@ def test_a_colour_is_of_the_object_alone(tmp_path: Path) -> None:
     colours = ClipColours(str(save_clip(tmp_path / "clip")))
     mask = np.zeros((20, 20), dtype=bool)
     mask[5:15, 5:15] = True
-    found = Found("bench", 0.9, (5, 5, 15, 15), mask)
+    found = SegmentedObject("bench", 0.9, (5, 5, 15, 15), mask)
     plain = Image.new("RGB", (20, 20), "red")
     marked = plain.copy()
     marked.paste((0, 0, 255), (0, 0, 20, 4))  # what lies outside the object

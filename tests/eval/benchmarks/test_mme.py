@@ -3,42 +3,49 @@
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.mme import PERCEPTION, Asked, mme_results, parse_mme
+from tarkit.eval.benchmarks.base import ReadAnswer
+from tarkit.eval.benchmarks.mme import PERCEPTION, mme_correct, mme_figures, parse_mme
+from tarkit.eval.run import BenchmarkItem
 from tarkit.report.metrics import und
 
 
+def read(task: str, picture: str, truth: str, text: str | None) -> ReadAnswer:
+    item = BenchmarkItem(f"{picture}-{truth}", task, "?", truth=truth, meta={"group": picture})
+    return ReadAnswer(item, text, text is not None and mme_correct(item, text))
+
+
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "word"),
     [("Yes", "yes"), ("No, it is not", "no"), ("yes.", "yes"), ("I see no", None), ("", None)],
 )
-def test_only_the_first_four_characters_are_read(answer: str, said: str | None) -> None:
-    assert parse_mme(answer) == said
+def test_only_the_first_four_characters_are_read(answer: str, word: str | None) -> None:
+    assert parse_mme(answer) == word
 
 
 def test_a_subtask_is_right_answers_and_right_pictures() -> None:
     # Two pictures: both right, and one of two right: acc 3/4, acc+ 1/2: 75 + 50.
-    asked = [
-        Asked("count", "a", "Yes", "yes"),
-        Asked("count", "a", "No", "no"),
-        Asked("count", "b", "Yes", "yes"),
-        Asked("count", "b", "No", "perhaps"),
+    answers = [
+        read("count", "a", "yes", "yes"),
+        read("count", "a", "no", "no"),
+        read("count", "b", "yes", "yes"),
+        read("count", "b", "no", "perhaps"),
     ]
-    found = mme_results(asked)
+    found = mme_figures(answers)
     assert found["tasks"]["count"]["value"] == pytest.approx(125)
     assert found["perception"] is None and found["cognition"] is None
     assert found["unclear"] == 0.25 and found["coverage"] == 1.0
 
 
 def test_perception_is_the_sum_of_its_ten_subtasks() -> None:
-    asked = [Asked(task, "a", truth, truth) for task in PERCEPTION for truth in ("yes", "no")]
-    assert mme_results(asked)["perception"] == pytest.approx(2000)
+    answers = [read(task, "a", truth, truth) for task in PERCEPTION for truth in ("yes", "no")]
+    assert mme_figures(answers)["perception"] == pytest.approx(2000)
 
 
-def test_an_answer_that_could_not_be_had_is_wrong_and_a_third_question_an_error() -> None:
-    found = mme_results([Asked("count", "a", "no", None), Asked("count", "a", "yes", "yes")])
+def test_a_failed_answer_is_wrong_and_a_picture_with_one_question_is_an_error() -> None:
+    found = mme_figures([read("count", "a", "no", None), read("count", "a", "yes", "yes")])
     assert found["tasks"]["count"]["value"] == pytest.approx(50) and found["coverage"] == 0.5
     with pytest.raises(UserError, match="a of count has 1 questions"):
-        mme_results([Asked("count", "a", "no", "no")])
+        mme_figures([read("count", "a", "no", "no")])
 
 
 def test_the_papers_und_is_of_raw_values() -> None:

@@ -133,7 +133,7 @@ def test_what_is_no_covariance_is_refused() -> None:
     # eigenvalues of [[1, 2], [2, 1]] are 3 and -1
     good, bad = gaussian([0, 0], [[1, 0], [0, 1]]), gaussian([0, 0], [[1, 2], [2, 1]])
     for pair in ((good, bad), (bad, good)):
-        with pytest.raises(UserError, match="an eigenvalue is -1"):
+        with pytest.raises(UserError, match="has the eigenvalue -1"):
             frechet_distance(*pair)
     with pytest.raises(UserError, match="2 features a picture, the samples have 1"):
         frechet_distance(good, gaussian([0], [[1]]))
@@ -152,26 +152,19 @@ def test_moments_by_hand() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_batches_and_workers_have_the_moments_of_the_whole(offset: float) -> None:
+@pytest.mark.parametrize("batch", [7, 33, 101])
+def test_batches_have_the_moments_of_the_whole(offset: float, batch: int) -> None:
     # at an offset of 1e6 sums of squares keep four digits of a variance of about 1; deviations
     # from a running mean keep nine
     rows = features(101, 5) + offset
-    streamed = Moments()
-    for first in range(0, 101, 7):
-        streamed.add(rows[first : first + 7])
-    left, right = Moments(), Moments()
-    left.add(rows[:33])
-    right.add(rows[33:])
-    before = left.gaussian()
-    for found in (streamed, left.merge(right), right.merge(left), Moments().merge(streamed)):
-        mean, covariance, count = found.gaussian()
-        assert count == 101
-        np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(
-            covariance, np.cov(rows, rowvar=False), rtol=1e-8, atol=1e-8 * before.covariance.max()
-        )
-    assert left.count == 33
-    np.testing.assert_array_equal(left.gaussian().covariance, before.covariance)
+    moments = Moments()
+    for first in range(0, 101, batch):
+        moments.add(rows[first : first + batch])
+    mean, covariance, count = moments.gaussian()
+    expected = np.cov(rows, rowvar=False)
+    assert count == 101
+    np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-8, atol=1e-8 * expected.max())
 
 
 def test_moments_refuse_what_has_none() -> None:
@@ -212,7 +205,7 @@ def test_a_hostile_reference_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Object arrays cannot be loaded"):
         read_gaussian(file)
     file.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="is no reference of mu and sigma"):
+    with pytest.raises(UserError, match="does not hold mu and sigma"):
         read_gaussian(file)
 
 
@@ -243,7 +236,7 @@ def test_a_torn_reference_is_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for torn in (b"", whole[: len(whole) // 2], whole[:400] + b"\1" * 64 + whole[464:]):
         file.write_bytes(torn)
-        with pytest.raises(UserError, match="is no reference of mu and sigma"):
+        with pytest.raises(UserError, match="does not hold mu and sigma"):
             read_gaussian(file)
     with pytest.raises(UserError, match="No such file"):
         read_gaussian(tmp_path / "nowhere.npz")
@@ -267,14 +260,14 @@ def test_the_score_by_hand() -> None:
 
 def test_equal_rows_score_one() -> None:
     found = inception_score(np.tile([0.2, 0.8, 0.0], (20, 1)))
-    assert found == pytest.approx((1, 0, 10, 20))
+    assert found == pytest.approx((1, 0, 10))
 
 
 def test_splits_are_in_file_order() -> None:
     # first half: one class, score 1; second half: two classes, score 2; mean 1.5, std 0.5.
     # Whole: means (3/4, 1/4), KL = 3/4 log 4/3 + 1/4 log 4 = .5623, exp of which is 1.7548
     rows = np.eye(2)[[0, 0, 0, 1]]
-    assert inception_score(rows, splits=2) == pytest.approx((1.5, 0.5, 2, 4))
+    assert inception_score(rows, splits=2) == pytest.approx((1.5, 0.5, 2))
     assert inception_score(rows, splits=1).mean == pytest.approx(4 / 3**0.75)
     # 5 rows in 2 splits: from 0 and from 5 // 2 = 2 on
     uneven = np.eye(2)[[0, 1, 0, 0, 0]]
@@ -299,7 +292,7 @@ def line(*places: float) -> Floats:
 
 def test_disjoint_sets_have_neither_precision_nor_recall() -> None:
     found = precision_recall(line(0, 1, 2, 3), line(100, 101, 102, 103, 104))
-    assert found == (0, 0, 3, 4, 5)
+    assert found == (0, 0, 3)
 
 
 def test_a_set_has_all_of_itself() -> None:

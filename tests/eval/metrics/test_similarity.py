@@ -97,7 +97,6 @@ def test_the_summary_leaves_identical_pairs_out_of_the_mean_only() -> None:
     assert found.psnr_mean == pytest.approx(38.1308, abs=5e-5)
     assert found.num_identical == 1
     assert found.ssim == pytest.approx(0.6)
-    assert found.num_pairs == 3
 
 
 def test_the_summary_of_identical_pairs_is_infinite() -> None:
@@ -114,7 +113,7 @@ def test_cosines_are_of_rows() -> None:
     assert cosines(first, second) == pytest.approx([0.96, -1, 0])
     with pytest.raises(ValueError, match="no direction"):
         cosines(first, second * 0)
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="do not form pairs"):
         cosines(first, second[:2])
 
 
@@ -124,7 +123,7 @@ def test_cosines_are_of_rows() -> None:
         (plain(0), plain(0, 12, 12), "do not compare"),
         (plain(0).astype(float), plain(0), "uint8"),
         (plain(0)[..., 0], plain(0)[..., 0], "uint8"),
-        (plain(0, 10, 40), plain(0, 10, 40), "no window of 11 px fits into 40 x 10"),
+        (plain(0, 10, 40), plain(0, 10, 40), "a window of 11 px does not fit into 40 x 10"),
     ],
 )
 def test_other_arrays_are_refused(first: Any, second: Any, reason: str) -> None:

@@ -1,0 +1,18 @@
+"""MMBench: multiple choice over twenty abilities (Liu et al. 2307.06281), read as lmms-eval does.
+
+MMBench's own figure asks every question in each rotation of its options (CircularEval); here each
+row of the file is asked once, so a row is a question.
+"""
+
+from __future__ import annotations
+
+from tarkit.eval.benchmarks.base import QuestionBenchmark
+from tarkit.eval.benchmarks.choices import first_letter_correct, read_choices
+
+BENCHMARK = QuestionBenchmark(
+    name="mmbench",
+    data="MMBench's .tsv",
+    read=read_choices,
+    reader="first-letter",
+    correct=first_letter_correct,
+)

@@ -1,0 +1,109 @@
+"""Rows of the files in which benchmarks publish questions about pictures.
+
+Every function that may fail takes `place`, where a row stands (`FILE:LINE`), for its error. A
+question that cannot be asked, such as one about two pictures, stays a row: `meta["unasked"]` is the
+reason, and it counts as wrong.
+
+The suffixes of prompts are those of lmms-eval, with which the paper's figures were made (Table 1).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tarkit.artifacts.tables import AGAIN, read_json, read_rows
+from tarkit.errors import UserError
+from tarkit.eval.benchmarks.base import ItemRow
+
+SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
+LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
+
+
+def question_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) of a .jsonl, .json, .tsv, .csv or .parquet file, or of every file of a folder.
+
+    Raises UserError for a file of another kind, and for a file or a row that cannot be read.
+    """
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if file.suffix.lower() == ".json":
+            yield from _json_rows(file)
+        else:
+            for row in read_rows(file):
+                yield f"{file}:{row.number}", row.require()
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a list, of an object by id (GQA), or of its list `questions` (SEED-Bench)."""
+    rows = read_json(file)
+    if isinstance(rows, dict) and isinstance(rows.get("questions"), list):
+        rows = rows["questions"]
+    if not isinstance(rows, dict | list):
+        raise UserError(f"{file} is {type(rows).__name__}, not a list of questions", hint=AGAIN)
+    for name, row in rows.items() if isinstance(rows, dict) else enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: {name} is {type(row).__name__}, not a question", hint=AGAIN)
+        yield f"{file}:{name}", {"id": name, **row}
+
+
+def require_columns(row: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """Raise UserError unless the row has a value in each of these columns."""
+    missing = [name for name in names if row.get(name) is None]
+    if missing:
+        raise UserError(f"{place} has no {missing[0]}; it has {', '.join(map(str, row))}")
+
+
+def first_value(row: Mapping[str, Any], names: Sequence[str], *, default: str) -> Any:
+    """The first value that is not None among these columns."""
+    return next((row[name] for name in names if row.get(name) is not None), default)
+
+
+def picture_fields(row: Mapping[str, Any], images: Path | None, place: str) -> ItemRow:
+    """`picture`, a path in `images`; `blob`, encoded bytes; or `meta` with the reason for neither.
+
+    Raises UserError where a picture is named and `images` is None, and for damaged base64.
+    """
+    more = [name for name in row if re.fullmatch(r"image_[2-9]", name) and row[name]]
+    if more:
+        return {"meta": {"unasked": f"it is about {len(more) + 1} pictures"}}
+    columns = ("image", "image_1", "imageId", "data_id")
+    picture = next((row[name] for name in columns if row.get(name)), None)
+    if isinstance(picture, Mapping):  # as datasets keep pictures: bytes, or a path
+        picture = picture.get("bytes") or picture.get("path")
+    if isinstance(picture, bytes):
+        return {"blob": picture}
+    if picture is None:
+        return {"meta": {"unasked": "it names no picture"}}
+    name = str(picture)
+    if len(name) > 500:
+        try:
+            return {"blob": base64.b64decode(name, validate=True)}
+        except binascii.Error as error:
+            raise UserError(f"{place}: its picture is not base64: {error}") from None
+    folder = require_images(Path(place.split(":")[0]), images, "the benchmark")
+    endings = ("", *PICTURE_ENDINGS)
+    files = [file_inside(folder, name + ending, place) for ending in endings]
+    return {"picture": str(next((file for file in files if file.is_file()), files[0]))}
+
+
+def require_images(path: Path, images: Path | None, name: str) -> Path:
+    """The folder of pictures; raises UserError unless it was given and exists."""
+    if images is None:
+        raise UserError(f"{path}: {name} names pictures by file", hint="--images DIR")
+    if not images.is_dir():
+        raise UserError(f"{images} is not a folder of pictures", hint="--images DIR")
+    return images
+
+
+def file_inside(folder: Path, name: str, place: str) -> Path:
+    """`folder / name`; raises UserError where that leaves the folder."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{place}: the picture {name!r} is outside {folder}")
+    return file

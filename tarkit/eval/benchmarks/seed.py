@@ -1,0 +1,14 @@
+"""SEED-Bench: multiple choice about pictures (Li et al. 2307.16125), read as lmms-eval does."""
+
+from __future__ import annotations
+
+from tarkit.eval.benchmarks.base import QuestionBenchmark
+from tarkit.eval.benchmarks.choices import first_letter_correct, read_choices
+
+BENCHMARK = QuestionBenchmark(
+    name="seed",
+    data="SEED-Bench's questions as .jsonl or .parquet",
+    read=read_choices,
+    reader="first-letter",
+    correct=first_letter_correct,
+)
