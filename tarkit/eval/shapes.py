@@ -36,13 +36,11 @@ from tarkit.eval.benchmarks.shapes_items import (
     Split,
     semantic,
 )
-from tarkit.eval.metrics.captions import compare_caption
 from tarkit.eval.metrics.probe import probe
+from tarkit.eval.metrics.shapes_captions import SceneCaptions, caption_results, compare_caption
 from tarkit.eval.metrics.summaries import (
     PictureScores,
     QuestionScores,
-    SceneCaptions,
-    caption_results,
     picture_results,
     question_results,
 )

@@ -7,6 +7,7 @@ Detectors: `shapes` (the drawn world), `hf-m2f` (Mask2Former and CLIP by transfo
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tarkit.scoring.geneval_prompts import geneval_prompts
 from tarkit.scoring.statistics import chance_floor
 
 DETECTORS = ("shapes", "hf-m2f", "detections")
+SHAPES = "tarkit.scoring.shapes_detector:ShapesDetector"  # only the drawn world imports it
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,7 @@ def load_detector(
     Raises UserError for an unknown name, and where a detector lacks what it needs.
     """
     if name == "shapes":
-        from tarkit.scoring.shapes_detector import ShapesDetector
-
-        shapes = ShapesDetector()
+        shapes = pkgutil.resolve_name(SHAPES)()
         return Detector(
             lambda picture, one: shapes.detect(to_uint8(picture)),
             SHAPES_RULES,

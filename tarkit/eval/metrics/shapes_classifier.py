@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
+from tarkit.eval.metrics.features import Features
+from tarkit.images import resize, to_uint8
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
-from tarkit.shapes.scene import COLOURS, SHAPES
+from tarkit.shapes.scene import COLOURS, SHAPES, SIDE_PX
 
 SEED = 20
 STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 64, 1e-2
@@ -99,3 +104,37 @@ def _batch(rng: np.random.Generator, size: int) -> tuple[Tensor, Tensor]:
         for each in scene.objects:
             labels[row, SHAPES.index(each.shape) * len(COLOURS) + COLOURS.index(each.colour)] = 1
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, labels
+
+
+@dataclass(frozen=True)
+class ShapesFeatures:
+    """The 64 means of a trained classifier: a `FeatureExtractor` (features.py)."""
+
+    trained: Trained
+
+    name = "shapes"
+    dim = DIM
+
+    def identity(self) -> dict[str, Any]:
+        """The classifier's accuracy and the sha256 of its weights, beside name and dimension."""
+        named = {"features": self.name, "dim": self.dim, "accuracy": self.trained.accuracy}
+        return {**named, "sha256": self.trained.sha256}
+
+    def extract(self, pictures: Sequence[Image.Image]) -> Features:
+        """n RGB pictures, brought to 64 x 64 -> (n, 64) float32."""
+        rows = np.stack([to_uint8(resize(picture, SIDE_PX, "squash")) for picture in pictures])
+        with torch.no_grad():
+            pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255
+            features: Features = self.trained.network(pixels).numpy()
+        return features
+
+    def logits(self, features: Features) -> Features:
+        """(n, 64) -> (n, 120), without bias."""
+        with torch.no_grad():
+            logits: Features = self.trained.network.head(torch.from_numpy(features)).numpy()
+        return logits
+
+
+def load_features() -> ShapesFeatures:
+    """The features of the classifier, trained now if this process has not trained it."""
+    return ShapesFeatures(train_classifier())

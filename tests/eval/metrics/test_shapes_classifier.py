@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarkit.eval.metrics.features import ShapesFeatures
-from tarkit.eval.metrics.shapes_classifier import Trained, train_classifier
+from tarkit.eval.metrics.shapes_classifier import ShapesFeatures, Trained, train_classifier
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 

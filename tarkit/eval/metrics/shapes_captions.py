@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tarkit.scoring.statistics import COLUMNS, bootstrap
 from tarkit.shapes.grammar import Facts, facts_of, parse
 from tarkit.shapes.scene import Scene
 
@@ -102,6 +104,38 @@ def caption_scores(counts: Sequence[CaptionCounts] | NDArray[np.int64]) -> Capti
         exact=total.exact / total.captions,
         unreadable=total.unreadable / total.captions,
     )
+
+
+@dataclass(frozen=True)
+class SceneCaptions:
+    """Counts of each scene's caption, and of captions shuffled between scenes."""
+
+    columns: Sequence[str]
+    counts: Sequence[CaptionCounts]
+    chance: Sequence[CaptionCounts]
+    failed: Sequence[bool]
+
+
+def caption_results(captions: SceneCaptions) -> dict[str, Any]:
+    """Caption figures over all scenes and for each column, and by chance."""
+    table = np.asarray(captions.counts, dtype=np.int64)
+    columns = np.asarray(captions.columns)
+    return {
+        "all": _figures(table),
+        "columns": {
+            name: _figures(table[columns == name]) for name in COLUMNS if (columns == name).any()
+        },
+        "chance": caption_scores(captions.chance)._asdict(),
+        "coverage": 1.0 - sum(captions.failed) / len(table),
+        "num_captions": len(table),
+    }
+
+
+def _figures(table: NDArray[np.int64]) -> dict[str, Any]:
+    figures: dict[str, Any] = caption_scores(table)._asdict()
+    for name, figure in (("f1", caption_f1), ("exact", caption_exact)):
+        figures[name] = bootstrap(table, range(len(table)), figure)._asdict()
+    return figures
 
 
 def caption_f1(sums: Floats) -> Floats:
