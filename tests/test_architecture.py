@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_the_drawn_world_is_known_by_its_names() -> None:
     nouns = {module for module in KNOWN if module.split(".")[-1].startswith("shapes_")}
     assert nouns == DRAWN_WORLD - VERBS
     assert DRAWN_WORLD <= KNOWN
+
+
+def test_no_module_imports_itself_by_a_circle() -> None:
+    # Imports in functions and under TYPE_CHECKING count: a circle of words is a circle to a reader.
+    graph = {
+        name_of(path): set(imports_of(ast.parse(path.read_text()))) - {name_of(path)}
+        for path in modules()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_a_wrong_direction_is_noticed() -> None:

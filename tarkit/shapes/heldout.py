@@ -1,4 +1,4 @@
-"""The compositions kept from training, drawn once and frozen in heldout.json.
+"""The compositions that training never shows or states, drawn once and frozen in heldout.json.
 
 (a) colour x shape pairs and (c) shape x count cells bind pictures: no training picture has them.
 (b) ordered (shape, relation, shape) and (d) unordered shape pairs bind language and two-object
@@ -29,7 +29,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Each set in the form a statement is looked up in; pairs are in the order of SHAPES."""
+    """The four sets, and the affinity of shape pairs; pairs are in the order of SHAPES."""
 
     colour_shape: frozenset[tuple[str, str]]
     relation: frozenset[Triple]
@@ -38,14 +38,15 @@ class HeldOut:
     affinity: dict[tuple[str, str], float]
 
     def holds_pair(self, one: str, other: str) -> bool:
+        """True if (d) holds the pair, in either order."""
         return shape_pair(one, other) in self.pair
 
     def holds_relation(self, one: str, relation: str, other: str) -> bool:
-        """True if language may not say this; (d) forbids every relation of its pairs."""
+        """True if no training text may state this; (d) forbids every relation of its pairs."""
         return (one, relation, other) in self.relation or self.holds_pair(one, other)
 
     def holds_both_forms(self, one: str, relation: str, other: str) -> bool:
-        """True if a two-object picture with this relation could not be spoken of either way."""
+        """True if no training text may state this relation in either of its two forms."""
         return self.holds_relation(one, relation, other) and self.holds_relation(
             other, INVERSE[relation], one
         )
