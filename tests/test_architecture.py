@@ -60,6 +60,9 @@ DRAWN_WORLD = {
     "tarkit.eval.shapes",
     "tarkit.eval.reflect",
     "tarkit.eval.selftest",  # proves every scorer right, so that of the drawn world too
+    "tarkit.eval.shapes_pools",
+    "tarkit.eval.shapes_samples",
+    "tarkit.eval.shapes_scores",
     "tarkit.eval.benchmarks.shapes_items",
     "tarkit.eval.benchmarks.shapes_proof",
     "tarkit.eval.metrics.shapes_captions",

@@ -1,8 +1,9 @@
 """Captions of drawn scenes: parsed, and compared with what the picture shows.
 
 A caption is read by the world's own grammar into groups, (count, colour, shape), and relations.
-Groups are compared as a multiset, so "two red rings" of three is wrong as a whole. A caption in
-which the grammar finds no object states nothing: it costs recall and is counted in `unreadable`.
+Groups are compared as a multiset, so "two red rings" is wrong as a whole where there are three. A
+caption in which the grammar finds no object states nothing: it costs recall and counts in
+`unreadable`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Floats = NDArray[np.float64]
 
 
 class CaptionCounts(NamedTuple):
-    """What one caption says and what of it is so; sums of these make every figure.
+    """What one caption states and how much of it is true; sums of these make every figure.
 
-    `pairs` is 1 for a scene of two different objects that stand in a relation, and `pairs_told`
-    is 1 if a true one is stated: no caption of the world states more.
+    `pairs` is 1 for a scene of two different objects with a relation, and `pairs_told` is 1 if the
+    caption states a true one: no caption of the drawn world states more.
     """
 
     said: int
@@ -43,10 +44,10 @@ class CaptionCounts(NamedTuple):
 
 
 class CaptionScores(NamedTuple):
-    """Shares in [0, 1]; precision and F1 are 0 where nothing was said.
+    """Shares in [0, 1]; precision and F1 are 0 where captions state nothing.
 
     `exact`: the groups are those of the scene, no stated relation is false, and a pair's relation
-    is told. The background's kind is not asked for there, it has its own share.
+    is stated. The background does not count there; it has its own share.
     """
 
     precision: float
@@ -61,27 +62,27 @@ class CaptionScores(NamedTuple):
 
 
 def compare_caption(caption: str | None, scene: Scene) -> CaptionCounts:
-    """Counts for one caption; None is a caption that could not be had."""
-    said, shown = parse(caption) if caption is not None else Facts(), facts_of(scene)
-    groups_said, groups_shown = Counter(said.groups), Counter(shown.groups)
-    told_right = said.relations & shown.relations
+    """Counts for one caption; None is a caption that failed, and states nothing."""
+    stated, shown = parse(caption) if caption is not None else Facts(), facts_of(scene)
+    groups_stated, groups_shown = Counter(stated.groups), Counter(shown.groups)
+    true_relations = stated.relations & shown.relations
     is_pair = len(scene.objects) == 2 and bool(shown.relations)
     exact = (
-        groups_said == groups_shown
-        and told_right == said.relations
-        and (bool(told_right) or not is_pair)
+        groups_stated == groups_shown
+        and true_relations == stated.relations
+        and (bool(true_relations) or not is_pair)
     )
     return CaptionCounts(
-        said=groups_said.total(),
+        said=groups_stated.total(),
         shown=groups_shown.total(),
-        right=(groups_said & groups_shown).total(),
-        relations_said=len(said.relations),
-        relations_right=len(told_right),
+        right=(groups_stated & groups_shown).total(),
+        relations_said=len(stated.relations),
+        relations_right=len(true_relations),
         pairs=int(is_pair),
-        pairs_told=int(is_pair and bool(told_right)),
-        background_right=int(said.background == shown.background),
+        pairs_told=int(is_pair and bool(true_relations)),
+        background_right=int(stated.background == shown.background),
         exact=int(exact),
-        unreadable=int(not said.groups),
+        unreadable=int(not stated.groups),
     )
 
 
