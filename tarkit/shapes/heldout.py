@@ -1,9 +1,10 @@
 """The compositions that training never shows or states, drawn once and frozen in heldout.json.
 
-(a) colour x shape pairs and (c) shape x count cells bind pictures: no training picture has them.
-(b) ordered (shape, relation, shape) and (d) unordered shape pairs bind language and two-object
-pictures. The draw orders candidates by the sha256 of their names, so no library's generator can
-move it; `python -m tarkit.shapes.heldout` prints the file again.
+No training picture shows and no training text states (a), pairs of colour and shape, (c), cells of
+shape and count, or (d), unordered pairs of shapes. No training text states (b), ordered triples of
+shape, relation and shape; a training picture of two objects shows none of which both forms ("a left
+of b", "b right of a") are held out. The draw orders candidates by the sha256 of their names, so it
+depends on no library's generator; `python -m tarkit.shapes.heldout` prints the file again.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def to_text(document: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def held_out() -> HeldOut:
-    """The frozen compositions of heldout.json."""
+    """The compositions and the affinities of heldout.json."""
     text = resources.files("tarkit.shapes").joinpath("heldout.json").read_text("utf-8")
     document = json.loads(text)
     return HeldOut(

@@ -62,13 +62,13 @@ def _may_state(one: str, relation: str, other: str, split: Split) -> bool:
 
 
 def _colours_for(shape: str, split: Split) -> list[str]:
-    """The colours that text of the split may name beside a shape."""
+    """The colours that a text of the split may give a shape."""
     held = held_out().colour_shape if split == "train" else frozenset()
     return [colour for colour in COLOURS if (colour, shape) not in held]
 
 
 def _numbers_for(shape: str, split: Split, numbers: Sequence[int]) -> list[int]:
-    """The numbers that text of the split may name beside a shape: in training, no held-out cell."""
+    """Those of the numbers that a text of the split may state of a shape."""
     held = held_out().shape_count if split == "train" else frozenset()
     return [n for n in numbers if (shape, n) not in held]
 

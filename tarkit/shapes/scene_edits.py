@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import permutations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -26,10 +26,9 @@ from tarkit.shapes.scene import (
     satisfies,
 )
 
-# - for a prompt -
-
 Corruption = Literal["drop", "reshape", "add", "recolour", "swap_colours", "swap_positions"]
-CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+
+# - for a prompt -
 
 
 def always_satisfies(scene: Scene, metadata: Metadata) -> bool:

@@ -1,7 +1,7 @@
 """Scenes to order: each satisfies its prompt, each corruption breaks it by one change."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tarkit.shapes.prompts import caption_g0, g0_metadata, held_out_kinds
 from tarkit.shapes.sampling import holds_held_out_picture, sample_scene
 from tarkit.shapes.scene import Background, Object, Scene, satisfies
 from tarkit.shapes.scene_edits import (
-    CORRUPTIONS,
+    Corruption,
     alone,
     always_satisfies,
     corrupt,
@@ -60,7 +60,7 @@ def test_every_corruption_breaks_its_prompt(records: list[dict[str, Any]]) -> No
             broken = corrupt(scene, metadata, kind, rng)
             assert never_satisfies(broken, metadata) and not satisfies(broken, metadata)
             done[kind] += 1
-    assert set(done) == set(CORRUPTIONS)
+    assert set(done) == set(get_args(Corruption))
     assert min(done.values()) > 30
 
 

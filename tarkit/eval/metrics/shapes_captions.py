@@ -27,7 +27,8 @@ class CaptionCounts(NamedTuple):
     """What one caption states and how much of it is true; sums of these make every figure.
 
     `pairs` is 1 for a scene of two different objects with a relation, and `pairs_told` is 1 if the
-    caption states a true one: no caption of the drawn world states more.
+    caption states a true one: no caption of the drawn world states more. The names stand in the
+    rows of `scores.parquet`.
     """
 
     said: int
