@@ -30,7 +30,7 @@ import numpy as np
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.artifacts.ranks import rank_and_world
-from tarkit.eval.benchmarks.shapes_items import ShapesPlan, Split
+from tarkit.eval.benchmarks.shapes_items import EvalSplit, ShapesPlan
 from tarkit.eval.metrics.judges import best_of_n, judge_results
 from tarkit.eval.metrics.selection import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.eval.outcome import score_row, write_outcome
@@ -83,7 +83,7 @@ def run(
     seed: int = 0,
     scale: int | None = None,
     limit: int | None = None,
-    split: Split = "test",
+    split: EvalSplit = "test",
     batch_size: int = 16,
     sampling: Mapping[str, float | int] | None = None,
     external: tuple[str, str | None] | None = None,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, ShapesPlan, Split
+from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, EvalSplit, ShapesPlan
 from tarkit.eval.outcome import Scored, write_outcome
 from tarkit.eval.shapes_samples import CODES, MAX_ANSWER_TOKENS, ShapesSamples
 from tarkit.eval.shapes_scores import score_captions, score_pictures, score_questions
@@ -42,7 +42,7 @@ def run(
     seed: int = 0,
     scale: int | None = None,
     limit: int | None = None,
-    split: Split = "test",
+    split: EvalSplit = "test",
     batch_size: int = 16,
     sampling: Mapping[str, float | int] | None = None,
     retry_failed: bool = False,

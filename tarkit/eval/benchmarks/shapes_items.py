@@ -37,7 +37,7 @@ from tarkit.vocab import Scale
 SUITES = ("geneval", "pope", "caption", "ceilings", "codes")
 TRUTH, PIXEL_VQ = "truth", "pixel_vq"
 
-Split = Literal["test", "validation"]
+EvalSplit = Literal["test", "validation"]
 ItemT = TypeVar("ItemT", PromptItem, QuestionItem, CaptionItem)
 
 
@@ -50,17 +50,17 @@ CEILINGS = (TRUTH, PIXEL_VQ, *map(semantic, Scale))
 
 
 @lru_cache(maxsize=2)
-def _prompts(split: Split) -> list[PromptItem]:
+def _prompts(split: EvalSplit) -> list[PromptItem]:
     return geneval_suite() if split == "test" else geneval_validation()
 
 
 @lru_cache(maxsize=2)
-def _questions(split: Split) -> list[QuestionItem]:
+def _questions(split: EvalSplit) -> list[QuestionItem]:
     return pope_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
 
 
 @lru_cache(maxsize=2)
-def _captions(split: Split) -> list[CaptionItem]:
+def _captions(split: EvalSplit) -> list[CaptionItem]:
     return caption_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
 
 
@@ -77,7 +77,7 @@ class ShapesPlan:
     """`limit` takes the first items of each suite; `n` pictures are drawn of a geneval prompt."""
 
     suites: tuple[str, ...]
-    split: Split
+    split: EvalSplit
     n: int
     seed: int
     limit: int | None
