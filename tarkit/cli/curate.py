@@ -371,7 +371,7 @@ def picture_judge(llm: str | None, exact: bool, options: LlmOptions) -> "Judge":
     if exact == (llm is not None):
         raise UserError("give a judge: either --llm or, for the shapes world, --exact")
     if llm is None:
-        from tarkit.curate.exact_judge import ExactJudge
+        from tarkit.curate.shapes_judge import ExactJudge
 
         return ExactJudge()
     from tarkit.curate.judge import LanguageModelJudge

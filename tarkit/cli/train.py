@@ -28,9 +28,13 @@ def train_encoder(
     config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
 ) -> int:
     """Train a small SigLIP on pictures and captions, instead of the pretrained one of the paper."""
+    from tarkit.shapes.regions import regions_of
     from tarkit.train import encoder
 
-    return trained(encoder.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+    path = encoder.run(
+        config, images=images, out=out, overrides=overrides or (), regions_of=regions_of
+    )
+    return trained(path, as_json)
 
 
 @command(group, "tokenizer")

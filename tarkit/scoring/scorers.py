@@ -1,8 +1,8 @@
-"""What gives pictures scores, one at a time or with their prompts.
+"""Scorers: numbers for pictures, one at a time or with their prompts.
 
-A scorer names its columns before it is loaded, and gives for every picture its numbers or the
-reason why it has none. Only safetensors are read and no code of a repository is run; one's own
-scorer is named by its Python module.
+A scorer names its columns before it is loaded. It gives every picture its numbers, or the reason
+why it has none. Models are read from safetensors alone, and no code of a repository is run. A
+user's own scorer is named by its Python module, and so is that of the drawn world.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from torch import Tensor
 
 from tarkit.checkpoints.hf import from_transformers
 from tarkit.errors import UserError
-from tarkit.scoring.geneval import check
-from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.shapes.prompts import clauses_of
 
 Scores = Mapping[str, float] | str
 """The numbers by column, or the reason why there are none."""
@@ -31,7 +28,7 @@ Scores = Mapping[str, float] | str
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture, and the prompt that it is said to show (None: nobody said)."""
+    """One picture, and the prompt that it should show (None where it has none)."""
 
     picture: Image.Image
     prompt: str | None
@@ -45,12 +42,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scorer will give and how it is made, known before it is loaded."""
+    """The columns of a scorer, its identity in a manifest, and how it is loaded on a device."""
 
     columns: tuple[str, ...]
     identity: Mapping[str, Any]
     load: Callable[[str], Scorer]
-    """Of a device."""
 
 
 def plan_scorer(name: str, model: str | None, *, option: str = "--model") -> Plan:
@@ -60,7 +56,9 @@ def plan_scorer(name: str, model: str | None, *, option: str = "--model") -> Pla
     `columns` and `score`. Raises UserError, whose hint names the `option` that the model came by.
     """
     if ":" in name:
-        return _own(name, model, option)
+        if model is not None:
+            raise UserError(f"the scorer {name} chooses its own model", hint=f"leave {option} out")
+        return _from_module(name, name)
     if name not in PLANS:
         known = ", ".join(PLANS)
         raise UserError(f"no scorer {name!r}: it is one of {known}, or module:function")
@@ -69,6 +67,19 @@ def plan_scorer(name: str, model: str | None, *, option: str = "--model") -> Pla
             raise UserError(f"the scorer {name} takes no model", hint=f"leave {option} out")
         raise UserError(f"the scorer {name} needs a model", hint=f"{option} DIR|HUB-ID")
     return PLANS[name](model or "")
+
+
+def _from_module(name: str, function: str) -> Plan:
+    """The scorer that `module:function` makes; UserError where it makes none."""
+    module, _, attribute = function.partition(":")
+    try:
+        scorer = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"the scorer {name} cannot be made: {error}") from None
+    columns = tuple(getattr(scorer, "columns", ()))
+    if not columns or not hasattr(scorer, "score"):
+        raise UserError(f"what {name} makes is no scorer: it needs columns and score(shown)")
+    return Plan(columns, {"scorer": name}, lambda device: scorer)
 
 
 # ---- from the pixels ----------------------------------------------------------------------------
@@ -92,8 +103,8 @@ def _pixels(model: str) -> Plan:
 class DualEncoder:
     """CLIP's or SigLIP's raw cosine of a picture and its prompt, -1 to 1.
 
-    A prompt longer than the text encoder reads is cut at its limit; `cut_tokens` says how many
-    tokens the score knows nothing of.
+    A prompt longer than the text encoder reads is cut at its limit; `cut_tokens` is the number of
+    tokens that were cut off.
     """
 
     def __init__(self, model: str, device: str) -> None:
@@ -114,11 +125,13 @@ class DualEncoder:
 
     @torch.inference_mode()
     def score(self, shown: Sequence[Shown]) -> list[Scores]:
-        found: list[Scores] = ["it has no prompt to compare with"] * len(shown)
-        told = [(place, one, one.prompt) for place, one in enumerate(shown) if one.prompt]
-        if not told:
-            return found
-        texts = [text for _, _, text in told]
+        scores: list[Scores] = ["it has no prompt to compare with"] * len(shown)
+        prompted = [
+            (place, one.picture, one.prompt) for place, one in enumerate(shown) if one.prompt
+        ]
+        if not prompted:
+            return scores
+        texts = [text for _, _, text in prompted]
         full = [len(ids) for ids in self._tokenizer(texts)["input_ids"]]
         words = self._tokenizer(
             texts,
@@ -127,18 +140,18 @@ class DualEncoder:
             max_length=self._length,
             return_tensors="pt",
         ).to(self._device)
-        pixels = self._processor([one.picture for _, one, _ in told], return_tensors="pt")
+        pixels = self._processor([picture for _, picture, _ in prompted], return_tensors="pt")
         cosines = torch.cosine_similarity(
             _features(self._network.get_image_features(pixels["pixel_values"].to(self._device))),
             _features(self._network.get_text_features(**words)),
         )
-        for (place, _, _), cosine, length in zip(told, cosines.tolist(), full, strict=True):
-            found[place] = {"cosine": cosine, "cut_tokens": float(max(0, length - self._length))}
-        return found
+        for (place, _, _), cosine, length in zip(prompted, cosines.tolist(), full, strict=True):
+            scores[place] = {"cosine": cosine, "cut_tokens": float(max(0, length - self._length))}
+        return scores
 
 
-def _features(found: Any) -> Tensor:
-    features: Tensor = getattr(found, "pooler_output", found)
+def _features(output: Any) -> Tensor:
+    features: Tensor = getattr(output, "pooler_output", output)
     return features.float()
 
 
@@ -151,7 +164,7 @@ def _clip(model: str) -> Plan:
 
 
 class Classifier:
-    """A picture classifier's probabilities, by label: of what is not safe to see, for example."""
+    """A picture classifier's probabilities by label: safe or not safe to see, for example."""
 
     def __init__(self, model: str, columns: Sequence[str], device: str) -> None:
         import transformers
@@ -193,7 +206,7 @@ def _classifier(model: str) -> Plan:
 class Likelihood:
     """`gain`: how much likelier a Tar model finds a picture's codes after its prompt; nats a code.
 
-    Needs no third model, and knows what the model's pictures are of: the miniature's, the shapes.
+    It needs no third model, and is at home in the pictures that its model was trained on.
     """
 
     def __init__(self, model: str, device: str) -> None:
@@ -203,15 +216,17 @@ class Likelihood:
 
     @torch.inference_mode()
     def score(self, shown: Sequence[Shown]) -> list[Scores]:
-        found: list[Scores] = ["it has no prompt to compare with"] * len(shown)
-        told = [(place, one.picture, one.prompt) for place, one in enumerate(shown) if one.prompt]
-        if told:
+        scores: list[Scores] = ["it has no prompt to compare with"] * len(shown)
+        prompted = [
+            (place, one.picture, one.prompt) for place, one in enumerate(shown) if one.prompt
+        ]
+        if prompted:
             scale = self._tar.default_scale
-            codes = self._tar.encode([picture for _, picture, _ in told], [scale])[scale]
-            gains = self._tar.prompt_gain(codes, [text for _, _, text in told])
-            for (place, _, _), gain in zip(told, gains, strict=True):
-                found[place] = {"gain": gain}
-        return found
+            codes = self._tar.encode([picture for _, picture, _ in prompted], [scale])[scale]
+            gains = self._tar.prompt_gain(codes, [text for _, _, text in prompted])
+            for (place, _, _), gain in zip(prompted, gains, strict=True):
+                scores[place] = {"gain": gain}
+        return scores
 
 
 def _tar(model: str) -> Plan:
@@ -219,64 +234,17 @@ def _tar(model: str) -> Plan:
     return Plan(("gain",), identity, lambda device: Likelihood(model, device))
 
 
-# ---- the drawn world ----------------------------------------------------------------------------
+# ---- by name ------------------------------------------------------------------------------------
 
-
-class Exact:
-    """`correct`: 1 where a picture of the drawn world shows its prompt, by GenEval's verdict, or 0.
-
-    A prompt that says anything else has a reason and no number.
-    """
-
-    def __init__(self) -> None:
-        self._detector = ShapesDetector()
-
-    def score(self, shown: Sequence[Shown]) -> list[Scores]:
-        return [self._one(one) for one in shown]
-
-    def _one(self, shown: Shown) -> Scores:
-        if shown.prompt is None:
-            return "it has no prompt to compare with"
-        try:
-            asked = clauses_of(shown.prompt)
-            if "background" in asked:
-                raise UserError("a picture's background is not judged")
-            found = self._detector.detect(np.asarray(shown.picture.convert("RGB")))
-        except UserError as error:
-            return str(error)
-        return {"correct": float(check(asked, found).correct)}
-
-
-def _shapes(model: str) -> Plan:
-    identity = {"scorer": "shapes"}
-    return Plan(("correct",), identity, lambda device: Exact())
-
-
+SHAPES = "tarkit.scoring.shapes_scorer:ShapesScorer"  # named: only the drawn world imports it
 WITHOUT_MODEL = ("pixels", "shapes")
-PLANS = {
+PLANS: Mapping[str, Callable[[str], Plan]] = {
     "pixels": _pixels,
-    "shapes": _shapes,
+    "shapes": lambda model: _from_module("shapes", SHAPES),
     "clip": _clip,
     "classifier": _classifier,
     "tar": _tar,
 }
-
-
-# ---- one's own ----------------------------------------------------------------------------------
-
-
-def _own(name: str, model: str | None, option: str) -> Plan:
-    if model is not None:
-        raise UserError(f"the scorer {name} chooses its own model", hint=f"leave {option} out")
-    module, _, function = name.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"the scorer {name} cannot be made: {error}") from None
-    columns = tuple(getattr(made, "columns", ()))
-    if not columns or not hasattr(made, "score"):
-        raise UserError(f"what {name} makes is no scorer: it needs columns and score(shown)")
-    return Plan(columns, {"scorer": name}, lambda device: made)
 
 
 def checked(scores: Scores, columns: Sequence[str]) -> Scores:

@@ -1,7 +1,7 @@
 """Finds the objects of a drawn picture without learning: Lab, mattes and templates.
 
-Departing from nothing but the world's own palette and masks, it returns what a trained detector
-would (`geneval.Detection`), so that GenEval's checker can judge drawn pictures exactly.
+From the drawn world's palette and masks alone it makes what a trained detector gives
+(`geneval.Detection`), so that GenEval's checker can judge drawn pictures exactly.
 
 1. the background is a plane per Lab channel, fitted robustly to the picture's border;
 2. what differs from it by dE > 14 is foreground, in 8-connected components, split by colour
@@ -70,15 +70,15 @@ class ShapesDetector:
             for part in _split_by_colour(component, lab, background):
                 for whole in _split_by_matte(part, lab, background):
                     apart = others | (component & ~whole)
-                    found = _recognise(whole, apart, lab, background, difference, blurred=blurred)
-                    if found is not None:
-                        detections.append(_scaled(found, factor))
+                    named = _recognise(whole, apart, lab, background, difference, blurred=blurred)
+                    if named is not None:
+                        detections.append(_scaled(named, factor))
         return detections
 
 
-def _scaled(found: Detection, factor: int) -> Detection:
-    x0, y0, x1, y1 = (factor * edge for edge in found.box)
-    return Detection(found.cls, (x0, y0, x1, y1), found.score, found.colour)
+def _scaled(detection: Detection, factor: int) -> Detection:
+    x0, y0, x1, y1 = (factor * edge for edge in detection.box)
+    return Detection(detection.cls, (x0, y0, x1, y1), detection.score, detection.colour)
 
 
 def _canvas(image: NDArray[np.uint8]) -> tuple[Floats, int]:
@@ -286,14 +286,14 @@ def _split_by_matte(part: Bools, lab: Floats, background: Floats) -> list[Bools]
     if len(large) < 2:
         return [part]
     pieces = [labels == k for k in large]
-    left = part & ~np.logical_or.reduce(pieces)
-    while left.any():  # the soft edges go to the nearest piece, one ring of pixels at a time
-        grown = [_dilate(piece) & left for piece in pieces]
+    remaining = part & ~np.logical_or.reduce(pieces)
+    while remaining.any():  # the soft edges go to the nearest piece, one ring of pixels at a time
+        grown = [_dilate(piece) & remaining for piece in pieces]
         if not any(ring.any() for ring in grown):
             break
         for k, ring in enumerate(grown):
-            pieces[k] = pieces[k] | (ring & left)
-            left = left & ~ring
+            pieces[k] = pieces[k] | (ring & remaining)
+            remaining = remaining & ~ring
     return pieces
 
 

@@ -1,1 +1,1 @@
-"""The drawn shapes world: scenes, their pictures, everything true that can be said of them."""
+"""The drawn world: scenes of shapes, their pictures, and texts and questions about them."""

@@ -1,6 +1,7 @@
 """The facts of a scene, the words for them, and the parser that reads them back from text.
 
-parse(describe(scene)) gives what the description stated; any other text gives what can be read.
+prompts.py and captions.py write texts, this file reads them. `parse` gives all that a text of
+theirs states, and of any other text what it can read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from tarkit.shapes.scene import (
 
 NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 SIZE_WORDS = ("small", "large")
-VOCABULARY = (*SHAPES, *COLOURS, *SIZE_WORDS, *NUMBER_WORDS.values())
 
 Name = tuple[str, str]
 Relation = tuple[Name, str, Name]
@@ -32,11 +32,11 @@ Group = tuple[int, str, str]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a text says or a scene holds.
+    """What a text states, or what is true of a scene.
 
     `groups` are sorted (count, colour, shape), the colour "" where a text leaves it out. A relation
     is ((colour, shape), relation, (colour, shape)) and stands once, as "left of" or "above".
-    `background` is None where unsaid.
+    `background` is the kind, None where a text does not state it.
     """
 
     groups: tuple[Group, ...] = ()
@@ -55,10 +55,12 @@ def plural(shape: str) -> str:
 
 
 def name_of(item: Object) -> Name:
+    """(colour, shape)."""
     return item.colour, item.shape
 
 
 def groups_of(objects: Iterable[Object]) -> tuple[Group, ...]:
+    """Objects of one colour and shape are a group: sorted (count, colour, shape)."""
     counts = Counter(name_of(item) for item in objects)
     return tuple(sorted((number, colour, shape) for (colour, shape), number in counts.items()))
 
@@ -71,16 +73,16 @@ def canonical(one: Name, relation: str, other: Name) -> Relation:
 
 
 def facts_of(scene: Scene) -> Facts:
-    """All that is true of a scene; relations between objects that are the only ones of a name."""
+    """All that is true of a scene; relations of objects that are the only ones of their name."""
     counts = Counter(name_of(item) for item in scene.objects)
     lone = [item for item in scene.objects if counts[name_of(item)] == 1]
-    found = {
+    stated = {
         canonical(name_of(a), relation, name_of(b))
         for i, a in enumerate(lone)
         for b in lone[:i]
         for relation in relations(a, b)
     }
-    return Facts(groups_of(scene.objects), frozenset(found), scene.background.kind)
+    return Facts(groups_of(scene.objects), frozenset(stated), scene.background.kind)
 
 
 # - reading -
@@ -95,19 +97,19 @@ _PHRASE = (
 _TOKEN = re.compile(
     rf"{_PHRASE}|\b(?P<relation>{'|'.join(RELATIONS)})\b"
     rf"|\b(?P<kind>{'|'.join(BACKGROUNDS)})\s+background\b"
-    rf"|\bbackground\s+is\s+(?P<told>{'|'.join(BACKGROUNDS)})\b"
+    rf"|\bbackground\s+is\s+(?P<predicate>{'|'.join(BACKGROUNDS)})\b"
     r"|\bis\b|(?P<other>[^\W_]+|[^\w\s])"
 )
 
 
 def parse(text: str) -> Facts:
-    """Read the facts out of any text; never raises, and what it cannot read it leaves out.
+    """The facts that a text states; it never raises, and leaves out what it cannot read.
 
     "a red circle" introduces an object, "the red circle" refers to one and introduces it only if
     nothing of that name came before. A relation needs a noun phrase right before it and after it.
     """
     counts: Counter[Name] = Counter()
-    found: set[Relation] = set()
+    stated: set[Relation] = set()
     background: str | None = None
     before: Name | None = None  # the noun phrase that ends where the next token starts
     waiting: tuple[Name, str] | None = None
@@ -119,15 +121,15 @@ def parse(text: str) -> Facts:
             elif not counts[name]:
                 counts[name] = 1
             if waiting is not None and waiting[0] != name:
-                found.add(canonical(waiting[0], waiting[1], name))
+                stated.add(canonical(waiting[0], waiting[1], name))
             before, waiting = name, None
         elif token["relation"]:
             waiting = (before, token["relation"]) if before is not None else None
             before = None
-        elif token["kind"] or token["told"]:
-            background = background or token["kind"] or token["told"]
+        elif token["kind"] or token["predicate"]:
+            background = background or token["kind"] or token["predicate"]
             before = waiting = None
         elif token["other"]:
             before = waiting = None
     groups = sorted((number, colour, shape) for (colour, shape), number in counts.items())
-    return Facts(tuple(groups), frozenset(found), background)
+    return Facts(tuple(groups), frozenset(stated), background)

@@ -1,9 +1,10 @@
-"""The compositions kept from training, drawn once and frozen in heldout.json.
+"""The compositions that training never shows or states, drawn once and frozen in heldout.json.
 
-(a) colour x shape pairs and (c) shape x count cells bind pictures: no training picture has them.
-(b) ordered (shape, relation, shape) and (d) unordered shape pairs bind language and two-object
-pictures. The draw orders candidates by the sha256 of their names, so no library's generator can
-move it; `python -m tarkit.shapes.heldout` prints the file again.
+No training picture shows and no training text states (a), pairs of colour and shape, (c), cells of
+shape and count, or (d), unordered pairs of shapes. No training text states (b), ordered triples of
+shape, relation and shape; a training picture of two objects shows none of which both forms ("a left
+of b", "b right of a") are held out. The draw orders candidates by the sha256 of their names, so it
+depends on no library's generator; `python -m tarkit.shapes.heldout` prints the file again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Each set in the form a statement is looked up in; pairs are in the order of SHAPES."""
+    """The four sets, and the affinity of shape pairs; pairs are in the order of SHAPES."""
 
     colour_shape: frozenset[tuple[str, str]]
     relation: frozenset[Triple]
@@ -38,14 +39,15 @@ class HeldOut:
     affinity: dict[tuple[str, str], float]
 
     def holds_pair(self, one: str, other: str) -> bool:
+        """True if (d) holds the pair, in either order."""
         return shape_pair(one, other) in self.pair
 
     def holds_relation(self, one: str, relation: str, other: str) -> bool:
-        """True if language may not say this; (d) forbids every relation of its pairs."""
+        """True if no training text may state this; (d) forbids every relation of its pairs."""
         return (one, relation, other) in self.relation or self.holds_pair(one, other)
 
     def holds_both_forms(self, one: str, relation: str, other: str) -> bool:
-        """True if a two-object picture with this relation could not be spoken of either way."""
+        """True if no training text may state this relation in either of its two forms."""
         return self.holds_relation(one, relation, other) and self.holds_relation(
             other, INVERSE[relation], one
         )
@@ -137,7 +139,7 @@ def to_text(document: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def held_out() -> HeldOut:
-    """The frozen compositions of heldout.json."""
+    """The compositions and the affinities of heldout.json."""
     text = resources.files("tarkit.shapes").joinpath("heldout.json").read_text("utf-8")
     document = json.loads(text)
     return HeldOut(

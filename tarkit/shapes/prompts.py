@@ -1,7 +1,9 @@
-"""G0: GenEval's templates and metadata, word for word, about a scene.
+"""G0: GenEval's prompts and metadata records, word for word, about a scene of the drawn world.
 
-Source: github.com/djghosh13/geneval, prompts/create_prompts.py; the seventh template,
-`color_position`, is ours and reported beside the six.
+Writes the prompt of a record and the records that are true of a scene, changes a record by one
+clause, and reads the record of a prompt. Source: github.com/djghosh13/geneval,
+prompts/create_prompts.py; the seventh template, `color_position`, is not GenEval's and counts in no
+mean of the six.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ READ = frozenset(
     | {"photo", "right", "shows", "the", "there", *BACKGROUNDS, *COLOURS, *NUMBER_WORDS.values()}
     | {*SHAPES, *map(plural, SHAPES)}
 )
-"""Every word that a record can hold; a prompt with another says something that none would judge."""
+"""Every word that `clauses_of` knows: a prompt with another asks for what is not judged."""
 
 
 def g0_prompt(metadata: Metadata) -> str:
@@ -52,7 +54,7 @@ def g0_prompt(metadata: Metadata) -> str:
     match metadata["tag"]:
         case "counting":
             return f"a photo of {NUMBER_WORDS[clauses[0]['count']]} {plural(names[0])}"
-        case "position" | "color_position":  # the first clause is what the second stands beside
+        case "position" | "color_position":  # the second clause is placed relative to the first
             relation = clauses[1]["position"][0]
             return f"a photo of {with_article(names[1])} {relation} {with_article(names[0])}"
         case _:
@@ -109,12 +111,12 @@ def held_out_kinds(metadata: Metadata) -> frozenset[str]:
 
 
 def may_state(metadata: Metadata, split: Split) -> bool:
-    """Training text states nothing held out; everything else may."""
+    """True if a text of the split may state the record: "train" may state nothing held out."""
     return split != "train" or not held_out_kinds(metadata)
 
 
 def edits(metadata: Metadata) -> dict[str, list[Metadata]]:
-    """The records that differ from one in a single clause, by what was changed."""
+    """The records that differ from this one in a single clause, by the kind of change."""
     tag = metadata["tag"]
     clauses = metadata["include"]
     order = clauses[::-1] if "position" in clauses[-1] else clauses  # (subject, object) again
@@ -122,7 +124,7 @@ def edits(metadata: Metadata) -> dict[str, list[Metadata]]:
     colours = [clause["color"] for clause in order] if "color" in order[0] else None
     count = clauses[0]["count"]
     relation = clauses[1]["position"][0] if "position" in clauses[-1] else None
-    found: dict[str, list[Metadata]] = {
+    changes: dict[str, list[Metadata]] = {
         "reshape": [
             g0_metadata(tag, changed, colours=colours, count=count, relation=relation)
             for changed in _replacements(shapes, SHAPES)
@@ -130,27 +132,27 @@ def edits(metadata: Metadata) -> dict[str, list[Metadata]]:
         ]
     }
     if colours is not None:
-        found["recolour"] = [
+        changes["recolour"] = [
             g0_metadata(tag, shapes, colours=changed, relation=relation)
             for changed in _replacements(colours, COLOURS)
         ]
         if len(set(colours)) == 2:
-            found["swap_colours"] = [
+            changes["swap_colours"] = [
                 g0_metadata(tag, shapes, colours=colours[::-1], relation=relation)
             ]
     if tag == "counting":
-        found["recount"] = [
+        changes["recount"] = [
             g0_metadata(tag, shapes, count=number)
             for number in (*COUNTS, EXTRAPOLATED_COUNT)
             if number != count
         ]
     if relation is not None:
-        found["rerelate"] = [
+        changes["rerelate"] = [
             g0_metadata(tag, shapes, colours=colours, relation=other)
             for other in RELATIONS
             if other != relation
         ]
-    return found
+    return changes
 
 
 def _replacements(names: Sequence[str], choices: Sequence[str]) -> list[list[str]]:
@@ -173,9 +175,9 @@ def g0_captions(scene: Scene, *, split: Split = "train") -> list[Metadata]:
         for shape, items in by_shape.items()
         if len({item.colour for item in items}) == 1
     }
-    found = [g0_metadata("single_object", [shape]) for shape in counts]
-    found += [g0_metadata("colors", [shape], colours=[c]) for shape, c in colour_of.items()]
-    found += [
+    records = [g0_metadata("single_object", [shape]) for shape in counts]
+    records += [g0_metadata("colors", [shape], colours=[c]) for shape, c in colour_of.items()]
+    records += [
         g0_metadata("counting", [shape], count=number)
         for shape, number in counts.items()
         if number >= 2
@@ -187,16 +189,16 @@ def g0_captions(scene: Scene, *, split: Split = "train") -> list[Metadata]:
             both = [one, other]
             colours = [colour_of[name] for name in both if name in colour_of]
             known = len(colours) == 2
-            found.append(g0_metadata("two_object", both))
+            records.append(g0_metadata("two_object", both))
             if known:
-                found.append(g0_metadata("color_attr", both, colours=colours))
+                records.append(g0_metadata("color_attr", both, colours=colours))
             for relation in _shared_relations(by_shape[one], by_shape[other]):
-                found.append(g0_metadata("position", both, relation=relation))
+                records.append(g0_metadata("position", both, relation=relation))
                 if known:
-                    found.append(
+                    records.append(
                         g0_metadata("color_position", both, colours=colours, relation=relation)
                     )
-    return [metadata for metadata in found if may_state(metadata, split)]
+    return [metadata for metadata in records if may_state(metadata, split)]
 
 
 def _shared_relations(ones: Iterable[Object], others: Sequence[Object]) -> list[str]:
@@ -208,17 +210,17 @@ def _shared_relations(ones: Iterable[Object], others: Sequence[Object]) -> list[
 def caption_g0(
     scene: Scene, rng: np.random.Generator, *, split: Split = "train"
 ) -> tuple[str, Metadata]:
-    """One true GenEval prompt, among those that name as many of the objects as one can.
+    """A true GenEval prompt and its record, of those that name as many objects as possible.
 
-    The task is drawn first, so that a picture with eight true positions is not always spoken of
-    by position. A scene always has one: naming a single shape is never held out.
+    The task is drawn first, so that a picture with eight true positions does not always get a
+    prompt about positions. A scene always has a prompt: a single shape is never held out.
     """
     counts = Counter(item.shape for item in scene.objects)
     best: dict[str, list[Metadata]] = {}
     most = 0
     for metadata in g0_captions(scene, split=split):
         named = sum(clause["count"] for clause in metadata["include"])
-        # "a photo of a ring" of three rings is true, and misleads: a lone mention of many is last.
+        # "a photo of a ring" is true of three rings and misleads: it comes last.
         missed = any(counts[clause["class"]] > clause["count"] for clause in metadata["include"])
         rank = 0 if missed else named
         if rank > most:
@@ -232,37 +234,38 @@ def caption_g0(
 def caption_related(
     scene: Scene, rng: np.random.Generator, *, split: Split = "train"
 ) -> str | None:
-    """One true GenEval prompt that says where an object is beside another; None if none is true.
+    """A true GenEval prompt that states a relation; None if none is true.
 
-    Colours are told in half of the texts, where they are beyond dispute.
+    It names the colours in half of the texts where all objects of a shape share theirs.
     """
-    ways: dict[str, list[Metadata]] = {}
+    by_task: dict[str, list[Metadata]] = {}
     for metadata in g0_captions(scene, split=split):
         if metadata["tag"] in ("position", EXTRA_TASK):
-            ways.setdefault(metadata["tag"], []).append(metadata)
-    return one_of(rng, ways[one_of(rng, list(ways))])["prompt"] if ways else None
+            by_task.setdefault(metadata["tag"], []).append(metadata)
+    return one_of(rng, by_task[one_of(rng, list(by_task))])["prompt"] if by_task else None
 
 
 def clauses_of(prompt: str) -> Metadata:
-    """GenEval's record of what a prompt of the shapes world asks; raises UserError.
+    """GenEval's record of what a prompt of the drawn world asks for.
 
-    A number above one is asked exactly, as GenEval's counting does; a prompt that names a shape
-    twice ("a red circle and a blue circle") has no record.
+    A number above one must be exact, as in GenEval's counting. Raises UserError for a prompt
+    without a record: one that names no shape, or a shape twice ("a red circle and a blue circle"),
+    or has a word that no record can hold.
     """
-    said = parse(prompt)
-    if not said.groups:
+    facts = parse(prompt)
+    if not facts.groups:
         raise UserError("the prompt names no shape of the drawn world")
     if unread := sorted(set(re.findall(r"[^\W_]+", prompt.lower())) - READ):
         raise UserError(f"the verdict knows nothing of: {', '.join(unread)}")
-    if max(Counter(shape for _, _, shape in said.groups).values()) > 1:
+    if max(Counter(shape for _, _, shape in facts.groups).values()) > 1:
         raise UserError("the prompt names a shape twice")
-    place = {(colour, shape): number for number, (_, colour, shape) in enumerate(said.groups)}
+    place = {(colour, shape): number for number, (_, colour, shape) in enumerate(facts.groups)}
     include: list[dict[str, Any]] = [
         {"class": shape, "count": count} | ({"color": colour} if colour else {})
-        for count, colour, shape in said.groups
+        for count, colour, shape in facts.groups
     ]
-    # A clause's place is compared with that of one before it, so the later one is put first.
-    for one, relation, other in said.relations:
+    # A clause's target must stand before it, so the later of the two gets the relation.
+    for one, relation, other in facts.relations:
         if one not in place or other not in place:
             raise UserError("the prompt relates what it does not name")
         first, second = place[one], place[other]
@@ -270,14 +273,14 @@ def clauses_of(prompt: str) -> Metadata:
         if "position" in clause:
             raise UserError("the prompt states two relations of one object")
         clause["position"] = [relation if second < first else INVERSE[relation], target]
-    asked: Metadata = {"include": include, "tag": "judged", "prompt": prompt}
+    metadata: Metadata = {"include": include, "tag": "judged", "prompt": prompt}
     if any(clause["count"] > 1 for clause in include):
-        asked["exclude"] = [
+        metadata["exclude"] = [
             {"class": clause["class"], "count": clause["count"] + 1}
             for clause in include
             if clause["count"] > 1
         ]
-        asked["tag"] = "counting"
-    if said.background:
-        asked["background"] = said.background
-    return asked
+        metadata["tag"] = "counting"
+    if facts.background:
+        metadata["background"] = facts.background
+    return metadata

@@ -1,4 +1,4 @@
-"""Draws scenes: 12 shapes in 10 colours on calm backgrounds, 64 x 64 pixels, about 1 ms a picture.
+"""A scene to pixels: 12 shapes in 10 colours on calm backgrounds, 64 x 64, about 1 ms a picture.
 
 Shapes are given in units of their radius r, x to the right and y down, as the columns they fill:
 for each x one or two intervals of y. That makes the 8 x 8 supersampling of an object two
@@ -8,18 +8,13 @@ comparisons over its own bounding box, and needs no rasteriser whose rounding ma
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.shapes.scene import BOXES, PALETTE, SIDE_PX
-
-if TYPE_CHECKING:
-    from tarkit.shapes.scene import Background, Scene
+from tarkit.shapes.scene import BOXES, PALETTE, SIDE_PX, Background, Scene
 
 SUPERSAMPLING = 8
-
 
 Floats = NDArray[np.float64]
 
@@ -67,10 +62,7 @@ def _inside(shape: str, x: Floats, y: Floats) -> NDArray[np.bool_]:
     if shape == "heart":
         t = np.arcsin(np.cbrt(np.minimum(np.abs(x) * 17 / 16, 1.0)))
         odd, even = 13 * np.cos(t) - 2 * np.cos(3 * t), 5 * np.cos(2 * t) + np.cos(4 * t)
-        top, bottom = (
-            (even - odd) / 17,
-            (even + odd) / 17,
-        )  # at t and pi - t
+        top, bottom = (even - odd) / 17, (even + odd) / 17  # at t and pi - t
         return (rows >= top) & (rows <= bottom) & (np.abs(x) <= 16 / 17)
     if shape == "star":
         mask = np.zeros((len(y), len(x)), dtype=np.bool_)
@@ -140,7 +132,7 @@ def _draw_background(background: Background, rng: np.random.Generator) -> NDArra
 
 
 def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a scene: (64, 64, 3) uint8 RGB. `rng` is used by noisy backgrounds alone."""
+    """The picture of a scene: (64, 64, 3) uint8 RGB. Only noisy backgrounds use `rng`."""
     canvas = _draw_background(scene.background, rng)
     for item in scene.objects:
         rows, columns, shares = _coverage(item.shape, item.r, item.x, item.y, SIDE_PX)

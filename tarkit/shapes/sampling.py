@@ -1,7 +1,6 @@
-"""Scenes: what a picture shows, as exact facts, and how they are drawn at random.
+"""Scenes at random: which shapes and colours, on what background, at which places.
 
-Coordinates are px on the 64 x 64 canvas, y down. Relations follow GenEval's rule on the bounding
-boxes of the drawn shapes. A scene of the training split holds no held-out composition (heldout.py).
+A scene of the split "train" holds no held-out composition (heldout.py).
 """
 
 from __future__ import annotations
@@ -36,9 +35,6 @@ SHAPE_WEIGHTS = {shape: (rank + 1) ** -0.5 for rank, shape in enumerate(SHAPES)}
 SAME_COLOUR_SHARE = 0.7  # of the pictures that show several of one shape
 
 
-# - facts of a scene -
-
-
 def holds_held_out_picture(scene: Scene) -> bool:
     """True if no training picture may look like this: (a), (c), (d), or (b) with two objects."""
     rules = held_out()
@@ -57,14 +53,13 @@ def holds_held_out_picture(scene: Scene) -> bool:
     return False
 
 
-# - drawing scenes -
-
-
 def radius_range(num_objects: int) -> tuple[float, float]:
+    """The smallest and the largest radius, in px, of objects in a picture of so many."""
     return {1: (7.0, 16.8), 2: (7.0, 13.0), 3: (7.0, 10.5)}.get(num_objects, (6.6, 8.2))
 
 
 def sample_background(rng: np.random.Generator) -> Background:
+    """A background by the shares of BACKGROUNDS, at a grey level of 118 to 165, tinted by 5."""
     kind = pick(rng, tuple(BACKGROUNDS), tuple(BACKGROUNDS.values()))
     grey = rng.uniform(118, 165)
     tint = rng.uniform(-5, 5, 3)
@@ -100,14 +95,10 @@ def _cells(train: bool) -> tuple[tuple[tuple[str, int], ...], tuple[float, ...]]
 
 
 @lru_cache(maxsize=64)
-def allowed_colours(shape: str, train: bool) -> tuple[str, ...]:
+def _allowed_colours(shape: str, train: bool) -> tuple[str, ...]:
     """All ten, or the ones training pictures show this shape in."""
     held = held_out().colour_shape
     return tuple(name for name in COLOURS if not (train and (name, shape) in held))
-
-
-def sample_colour(rng: np.random.Generator, shape: str, *, train: bool) -> str:
-    return one_of(rng, allowed_colours(shape, train))
 
 
 def _sample_shapes(rng: np.random.Generator, kind: Kind, train: bool) -> list[str]:
@@ -138,10 +129,10 @@ def _shapes_allowed(shapes: Sequence[str], kind: Kind, train: bool) -> bool:
 
 
 def sample_colours(rng: np.random.Generator, shapes: Sequence[str], *, train: bool) -> list[str]:
-    """A colour an object; several of one shape, alone in a picture, mostly share theirs."""
+    """A colour for each object; several of one shape, alone in a picture, mostly share theirs."""
     if len(shapes) > 1 and len(set(shapes)) == 1 and rng.random() < SAME_COLOUR_SHARE:
-        return [sample_colour(rng, shapes[0], train=train)] * len(shapes)
-    return [sample_colour(rng, shape, train=train) for shape in shapes]
+        return [one_of(rng, _allowed_colours(shapes[0], train))] * len(shapes)
+    return [one_of(rng, _allowed_colours(shape, train)) for shape in shapes]
 
 
 def place(
@@ -152,8 +143,8 @@ def place(
 ) -> tuple[Object, ...]:
     """Objects at random places with the world's gaps and radii, none at a relation's threshold.
 
-    `accepts` may refuse a whole placement. Raises RuntimeError after 20,000 refusals, which means
-    that the caller asks for something impossible.
+    `accepts` may refuse a whole placement. Raises RuntimeError after 20,000 refusals: the caller
+    asks for something impossible.
     """
     low, high = radius_range(len(shapes))
     for _ in range(20_000):
@@ -191,13 +182,13 @@ def _clear_of_thresholds(objects: Sequence[Object]) -> bool:
 def sample_scene(
     rng: np.random.Generator, *, split: Split = "train", kind: Kind | None = None
 ) -> Scene:
-    """Draw one scene: 22 % one object, 48 % two, 22 % 2-4 of one shape, 8 % 3-4 mixed.
+    """A scene: 22 % one object, 48 % two, 22 % 2-4 of one shape, 8 % 3-4 mixed (KINDS).
 
-    `train` scenes hold no held-out composition, `test` scenes are drawn alike (use other seeds),
-    `heldout` scenes hold at least one.
+    Scenes of `train` hold no held-out composition; those of `test` are drawn in the same way (use
+    other seeds); those of `heldout` hold at least one.
     """
     train = split != "heldout"
-    # Drawn once: drawn anew with every refusal, the kinds that are often refused would be rarer.
+    # Drawn once: drawn again after a refusal, kinds that are often refused would be rarer.
     chosen = kind if kind else pick(rng, tuple(KINDS), tuple(KINDS.values()))
     while True:
         shapes = _sample_shapes(rng, chosen, train)

@@ -1,4 +1,8 @@
-"""What a scene of the drawn world is: shapes, colours, objects, places; what holds of them."""
+"""What a scene of the drawn world is: its vocabulary, its objects, and what is true of them.
+
+Coordinates are px on the 64 x 64 canvas, x to the right and y down. Relations follow GenEval's rule
+on the bounding boxes of the drawn shapes (github.com/djghosh13/geneval, evaluate_images.py).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+
+# - vocabulary -
 
 SIDE_PX = 64
 SHAPES = (
@@ -25,7 +31,7 @@ SHAPES = (
     "crescent",
     "pole",
 )
-"""In order of frequency: SHAPES[0] is the commonest (see scenes.SHAPE_WEIGHTS)."""
+"""In order of frequency: SHAPES[0] is the commonest (sampling.SHAPE_WEIGHTS)."""
 PALETTE = {
     "red": (214, 39, 40),
     "orange": (255, 140, 0),
@@ -38,7 +44,12 @@ PALETTE = {
     "black": (12, 12, 12),
     "white": (250, 250, 250),
 }
+"""RGB levels, [0, 255]."""
 COLOURS = tuple(PALETTE)
+RELATIONS = ("left of", "right of", "above", "below")
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+BACKGROUNDS = {"plain": 0.5, "gradient": 0.3, "noisy": 0.1, "striped": 0.1}
+"""Each kind of background with its share of the pictures."""
 # (left, top, right, bottom) in units of r. The crescent ends where disc and ellipse meet; the
 # heart's top is the maximum of its curve.
 BOXES = {
@@ -56,18 +67,10 @@ BOXES = {
     "pole": (-0.34, -1.0, 0.34, 1.0),
 }
 
-
-def bounding_box(item: Object) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) in px of the drawn shape, not of its square of half side r."""
-    left, top, right, bottom = BOXES[item.shape]
-    r = item.r
-    return item.x + left * r, item.y + top * r, item.x + right * r, item.y + bottom * r
-
-
 Split = Literal["train", "test", "heldout"]
-Choice = TypeVar("Choice")
 Kind = Literal["single", "two", "counting", "crowded"]
-BACKGROUNDS = {"plain": 0.5, "gradient": 0.3, "noisy": 0.1, "striped": 0.1}
+
+# - objects and scenes -
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,25 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
+    """All that a picture shows; objects do not overlap, and their order is that of drawing."""
+
     objects: tuple[Object, ...]
     background: Background
+
+
+def bounding_box(item: Object) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in px of the drawn shape, not of its square of half side r."""
+    left, top, right, bottom = BOXES[item.shape]
+    r = item.r
+    return item.x + left * r, item.y + top * r, item.x + right * r, item.y + bottom * r
+
+
+def size_word(r: float) -> str:
+    """ "small" up to a radius of 8.5 px, "large" from 11.5 px, "" where it could be disputed."""
+    return "small" if r <= 8.5 else "large" if r >= 11.5 else ""
+
+
+# - JSON -
 
 
 def scene_to_json(scene: Scene) -> str:
@@ -104,6 +124,7 @@ def scene_to_json(scene: Scene) -> str:
 
 
 def scene_from_json(text: str) -> Scene:
+    """The scene that `scene_to_json` wrote."""
     document = json.loads(text)
     background = document["background"]
     background["colour"] = tuple(background["colour"])
@@ -111,6 +132,9 @@ def scene_from_json(text: str) -> Scene:
         objects=tuple(Object(**item) for item in document["objects"]),
         background=Background(**background),
     )
+
+
+# - relations and truth -
 
 
 def offset(a: Object, b: Object) -> tuple[float, float]:
@@ -135,50 +159,26 @@ def relations(a: Object, b: Object) -> tuple[str, ...]:
     return tuple(name for name, true in zip(RELATIONS, holds, strict=True) if true)
 
 
-def object_in_box(shape: str, colour: str, box: tuple[float, float, float, float]) -> Object:
-    """The object whose drawn shape has this bounding box: the inverse of shapes.bounding_box.
-
-    So `satisfies` can judge a detector's boxes. A box of other proportions gives the mean radius.
-    """
-    left, top, right, bottom = BOXES[shape]
-    r = ((box[2] - box[0]) / (right - left) + (box[3] - box[1]) / (bottom - top)) / 2
-    x = (box[0] + box[2]) / 2 - r * (left + right) / 2
-    y = (box[1] + box[3]) / 2 - r * (top + bottom) / 2
-    return Object(shape, colour, x, y, r)
-
-
-def size_word(r: float) -> str:
-    """ "small" or "large" where nobody would dispute it, else ""."""
-    return "small" if r <= 8.5 else "large" if r >= 11.5 else ""
-
-
-def is_size(r: float, word: str) -> bool:
-    """10 px divides, 1.5 px from what `size_word` claims: a drawn edge is a pixel wide."""
-    return r < 10.0 if word == "small" else r > 10.0
-
-
 def satisfies(scene: Scene, metadata: dict[str, Any]) -> bool:
-    """GenEval's verdict on the symbolic scene: detections are its objects, in their order.
+    """GenEval's verdict on the symbolic scene: its objects, in their order, are the detections.
 
-    Two keys GenEval lacks are for dense prompts: a clause's "size" and the record's "background".
+    One key is not GenEval's: "background" asks for a kind of background.
     """
     matched: list[list[Object] | None] = []
     correct = True
     for clause in metadata["include"]:
-        found = [item for item in scene.objects if item.shape == clause["class"]]
-        found = found[: clause["count"]]
-        right = len(found) == clause["count"]
+        objects = [item for item in scene.objects if item.shape == clause["class"]]
+        objects = objects[: clause["count"]]
+        right = len(objects) == clause["count"]
         if right and "color" in clause:
-            right = all(item.colour == clause["color"] for item in found)
-        if right and "size" in clause:
-            right = all(is_size(item.r, clause["size"]) for item in found)
+            right = all(item.colour == clause["color"] for item in objects)
         if right and "position" in clause:
             relation, target = clause["position"]
             others = matched[target]
             right = others is not None and all(
-                relation in relations(item, other) for item in found for other in others
+                relation in relations(item, other) for item in objects for other in others
             )
-        matched.append(found if right else None)
+        matched.append(objects if right else None)
         correct = correct and right
     for clause in metadata.get("exclude", []):
         number = sum(item.shape == clause["class"] for item in scene.objects)
@@ -186,20 +186,21 @@ def satisfies(scene: Scene, metadata: dict[str, Any]) -> bool:
     return correct and metadata.get("background", scene.background.kind) == scene.background.kind
 
 
-def one_of(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
+# - choices at random -
+
+Option = TypeVar("Option")
+
+
+def one_of(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of the options, each as likely as another."""
     return options[int(rng.integers(len(options)))]
 
 
-def pick(rng: np.random.Generator, names: Sequence[Choice], weights: Sequence[float]) -> Choice:
-    """One of the names by weight; `rng.choice` costs fifteen times as much."""
-    total = sum(weights)
-    left = rng.random() * total
-    for name, weight in zip(names, weights, strict=True):
-        left -= weight
-        if left < 0:
-            return name
-    return names[-1]
-
-
-RELATIONS = ("left of", "right of", "above", "below")
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+def pick(rng: np.random.Generator, options: Sequence[Option], weights: Sequence[float]) -> Option:
+    """One of the options by weight; `rng.choice` costs fifteen times as much."""
+    remaining = rng.random() * sum(weights)
+    for option, weight in zip(options, weights, strict=True):
+        remaining -= weight
+        if remaining < 0:
+            return option
+    return options[-1]

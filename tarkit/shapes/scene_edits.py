@@ -1,6 +1,6 @@
-"""Scenes made to order: for a prompt, against a prompt, and beside another scene.
+"""Scenes for a prompt, scenes and records that break it by one change, and variants of a scene.
 
-Ground truth, its single-clause corruptions, and the pairs and references of I2I and TI2I.
+Ground truth, its corruptions, and the pairs and references of I2I and TI2I.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import permutations
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from tarkit.shapes.prompts import Metadata, edits, held_out_kinds, may_state
+from tarkit.shapes.prompts import Metadata, edits, may_state
 from tarkit.shapes.sampling import holds_held_out_picture, place, sample_background, sample_colours
 from tarkit.shapes.scene import (
     COLOURS,
@@ -27,7 +27,8 @@ from tarkit.shapes.scene import (
 )
 
 Corruption = Literal["drop", "reshape", "add", "recolour", "swap_colours", "swap_positions"]
-CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+
+# - for a prompt -
 
 
 def always_satisfies(scene: Scene, metadata: Metadata) -> bool:
@@ -41,52 +42,47 @@ def never_satisfies(scene: Scene, metadata: Metadata) -> bool:
 
 
 def _orders(scene: Scene, metadata: Metadata) -> list[Scene]:
-    """The scene in every order that can matter: one, if no class asked for occurs twice."""
+    """The scene in every order that can matter: one, if no class of the record occurs twice."""
     counts = Counter(item.shape for item in scene.objects)
-    if not _looks(metadata) or all(counts[c["class"]] <= 1 for c in metadata["include"]):
+    if not _order_matters(metadata) or all(counts[c["class"]] <= 1 for c in metadata["include"]):
         return [scene]
     return [replace(scene, objects=order) for order in permutations(scene.objects)]
 
 
-def _looks(metadata: Metadata) -> bool:
-    """True if a clause asks more than a number, so that the ranking can matter."""
+def _order_matters(metadata: Metadata) -> bool:
+    """True if a clause asks for more than a number, so that the order of objects can matter."""
     return any(clause.keys() - {"class", "count"} for clause in metadata["include"])
 
 
-def scene_for(metadata: Metadata, rng: np.random.Generator, *, split: Split = "test") -> Scene:
-    """Draw a scene that satisfies a GenEval record and shows nothing else.
+def scene_for(metadata: Metadata, rng: np.random.Generator) -> Scene:
+    """A scene that satisfies a GenEval record and shows nothing else.
 
-    What the record leaves open (colours, places) is drawn as training draws it. In split "train"
-    a held-out composition raises ValueError; elsewhere the record may ask for one.
+    What the record leaves open (colours, places) is drawn as training draws it. The record may ask
+    for a held-out composition.
     """
-    if split == "train" and held_out_kinds(metadata):
-        raise ValueError(f"training pictures hold no {metadata['prompt']!r}")
     shapes: list[str] = []
     fixed: list[str | None] = []
     for clause in metadata["include"]:
         shapes += [clause["class"]] * clause["count"]
         fixed += [clause.get("color")] * clause["count"]
-    drawn = sample_colours(rng, shapes, train=True)
-    colours = [asked or free for asked, free in zip(fixed, drawn, strict=True)]
+    sampled = sample_colours(rng, shapes, train=True)
+    colours = [colour or other for colour, other in zip(fixed, sampled, strict=True)]
     background = sample_background(rng)
 
     def accepts(objects: tuple[Object, ...]) -> bool:
-        scene = Scene(objects, background)
-        if split == "train" and holds_held_out_picture(scene):
-            return False
-        return always_satisfies(scene, metadata)
+        return always_satisfies(Scene(objects, background), metadata)
 
     return Scene(place(rng, shapes, colours, accepts), background)
 
 
-# - beside another scene -
+# - variants of a scene -
 
 
 def similar(scene: Scene, rng: np.random.Generator, *, split: Split = "train") -> Scene:
-    """The same objects, relations and kind of background at another layout: I2I's second picture.
+    """The same objects and kind of background in another layout: I2I's second picture.
 
-    With one or two objects all relations stay; in a crowd, where no one-sentence caption states
-    any, the places are free.
+    Two objects keep their relations. With more, where no one-sentence caption states a relation,
+    the places are free.
     """
     shapes = [item.shape for item in scene.objects]
     colours = [item.colour for item in scene.objects]
@@ -143,8 +139,8 @@ def corrupt(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.G
 
 def _change(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.Generator) -> Scene:
     objects = list(scene.objects)
-    asked = {clause["class"] for clause in metadata["include"]}
-    named = [i for i, item in enumerate(objects) if item.shape in asked]
+    classes = {clause["class"] for clause in metadata["include"]}
+    named = [i for i, item in enumerate(objects) if item.shape in classes]
     i = one_of(rng, named)
     item = objects[i]
     match kind:
@@ -158,12 +154,14 @@ def _change(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.G
             first, second = [clause["color"] for clause in metadata["include"]]
             swap = {first: second, second: first}
             objects = [
-                replace(one, colour=swap.get(one.colour, one.colour)) if one.shape in asked else one
+                replace(one, colour=swap.get(one.colour, one.colour))
+                if one.shape in classes
+                else one
                 for one in objects
             ]
         case "swap_positions":  # the mirrored places keep every gap
             relation = next(c["position"][0] for c in metadata["include"] if "position" in c)
-            objects = [mirrored(one, relation in ("left of", "right of")) for one in objects]
+            objects = [_mirrored(one, relation in ("left of", "right of")) for one in objects]
         case "add":
             shapes = [one.shape for one in objects] + [item.shape]
             colours = [one.colour for one in objects] + [item.colour]
@@ -171,7 +169,7 @@ def _change(scene: Scene, metadata: Metadata, kind: Corruption, rng: np.random.G
     return replace(scene, objects=tuple(objects))
 
 
-def mirrored(item: Object, left_to_right: bool) -> Object:
+def _mirrored(item: Object, left_to_right: bool) -> Object:
     """The object at the mirrored place of the canvas; its shape is not mirrored."""
     if left_to_right:
         return replace(item, x=round(SIDE_PX - item.x, 2))
@@ -189,11 +187,11 @@ def false_caption(
 
     The kind of change is drawn first. In split "train" it states no held-out composition.
     """
-    found = [
-        [other for other in options if may_state(other, split) and never_satisfies(scene, other)]
-        for options in edits(metadata).values()
+    by_change = [
+        [other for other in records if may_state(other, split) and never_satisfies(scene, other)]
+        for records in edits(metadata).values()
     ]
-    found = [options for options in found if options]
-    if not found:
+    by_change = [records for records in by_change if records]
+    if not by_change:
         return None
-    return one_of(rng, one_of(rng, found))
+    return one_of(rng, one_of(rng, by_change))

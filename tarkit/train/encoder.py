@@ -7,7 +7,7 @@ feature tells which phrase stands there, and in which box.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,10 +29,14 @@ from tarkit.models.encoder import (
     sigmoid_contrastive_loss,
 )
 from tarkit.models.pixels import to_signed
-from tarkit.shapes.scene import SIDE_PX, bounding_box, scene_from_json
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import Picture, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
+
+Box = tuple[float, float, float, float]
+RegionsOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, Box]] | None]
+"""A row of an images artifact -> what stands where in its picture: phrases and their boxes (left,
+top, right, bottom) in shares of its side, [0, 1]; None where that is not known."""
 
 
 class EncoderConfig(LoopConfig):
@@ -46,7 +50,7 @@ class EncoderConfig(LoopConfig):
     text_vocab: int = Field(default=512, ge=259)
     grounding: float = 0.0
     """Weight of the grounding loss: which phrase, and which box, stands at a position. Only
-    pictures with a known scene take part."""
+    pictures with known regions take part."""
     surplus: float = 0.0
     """Weight, within the grounding loss, of what features tell beside phrase and box: the share of
     their variance that these two do not explain. What else a feature tells becomes codes that a
@@ -69,7 +73,7 @@ class Pair(NamedTuple):
 class Regions(NamedTuple):
     """What stands at each of N positions of the pictures of a batch."""
 
-    known: Tensor  # (B,) bool: the picture's scene is known
+    known: Tensor  # (B,) bool: it is known what stands in the picture
     phrase: Tensor  # (B, N) index of a phrase, -1 where no object is
     box: Tensor  # (B, N, 4) centre x, y from the position's own, width, height; in patches
     ids: Tensor  # (P, T) phrase tokens
@@ -174,11 +178,22 @@ class Grounding(nn.Module):
 
 
 class EncoderTask:
-    """Each picture with one caption; what other captions of the batch say counts as wrong."""
+    """Each picture with one caption; what other captions of the batch say counts as wrong.
 
-    def __init__(self, config: EncoderConfig, stream: Stream[Picture]) -> None:
+    `regions_of` is needed for a grounding weight above 0.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, stream: Stream[Picture], *, regions_of: RegionsOf | None = None
+    ) -> None:
+        if config.grounding and regions_of is None:
+            raise UserError(
+                f"grounding = {config.grounding} needs to know what stands where in the pictures",
+                hint="--set grounding=0",
+            )
         self.config = config
         self.stream = stream
+        self.regions_of = regions_of
         self.model: SigLip = SigLip(config)
         texts = [self._caption(stream[i]) for i in range(min(stream.total, 4096))]
         self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
@@ -221,21 +236,21 @@ class EncoderTask:
         return table, mask
 
     def _regions(self, rows: Sequence[Picture]) -> Regions | None:
-        """Where the objects of the pictures' scenes stand; None where no scene is known."""
+        """The regions of the pictures on the encoder's grid; None where none is known."""
+        assert self.regions_of is not None  # __init__ refuses a weight without it
         side = self.config.arch.size_px // self.config.arch.patch_px
-        known = torch.tensor([row["scene"] is not None for row in rows])
+        regions = [self.regions_of(row) for row in rows]
         phrase = torch.full((len(rows), side * side), -1)
         box = torch.zeros(len(rows), side * side, 4)
         names: dict[str, int] = {}
-        for index, row in enumerate(rows):
-            for item in scene_from_json(row["scene"]).objects if known[index] else ():
-                number = names.setdefault(f"{item.colour} {item.shape}", len(names))
-                bounds = np.asarray(bounding_box(item)) * side / SIDE_PX
-                where, offsets = covered(bounds, side)
-                phrase[index, where] = number
+        for index, in_picture in enumerate(regions):
+            for name, bounds in in_picture or ():
+                where, offsets = covered(np.asarray(bounds) * side, side)
+                phrase[index, where] = names.setdefault(name, len(names))
                 box[index, where] = offsets
         if not names:
             return None
+        known = torch.tensor([in_picture is not None for in_picture in regions])
         return Regions(known, phrase, box, *self._tokens(list(names)))
 
     def loss(self, model: nn.Module, batch: Pair, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -274,11 +289,20 @@ def covered(bounds: np.ndarray, side: int, *, least: float = 0.25) -> tuple[Tens
     return torch.from_numpy(where), torch.from_numpy(np.stack(offsets, 1)).float()
 
 
-def run(config: Path | None, *, images: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train a vision encoder on captioned pictures; returns the model directory."""
+def run(
+    config: Path | None,
+    *,
+    images: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    regions_of: RegionsOf | None = None,
+) -> Path:
+    """Train a vision encoder on captioned pictures; returns the model directory.
+
+    Raises UserError for a grounding weight above 0 without `regions_of`.
+    """
     settings = load_config(EncoderConfig, config, overrides)
     begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
-    return train(
-        EncoderTask(settings, stream), settings, out=out, name="encoder", parents={"images": images}
-    )
+    task = EncoderTask(settings, stream, regions_of=regions_of)
+    return train(task, settings, out=out, name="encoder", parents={"images": images})

@@ -14,9 +14,9 @@ from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
 from tarkit.cli.app import app
 from tarkit.curate import ask
 from tarkit.curate.ask import LanguageModel, Refused
-from tarkit.curate.exact_judge import ExactJudge
 from tarkit.curate.judge import JudgePlan, LanguageModelJudge
 from tarkit.curate.render import RenderPlan
+from tarkit.curate.shapes_judge import ExactJudge
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.llm.base import LlmAnswer, LlmQuestion
@@ -146,7 +146,7 @@ def test_one_judge_is_named(tmp_path: Path, words: list[str]) -> None:
     assert done.exit_code == 1 and "either --llm or" in done.stderr
 
 
-def test_the_command_line_picks_the_exact_judge(tmp_path: Path) -> None:
+def test_the_command_line_picks_the_shapes_judge(tmp_path: Path) -> None:
     pictures = pictures_of(tmp_path / "pictures", ["a photo of a red ring"])
     command = ["curate", "judge", str(pictures.path), "--out", str(tmp_path / "out"), "--exact"]
     assert CliRunner().invoke(app, [*command, "--device", "cpu"]).exit_code == 0

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.errors import UserError
-from tarkit.eval import reflect
+from tarkit.eval import reflect, shapes_pools
 from tarkit.eval.metrics.selection import ORACLE
 from tarkit.inference.tar import Tar
 from tarkit.scoring.scorers import Shown
@@ -75,9 +75,9 @@ def test_pixels_are_asked_about_at_the_scale_that_reads_and_counted_so(
         read[by] = codes.shape[1]
         return [0.0] * len(prompts)
 
-    monkeypatch.setattr(reflect, "judge", judge)
-    maker = reflect._Maker(tmp_path, tar, Scale.HALF, tar.sampling, None, "")
-    maker._judged([Image.new("RGB", (64, 64))], ["a photo of a ring"])
+    monkeypatch.setattr(shapes_pools, "judge", judge)
+    maker = shapes_pools.PoolMaker(tmp_path, tar, Scale.HALF, tar.sampling, None, "")
+    maker._judge_pixels([Image.new("RGB", (64, 64))], ["a photo of a ring"])
     assert read == {"yes": 144, "gain": 36}
 
 

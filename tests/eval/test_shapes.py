@@ -17,10 +17,11 @@ from PIL import Image
 from tarkit.checkpoints.system import Sampling
 from tarkit.errors import UserError
 from tarkit.eval import shapes
-from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, Plan
+from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, ShapesPlan
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 from tarkit.shapes.grammar import plural, with_article
+from tarkit.shapes.questions import DESCRIBE
 from tarkit.shapes.render import render
 from tarkit.shapes.scene import SHAPES, relations
 from tarkit.shapes.scene_edits import scene_for
@@ -113,7 +114,7 @@ class PerfectVq:
 def answer(image: Image.Image, question: str) -> str:
     """What a perfect model would say, from the detector's view of the picture."""
     found = ShapesDetector().detect(np.asarray(image))
-    if question != shapes.DESCRIBE:
+    if question != DESCRIBE:
         (asked,) = [shape for shape in SHAPES if shape in question]
         return "Yes" if asked in {each.cls for each in found} else "No."
     groups = Counter((str(each.colour), each.cls) for each in found)
@@ -224,7 +225,7 @@ def test_a_picture_that_is_lost_is_made_again_in_its_own_batch(
     shapes.run(out=out, suites=["geneval"], limit=8, batch_size=3)
     assert contents(out) == before
     # batches of 3: row 4 is in the second, which is made whole
-    prompts = Plan(suites=("geneval",), split="test", n=1, seed=0, limit=8).prompts()
+    prompts = ShapesPlan(suites=("geneval",), split="test", n=1, seed=0, limit=8).prompts()
     assert painter.asked == [item.prompt for item in prompts[3:6]]
 
 
@@ -232,7 +233,7 @@ def test_a_failed_picture_is_a_row_scored_0_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    plan = Plan(suites=("geneval",), split="test", n=1, seed=0, limit=10)
+    plan = ShapesPlan(suites=("geneval",), split="test", n=1, seed=0, limit=10)
     bad = plan.prompts()[2]
     broken = Painter(tmp_path / "model", fails_on=bad.prompt)
     monkeypatch.setattr(shapes, "load_tar", lambda model, device: broken)
@@ -330,16 +331,16 @@ def test_the_grid_of_samples_comes_with_genevals_metadata(painter: Painter, tmp_
 
 
 def test_validation_asks_other_prompts_than_test(painter: Painter, tmp_path: Path) -> None:
-    test = Plan(suites=("geneval",), split="test", n=1, seed=0, limit=None)
-    validation = Plan(suites=("geneval",), split="validation", n=1, seed=0, limit=None)
+    test = ShapesPlan(suites=("geneval",), split="test", n=1, seed=0, limit=None)
+    validation = ShapesPlan(suites=("geneval",), split="validation", n=1, seed=0, limit=None)
     shared = {i.prompt for i in test.prompts()} & {i.prompt for i in validation.prompts()}
     assert len(shared) == 12  # single_object has only the twelve shapes to name
     assert not {q.scene for q in test.questions()} & {q.scene for q in validation.questions()}
 
 
 def test_every_beginning_of_a_suite_holds_its_tasks_in_proportion() -> None:
-    plan = Plan(suites=SUITES, split="test", n=1, seed=0, limit=49)
-    whole = Plan(suites=SUITES, split="test", n=1, seed=0, limit=None)
+    plan = ShapesPlan(suites=SUITES, split="test", n=1, seed=0, limit=49)
+    whole = ShapesPlan(suites=SUITES, split="test", n=1, seed=0, limit=None)
     # 490 prompts, a tenth: each task has a tenth of its prompts, give or take one a column
     counts = Counter(item.task for item in plan.prompts())
     for task, count in Counter(item.task for item in whole.prompts()).items():
@@ -348,17 +349,17 @@ def test_every_beginning_of_a_suite_holds_its_tasks_in_proportion() -> None:
 
 
 def test_a_seed_is_a_hash_of_what_it_is_for() -> None:
-    plan = Plan(suites=SUITES, split="test", n=2, seed=3, limit=4)
+    plan = ShapesPlan(suites=SUITES, split="test", n=2, seed=3, limit=4)
     digest = hashlib.blake2b(b"3|geneval|colors-100|1", digest_size=6).digest()
     assert plan.seed_of("geneval", "colors-100", 1) == int.from_bytes(digest, "big")
     seeds = [job.seed for _, job in plan.picture_files(Path("out"))]
     assert len(set(seeds)) == 8
-    shorter = Plan(suites=("geneval",), split="test", n=1, seed=3, limit=2)
+    shorter = ShapesPlan(suites=("geneval",), split="test", n=1, seed=3, limit=2)
     assert [job.seed for _, job in shorter.picture_files(Path("out"))] == seeds[0:4:2]
 
 
 def test_truths_of_the_ceilings_fulfil_their_prompts() -> None:
-    plan = Plan(suites=SUITES, split="test", n=1, seed=0, limit=30)
+    plan = ShapesPlan(suites=SUITES, split="test", n=1, seed=0, limit=30)
     for item in plan.prompts():
         scene, seed = plan.truth(item)
         assert plan.truth(item) == (scene, seed)

@@ -18,19 +18,39 @@ from tarkit.shapes.questions import (
     OPEN,
     SHARES,
     YES_NO,
+    QuestionAnswer,
     absent_shapes,
-    question,
     questions,
     yes_no_pair,
 )
 from tarkit.shapes.sampling import SHAPE_WEIGHTS, affinity, sample_scene
-from tarkit.shapes.scene import COLOURS, RELATIONS, SHAPES, Background, Object, Scene, relations
+from tarkit.shapes.scene import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    Background,
+    Object,
+    Scene,
+    Split,
+    relations,
+)
 
 SHAPE = rf"\b({'|'.join(SHAPES)})s?\b"
 GREY = Background("plain", (140, 140, 140))
 PAIR = Scene(
     (Object("circle", "green", 16.0, 32.0, 8.0), Object("square", "blue", 48.0, 32.0, 8.0)), GREY
 )
+
+
+def question(
+    scene: Scene, rng: np.random.Generator, *, split: Split = "train", kind: str
+) -> QuestionAnswer | None:
+    """One question of a kind and its answer; None where the scene gives no such question."""
+    if kind in OPEN:
+        return OPEN[kind](scene, rng, split)
+    answer = int(rng.integers(2))
+    pair = yes_no_pair(kind, scene, rng, split=split)
+    return None if pair is None else (pair[answer], ("yes", "no")[answer])
 
 
 def asked_of(scene: Scene, kind: str, *, tries: int = 60) -> dict[str, str]:
@@ -249,7 +269,8 @@ def test_an_empty_scene_and_a_list_that_cannot_be_filled_are_errors() -> None:
 
 DRAWS = """
 import numpy as np
-from tarkit.shapes.captions import caption_g0, caption_g2, ti2i
+from tarkit.shapes.captions import caption_g2, ti2i
+from tarkit.shapes.prompts import caption_g0
 from tarkit.shapes.questions import questions
 from tarkit.shapes.sampling import sample_scene
 

@@ -26,8 +26,6 @@ from tarkit.shapes.scene import (
     Object,
     Scene,
     bounding_box,
-    is_size,
-    object_in_box,
     offset,
     relations,
     satisfies,
@@ -70,12 +68,6 @@ def test_the_box_that_counts_is_that_of_the_drawn_shape() -> None:
     # A crescent's box reaches from -1 to .457 of r: its centre lies .271 r left of the object's.
     left, _, right, _ = bounding_box(circle(30, 30, shape="crescent"))
     assert (left + right) / 2 == pytest.approx(30 - 0.2714 * 8, abs=0.01)
-
-
-def test_a_box_gives_its_object_back(scenes: list[Scene]) -> None:
-    for item in (item for scene in scenes[:200] for item in scene.objects):
-        again = object_in_box(item.shape, item.colour, bounding_box(item))
-        assert (again.x, again.y, again.r) == pytest.approx((item.x, item.y, item.r))
 
 
 def test_satisfies_follows_geneval_clause_by_clause() -> None:
@@ -131,9 +123,8 @@ def test_a_horizontal_flip_maps_left_to_right_and_keeps_above(scenes: list[Scene
     assert min(seen[name] for name in RELATIONS) > 100
 
 
-def test_sizes_are_told_with_a_margin_and_judged_at_ten() -> None:
+def test_a_size_between_small_and_large_has_no_word() -> None:
     assert [size_word(r) for r in (7.0, 8.6, 11.4, 11.5)] == ["small", "", "", "large"]
-    assert is_size(9.9, "small") and not is_size(9.9, "large") and is_size(10.1, "large")
 
 
 # - drawing -

@@ -12,6 +12,7 @@ from tarkit.checkpoints.load import load_encoder
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.encoder import VisionEncoder
+from tarkit.shapes.regions import regions_of
 from tarkit.train import encoder
 from tarkit.train.encoder import EncoderConfig, EncoderTask, covered
 from tarkit.train.streams import picture_stream
@@ -49,7 +50,11 @@ def test_a_stopped_training_ends_with_the_same_bytes(
     pictures: Path, tmp_path: Path, resumes: Any, changes: dict[str, Any]
 ) -> None:
     file = config(tmp_path, **changes)
-    resumes(EncoderTask, lambda out: encoder.run(file, images=pictures, out=out), stops=(3, 6))
+
+    def run(out: Path) -> Path:
+        return encoder.run(file, images=pictures, out=out, regions_of=regions_of)
+
+    resumes(EncoderTask, run, stops=(3, 6))
     # The vision tower alone is kept.
     model = load_encoder(tmp_path / "whole")
     assert set(model.state_dict()) == set(VisionEncoder(parts.ENCODER).state_dict())
@@ -161,7 +166,16 @@ def test_pictures_without_a_scene_are_not_grounded(pictures: Path) -> None:
 def task(pictures: Path, **changes: Any) -> EncoderTask:
     torch.manual_seed(0)
     settings = EncoderConfig(**SETTINGS | changes)
-    return EncoderTask(settings, picture_stream(open_artifact(pictures), seed=0))
+    stream = picture_stream(open_artifact(pictures), seed=0)
+    return EncoderTask(settings, stream, regions_of=regions_of)
+
+
+def test_a_grounding_weight_without_regions_is_refused(pictures: Path, tmp_path: Path) -> None:
+    file = config(tmp_path, grounding=1.0)
+    with pytest.raises(UserError, match="grounding = 1.0 needs to know what stands where") as error:
+        encoder.run(file, images=pictures, out=tmp_path / "out")
+    assert error.value.hint == "--set grounding=0"
+    assert not (tmp_path / "out").exists()
 
 
 def test_equal_captions_are_positives_of_each_other(pictures: Path) -> None:

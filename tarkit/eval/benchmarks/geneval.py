@@ -12,6 +12,7 @@ with `filename`, `correct` and `reason`; its figures are computed here from the 
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -41,6 +42,8 @@ from tarkit.progress import Progress
 from tarkit.scoring.geneval import OFFICIAL_RULES, SHAPES_RULES, Detection, Rules, check
 from tarkit.scoring.geneval_prompts import geneval_prompts
 from tarkit.scoring.statistics import chance_floor
+
+SHAPES = "tarkit.scoring.shapes_detector:ShapesDetector"  # only the drawn world imports it
 
 # ---- prompts ------------------------------------------------------------------------------------
 
@@ -163,9 +166,7 @@ def _chance(run: BenchmarkRun, chance: np.ndarray) -> dict[str, Any]:
 def load_detector(options: ScorerOptions) -> Detector:
     """The detector of the scorer's name; raises UserError where it is unknown or lacks a part."""
     if options.scorer == "shapes":
-        from tarkit.scoring.shapes_detector import ShapesDetector
-
-        shapes = ShapesDetector()
+        shapes = pkgutil.resolve_name(SHAPES)()
         return Detector(
             lambda picture, one: shapes.detect(to_uint8(picture)),
             SHAPES_RULES,

@@ -1,8 +1,8 @@
-"""What an evaluation on the drawn world asks: its items in order, their seeds, their files.
+"""The plan of an evaluation on the drawn world: its items in order, their seeds, their files.
 
 A plan is a pure function of its settings, so that samples can be scored again from the manifest
-alone. Names of ceilings: what becomes of a true picture (`truth`) after the image VQ (`pixel_vq`)
-and after the codes of a scale (`semantic_1`).
+alone. Names of ceilings: a true picture (`truth`), the same through the image VQ (`pixel_vq`) and
+through the codes of a scale (`semantic_1`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tarkit.vocab import Scale
 SUITES = ("geneval", "pope", "caption", "ceilings", "codes")
 TRUTH, PIXEL_VQ = "truth", "pixel_vq"
 
-Split = Literal["test", "validation"]
+EvalSplit = Literal["test", "validation"]
 ItemT = TypeVar("ItemT", PromptItem, QuestionItem, CaptionItem)
 
 
@@ -51,22 +51,22 @@ CEILINGS = (TRUTH, PIXEL_VQ, *map(semantic, Scale))
 
 
 @lru_cache(maxsize=2)
-def _prompts(split: Split) -> list[PromptItem]:
+def _prompts(split: EvalSplit) -> list[PromptItem]:
     return geneval_suite() if split == "test" else geneval_validation()
 
 
 @lru_cache(maxsize=2)
-def _questions(split: Split) -> list[QuestionItem]:
+def _questions(split: EvalSplit) -> list[QuestionItem]:
     return pope_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
 
 
 @lru_cache(maxsize=2)
-def _captions(split: Split) -> list[CaptionItem]:
+def _captions(split: EvalSplit) -> list[CaptionItem]:
     return caption_suite(TEST_SEED if split == "test" else VALIDATION_SEED)
 
 
-class Job(NamedTuple):
-    """One picture to make."""
+class ShapesPicture(NamedTuple):
+    """One picture of the plan: its prompt, its number among the prompt's pictures, its seed."""
 
     item: PromptItem
     sample: int
@@ -74,26 +74,29 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ShapesPlan:
     """`limit` takes the first items of each suite; `n` pictures are drawn of a geneval prompt."""
 
     suites: tuple[str, ...]
-    split: Split
+    split: EvalSplit
     n: int
     seed: int
     limit: int | None
 
     def prompts(self) -> list[PromptItem]:
+        """The prompts of the suites geneval and ceilings."""
         return self._first(_prompts(self.split), key=lambda item: item.task)
 
     def questions(self) -> list[QuestionItem]:
+        """The questions of the suite pope."""
         return self._first(_questions(self.split), key=lambda item: item.kind)
 
     def captions(self) -> list[CaptionItem]:
+        """The pictures to describe of the suite caption."""
         return self._first(_captions(self.split), key=lambda item: "")
 
     def _first(self, items: Sequence[ItemT], *, key: Callable[[ItemT], str]) -> list[ItemT]:
-        """The suite in an order whose every beginning holds all tasks and columns in proportion."""
+        """The first `limit` items, in an order in which tasks and columns are evenly spread."""
         groups: dict[tuple[str, str], list[int]] = {}
         for index, item in enumerate(items):
             groups.setdefault((key(item), item.column), []).append(index)
@@ -122,29 +125,29 @@ class Plan:
             for seed in seeds
         ]
 
-    def picture_files(self, out: Path) -> list[tuple[Path, Job]]:
+    def picture_files(self, out: Path) -> list[tuple[Path, ShapesPicture]]:
         """The pictures of the geneval suite, `samples/00000/0000.png`: prompt row, sample."""
         return [
             (
                 out / "samples" / f"{row:05d}" / f"{sample:04d}.png",
-                Job(item, sample, self.seed_of("geneval", item.id, sample)),
+                ShapesPicture(item, sample, self.seed_of("geneval", item.id, sample)),
             )
             for row, item in enumerate(self.prompts())
             for sample in range(self.n)
         ]
 
-    def ceiling_files(self, out: Path, name: str) -> list[tuple[Path, Job]]:
+    def ceiling_files(self, out: Path, name: str) -> list[tuple[Path, ShapesPicture]]:
         """One picture a prompt for a ceiling, `ceilings/NAME/00000.png`."""
         return [
             (
                 out / "ceilings" / name / f"{row:05d}.png",
-                Job(item, 0, self.seed_of(name, item.id)),
+                ShapesPicture(item, 0, self.seed_of(name, item.id)),
             )
             for row, item in enumerate(self.prompts())
         ]
 
     def fingerprints(self) -> dict[str, str]:
-        """sha256 of what is asked, so that a change of the lists cannot pass for one of a model."""
+        """sha256 of the items, so that a change of the lists cannot pass for one of a model."""
         texts: dict[str, list[str]] = {}
         if {"geneval", "ceilings"} & set(self.suites):
             texts["geneval"] = [
@@ -157,9 +160,9 @@ class Plan:
             ]
         if "caption" in self.suites:
             texts["caption"] = [scene_to_json(item.scene) for item in self.captions()]
-        found = {name: _sha256("\n".join(lines).encode()) for name, lines in texts.items()}
+        digests = {name: _sha256("\n".join(lines).encode()) for name, lines in texts.items()}
         held_out = resources.files("tarkit.shapes").joinpath("heldout.json").read_bytes()
-        return {**found, "heldout.json": _sha256(held_out)}
+        return {**digests, "heldout.json": _sha256(held_out)}
 
 
 def _sha256(data: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Proofs that the scorer of the drawn world is right: truth passes, one change does not.
+"""Proof that the scorer of the drawn world is right: truth passes, and one change does not.
 
-Scenes are drawn on fresh seeds, prompts are taken from them, and every corruption changes a single
-clause: an object dropped, added, reshaped or recoloured, or colours or places swapped.
+Scenes are drawn on fresh seeds, and prompts are true of them. A corruption breaks one clause: an
+object is dropped, added, reshaped or recoloured, or colours or places are swapped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRUE = "true"
 
 @dataclass
 class Proof:
-    """Counts over prompts' true pictures, and over corruptions by their kind."""
+    """Counts over the true pictures of prompts, and over corruptions by their kind."""
 
     num_truths: int = 0
     refused_truths: int = 0
@@ -33,14 +33,14 @@ class Proof:
 
 
 def drawn_prompts(rng: np.random.Generator, *, a_task: int) -> Iterator[Metadata]:
-    """As many prompts of each of the seven tasks, held-out compositions among them."""
-    left = dict.fromkeys((*TASKS, EXTRA_TASK), a_task)
-    while any(left.values()):
+    """`a_task` prompts of each of the seven tasks; some state held-out compositions."""
+    remaining = dict.fromkeys((*TASKS, EXTRA_TASK), a_task)
+    while any(remaining.values()):
         scene = sample_scene(rng, split="heldout" if rng.random() < 0.5 else "test")
-        options = [m for m in g0_captions(scene, split="test") if left[m["tag"]]]
+        options = [m for m in g0_captions(scene, split="test") if remaining[m["tag"]]]
         if options:
             metadata = options[int(rng.integers(len(options)))]
-            left[metadata["tag"]] -= 1
+            remaining[metadata["tag"]] -= 1
             yield metadata
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tarkit.checkpoints.load import LoadedTaTok
-    from tarkit.eval.metrics.shapes_classifier import Trained
 
 Features = NDArray[np.float32]
 
@@ -171,49 +171,11 @@ class InceptionFeatures:
         return np.asarray(found.float().cpu().numpy())
 
 
-@dataclass(frozen=True)
-class ShapesFeatures:
-    """The means of a classifier of the drawn world, trained when it is loaded (a minute)."""
-
-    trained: Trained
-
-    name = "shapes"
-    dim = 64
-
-    @classmethod
-    def load(cls) -> ShapesFeatures:
-        from tarkit.eval.metrics.shapes_classifier import train_classifier
-
-        return cls(train_classifier())
-
-    def identity(self) -> dict[str, Any]:
-        named = {"features": self.name, "dim": self.dim, "accuracy": self.trained.accuracy}
-        return {**named, "sha256": self.trained.sha256}
-
-    def extract(self, pictures: Sequence[Image.Image]) -> Features:
-        """n RGB pictures, brought to 64 x 64 -> (n, 64) float32."""
-        import torch
-
-        from tarkit.models.pixels import to_unit
-
-        rows = [to_uint8(resize(picture, 64, "squash")) for picture in pictures]
-        with torch.no_grad():
-            found: Features = self.trained.network(to_unit(rows)).numpy()
-        return found
-
-    def logits(self, features: Features) -> Features:
-        """(n, 64) -> (n, 120), without bias."""
-        import torch
-
-        with torch.no_grad():
-            logits: Features = self.trained.network.head(torch.from_numpy(features)).numpy()
-        return logits
-
-
+SHAPES = "tarkit.eval.metrics.shapes_classifier:load_features"  # only the drawn world imports it
 EXTRACTORS: Mapping[str, Callable[[str | Path, str], FeatureExtractor]] = {
     "tatok": TatokFeatures.load,
     "inception": lambda model, device: InceptionFeatures.load(device),
-    "shapes": lambda model, device: ShapesFeatures.load(),
+    "shapes": lambda model, device: pkgutil.resolve_name(SHAPES)(),
 }
 
 

@@ -1,6 +1,6 @@
-"""How good a judge is, and what choosing by it can gain.
+"""How good a judge is, and the picks that its scores make.
 
-All of one judge's scores and of true labels (True: the picture is right). Letters: B pictures.
+A label is True where the picture is right. Letters: B pictures, P pools, N candidates a pool.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def auroc(scores: Floats, labels: Bools) -> float | None:
 
 
 def auroc_within(scores: Floats, labels: Bools, clusters: Sequence[Any]) -> float | None:
-    """`auroc` over pairs of the same prompt alone, which is all that choosing among them needs.
+    """`auroc` over pairs of pictures of one prompt: choosing among them needs no more.
 
-    A judge that knows hard prompts from easy ones has a high AUROC and nothing to choose by. The
-    mean over prompts with pictures of both kinds; None where there is none.
+    A judge that only tells hard prompts from easy ones has a high AUROC and cannot choose. The mean
+    over prompts with both right and wrong pictures; None where there is no such prompt.
     """
     _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    found = [auroc(scores[inverse == n], labels[inverse == n]) for n in range(inverse.max() + 1)]
-    ranked = [value for value in found if value is not None]
-    return float(np.mean(ranked)) if ranked else None
+    values = [auroc(scores[inverse == n], labels[inverse == n]) for n in range(inverse.max() + 1)]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def judge_results(
@@ -52,12 +52,12 @@ def judge_results(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """AUROC with its interval (prompts redrawn), and the figures of a yes above `threshold`.
+    """AUROC with its 95 % interval (prompts redrawn), and the figures of a yes above `threshold`.
 
     `predicted` is the share of right pictures among those accepted, p t / (p t + (1-p)(1-s)) with
     base accuracy p, true positive rate t and true negative rate s; no gain where t + s <= 1.
-    A score without a threshold ranks and has an AUROC alone. `ece`, the expected calibration error
-    over ten equal bins, is of probabilities only.
+    A score without a threshold has an AUROC alone. Only probabilities have `ece`, the expected
+    calibration error over ten equal bins.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     base = float(truth.mean())
@@ -65,20 +65,20 @@ def judge_results(
         "auroc": _interval(values, truth, clusters, replicates, seed),
         "auroc_within": auroc_within(values, truth, clusters),
     }
-    if threshold is None:  # a score that ranks and says neither yes nor no
+    if threshold is None:
         return {**ranks, "base_accuracy": base, "num_pictures": len(values)}
-    said = values > threshold
-    tpr = float(said[truth].mean()) if truth.any() else None
-    tnr = float((~said[~truth]).mean()) if (~truth).any() else None
+    accepted = values > threshold
+    tpr = float(accepted[truth].mean()) if truth.any() else None
+    tnr = float((~accepted[~truth]).mean()) if (~truth).any() else None
     figures: dict[str, Any] = {
         **ranks,
         "tpr": tpr,
         "tnr": tnr,
         "balanced_accuracy": None if tpr is None or tnr is None else (tpr + tnr) / 2,
-        "f1_no": _f1(~said, ~truth),
-        "yes_share": float(said.mean()),
+        "f1_no": _f1(~accepted, ~truth),
+        "yes_share": float(accepted.mean()),
         "base_accuracy": base,
-        "accepted_accuracy": float(truth[said].mean()) if said.any() else None,
+        "accepted_accuracy": float(truth[accepted].mean()) if accepted.any() else None,
         "predicted": None if tpr is None or tnr is None else predicted(base, tpr, tnr),
         "num_pictures": len(values),
     }
@@ -103,8 +103,8 @@ def calibration_error(probabilities: Floats, labels: Bools) -> float:
     return float(sum(gaps))
 
 
-def _f1(said: Bools, truth: Bools) -> float:
-    return float(2 * (said & truth).sum() / max(said.sum() + truth.sum(), 1))
+def _f1(answers: Bools, truth: Bools) -> float:
+    return float(2 * (answers & truth).sum() / max(answers.sum() + truth.sum(), 1))
 
 
 def _interval(
@@ -135,10 +135,12 @@ def best_of_n(scores: Floats, n: int) -> NDArray[np.int64]:
 
 
 def first_accepted(scores: Floats, n: int, threshold: float) -> tuple[NDArray[np.int64], Floats]:
-    """(P, N) scores -> (P,) the first of n above the threshold, or the best where none is; and how
-    many were tried."""
+    """(P, N) scores -> (P,) the first of n above the threshold, and (P,) how many were tried.
+
+    Where none is above it, all n were tried and the best is chosen.
+    """
     accepted = scores[:, :n] > threshold
-    found = accepted.any(axis=1)
+    any_accepted = accepted.any(axis=1)
     first = accepted.argmax(axis=1)
-    chosen = np.where(found, first, best_of_n(scores, n))
-    return chosen.astype(np.int64), np.where(found, first + 1, n).astype(np.float64)
+    chosen = np.where(any_accepted, first, best_of_n(scores, n))
+    return chosen.astype(np.int64), np.where(any_accepted, first + 1, n).astype(np.float64)

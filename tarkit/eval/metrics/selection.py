@@ -1,7 +1,8 @@
-"""Ways of choosing among candidates, compared on the same pools: self-reflect's figures.
+"""Ways of choosing among candidates, compared on the same pools: the figures of self-reflect.
 
-Letters: S slots (reported pictures), N candidates a slot. A budget is how many candidates an arm
-may draw; `tokens` is what an arm spends on one reported picture.
+An arm is one way of choosing. Its budget is the number of candidates that it may draw, its tokens
+those that it reads and writes for one reported picture.
+Letters: S slots (reported pictures), N candidates a slot.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ORACLE = "oracle"
 
 @dataclass(frozen=True)
 class Pool:
-    """(S, N) each: what every judge gave, and whether the candidate is right."""
+    """(S, N) each: the scores of every judge, and whether the candidate is right."""
 
     scores: Mapping[str, Floats]
     right: Bools
@@ -37,7 +38,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Slots:
-    """What each of the S slots belongs to."""
+    """The prompt, the task and the column of each of the S slots."""
 
     prompts: Sequence[str]
     tasks: Sequence[str]
@@ -51,7 +52,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class _Values:
-    """Whether pictures are right, and what they belong to."""
+    """Whether each picture is right, with its prompt, task and column."""
 
     right: Bools
     slots: Slots
@@ -74,8 +75,8 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """(S,) chosen candidates, how many were drawn, and the tokens spent on each slot."""
+class _ArmResult:
+    """(S,) each: whether the chosen candidate is right, candidates drawn, tokens spent."""
 
     right: Bools
     tried: Floats
@@ -92,32 +93,32 @@ def arms(
     """
     each = slots.repeated(pool.right.shape[1])
     single = _Values(pool.right.ravel(), each)
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for n in budgets:
-        apart = _apart(pool, n)
-        of_apart = slots.repeated(len(apart.right) // len(slots.prompts))
-        choices = {"single": (_single(_apart(pool, 1), cost), each)}
+        pools = _split(pool, n)
+        pool_slots = slots.repeated(len(pools.right) // len(slots.prompts))
+        results = {"single": (_single(_split(pool, 1), cost), each)}
         for name, choose in _choosers(pool, cost).items():
-            choices[name] = (choose(apart, n), of_apart)
-        choices["edit-yes-codes"] = (_until(edits, "yes_codes", n, cost), slots)
-        choices[ORACLE] = (_oracle(apart, n, cost), of_apart)
-        for name, (choice, of) in choices.items():
-            found.setdefault(name, {})[str(n)] = _figures(choice, of, single)
-    return found
+            results[name] = (choose(pools, n), pool_slots)
+        results["edit-yes-codes"] = (_until(edits, "yes_codes", n, cost), slots)
+        results[ORACLE] = (_oracle(pools, n, cost), pool_slots)
+        for name, (result, own_slots) in results.items():
+            figures.setdefault(name, {})[str(n)] = _figures(result, own_slots, single)
+    return figures
 
 
-def _apart(pool: Pool, n: int) -> Pool:
+def _split(pool: Pool, n: int) -> Pool:
     """(S, N) -> (S N / n, n): disjoint pools, those of a slot one after the other."""
     assert pool.right.shape[1] % n == 0
     scores = {name: values.reshape(-1, n) for name, values in pool.scores.items()}
     return Pool(scores, pool.right.reshape(-1, n))
 
 
-def _choosers(pool: Pool, cost: Cost) -> dict[str, Callable[[Pool, int], _Choice]]:
-    def best(score: str) -> Callable[[Pool, int], _Choice]:
+def _choosers(pool: Pool, cost: Cost) -> dict[str, Callable[[Pool, int], _ArmResult]]:
+    def best(score: str) -> Callable[[Pool, int], _ArmResult]:
         on_pixels = score.endswith("_pixels")
 
-        def choose(own: Pool, n: int) -> _Choice:
+        def choose(own: Pool, n: int) -> _ArmResult:
             picks = best_of_n(own.scores[score], n)
             tried = np.full(len(picks), float(n))
             return _chosen(own, picks, tried, cost, score, on_pixels=on_pixels)
@@ -131,17 +132,17 @@ def _choosers(pool: Pool, cost: Cost) -> dict[str, Callable[[Pool, int], _Choice
     }
 
 
-def _single(own: Pool, cost: Cost) -> _Choice:
+def _single(own: Pool, cost: Cost) -> _ArmResult:
     picks = np.zeros(len(own.right), dtype=np.int64)
     return _chosen(own, picks, np.ones(len(picks)), cost, None)
 
 
-def _oracle(own: Pool, n: int, cost: Cost) -> _Choice:
+def _oracle(own: Pool, n: int, cost: Cost) -> _ArmResult:
     picks = best_of_n(own.right.astype(np.float64), n)
     return _chosen(own, picks, np.full(len(picks), float(n)), cost, None, on_pixels=True)
 
 
-def _until(own: Pool, score: str, n: int, cost: Cost) -> _Choice:
+def _until(own: Pool, score: str, n: int, cost: Cost) -> _ArmResult:
     by, _ = score.split("_")
     picks, tried = first_accepted(own.scores[score], n, ACCEPTED[by])
     return _chosen(own, picks, tried, cost, score)
@@ -155,18 +156,22 @@ def _chosen(
     score: str | None,
     *,
     on_pixels: bool = False,
-) -> _Choice:
-    drawn = tried if on_pixels else np.ones(len(tried))
-    tokens = cost.words * tried + cost.judge.get(score or "", 0.0) * tried + cost.pixels * drawn
-    return _Choice(own.right[np.arange(len(picks)), picks], tried, tokens)
+) -> _ArmResult:
+    num_drawn = tried if on_pixels else np.ones(len(tried))
+    tokens = cost.words * tried + cost.judge.get(score or "", 0.0) * tried
+    tokens = tokens + cost.pixels * num_drawn
+    return _ArmResult(own.right[np.arange(len(picks)), picks], tried, tokens)
 
 
-def _figures(choice: _Choice, slots: Slots, single: _Values) -> dict[str, Any]:
-    """Pictures of a prompt are not independent: a value is a prompt's share of right ones."""
+def _figures(result: _ArmResult, slots: Slots, single: _Values) -> dict[str, Any]:
+    """The figures of an arm at a budget, over prompts.
+
+    Pictures of a prompt are not independent, so a value is a prompt's share of right pictures.
+    """
     prompts = list(dict.fromkeys(slots.prompts))
     first = [slots.prompts.index(prompt) for prompt in prompts]
     tasks = [slots.tasks[place] for place in first]
-    after, before = _Values(choice.right, slots).of(prompts), single.of(prompts)
+    after, before = _Values(result.right, slots).of(prompts), single.of(prompts)
     six = np.isin(tasks, TASKS)
     heldout = six & np.array([slots.columns[place] == "heldout" for place in first])
     figures: dict[str, Any] = {
@@ -177,8 +182,8 @@ def _figures(choice: _Choice, slots: Slots, single: _Values) -> dict[str, Any]:
             clusters=list(np.array(prompts)[six]),
             groups=[task for task in tasks if task in TASKS],
         )._asdict(),
-        "tried": float(choice.tried.mean()),
-        "tokens": float(choice.tokens.mean()),
+        "tried": float(result.tried.mean()),
+        "tokens": float(result.tokens.mean()),
     }
     if heldout.any():
         names = list(np.array(prompts)[heldout])
@@ -202,11 +207,11 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
             [
                 [
                     name,
-                    *(_interval(found[n]) for n in budgets),
-                    _interval(found[last].get("heldout")),
-                    f"{found[last]['tokens']:.0f}",
+                    *(_interval(figures[n]) for n in budgets),
+                    _interval(figures[last].get("heldout")),
+                    f"{figures[last]['tokens']:.0f}",
                 ]
-                for name, found in results["arms"].items()
+                for name, figures in results["arms"].items()
             ],
             "95 % intervals redraw prompts. oracle is the scorer itself: a bound and no result.",
         ),
@@ -216,10 +221,10 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
             [
                 [
                     name,
-                    *(_delta(found[n]["gain"]) for n in budgets),
-                    *(_delta(found[n].get("heldout_gain")) for n in budgets),
+                    *(_delta(figures[n]["gain"]) for n in budgets),
+                    *(_delta(figures[n].get("heldout_gain")) for n in budgets),
                 ]
-                for name, found in results["arms"].items()
+                for name, figures in results["arms"].items()
                 if name != "single"
             ],
         ),
@@ -241,9 +246,9 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                 [
                     name.replace("_", " on "),
                     column,
-                    _interval(found["auroc"]),
+                    _interval(figures["auroc"]),
                     *(
-                        _share(found.get(key))
+                        _share(figures.get(key))
                         for key in (
                             *("auroc_within", "tpr", "tnr", "balanced_accuracy"),
                             *("base_accuracy", "accepted_accuracy", "predicted"),
@@ -251,7 +256,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                     ),
                 ]
                 for name, columns in results["judge"].items()
-                for column, found in columns.items()
+                for column, figures in columns.items()
             ],
             "within: AUROC among the pictures of one prompt, all that a choice needs. right: of "
             "all pictures; accepted: of those judged yes; predicted: from TPR and TNR. "
@@ -261,7 +266,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
             "Judges on true pictures against corrupted ones, AUROC",
             ["judge", *next(iter(results["renders"].values()))],
             [
-                [by, *(_interval(found["auroc"]) for found in kinds.values())]
+                [by, *(_interval(figures["auroc"]) for figures in kinds.values())]
                 for by, kinds in results["renders"].items()
             ],
         ),
@@ -274,16 +279,16 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
     ]
 
 
-def _interval(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _interval(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
         return "-"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def _delta(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _delta(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
         return "-"
-    return f"{found['delta']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{figure['delta']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
 
 
 def _share(value: float | None) -> str:

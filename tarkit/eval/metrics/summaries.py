@@ -1,6 +1,6 @@
 """Figures of verdicts and answers: for each task and each column, with intervals.
 
-Every function returns plain JSON values. A failed picture, answer or caption scores 0 and lowers
+Every function returns plain JSON values. A failed picture or answer scores 0 and lowers
 `coverage`; it is never left out. A column is the kind of prompt or scene: `seen` in training,
 `heldout` compositions, `extrapolation` beyond training's counts.
 Letters: P prompts, n pictures a prompt, Q questions.
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.eval.metrics.captions import CaptionCounts, caption_exact, caption_f1, caption_scores
 from tarkit.eval.metrics.yes_no import accuracy, f1, outcomes, score_yes_no
 from tarkit.scoring.statistics import (
     COLOR_POSITION,
@@ -146,38 +145,6 @@ def _yes_no(scores: QuestionScores, chosen: Bools) -> dict[str, Any]:
     for name, figure in (("accuracy", accuracy), ("f1", f1)):
         figures[name] = _plain(bootstrap(counts, clusters, figure))
     return {**figures, "chance": float(scores.chance[rows].mean())}
-
-
-@dataclass(frozen=True)
-class SceneCaptions:
-    """Counts of each scene's caption, and of captions shuffled between scenes."""
-
-    columns: Sequence[str]
-    counts: Sequence[CaptionCounts]
-    chance: Sequence[CaptionCounts]
-    failed: Sequence[bool]
-
-
-def caption_results(captions: SceneCaptions) -> dict[str, Any]:
-    """Caption figures over all scenes and for each column, and by chance."""
-    table = np.asarray(captions.counts, dtype=np.int64)
-    columns = np.asarray(captions.columns)
-    return {
-        "all": _captions(table),
-        "columns": {
-            name: _captions(table[columns == name]) for name in COLUMNS if (columns == name).any()
-        },
-        "chance": caption_scores(captions.chance)._asdict(),
-        "coverage": 1.0 - sum(captions.failed) / len(table),
-        "num_captions": len(table),
-    }
-
-
-def _captions(table: NDArray[np.int64]) -> dict[str, Any]:
-    figures: dict[str, Any] = caption_scores(table)._asdict()
-    for name, figure in (("f1", caption_f1), ("exact", caption_exact)):
-        figures[name] = _plain(bootstrap(table, range(len(table)), figure))
-    return figures
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:

@@ -5,20 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from tarkit.eval.metrics.captions import compare_caption
 from tarkit.eval.metrics.summaries import (
     PictureScores,
     QuestionScores,
-    SceneCaptions,
-    caption_results,
     picture_results,
     question_results,
 )
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 from tarkit.scoring.tables import tables
-from tarkit.shapes.scene import Background, Object, Scene
-
-SCENE = Scene((Object("ring", "red", 20, 32, 8),), Background("plain", (140, 140, 140)))
 
 
 def picture_scores() -> PictureScores:
@@ -85,24 +79,6 @@ def test_question_figures_by_kind_and_column() -> None:
     assert found["all"]["f1"]["value"] == 0.5
     assert found["columns"]["seen"]["accuracy"]["value"] == 0.5
     assert found["coverage"] == 0.75
-
-
-def test_caption_figures_by_column() -> None:
-    right, wrong = compare_caption("a red ring", SCENE), compare_caption("a red star", SCENE)
-    found = caption_results(
-        SceneCaptions(
-            columns=["seen", "heldout"],
-            counts=[right, wrong],
-            chance=[wrong, wrong],
-            failed=[False, True],
-        )
-    )
-    assert found["all"]["exact"]["value"] == 0.5
-    assert found["all"]["f1"]["value"] == 0.5  # 2 x 1 right / (2 said + 2 shown)
-    assert found["columns"]["seen"]["f1"]["value"] == 1.0
-    assert found["columns"]["heldout"]["recall"] == 0.0
-    assert found["chance"]["exact"] == 0.0
-    assert found["coverage"] == 0.5
 
 
 def test_every_figure_is_plain_json() -> None:

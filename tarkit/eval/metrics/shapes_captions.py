@@ -1,19 +1,22 @@
 """Captions of drawn scenes: parsed, and compared with what the picture shows.
 
 A caption is read by the world's own grammar into groups, (count, colour, shape), and relations.
-Groups are compared as a multiset, so "two red rings" of three is wrong as a whole. A caption in
-which the grammar finds no object states nothing: it costs recall and is counted in `unreadable`.
+Groups are compared as a multiset, so "two red rings" is wrong as a whole where there are three. A
+caption in which the grammar finds no object states nothing: it costs recall and counts in
+`unreadable`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tarkit.scoring.statistics import COLUMNS, bootstrap
 from tarkit.shapes.grammar import Facts, facts_of, parse
 from tarkit.shapes.scene import Scene
 
@@ -21,10 +24,11 @@ Floats = NDArray[np.float64]
 
 
 class CaptionCounts(NamedTuple):
-    """What one caption says and what of it is so; sums of these make every figure.
+    """What one caption states and how much of it is true; sums of these make every figure.
 
-    `pairs` is 1 for a scene of two different objects that stand in a relation, and `pairs_told`
-    is 1 if a true one is stated: no caption of the world states more.
+    `pairs` is 1 for a scene of two different objects with a relation, and `pairs_told` is 1 if the
+    caption states a true one: no caption of the drawn world states more. The names stand in the
+    rows of `scores.parquet`.
     """
 
     said: int
@@ -41,10 +45,10 @@ class CaptionCounts(NamedTuple):
 
 
 class CaptionScores(NamedTuple):
-    """Shares in [0, 1]; precision and F1 are 0 where nothing was said.
+    """Shares in [0, 1]; precision and F1 are 0 where captions state nothing.
 
     `exact`: the groups are those of the scene, no stated relation is false, and a pair's relation
-    is told. The background's kind is not asked for there, it has its own share.
+    is stated. The background does not count there; it has its own share.
     """
 
     precision: float
@@ -59,27 +63,27 @@ class CaptionScores(NamedTuple):
 
 
 def compare_caption(caption: str | None, scene: Scene) -> CaptionCounts:
-    """Counts for one caption; None is a caption that could not be had."""
-    said, shown = parse(caption) if caption is not None else Facts(), facts_of(scene)
-    groups_said, groups_shown = Counter(said.groups), Counter(shown.groups)
-    told_right = said.relations & shown.relations
+    """Counts for one caption; None is a caption that failed, and states nothing."""
+    stated, shown = parse(caption) if caption is not None else Facts(), facts_of(scene)
+    groups_stated, groups_shown = Counter(stated.groups), Counter(shown.groups)
+    true_relations = stated.relations & shown.relations
     is_pair = len(scene.objects) == 2 and bool(shown.relations)
     exact = (
-        groups_said == groups_shown
-        and told_right == said.relations
-        and (bool(told_right) or not is_pair)
+        groups_stated == groups_shown
+        and true_relations == stated.relations
+        and (bool(true_relations) or not is_pair)
     )
     return CaptionCounts(
-        said=groups_said.total(),
+        said=groups_stated.total(),
         shown=groups_shown.total(),
-        right=(groups_said & groups_shown).total(),
-        relations_said=len(said.relations),
-        relations_right=len(told_right),
+        right=(groups_stated & groups_shown).total(),
+        relations_said=len(stated.relations),
+        relations_right=len(true_relations),
         pairs=int(is_pair),
-        pairs_told=int(is_pair and bool(told_right)),
-        background_right=int(said.background == shown.background),
+        pairs_told=int(is_pair and bool(true_relations)),
+        background_right=int(stated.background == shown.background),
         exact=int(exact),
-        unreadable=int(not said.groups),
+        unreadable=int(not stated.groups),
     )
 
 
@@ -102,6 +106,38 @@ def caption_scores(counts: Sequence[CaptionCounts] | NDArray[np.int64]) -> Capti
         exact=total.exact / total.captions,
         unreadable=total.unreadable / total.captions,
     )
+
+
+@dataclass(frozen=True)
+class SceneCaptions:
+    """Counts of each scene's caption, and of captions shuffled between scenes."""
+
+    columns: Sequence[str]
+    counts: Sequence[CaptionCounts]
+    chance: Sequence[CaptionCounts]
+    failed: Sequence[bool]
+
+
+def caption_results(captions: SceneCaptions) -> dict[str, Any]:
+    """Caption figures over all scenes and for each column, and by chance."""
+    table = np.asarray(captions.counts, dtype=np.int64)
+    columns = np.asarray(captions.columns)
+    return {
+        "all": _figures(table),
+        "columns": {
+            name: _figures(table[columns == name]) for name in COLUMNS if (columns == name).any()
+        },
+        "chance": caption_scores(captions.chance)._asdict(),
+        "coverage": 1.0 - sum(captions.failed) / len(table),
+        "num_captions": len(table),
+    }
+
+
+def _figures(table: NDArray[np.int64]) -> dict[str, Any]:
+    figures: dict[str, Any] = caption_scores(table)._asdict()
+    for name, figure in (("f1", caption_f1), ("exact", caption_exact)):
+        figures[name] = bootstrap(table, range(len(table)), figure)._asdict()
+    return figures
 
 
 def caption_f1(sums: Floats) -> Floats:

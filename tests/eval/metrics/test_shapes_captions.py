@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from tarkit.eval.metrics.captions import CaptionCounts, caption_scores, compare_caption
+from tarkit.eval.metrics.shapes_captions import (
+    CaptionCounts,
+    SceneCaptions,
+    caption_results,
+    caption_scores,
+    compare_caption,
+)
 from tarkit.shapes.captions import caption_g1, caption_g2
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import Background, Object, Scene
@@ -93,3 +99,22 @@ def test_captions_of_other_scenes_are_rarely_exact() -> None:
 def test_no_captions_are_an_error() -> None:
     with pytest.raises(ValueError, match="no captions"):
         caption_scores([])
+
+
+def test_caption_figures_by_column() -> None:
+    scene = Scene((Object("ring", "red", 20, 32, 8),), PLAIN)
+    right, wrong = compare_caption("a red ring", scene), compare_caption("a red star", scene)
+    found = caption_results(
+        SceneCaptions(
+            columns=["seen", "heldout"],
+            counts=[right, wrong],
+            chance=[wrong, wrong],
+            failed=[False, True],
+        )
+    )
+    assert found["all"]["exact"]["value"] == 0.5
+    assert found["all"]["f1"]["value"] == 0.5  # 2 x 1 right / (2 said + 2 shown)
+    assert found["columns"]["seen"]["f1"]["value"] == 1.0
+    assert found["columns"]["heldout"]["recall"] == 0.0
+    assert found["chance"]["exact"] == 0.0
+    assert found["coverage"] == 0.5
