@@ -62,7 +62,7 @@ class RMSNorm(nn.Module):
         return y.to(x.dtype) * self.weight
 
 
-class Cache:
+class KeyValueCache:
     """Keys and values of one layer for a sequence whose length is known beforehand."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
@@ -78,7 +78,7 @@ class Cache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
-class _Attention(nn.Module):
+class ArDtokAttention(nn.Module):
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.heads = arch.heads
@@ -89,7 +89,7 @@ class _Attention(nn.Module):
         )
         self.wo = nn.Linear(arch.width, arch.width, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x.shape
         widths = [n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = (
@@ -108,7 +108,7 @@ class _Attention(nn.Module):
         return result
 
 
-class _FeedForward(nn.Module):
+class ArDtokFeedForward(nn.Module):
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.w1 = nn.Linear(arch.width, arch.ffn_width, bias=False)
@@ -120,17 +120,17 @@ class _FeedForward(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class ArDtokBlock(nn.Module):
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
-        self.attention = _Attention(arch)
-        self.feed_forward = _FeedForward(arch)
+        self.attention = ArDtokAttention(arch)
+        self.feed_forward = ArDtokFeedForward(arch)
         self.attention_norm = RMSNorm(arch.width, arch.norm_eps)
         self.ffn_norm = RMSNorm(arch.width, arch.norm_eps)
         self.residual_dropout = nn.Dropout(arch.residual_dropout)
         self.ffn_dropout = nn.Dropout(arch.ffn_dropout)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         h = x + self.residual_dropout(self.attention(self.attention_norm(x), cache))
         out: Tensor = h + self.ffn_dropout(self.feed_forward(self.ffn_norm(h)))
         return out
@@ -148,7 +148,7 @@ class ArDtok(nn.Module):
             torch.zeros(1, arch.max_condition + arch.num_codes - 1, arch.width)
         )
         self.token_dropout = nn.Dropout(arch.token_dropout)
-        self.layers = nn.ModuleList(_Block(arch) for _ in range(arch.layers))
+        self.layers = nn.ModuleList(ArDtokBlock(arch) for _ in range(arch.layers))
         self.norm = RMSNorm(arch.width, arch.norm_eps)
         self.output = nn.Linear(arch.width, arch.vocab_size, bias=False)
 
@@ -212,7 +212,7 @@ class ArDtok(nn.Module):
             prompt = torch.cat([prompt, null])
         head_width = self.arch.width // self.arch.heads
         shape = (len(prompt), self.arch.kv_heads or self.arch.heads, n + N - 1, head_width)
-        caches = [Cache(shape, prompt) for _ in self.layers]
+        caches = [KeyValueCache(shape, prompt) for _ in self.layers]
         x = prompt + self.abs_pe[:, :n]
         drawn: list[Tensor] = []
         for step in range(N):

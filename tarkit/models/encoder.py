@@ -37,7 +37,7 @@ class EncoderArch(Config):
         return self.size_px // self.patch_px
 
 
-class Attention(nn.Module):
+class VitAttention(nn.Module):
     """Full multi-head attention with four separate, biased projections."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         return out
 
 
-class Mlp(nn.Module):
+class VitMlp(nn.Module):
     """fc2(gelu_tanh(fc1 x))."""
 
     def __init__(self, width: int, mlp_width: int) -> None:
@@ -73,15 +73,15 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads)
+        self.self_attn = VitAttention(width, heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=1e-6)
         self.layer_norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = VitMlp(width, mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -89,15 +89,15 @@ class Block(nn.Module):
         return out
 
 
-class Layers(nn.Module):
+class VitLayers(nn.Module):
     """A stack of blocks under the published name `encoder.layers`."""
 
     def __init__(self, layers: int, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(layers))
+        self.layers = nn.ModuleList(VitBlock(width, heads, mlp_width) for _ in range(layers))
 
 
-class Embeddings(nn.Module):
+class VitEmbeddings(nn.Module):
     """Pixels to positions: (B, 3, H, W) -> (B, N, D), row-major, no class token."""
 
     def __init__(self, arch: EncoderArch) -> None:
@@ -130,7 +130,7 @@ class Embeddings(nn.Module):
         return x + self.position_embedding.weight
 
 
-class AttentionPool(nn.Module):
+class VitAttentionPool(nn.Module):
     """One learned query over all positions, then an MLP: SigLIP's picture vector (B, D)."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
@@ -138,7 +138,7 @@ class AttentionPool(nn.Module):
         self.probe = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.layernorm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = VitMlp(width, mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
         probe = self.probe.expand(x.shape[0], -1, -1)
@@ -153,11 +153,11 @@ class VisionEncoder(nn.Module):
     def __init__(self, arch: EncoderArch) -> None:
         super().__init__()
         self.arch = arch
-        self.embeddings = Embeddings(arch)
-        self.encoder = Layers(arch.layers, arch.width, arch.heads, arch.mlp_width)
+        self.embeddings = VitEmbeddings(arch)
+        self.encoder = VitLayers(arch.layers, arch.width, arch.heads, arch.mlp_width)
         self.post_layernorm = nn.LayerNorm(arch.width, eps=1e-6)
         if arch.head:
-            self.head = AttentionPool(arch.width, arch.heads, arch.mlp_width)
+            self.head = VitAttentionPool(arch.width, arch.heads, arch.mlp_width)
 
     def features(self, pixels: Tensor, *, layer: int = -1) -> Tensor:
         """Hidden state `layer` of [embeddings, block 0, block 1, ...], before any final norm.
@@ -196,7 +196,7 @@ class TextTower(nn.Module):
         self.position_embedding = nn.Embedding(length, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
-        self.encoder = Layers(layers, width, heads, 4 * width)
+        self.encoder = VitLayers(layers, width, heads, 4 * width)
         self.final_layer_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, out_width)
 

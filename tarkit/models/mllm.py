@@ -196,7 +196,7 @@ class PackedLoss(nn.Module):
         return losses, targets[wanted]
 
 
-class _Decoding:
+class CachedDecoding:
     """Left-padded prompts with a cache, one step at a time."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
@@ -255,7 +255,7 @@ def generate_codes(
     guided = guidance != 1
     if guided and len(unguided) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
-    decoding = _Decoding(model, [*prompts, *unguided] if guided else prompts)
+    decoding = CachedDecoding(model, [*prompts, *unguided] if guided else prompts)
     drawn = []
     for step in range(num_codes):
         logits = decoding.hidden @ head.T
@@ -290,7 +290,7 @@ def generate_text(
 ) -> list[list[int]]:
     """Text ids for each prompt up to a stop id, drawn from the text rows alone."""
     head = model.get_output_embeddings().weight[:text_size]
-    decoding = _Decoding(model, prompts)
+    decoding = CachedDecoding(model, prompts)
     out: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     for _ in range(max_tokens):
@@ -316,7 +316,7 @@ def generate_text(
 @torch.no_grad()
 def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """(B, V) logits of the first token after each prompt."""
-    logits: Tensor = model.get_output_embeddings()(_Decoding(model, prompts).hidden)
+    logits: Tensor = model.get_output_embeddings()(CachedDecoding(model, prompts).hidden)
     return logits
 
 

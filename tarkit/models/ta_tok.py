@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tarkit.config import Config
 from tarkit.models.codebook import TextAlignedCodebook
-from tarkit.models.encoder import EncoderArch, Layers, VisionEncoder
+from tarkit.models.encoder import EncoderArch, VisionEncoder, VitLayers
 from tarkit.vocab import Scale
 
 
@@ -49,7 +49,7 @@ class TaTokOutput(NamedTuple):
     commitment_loss: Tensor  # () Eq. 3
 
 
-class _DecoderEmbeddings(nn.Module):
+class TaTokDecoderEmbeddings(nn.Module):
     """Quantised features to positions; the table is resized to the picture's own grid."""
 
     def __init__(self, arch: TaTokArch) -> None:
@@ -70,12 +70,12 @@ class _DecoderEmbeddings(nn.Module):
         return x + table.flatten(2).transpose(1, 2).to(x.dtype)
 
 
-class _DecoderTransformer(nn.Module):
+class TaTokDecoderTransformer(nn.Module):
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
         width = arch.encoder.width
-        self.embeddings = _DecoderEmbeddings(arch)
-        self.encoder = Layers(
+        self.embeddings = TaTokDecoderEmbeddings(arch)
+        self.encoder = VitLayers(
             arch.decoder_layers, width, arch.decoder_heads, arch.decoder_mlp_width
         )
         self.post_layernorm = nn.LayerNorm(width, eps=1e-6)
@@ -88,19 +88,19 @@ class _DecoderTransformer(nn.Module):
         return out
 
 
-class _Decoder(nn.Module):
+class TaTokDecoder(nn.Module):
     """Holds the transformer under the published prefix `decoder.vision_model`."""
 
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
-        self.vision_model = _DecoderTransformer(arch)
+        self.vision_model = TaTokDecoderTransformer(arch)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.vision_model(x)
         return out
 
 
-class _Bottleneck(nn.Module):
+class TaTokBottleneck(nn.Module):
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
         self.in_linear = nn.Linear(arch.encoder.width, arch.code_width)
@@ -135,12 +135,12 @@ class TaTok(nn.Module):
         self.arch = arch
         width = arch.encoder.width
         self.encoder = VisionEncoder(arch.encoder)
-        self.decoder = _Decoder(arch)
+        self.decoder = TaTokDecoder(arch)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh())
         self.decode_task_layer = nn.Sequential(
             nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)
         )
-        self.bottleneck = _Bottleneck(arch)
+        self.bottleneck = TaTokBottleneck(arch)
 
     @property
     def codebook(self) -> TextAlignedCodebook:

@@ -86,7 +86,7 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-class _Down(nn.Module):
+class VqvaeDownsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
@@ -96,7 +96,7 @@ class _Down(nn.Module):
         return out
 
 
-class _Up(nn.Module):
+class VqvaeUpsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -106,7 +106,7 @@ class _Up(nn.Module):
         return out
 
 
-class _Level(nn.Module):
+class VqvaeLevel(nn.Module):
     """The blocks of one resolution, and the step to the next."""
 
     def __init__(
@@ -119,9 +119,9 @@ class _Level(nn.Module):
         )
         self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
         if step == "down":
-            self.downsample = _Down(width)
+            self.downsample = VqvaeDownsample(width)
         elif step == "up":
-            self.upsample = _Up(width)
+            self.upsample = VqvaeUpsample(width)
 
     def forward(self, x: Tensor) -> Tensor:
         for index, res in enumerate(self.res):
@@ -139,7 +139,7 @@ def _middle(width: int) -> nn.ModuleList:
     return nn.ModuleList([ResBlock(width, width), AttnBlock(width), ResBlock(width, width)])
 
 
-class Encoder(nn.Module):
+class VqvaeEncoder(nn.Module):
     """(B, 3, H, W) -> (B, latent_channels, h, w)."""
 
     def __init__(self, arch: VqvaeArch) -> None:
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         self.unshuffle = arch.unshuffle
         self.conv_in = nn.Conv2d(3 * arch.unshuffle**2, arch.channels, 3, padding=1)
         self.conv_blocks = nn.ModuleList(
-            _Level(
+            VqvaeLevel(
                 widths[max(level - 1, 0)] if level else arch.channels,
                 width,
                 blocks=arch.num_res_blocks,
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class VqvaeDecoder(nn.Module):
     """(B, latent_channels, h, w) -> (B, 3, H, W); level 0 is the coarsest."""
 
     def __init__(self, arch: VqvaeArch) -> None:
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(arch.latent_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList(
-            _Level(
+            VqvaeLevel(
                 widths[max(level - 1, 0)],
                 width,
                 blocks=arch.num_res_blocks + 1,
@@ -200,7 +200,7 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.unshuffle)
 
 
-class Quantizer(nn.Module):
+class VqvaeQuantizer(nn.Module):
     """Nearest code on the unit sphere."""
 
     codebook_used: Tensor
@@ -226,9 +226,9 @@ class Vqvae(nn.Module):
     def __init__(self, arch: VqvaeArch) -> None:
         super().__init__()
         self.arch = arch
-        self.encoder = Encoder(arch)
-        self.decoder = Decoder(arch)
-        self.quantize = Quantizer(arch)
+        self.encoder = VqvaeEncoder(arch)
+        self.decoder = VqvaeDecoder(arch)
+        self.quantize = VqvaeQuantizer(arch)
         self.quant_conv = nn.Conv2d(arch.latent_channels, arch.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(arch.code_dim, arch.latent_channels, 1)
 

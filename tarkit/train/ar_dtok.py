@@ -24,7 +24,7 @@ from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.vqvae import Vqvae
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import (
-    Picture,
+    PictureRow,
     Stream,
     draw_scale,
     picture_stream,
@@ -63,7 +63,7 @@ class ArDtokTask:
     def __init__(
         self,
         config: ArDtokConfig,
-        stream: Stream[Picture],
+        stream: Stream[PictureRow],
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
         *,
@@ -105,7 +105,7 @@ class ArDtokTask:
         self._places: dict[str, int] = {}
         self._tables: Codes = {}
 
-    def _encode(self, rows: Sequence[Picture]) -> Codes:
+    def _encode(self, rows: Sequence[PictureRow]) -> Codes:
         """The codes of pictures at every scale that is trained, and the image VQ's."""
         raw = [row.pixels() for row in rows]
         seen = to_pixels([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
@@ -115,7 +115,7 @@ class ArDtokTask:
             codes[scale] = found
         return codes
 
-    def _remembered(self, rows: Sequence[Picture]) -> Codes:
+    def _remembered(self, rows: Sequence[PictureRow]) -> Codes:
         """The codes of a step's pictures, from memory where all are in it.
 
         A batch with a new picture is encoded whole: a smaller one rounds otherwise, and codes must

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
 
 
-class ChatsConfig(Config):
+class ChatBatchesConfig(Config):
     """Which chats a step learns, and how much each token of them weighs."""
 
     seed: int = 0
@@ -163,7 +163,12 @@ def encode_chat(
 
 
 def packed_chats(
-    streams: ChatStreams, config: ChatsConfig, vocabulary: Vocabulary, *, first: int, size: int
+    streams: ChatStreams,
+    config: ChatBatchesConfig,
+    vocabulary: Vocabulary,
+    *,
+    first: int,
+    size: int,
 ) -> Packed:
     """The chats of `size` slots from `first` on, side by side in rows of `config.length`."""
     chats = []
@@ -181,7 +186,7 @@ def packed_chats(
     return pack(chats, config.length)
 
 
-def _prompted(chat: dict[str, Any], slot: int, config: ChatsConfig) -> dict[str, Any]:
+def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
     """The chat of a slot, without its prompt where `prompt_dropout` says so."""
     dropout = config.prompt_dropout
     if chat["task"] != "t2i" or not dropout:

@@ -23,14 +23,14 @@ from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import (
     EncoderArch,
-    Mlp,
     TextTower,
     VisionEncoder,
+    VitMlp,
     sigmoid_contrastive_loss,
 )
 from tarkit.shapes.scene import SIDE_PX, bounding_box, scene_from_json
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, picture_stream, sized, to_pixels
+from tarkit.train.streams import PictureRow, Stream, picture_stream, sized, to_pixels
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 
@@ -132,7 +132,7 @@ class Grounding(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         if surplus:
             self.nothing = nn.Parameter(torch.zeros(width))
-            self.expected = Mlp(width, 4 * width)
+            self.expected = VitMlp(width, 4 * width)
             self.placed = nn.Linear(4, width)
 
     def forward(
@@ -175,14 +175,14 @@ class Grounding(nn.Module):
 class EncoderTask:
     """Each picture with one caption; what other captions of the batch say counts as wrong."""
 
-    def __init__(self, config: EncoderConfig, stream: Stream[Picture]) -> None:
+    def __init__(self, config: EncoderConfig, stream: Stream[PictureRow]) -> None:
         self.config = config
         self.stream = stream
         self.model: SigLip = SigLip(config)
         texts = [self._caption(stream[i]) for i in range(min(stream.total, 4096))]
         self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
 
-    def _caption(self, row: Picture) -> str:
+    def _caption(self, row: PictureRow) -> str:
         """The caption to compare a picture with; UserError where it has none."""
         captions = [c for c in [*(row["captions"] or []), row["prompt"]] if c]
         if not captions:
@@ -219,7 +219,7 @@ class EncoderTask:
             mask[row, : len(tokens)] = 1
         return table, mask
 
-    def _regions(self, rows: Sequence[Picture]) -> Regions | None:
+    def _regions(self, rows: Sequence[PictureRow]) -> Regions | None:
         """Where the objects of the pictures' scenes stand; None where no scene is known."""
         side = self.config.arch.size_px // self.config.arch.patch_px
         known = torch.tensor([row["scene"] is not None for row in rows])

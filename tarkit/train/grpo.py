@@ -38,7 +38,7 @@ from tarkit.inference.tar import Tar
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 from tarkit.train.chat_batches import (
-    ChatsConfig,
+    ChatBatchesConfig,
     ChatStreams,
     check_codes,
     described,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tarkit")
 
 
-class GrpoConfig(LoopConfig, ChatsConfig):
+class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of learning from scored pictures; `batch_size` is the pictures a step learns from."""
 
     group: int = Field(default=8, ge=2)

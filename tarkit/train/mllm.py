@@ -37,7 +37,7 @@ from tarkit.models.mllm import (
     grow,
 )
 from tarkit.train.chat_batches import (
-    ChatsConfig,
+    ChatBatchesConfig,
     ChatStreams,
     check_codes,
     described,
@@ -50,7 +50,7 @@ from tarkit.train.streams import to_bytes
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 
-class MllmConfig(LoopConfig, ChatsConfig):
+class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     lm: LmArch = LmArch()

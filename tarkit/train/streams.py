@@ -23,7 +23,7 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
 from tarkit.vocab import Scale
 
-Row = TypeVar("Row")
+StreamRow = TypeVar("StreamRow")
 
 
 def seed_of(*parts: object) -> int:
@@ -32,13 +32,13 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class Stream(Generic[Row]):
+class Stream(Generic[StreamRow]):
     """Rows of numbered shards in an endless drawn order with random access by position."""
 
     def __init__(
         self,
         counts: Sequence[int],
-        load: Callable[[int], Sequence[Row]],
+        load: Callable[[int], Sequence[StreamRow]],
         *,
         seed: int,
         shards_together: int = 8,
@@ -73,7 +73,7 @@ class Stream(Generic[Row]):
         draw = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
         return [pairs[i] for i in draw.permutation(len(pairs))]
 
-    def __getitem__(self, position: int) -> Row:
+    def __getitem__(self, position: int) -> StreamRow:
         """The row at a position of the endless stream."""
         epoch, within = divmod(position, self.total)
         _, starts = self._epoch(epoch)
@@ -81,13 +81,13 @@ class Stream(Generic[Row]):
         shard, row = self._group(epoch, group)[within - int(starts[group])]
         return self._load(shard)[row]
 
-    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[Row]:
+    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[StreamRow]:
         """This rank's rows of a step: `size` of the step's `size * world`."""
         first = (step * world + rank) * size
         return [self[first + i] for i in range(size)]
 
 
-class Picture(dict[str, Any]):
+class PictureRow(dict[str, Any]):
     """One row of an images artifact, with its picture read when it is asked for."""
 
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
@@ -107,7 +107,7 @@ COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 
 def picture_stream(
     artifact: Artifact, *, seed: int, split: str | None = "train"
-) -> Stream[Picture]:
+) -> Stream[PictureRow]:
     """All usable pictures of an images artifact; rows of another split are left out.
 
     Rows without a split (a user's own pictures) are all used.
@@ -117,14 +117,14 @@ def picture_stream(
     def usable(row: Mapping[str, Any]) -> bool:
         return row["status"] == "ok" and (row["split"] in (None, split) or split is None)
 
-    def load(index: int) -> list[Picture]:
+    def load(index: int) -> list[PictureRow]:
         name = artifact.shards[index]
         rows = artifact.read(name, columns=list(COLUMNS)).to_pylist()
         offsets, sizes = artifact.image_offsets(name)
         tar = str(artifact.tar_path(name))
         ok = [row for row in rows if row["status"] == "ok"]
         return [
-            Picture(row, tar, int(offset), int(size))
+            PictureRow(row, tar, int(offset), int(size))
             for row, offset, size in zip(ok, offsets, sizes, strict=True)
             if usable(row)
         ]

@@ -26,7 +26,7 @@ from tarkit.models.codebook import Representative, distinct_codes, representativ
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized, to_pixels
+from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized, to_pixels
 from tarkit.vocab import Scale
 
 
@@ -179,7 +179,7 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[Picture],
+        stream: Stream[PictureRow],
         encoder: VisionEncoder,
         embeddings: Embeddings,
     ) -> None:
@@ -199,7 +199,7 @@ class TokenizerTask:
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
         self.model.start_from(self._pixels([stream[i] for i in range(min(256, stream.total))]))
 
-    def _pixels(self, rows: Sequence[Picture]) -> Tensor:
+    def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
         size = self.model.ta_tok.arch.encoder.size_px
         return to_pixels([sized(row.pixels(), size) for row in rows])
 

@@ -22,7 +22,7 @@ from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, picture_stream, to_bytes, to_pixels
+from tarkit.train.streams import PictureRow, Stream, picture_stream, to_bytes, to_pixels
 
 
 class VqvaeConfig(LoopConfig):
@@ -47,7 +47,7 @@ class VqvaeConfig(LoopConfig):
 class VqvaeTask:
     """Pixels, through codes, back to pixels."""
 
-    def __init__(self, config: VqvaeConfig, stream: Stream[Picture]) -> None:
+    def __init__(self, config: VqvaeConfig, stream: Stream[PictureRow]) -> None:
         self.config = config
         self.stream = stream
         # Channels last: a tenth faster on CPUs, same numbers.

@@ -18,7 +18,7 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import ar_dtok
 from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask
-from tarkit.train.streams import Picture, picture_stream
+from tarkit.train.streams import PictureRow, picture_stream
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -95,7 +95,7 @@ def test_remembered_codes_are_those_of_the_pictures(
     encoded: list[int] = []
     real = made._encode
 
-    def spy(rows: Sequence[Picture]) -> Any:
+    def spy(rows: Sequence[PictureRow]) -> Any:
         encoded.append(len(rows))
         return real(rows)
 
