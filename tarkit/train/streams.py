@@ -1,8 +1,9 @@
-"""Training streams whose every batch is a pure function of (seed, step): exact resume for nothing.
+"""Training streams whose every batch is a pure function of (seed, step), which makes resume exact.
 
-An epoch visits the shards in a drawn order, some at a time, and their rows in a drawn order; a
-position in it is found by arithmetic, so resuming at step 60,000 skips nothing and reads nothing
-twice.
+An epoch visits the shards in random order, some at a time, and their rows in random order. A
+position in it is computed, not searched for: resuming at step 60,000 reads no earlier row.
+
+Letters: B pictures, H W pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def seed_of(*parts: object) -> int:
 
 
 class Stream(Generic[StreamRow]):
-    """Rows of numbered shards in an endless drawn order with random access by position."""
+    """Rows of numbered shards in an endless random order, with random access by position."""
 
     def __init__(
         self,
@@ -43,7 +44,10 @@ class Stream(Generic[StreamRow]):
         seed: int,
         shards_together: int = 8,
     ) -> None:
-        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order."""
+        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order.
+
+        Rows are shuffled within groups of `shards_together` shards. Raises ValueError without rows.
+        """
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         self.seed = seed
@@ -70,8 +74,8 @@ class Stream(Generic[StreamRow]):
         order, _ = self._epoch(epoch)
         shards = order[group * self.together : (group + 1) * self.together]
         pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
-        draw = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
-        return [pairs[i] for i in draw.permutation(len(pairs))]
+        rng = np.random.default_rng(seed_of(self.seed, epoch, group, "rows"))
+        return [pairs[i] for i in rng.permutation(len(pairs))]
 
     def __getitem__(self, position: int) -> StreamRow:
         """The row at a position of the endless stream."""
@@ -88,15 +92,15 @@ class Stream(Generic[StreamRow]):
 
 
 class PictureRow(dict[str, Any]):
-    """One row of an images artifact, with its picture read when it is asked for."""
+    """One row of an images artifact; its pixels are read from the tar file on demand."""
 
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
         super().__init__(row)
-        self._where = (path, offset, size)
+        self._location = (path, offset, size)
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        path, offset, size = self._where
+        path, offset, size = self._location
         with open(path, "rb") as file:
             blob = os.pread(file.fileno(), size, offset)
         return pictures.to_uint8(pictures.decode(blob))
@@ -108,9 +112,10 @@ COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 def picture_stream(
     artifact: Artifact, *, seed: int, split: str | None = "train"
 ) -> Stream[PictureRow]:
-    """All usable pictures of an images artifact; rows of another split are left out.
+    """The usable pictures of an images artifact: status "ok", and of the split or without one.
 
-    Rows without a split (a user's own pictures) are all used.
+    A user's own pictures have no split. `split=None` takes every split. Raises UserError for an
+    incomplete artifact and for one without a usable picture.
     """
     artifact.require_complete()
 
@@ -161,7 +166,7 @@ def to_bytes(pixels: Tensor) -> list[np.ndarray]:
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
-    """The scale of a step, drawn in the given ratio: the same on every process."""
+    """A random scale with odds `ratio` for scales 1, 2, 3: the same for a step on every process."""
     rng = np.random.default_rng(seed_of(seed, step, "scale"))
     weights = np.asarray(ratio, dtype=float)
     return Scale(int(rng.choice(3, p=weights / weights.sum())) + 1)
