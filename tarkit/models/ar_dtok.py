@@ -1,4 +1,4 @@
-"""AR-DTok: a causal transformer that draws image-VQ codes from TA-Tok's features.
+"""AR-DTok: a causal transformer that predicts image-VQ codes from TA-Tok's features.
 
 Source: paper Sec. 3.2, Eq. 4, Fig. 4a; layout and key names of the released files. They use learned
 absolute positions over the whole sequence where the paper's "LLaMA as in LlamaGen" has rotary ones.
@@ -63,7 +63,10 @@ class RMSNorm(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of one layer for a sequence whose length is known beforehand."""
+    """Keys and values of one layer, allocated for the whole sequence at once.
+
+    Both are (B, heads, T, D / h), with as many heads as the layer has for keys and values.
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.k = like.new_empty(shape)
@@ -79,6 +82,8 @@ class KeyValueCache:
 
 
 class ArDtokAttention(nn.Module):
+    """Causal grouped-query attention, (B, T, D) -> (B, T, D), with one projection for q, k, v."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.heads = arch.heads
@@ -109,6 +114,8 @@ class ArDtokAttention(nn.Module):
 
 
 class ArDtokFeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.w1 = nn.Linear(arch.width, arch.ffn_width, bias=False)
@@ -121,6 +128,8 @@ class ArDtokFeedForward(nn.Module):
 
 
 class ArDtokBlock(nn.Module):
+    """A pre-norm transformer block."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.attention = ArDtokAttention(arch)
@@ -153,7 +162,7 @@ class ArDtok(nn.Module):
         self.output = nn.Linear(arch.width, arch.vocab_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """The start of training: normal(0.02) everywhere, residual outputs scaled by depth."""
+        """Initialise for training: normal(0, 0.02), outputs to the residual scaled by depth."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or name.endswith("abs_pe"):
                 if name.endswith("bias"):
@@ -214,7 +223,7 @@ class ArDtok(nn.Module):
         shape = (len(prompt), self.arch.kv_heads or self.arch.heads, n + N - 1, head_width)
         caches = [KeyValueCache(shape, prompt) for _ in self.layers]
         x = prompt + self.abs_pe[:, :n]
-        drawn: list[Tensor] = []
+        codes: list[Tensor] = []
         for step in range(N):
             for layer, cache in zip(self.layers, caches, strict=True):
                 x = layer(x, cache)
@@ -230,8 +239,8 @@ class ArDtok(nn.Module):
             code = draw(
                 logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
             )
-            drawn.append(code)
+            codes.append(code)
             if step + 1 < N:
                 x = self.tok_embeddings(code)[:, None] + self.abs_pe[:, n + step : n + step + 1]
                 x = torch.cat([x, x]) if guided else x
-        return torch.stack(drawn, dim=1)
+        return torch.stack(codes, dim=1)

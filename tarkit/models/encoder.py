@@ -3,7 +3,7 @@
 Source: paper Sec. 4.1 (siglip2-so400m-patch14-384). Without a stem, layout and key names are the
 published ones; the transformer blocks here also serve TA-Tok's decoder.
 
-Letters: B pictures, N positions (grid**2), D width.
+Letters: B pictures, N positions (grid**2), D width, T caption tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class EncoderArch(Config):
     heads: int = 16
     mlp_width: int = 4304
     stem_channels: tuple[int, ...] = ()
-    """Widths of the steps before the patch embedding, which then covers what is left of
-    `patch_px`: in each a stride-2 and a stride-1 convolution, both normalised. Empty: the
-    published patch embedding. A plain ViT learns too slowly on two cores: in a prototype it read
-    .13 of the shapes after 16k pictures, with a stem .99."""
+    """Widths of the stem's steps, each a stride-2 and a stride-1 convolution, both normalised. The
+    patch embedding after them covers the remaining part of `patch_px`. Empty: the published patch
+    embedding. A plain ViT learns too slowly on two cores: in a prototype it recognised .13 of the
+    shapes after 16k pictures, with a stem .99."""
     head: bool = True
+    """Whether there is an attention pool, for the vector of a whole picture."""
 
     @property
     def grid(self) -> int:
@@ -114,12 +115,12 @@ class VitEmbeddings(nn.Module):
             width = channels
         if stem:
             self.stem = nn.Sequential(*stem)
-        left = arch.patch_px // 2 ** len(arch.stem_channels)
-        if left * 2 ** len(arch.stem_channels) != arch.patch_px:
+        patch = arch.patch_px // 2 ** len(arch.stem_channels)
+        if patch * 2 ** len(arch.stem_channels) != arch.patch_px:
             raise ValueError(
                 f"{len(arch.stem_channels)} stem steps do not divide patch_px={arch.patch_px}"
             )
-        self.patch_embedding = nn.Conv2d(width, arch.width, left, stride=left)
+        self.patch_embedding = nn.Conv2d(width, arch.width, patch, stride=patch)
         self.position_embedding = nn.Embedding(arch.grid**2, arch.width)
         # As SigLIP starts it: at nn.Embedding's own unit spread, positions would drown the pixels.
         nn.init.normal_(self.position_embedding.weight, std=arch.width**-0.5)
@@ -131,7 +132,7 @@ class VitEmbeddings(nn.Module):
 
 
 class VitAttentionPool(nn.Module):
-    """One learned query over all positions, then an MLP: SigLIP's picture vector (B, D)."""
+    """One learned query attends to all positions (B, N, D), then an MLP: the vector (B, D)."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -160,14 +161,15 @@ class VisionEncoder(nn.Module):
             self.head = VitAttentionPool(arch.width, arch.heads, arch.mlp_width)
 
     def features(self, pixels: Tensor, *, layer: int = -1) -> Tensor:
-        """Hidden state `layer` of [embeddings, block 0, block 1, ...], before any final norm.
+        """Hidden state (B, N, D) number `layer` of [embeddings, block 0, block 1, ...].
 
-        `layer=-2` is the output of the last block but one: only the blocks needed are run.
+        No final norm is applied. `layer=-2` is the output of the last block but one; later blocks
+        are not run.
         """
         return self.hidden_states(pixels, layer=layer)[-1]
 
     def hidden_states(self, pixels: Tensor, *, layer: int = -1) -> list[Tensor]:
-        """All hidden states (B, N, D) up to and with `layer`."""
+        """The hidden states (B, N, D) from the embeddings to `layer`, inclusive."""
         blocks = self.encoder.layers
         count = layer if layer >= 0 else len(blocks) + 1 + layer
         states: list[Tensor] = [self.embeddings(pixels)]
@@ -176,16 +178,16 @@ class VisionEncoder(nn.Module):
         return states
 
     def pool(self, features: Tensor) -> Tensor:
-        """Last features (B, N, D) -> the vector (B, D) that is compared with a caption's."""
+        """Last hidden state (B, N, D) -> the vector (B, D) to compare with a caption's."""
         out: Tensor = self.head(self.post_layernorm(features))
         return out
 
 
 class TextTower(nn.Module):
-    """Captions to vectors, the other half of SigLIP: (B, T) ids -> (B, D).
+    """SigLIP's text tower: ids (B, T) and mask (B, T), 1 at real tokens, -> vectors (B, D).
 
-    Positions are learned, attention sees the whole caption, and the mean over the real tokens
-    (`mask`) is projected to the picture's width.
+    Positions are learned, attention is not causal, and the mean over the real tokens is projected
+    to the vision encoder's width.
     """
 
     def __init__(
@@ -203,7 +205,7 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
         for block in self.encoder.layers:
-            # Padding is attended as a zero vector: captions of one batch are near equal in length.
+            # Padding is attended to as a zero vector: captions of a batch are of similar length.
             x = block(x * mask[..., None])
         x = self.final_layer_norm(x) * mask[..., None]
         out: Tensor = self.head(x.sum(1) / mask.sum(1, keepdim=True))
@@ -213,10 +215,10 @@ class TextTower(nn.Module):
 def sigmoid_contrastive_loss(
     pictures: Tensor, captions: Tensor, same: Tensor, log_scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """SigLIP's loss over all pairs of a batch.
+    """SigLIP's loss () over all pairs of a batch.
 
-    `pictures`, `captions`: (B, D); `same`: (B, B) bool, which captions are true of which picture
-    (equal captions in a batch are positives of each other). Source: Zhai et al. 2023, Alg. 1.
+    `pictures`, `captions`: (B, D). `same`: (B, B) bool, whether caption j is also picture i's:
+    equal captions are positives of each other. Source: Zhai et al. 2023, Alg. 1.
     """
     logits = F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T
     logits = logits * log_scale.exp() + bias

@@ -28,16 +28,17 @@ class VqvaeArch(Config):
     num_codes: int = 16384
     code_dim: int = 8
     unshuffle: int = 1
-    """Pixels folded into channels before the first convolution, a side. 1 as published; 2 saves
-    two thirds of a small model's time, most of which the full resolution takes."""
+    """Side of the squares of pixels that are folded into channels before the first convolution. 1
+    as published; 2 saves two thirds of a small model's time, which full resolution mostly takes."""
 
     @property
     def downsampling(self) -> int:
+        """Pixels along a side of one latent cell."""
         return self.unshuffle * 2 ** (len(self.encoder_multipliers) - 1)
 
 
 class VqvaeOutput(NamedTuple):
-    """What one training pass gives."""
+    """The result of one training pass."""
 
     pixels: Tensor  # (B, 3, H, W) reconstruction, about [-1, 1]
     codes: Tensor  # (B, h*w) int64
@@ -87,16 +88,20 @@ class AttnBlock(nn.Module):
 
 
 class VqvaeDownsample(nn.Module):
+    """Half the resolution, by a stride-2 convolution padded at the right and the bottom."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
         return out
 
 
 class VqvaeUpsample(nn.Module):
+    """Twice the resolution, by nearest neighbours and a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -201,7 +206,7 @@ class VqvaeDecoder(nn.Module):
 
 
 class VqvaeQuantizer(nn.Module):
-    """Nearest code on the unit sphere."""
+    """The image VQ's codebook; its rows are compared on the unit sphere."""
 
     codebook_used: Tensor
 
@@ -258,15 +263,15 @@ class Vqvae(nn.Module):
         """Codes (B, h*w) of a square picture -> pixels (B, 3, H, W) in [0, 1]."""
         side = round(codes.shape[1] ** 0.5)
         if side * side != codes.shape[1]:
-            raise ValueError(f"{codes.shape[1]} codes are no square picture")
+            raise ValueError(f"{codes.shape[1]} codes are not a square grid")
         q = F.embedding(codes, self.quantize.codebook())
         return (self.decode_latents(q, (side, side)) * 0.5 + 0.5).clamp(0, 1)
 
     def forward(self, x: Tensor, *, quantised: float = 1.0) -> VqvaeOutput:
         """One training pass on pixels in [-1, 1].
 
-        `quantised` in [0, 1] fades quantisation in: quantising from step 0 collapses the codebook
-        to about ten codes, so training starts with the encoder's own latents.
+        `quantised` in [0, 1] fades quantisation in: with it on from step 0 the codebook collapses
+        to about ten codes, so training starts from the encoder's unquantised latents.
         """
         z, size = self.latents(x)
         codes = self.quantize.nearest(z.detach())

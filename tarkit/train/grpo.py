@@ -285,23 +285,26 @@ class GrpoTask:
             rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
             self.round = self._draw_round(batch.prompts, seed_of(config.seed, step, rank, "round"))
             model.train()
-        drawn = self.round
-        assert drawn is not None
-        size = len(drawn.prompts) // config.round_steps
+        current = self.round
+        assert current is not None
+        size = len(current.prompts) // config.round_steps
         first = step % config.round_steps * size
-        gains = drawn.advantages[first : first + size].tolist()
+        gains = current.advantages[first : first + size].tolist()
         # Without any advantage, one picture is read all the same: processes step together.
         part = [first + i for i, gain in enumerate(gains) if gain] or [first]
         log_probs, chat_losses = model(
-            [drawn.prompts[i] for i in part], drawn.codes[part], self.tar.default_scale, batch.chats
+            [current.prompts[i] for i in part],
+            current.codes[part],
+            self.tar.default_scale,
+            batch.chats,
         )
-        old_log_probs = drawn.log_probs[part] if first and any(gains) else log_probs.detach()
+        old_log_probs = current.log_probs[part] if first and any(gains) else log_probs.detach()
         loss, stopped = clipped_objective(
-            log_probs, old_log_probs, drawn.advantages[part], config.ratio_clip
+            log_probs, old_log_probs, current.advantages[part], config.ratio_clip
         )
         # The loss is the mean over all of the step's pictures, the two figures over those read.
         loss = loss * (len(part) / size)
-        figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
+        figures = current.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
         if chat_losses is not None:
             losses, targets = chat_losses
             chat_loss, chat_figures = weighted_loss(
