@@ -1,4 +1,4 @@
-"""AR-DTok: a causal transformer that draws image-VQ codes from TA-Tok's features.
+"""AR-DTok: a causal transformer that predicts image-VQ codes from TA-Tok's features.
 
 Source: paper Sec. 3.2, Eq. 4, Fig. 4a; layout and key names of the released files. They use learned
 absolute positions over the whole sequence where the paper's "LLaMA as in LlamaGen" has rotary ones.
@@ -62,8 +62,11 @@ class RMSNorm(nn.Module):
         return y.to(x.dtype) * self.weight
 
 
-class Cache:
-    """Keys and values of one layer for a sequence whose length is known beforehand."""
+class KeyValueCache:
+    """Keys and values of one layer, allocated for the whole sequence at once.
+
+    Both are (B, heads, T, D / h), with as many heads as the layer has for keys and values.
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self.k = like.new_empty(shape)
@@ -78,7 +81,9 @@ class Cache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
-class _Attention(nn.Module):
+class ArDtokAttention(nn.Module):
+    """Causal grouped-query attention, (B, T, D) -> (B, T, D), with one projection for q, k, v."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.heads = arch.heads
@@ -89,7 +94,7 @@ class _Attention(nn.Module):
         )
         self.wo = nn.Linear(arch.width, arch.width, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x.shape
         widths = [n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads)]
         q, k, v = (
@@ -108,7 +113,9 @@ class _Attention(nn.Module):
         return result
 
 
-class _FeedForward(nn.Module):
+class ArDtokFeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
         self.w1 = nn.Linear(arch.width, arch.ffn_width, bias=False)
@@ -120,17 +127,19 @@ class _FeedForward(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class ArDtokBlock(nn.Module):
+    """A pre-norm transformer block."""
+
     def __init__(self, arch: ArDtokArch) -> None:
         super().__init__()
-        self.attention = _Attention(arch)
-        self.feed_forward = _FeedForward(arch)
+        self.attention = ArDtokAttention(arch)
+        self.feed_forward = ArDtokFeedForward(arch)
         self.attention_norm = RMSNorm(arch.width, arch.norm_eps)
         self.ffn_norm = RMSNorm(arch.width, arch.norm_eps)
         self.residual_dropout = nn.Dropout(arch.residual_dropout)
         self.ffn_dropout = nn.Dropout(arch.ffn_dropout)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         h = x + self.residual_dropout(self.attention(self.attention_norm(x), cache))
         out: Tensor = h + self.ffn_dropout(self.feed_forward(self.ffn_norm(h)))
         return out
@@ -148,12 +157,12 @@ class ArDtok(nn.Module):
             torch.zeros(1, arch.max_condition + arch.num_codes - 1, arch.width)
         )
         self.token_dropout = nn.Dropout(arch.token_dropout)
-        self.layers = nn.ModuleList(_Block(arch) for _ in range(arch.layers))
+        self.layers = nn.ModuleList(ArDtokBlock(arch) for _ in range(arch.layers))
         self.norm = RMSNorm(arch.width, arch.norm_eps)
         self.output = nn.Linear(arch.width, arch.vocab_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """The start of training: normal(0.02) everywhere, residual outputs scaled by depth."""
+        """Initialise for training: normal(0, 0.02), outputs to the residual scaled by depth."""
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or name.endswith("abs_pe"):
                 if name.endswith("bias"):
@@ -212,9 +221,9 @@ class ArDtok(nn.Module):
             prompt = torch.cat([prompt, null])
         head_width = self.arch.width // self.arch.heads
         shape = (len(prompt), self.arch.kv_heads or self.arch.heads, n + N - 1, head_width)
-        caches = [Cache(shape, prompt) for _ in self.layers]
+        caches = [KeyValueCache(shape, prompt) for _ in self.layers]
         x = prompt + self.abs_pe[:, :n]
-        drawn: list[Tensor] = []
+        codes: list[Tensor] = []
         for step in range(N):
             for layer, cache in zip(self.layers, caches, strict=True):
                 x = layer(x, cache)
@@ -230,8 +239,8 @@ class ArDtok(nn.Module):
             code = draw(
                 logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
             )
-            drawn.append(code)
+            codes.append(code)
             if step + 1 < N:
                 x = self.tok_embeddings(code)[:, None] + self.abs_pe[:, n + step : n + step + 1]
                 x = torch.cat([x, x]) if guided else x
-        return torch.stack(drawn, dim=1)
+        return torch.stack(codes, dim=1)

@@ -20,7 +20,7 @@ Representative = Literal["far", "near", "first"]
 
 
 class Quantised(NamedTuple):
-    """Features put on the codebook."""
+    """Features quantised by the codebook."""
 
     codes: Tensor  # (...) int64
     z_q: Tensor  # (..., D) unit-norm codebook rows, straight-through to z
@@ -38,7 +38,7 @@ def representative_rows(table: Tensor, num_codes: int, *, how: Representative = 
     index. Raises ValueError when V < K.
     """
     if len(table) < num_codes:
-        raise ValueError(f"{num_codes} codes asked for, the table has {len(table)} usable rows")
+        raise ValueError(f"num_codes = {num_codes}, but the table has {len(table)} usable rows")
     unit = F.normalize(table.float(), dim=-1)
     distance = 1 - unit @ unit.mean(0)
     order = {"far": -distance, "near": distance, "first": torch.zeros_like(distance)}[how]
@@ -112,7 +112,7 @@ class TextAlignedCodebook(nn.Module):
         return F.embedding(codes, self.projected())
 
     def keep(self, codes: Tensor) -> None:
-        """Keep these codes (K',) alone, numbered anew in their order."""
+        """Keep only these codes (K',), renumbered in their order."""
         old = self.embedding.weight
         self.embedding = nn.Embedding(len(codes), old.shape[1])
         self.embedding.weight.data.copy_(old.detach()[codes])
@@ -137,22 +137,22 @@ class TextAlignedCodebook(nn.Module):
 
 
 def distinct_codes(rows: Tensor, counts: Tensor, *, cosine: float) -> Tensor:
-    """Indices (K',), ascending, of the codes that stay when near copies of others are dropped.
+    """Indices (K',), ascending, of the codes that remain when near copies are dropped.
 
-    Codes (K, D), unit-norm, are gone through from the most used to the least (`counts`, (K,));
-    one is dropped where an earlier one that stayed has at least this cosine with it. Among near
-    copies noise picks the code, and a language model would have to learn to guess it.
+    Unit-norm codes (K, D) are visited from the most to the least frequent (`counts`, (K,)); a code
+    is dropped where its cosine with an earlier remaining one is at least `cosine`. Among near
+    copies noise decides which code is used, and a language model would have to guess it.
     """
     order = torch.sort(counts, descending=True, stable=True).indices
     near = rows @ rows.T >= cosine
-    stays = torch.zeros(len(rows), dtype=torch.bool)
+    remaining = torch.zeros(len(rows), dtype=torch.bool)
     for code in order.tolist():
-        stays[code] = not bool((near[code] & stays).any())
-    return stays.nonzero()[:, 0]
+        remaining[code] = not bool((near[code] & remaining).any())
+    return remaining.nonzero()[:, 0]
 
 
 class Usage(NamedTuple):
-    """How much of a codebook a body of codes uses."""
+    """How much of a codebook some codes use."""
 
     used: int  # codes that occur
     dead: int  # codes that never do

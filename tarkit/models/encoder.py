@@ -3,7 +3,7 @@
 Source: paper Sec. 4.1 (siglip2-so400m-patch14-384). Without a stem, layout and key names are the
 published ones; the transformer blocks here also serve TA-Tok's decoder.
 
-Letters: B pictures, N positions (grid**2), D width.
+Letters: B pictures, N positions (grid**2), D width, T caption tokens.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class EncoderArch(Config):
     heads: int = 16
     mlp_width: int = 4304
     stem_channels: tuple[int, ...] = ()
-    """Widths of the steps before the patch embedding, which then covers what is left of
-    `patch_px`: in each a stride-2 and a stride-1 convolution, both normalised. Empty: the
-    published patch embedding. A plain ViT learns too slowly on two cores: in a prototype it read
-    .13 of the shapes after 16k pictures, with a stem .99."""
+    """Widths of the stem's steps, each a stride-2 and a stride-1 convolution, both normalised. The
+    patch embedding after them covers the remaining part of `patch_px`. Empty: the published patch
+    embedding. A plain ViT learns too slowly on two cores: in a prototype it recognised .13 of the
+    shapes after 16k pictures, with a stem .99."""
     head: bool = True
+    """Whether there is an attention pool, for the vector of a whole picture."""
 
     @property
     def grid(self) -> int:
@@ -37,7 +38,7 @@ class EncoderArch(Config):
         return self.size_px // self.patch_px
 
 
-class Attention(nn.Module):
+class VitAttention(nn.Module):
     """Full multi-head attention with four separate, biased projections."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         return out
 
 
-class Mlp(nn.Module):
+class VitMlp(nn.Module):
     """fc2(gelu_tanh(fc1 x))."""
 
     def __init__(self, width: int, mlp_width: int) -> None:
@@ -73,15 +74,15 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """A pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads)
+        self.self_attn = VitAttention(width, heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=1e-6)
         self.layer_norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = VitMlp(width, mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -89,15 +90,15 @@ class Block(nn.Module):
         return out
 
 
-class Layers(nn.Module):
+class VitLayers(nn.Module):
     """A stack of blocks under the published name `encoder.layers`."""
 
     def __init__(self, layers: int, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(layers))
+        self.layers = nn.ModuleList(VitBlock(width, heads, mlp_width) for _ in range(layers))
 
 
-class Embeddings(nn.Module):
+class VitEmbeddings(nn.Module):
     """Pixels to positions: (B, 3, H, W) -> (B, N, D), row-major, no class token."""
 
     def __init__(self, arch: EncoderArch) -> None:
@@ -114,12 +115,12 @@ class Embeddings(nn.Module):
             width = channels
         if stem:
             self.stem = nn.Sequential(*stem)
-        left = arch.patch_px // 2 ** len(arch.stem_channels)
-        if left * 2 ** len(arch.stem_channels) != arch.patch_px:
+        patch = arch.patch_px // 2 ** len(arch.stem_channels)
+        if patch * 2 ** len(arch.stem_channels) != arch.patch_px:
             raise ValueError(
                 f"{len(arch.stem_channels)} stem steps do not divide patch_px={arch.patch_px}"
             )
-        self.patch_embedding = nn.Conv2d(width, arch.width, left, stride=left)
+        self.patch_embedding = nn.Conv2d(width, arch.width, patch, stride=patch)
         self.position_embedding = nn.Embedding(arch.grid**2, arch.width)
         # As SigLIP starts it: at nn.Embedding's own unit spread, positions would drown the pixels.
         nn.init.normal_(self.position_embedding.weight, std=arch.width**-0.5)
@@ -130,15 +131,15 @@ class Embeddings(nn.Module):
         return x + self.position_embedding.weight
 
 
-class AttentionPool(nn.Module):
-    """One learned query over all positions, then an MLP: SigLIP's picture vector (B, D)."""
+class VitAttentionPool(nn.Module):
+    """One learned query attends to all positions (B, N, D), then an MLP: the vector (B, D)."""
 
     def __init__(self, width: int, heads: int, mlp_width: int) -> None:
         super().__init__()
         self.probe = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.layernorm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = VitMlp(width, mlp_width)
 
     def forward(self, x: Tensor) -> Tensor:
         probe = self.probe.expand(x.shape[0], -1, -1)
@@ -153,21 +154,22 @@ class VisionEncoder(nn.Module):
     def __init__(self, arch: EncoderArch) -> None:
         super().__init__()
         self.arch = arch
-        self.embeddings = Embeddings(arch)
-        self.encoder = Layers(arch.layers, arch.width, arch.heads, arch.mlp_width)
+        self.embeddings = VitEmbeddings(arch)
+        self.encoder = VitLayers(arch.layers, arch.width, arch.heads, arch.mlp_width)
         self.post_layernorm = nn.LayerNorm(arch.width, eps=1e-6)
         if arch.head:
-            self.head = AttentionPool(arch.width, arch.heads, arch.mlp_width)
+            self.head = VitAttentionPool(arch.width, arch.heads, arch.mlp_width)
 
     def features(self, pixels: Tensor, *, layer: int = -1) -> Tensor:
-        """Hidden state `layer` of [embeddings, block 0, block 1, ...], before any final norm.
+        """Hidden state (B, N, D) number `layer` of [embeddings, block 0, block 1, ...].
 
-        `layer=-2` is the output of the last block but one: only the blocks needed are run.
+        No final norm is applied. `layer=-2` is the output of the last block but one; later blocks
+        are not run.
         """
         return self.hidden_states(pixels, layer=layer)[-1]
 
     def hidden_states(self, pixels: Tensor, *, layer: int = -1) -> list[Tensor]:
-        """All hidden states (B, N, D) up to and with `layer`."""
+        """The hidden states (B, N, D) from the embeddings to `layer`, inclusive."""
         blocks = self.encoder.layers
         count = layer if layer >= 0 else len(blocks) + 1 + layer
         states: list[Tensor] = [self.embeddings(pixels)]
@@ -176,16 +178,16 @@ class VisionEncoder(nn.Module):
         return states
 
     def pool(self, features: Tensor) -> Tensor:
-        """Last features (B, N, D) -> the vector (B, D) that is compared with a caption's."""
+        """Last hidden state (B, N, D) -> the vector (B, D) to compare with a caption's."""
         out: Tensor = self.head(self.post_layernorm(features))
         return out
 
 
 class TextTower(nn.Module):
-    """Captions to vectors, the other half of SigLIP: (B, T) ids -> (B, D).
+    """SigLIP's text tower: ids (B, T) and mask (B, T), 1 at real tokens, -> vectors (B, D).
 
-    Positions are learned, attention sees the whole caption, and the mean over the real tokens
-    (`mask`) is projected to the picture's width.
+    Positions are learned, attention is not causal, and the mean over the real tokens is projected
+    to the vision encoder's width.
     """
 
     def __init__(
@@ -196,14 +198,14 @@ class TextTower(nn.Module):
         self.position_embedding = nn.Embedding(length, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.01)
-        self.encoder = Layers(layers, width, heads, 4 * width)
+        self.encoder = VitLayers(layers, width, heads, 4 * width)
         self.final_layer_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, out_width)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
         for block in self.encoder.layers:
-            # Padding is attended as a zero vector: captions of one batch are near equal in length.
+            # Padding is attended to as a zero vector: captions of a batch are of similar length.
             x = block(x * mask[..., None])
         x = self.final_layer_norm(x) * mask[..., None]
         out: Tensor = self.head(x.sum(1) / mask.sum(1, keepdim=True))
@@ -213,10 +215,10 @@ class TextTower(nn.Module):
 def sigmoid_contrastive_loss(
     pictures: Tensor, captions: Tensor, same: Tensor, log_scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """SigLIP's loss over all pairs of a batch.
+    """SigLIP's loss () over all pairs of a batch.
 
-    `pictures`, `captions`: (B, D); `same`: (B, B) bool, which captions are true of which picture
-    (equal captions in a batch are positives of each other). Source: Zhai et al. 2023, Alg. 1.
+    `pictures`, `captions`: (B, D). `same`: (B, B) bool, whether caption j is also picture i's:
+    equal captions are positives of each other. Source: Zhai et al. 2023, Alg. 1.
     """
     logits = F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T
     logits = logits * log_scale.exp() + bias

@@ -1,9 +1,10 @@
 """The multimodal language model: any causal LM whose vocabulary has grown by the visual tokens.
 
 Source: paper Sec. 3.3. Pictures are tokens like any other; there is no connector and no second
-head. The embedding start is {E, C} with C the text-aligned codebook.
+head. The embedding table starts as {E, C}: text embeddings E and text-aligned codebook C.
 
-Letters: B sequences, T positions, D width, V vocabulary, K codes.
+Letters: B sequences, P packed rows, T positions, D width, V vocabulary, K codes, N codes of a
+picture, M supervised tokens.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def build(arch: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def skeleton(arch: Mapping[str, Any]) -> PreTrainedModel:
-    """The same without weights or memory; only the rotary frequencies, which no file holds."""
+    """The same on the meta device, but with rotary frequencies, which no file holds."""
     with torch.device("meta"):
         model = build(arch)
     rotary = model.base_model.rotary_emb
@@ -87,12 +88,14 @@ def grow(
     start: EmbeddingStart,
     norm: Literal["unit", "text"] = "unit",
 ) -> PreTrainedModel:
-    """Extend the vocabulary to `visual.size` rows, the codes' rows from the codebook (K, D).
+    """Extend the vocabulary to `visual.size` rows, in place, and return the model.
 
-    `start="codebook"` copies C as it is (`norm="unit"`, published) or at the text rows' mean norm;
-    "mean" gives every code the mean text row, "random" a draw with the text rows' spread. Rows of
-    the base table beyond the text (Qwen pads its own) are cut, as published. With an untied head
-    the head's code rows start equal to the input rows. Raises ValueError where widths differ.
+    The rows of the codes start by `start`: "codebook" copies C (K, D), with `norm="unit"` as it is
+    (published), with "text" scaled to the mean norm of the text rows; "mean" copies the mean text
+    row; "random" draws from a normal distribution around 0 with the text rows' standard deviation.
+    Rows of the table beyond the text (Qwen pads its table) are cut, as published. The tags' rows
+    are drawn around the mean text row. In an untied head, the new rows equal the input rows. Raises
+    ValueError where the codebook is missing or of another shape.
     """
     base = model.get_input_embeddings().weight.detach()[: visual.first_id].clone()
     head = model.get_output_embeddings().weight.detach()[: visual.first_id].clone()
@@ -102,8 +105,8 @@ def grow(
     shape = (visual.num_codes, base.shape[1])
     if start == "codebook":
         if codebook is None or tuple(codebook.shape) != shape:
-            found = None if codebook is None else tuple(codebook.shape)
-            raise ValueError(f"the codebook is {found}, the embedding rows to start are {shape}")
+            given = None if codebook is None else tuple(codebook.shape)
+            raise ValueError(f"the codebook is {given}, the embedding rows to start are {shape}")
         codes = codebook * (base.norm(dim=1).mean() if norm == "text" else 1.0)
     elif start == "mean":
         codes = mean.expand(shape)
@@ -117,12 +120,12 @@ def grow(
 
 
 class Packed(NamedTuple):
-    """Several chats side by side in each row; no chat sees another."""
+    """Several chats in each row; no chat attends to another."""
 
     ids: Tensor  # (P, T) int64
-    labels: Tensor  # (P, T) int64, -100 where nothing is supervised; labels[t] is of ids[t]
+    labels: Tensor  # (P, T) int64: ids[t] where position t is supervised, else -100
     positions: Tensor  # (P, T) int64, each chat from 0
-    chats: Tensor  # (P, T) int64, number of the chat in its row; -1 is padding
+    chats: Tensor  # (P, T) int64, number of the chat in its row; -1: padding
 
     @property
     def mask(self) -> Tensor:
@@ -132,9 +135,10 @@ class Packed(NamedTuple):
 
 
 def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
-    """(ids, labels) chats into rows of at most `length`: longest first, first row that has room.
+    """Pack chats (ids, labels) into rows of at most `length` tokens.
 
-    Raises ValueError for a chat that is longer than a row: cutting one would cut a picture.
+    First-fit decreasing: longest chat first, each into the first row with room. Raises ValueError
+    for a chat longer than a row: to cut it could cut a picture.
     """
     order = sorted(range(len(chats)), key=lambda i: (-len(chats[i][0]), i))
     rows: list[list[int]] = []
@@ -169,7 +173,7 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
 
 
 def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
-    """(P, T, D) last hidden states of packed chats."""
+    """The last hidden states (P, T, D) of packed chats."""
     out = model.base_model(
         input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions
     )
@@ -190,14 +194,17 @@ class PackedLoss(nn.Module):
         # first token of a chat is never supervised.
         states = hidden_states(self.lm, packed)[:, :-1]
         targets = packed.labels[:, 1:]
-        wanted = targets != -100
-        logits = self.lm.get_output_embeddings()(states[wanted])
-        losses = F.cross_entropy(logits.float(), targets[wanted], reduction="none")
-        return losses, targets[wanted]
+        supervised = targets != -100
+        logits = self.lm.get_output_embeddings()(states[supervised])
+        losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
+        return losses, targets[supervised]
 
 
-class _Decoding:
-    """Left-padded prompts with a cache, one step at a time."""
+class CachedDecoding:
+    """Left-padded prompts and their key-value cache, extended by one token at a time.
+
+    `hidden`, (B, D), is the last hidden state of every sequence: it predicts the next token.
+    """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model
@@ -242,21 +249,22 @@ def generate_codes(
     guidance: float = 1.0,
     unguided: Sequence[Sequence[int]] = (),
 ) -> Tensor:
-    """Exactly `num_codes` codes for each prompt: (B, num_codes) int64 in [0, K).
+    """Draw exactly `num_codes` codes after each prompt: (B, num_codes) int64 in [0, K).
 
-    `guidance` other than 1 draws from u + (c - u) * guidance, where c are the logits after a prompt
-    and u those after its counterpart in `unguided`, both going on with the codes drawn (Ho &
-    Salimans 2022, Eq. 6, on tokens). Only the head's code rows are computed, so nothing but a code
-    can be drawn, and ids never pass through text. The published program samples the whole
-    vocabulary, reads codes back by regular expression, and pads what is missing with code 0.
+    Prompts are token ids. With `guidance` other than 1 the logits are u + (c - u) * guidance, c
+    after a prompt and u after its counterpart in `unguided`, both followed by the same codes (Ho &
+    Salimans 2022, Eq. 6, on tokens). Only the head's rows of codes are computed: no other token can
+    be drawn, and ids never pass through text. The published program samples the whole vocabulary,
+    reads codes back by regular expression, and fills missing ones with code 0. Raises ValueError
+    where `unguided` does not pair with the prompts.
     """
     first, last = visual.first_code, visual.first_code + visual.num_codes
     head = model.get_output_embeddings().weight[first:last]
     guided = guidance != 1
     if guided and len(unguided) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
-    decoding = _Decoding(model, [*prompts, *unguided] if guided else prompts)
-    drawn = []
+    decoding = CachedDecoding(model, [*prompts, *unguided] if guided else prompts)
+    codes: list[Tensor] = []
     for step in range(num_codes):
         logits = decoding.hidden @ head.T
         if guided:
@@ -269,10 +277,10 @@ def generate_codes(
             top_p=top_p,
             generator=generator,
         )
-        drawn.append(code)
+        codes.append(code)
         if step + 1 < num_codes:
             decoding.feed((torch.cat([code, code]) if guided else code) + first)
-    return torch.stack(drawn, dim=1)
+    return torch.stack(codes, dim=1)
 
 
 @torch.no_grad()
@@ -288,11 +296,14 @@ def generate_text(
     top_p: float = 1.0,
     generator: Generators = None,
 ) -> list[list[int]]:
-    """Text ids for each prompt up to a stop id, drawn from the text rows alone."""
+    """At most `max_tokens` text ids after each prompt, up to and without the first stop id.
+
+    Only ids below `text_size` can be drawn. Defaults: greedy.
+    """
     head = model.get_output_embeddings().weight[:text_size]
-    decoding = _Decoding(model, prompts)
-    out: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
+    decoding = CachedDecoding(model, prompts)
+    texts: list[list[int]] = [[] for _ in prompts]
+    unfinished = set(range(len(prompts)))
     for _ in range(max_tokens):
         token = draw(
             decoding.hidden @ head.T,
@@ -301,22 +312,22 @@ def generate_text(
             top_p=top_p,
             generator=generator,
         )
-        for row in list(open_rows):
+        for row in list(unfinished):
             value = int(token[row])
             if value in stop:
-                open_rows.discard(row)
+                unfinished.discard(row)
             else:
-                out[row].append(value)
-        if not open_rows:
+                texts[row].append(value)
+        if not unfinished:
             break
         decoding.feed(token)
-    return out
+    return texts
 
 
 @torch.no_grad()
 def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """(B, V) logits of the first token after each prompt."""
-    logits: Tensor = model.get_output_embeddings()(_Decoding(model, prompts).hidden)
+    """The logits (B, V) of the first token after each prompt."""
+    logits: Tensor = model.get_output_embeddings()(CachedDecoding(model, prompts).hidden)
     return logits
 
 
@@ -330,10 +341,10 @@ def code_log_probs(
     guidance: float = 1.0,
     unguided: Sequence[Sequence[int]] = (),
 ) -> Tensor:
-    """(B, N) natural log-probability of each of the codes (B, N) in [0, K) after its prompt.
+    """The natural log-probability (B, N) of each of the codes (B, N) in [0, K) after its prompt.
 
-    Over the codes alone, at a temperature and with guidance, as `generate_codes` draws them; no
-    gradient flows through the logits after `unguided`.
+    The distribution is the one `generate_codes` draws from: over codes alone, at a temperature and
+    with guidance. No gradient flows through the logits after `unguided`.
     """
     logits = _code_logits(model, prompts, codes, visual)
     if guidance != 1:
@@ -342,8 +353,8 @@ def code_log_probs(
         with torch.no_grad():
             unconditional = _code_logits(model, unguided, codes, visual)
         logits = unconditional + (logits - unconditional) * guidance
-    every = (logits / temperature).log_softmax(-1)
-    return every.gather(2, codes.to(model.device)[..., None]).squeeze(-1)
+    log_probs = (logits / temperature).log_softmax(-1)
+    return log_probs.gather(2, codes.to(model.device)[..., None]).squeeze(-1)
 
 
 def _code_logits(
@@ -352,7 +363,7 @@ def _code_logits(
     codes: Tensor,
     visual: VisualVocabulary,
 ) -> Tensor:
-    """(B, N, K) float32: what the model gives every code at each place of the codes (B, N)."""
+    """The logits (B, N, K) float32 of every code at each position of the codes (B, N)."""
     first, last = visual.first_code, visual.first_code + visual.num_codes
     num_codes = codes.shape[1]
     longest = max(map(len, prompts)) + num_codes
@@ -379,5 +390,5 @@ def code_log_likelihood(
     *,
     visual: VisualVocabulary,
 ) -> Tensor:
-    """(B,) mean of `code_log_probs`."""
+    """The mean (B,) of `code_log_probs` over the codes of a picture."""
     return code_log_probs(model, prompts, codes, visual=visual).mean(1)

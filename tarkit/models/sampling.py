@@ -1,4 +1,7 @@
-"""Drawing the next symbol from logits, the one way for words, codes and image-VQ codes."""
+"""Sampling the next token from logits: text tokens, TA-Tok codes and image-VQ codes alike.
+
+Letters: B rows, V candidates.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# One for the whole batch, one for each row (which then does not depend on its batch), or the global
-# one. They are the CPU's on every device, so that a seed means the same everywhere.
+# One generator for the batch, one per row (a row then does not depend on its batch), or None for
+# torch's global one. All are CPU generators, so that a seed means the same on every device.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -20,10 +23,11 @@ def draw(
     top_p: float,
     generator: Generators = None,
 ) -> Tensor:
-    """One index a row of `logits` (B, V): temperature, then top-k, then top-p, then a draw.
+    """Sample an index (B,) int64 for each row of `logits` (B, V).
 
-    `top_k=0` and `top_p=1.0` are off; ties with the k-th are kept, and so is the token that
-    crosses `top_p`. `temperature=0` or `top_k=1` is the argmax. Order as published.
+    Temperature, then top-k, then top-p, then the draw, as published. `top_k=0` and `top_p=1.0` are
+    off; candidates that tie with the k-th are kept, and so is the one that crosses `top_p`.
+    `temperature=0` or `top_k=1` is the argmax.
     """
     if temperature <= 0 or top_k == 1:
         return logits.argmax(dim=-1)

@@ -1,9 +1,9 @@
 """TA-Tok: pictures to text-aligned codes at three scales, and codes back to semantic features.
 
-Source: paper Sec. 3.1, Fig. 3. Key names are the released file's. Departures of the release from
-the paper, followed here: pooling is average pooling with a floor (the paper says adaptive), the
-codebook is biased and normalised, and inference keeps the decoder, whose output conditions the
-de-tokenizers.
+Source: paper Sec. 3.1, Fig. 3. Key names are the released file's. The release departs from the
+paper, and this file follows the release: pooling is average pooling with a floor (the paper says
+adaptive), the projection of the codebook has a bias and its rows are normalised, and inference
+keeps the decoder, whose output conditions the de-tokenizers.
 
 Letters: B pictures, N codes of a picture at one scale, K codes, D code width, W encoder width.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tarkit.config import Config
 from tarkit.models.codebook import TextAlignedCodebook
-from tarkit.models.encoder import EncoderArch, Layers, VisionEncoder
+from tarkit.models.encoder import EncoderArch, VisionEncoder, VitLayers
 from tarkit.vocab import Scale
 
 
@@ -43,14 +43,14 @@ class TaTokArch(Config):
 class TaTokOutput(NamedTuple):
     """One training pass at one scale."""
 
-    features: Tensor  # (B, N, W) decoded features, to be compared with the teacher's
+    features: Tensor  # (B, N, W) decoded features, an estimate of the teacher's
     codes: Tensor  # (B, N) int64
     codebook_loss: Tensor  # () Eq. 3
     commitment_loss: Tensor  # () Eq. 3
 
 
-class _DecoderEmbeddings(nn.Module):
-    """Quantised features to positions; the table is resized to the picture's own grid."""
+class TaTokDecoderEmbeddings(nn.Module):
+    """(B, N, D) -> (B, N, W) plus position embeddings, resized to the grid of N = side**2."""
 
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _DecoderEmbeddings(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         side = round(x.shape[1] ** 0.5)
         if side * side != x.shape[1]:
-            raise ValueError(f"{x.shape[1]} codes are no square picture")
+            raise ValueError(f"{x.shape[1]} codes are not a square grid")
         x = self.patch_embedding(x)
         table = self.position_embedding.weight.view(1, self.side, self.side, -1).permute(0, 3, 1, 2)
         table = F.interpolate(
@@ -70,12 +70,14 @@ class _DecoderEmbeddings(nn.Module):
         return x + table.flatten(2).transpose(1, 2).to(x.dtype)
 
 
-class _DecoderTransformer(nn.Module):
+class TaTokDecoderTransformer(nn.Module):
+    """(B, N, D) -> (B, N, W): embeddings, transformer blocks, a final norm."""
+
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
         width = arch.encoder.width
-        self.embeddings = _DecoderEmbeddings(arch)
-        self.encoder = Layers(
+        self.embeddings = TaTokDecoderEmbeddings(arch)
+        self.encoder = VitLayers(
             arch.decoder_layers, width, arch.decoder_heads, arch.decoder_mlp_width
         )
         self.post_layernorm = nn.LayerNorm(width, eps=1e-6)
@@ -88,19 +90,21 @@ class _DecoderTransformer(nn.Module):
         return out
 
 
-class _Decoder(nn.Module):
-    """Holds the transformer under the published prefix `decoder.vision_model`."""
+class TaTokDecoder(nn.Module):
+    """The decoder under the published prefix `decoder.vision_model`: (B, N, D) -> (B, N, W)."""
 
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
-        self.vision_model = _DecoderTransformer(arch)
+        self.vision_model = TaTokDecoderTransformer(arch)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.vision_model(x)
         return out
 
 
-class _Bottleneck(nn.Module):
+class TaTokBottleneck(nn.Module):
+    """The layers around the codebook, under the published prefix `bottleneck`."""
+
     def __init__(self, arch: TaTokArch) -> None:
         super().__init__()
         self.in_linear = nn.Linear(arch.encoder.width, arch.code_width)
@@ -135,19 +139,19 @@ class TaTok(nn.Module):
         self.arch = arch
         width = arch.encoder.width
         self.encoder = VisionEncoder(arch.encoder)
-        self.decoder = _Decoder(arch)
+        self.decoder = TaTokDecoder(arch)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh())
         self.decode_task_layer = nn.Sequential(
             nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)
         )
-        self.bottleneck = _Bottleneck(arch)
+        self.bottleneck = TaTokBottleneck(arch)
 
     @property
     def codebook(self) -> TextAlignedCodebook:
         return self.bottleneck.regularizer
 
     def keep_codes(self, codes: Tensor) -> None:
-        """Drop all codes but these (K',), numbered anew in their order."""
+        """Keep only these codes (K',), renumbered in their order."""
         self.codebook.keep(codes)
         self.arch = self.arch.model_copy(update={"num_codes": len(codes)})
 
@@ -178,9 +182,9 @@ class TaTok(nn.Module):
         sample: bool = False,
         generator: torch.Generator | None = None,
     ) -> dict[Scale, Tensor]:
-        """Codes (B, N) int64 of every scale asked for, from one encoder pass.
+        """Codes (B, N) int64 of each scale, from one encoder pass over pixels in [-1, 1].
 
-        `sample=True` repeats what the published scripts do without saying so: random codes.
+        `sample=True` draws random codes, as the published scripts do without saying so.
         """
         features = self.features(pixels)
         codes = {}
@@ -193,7 +197,10 @@ class TaTok(nn.Module):
 
     @torch.no_grad()
     def condition(self, codes: Tensor) -> Tensor:
-        """Codes (B, N) -> the de-tokenizers' condition (B, N, W)."""
+        """Codes (B, N) -> the condition (B, N, W) of the de-tokenizers.
+
+        Raises ValueError for codes outside [0, K).
+        """
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.arch.num_codes:
             raise ValueError(
                 f"codes span {int(codes.min())} to {int(codes.max())}, K is {self.arch.num_codes}"

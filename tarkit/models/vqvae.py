@@ -28,16 +28,17 @@ class VqvaeArch(Config):
     num_codes: int = 16384
     code_dim: int = 8
     unshuffle: int = 1
-    """Pixels folded into channels before the first convolution, a side. 1 as published; 2 saves
-    two thirds of a small model's time, most of which the full resolution takes."""
+    """Side of the squares of pixels that are folded into channels before the first convolution. 1
+    as published; 2 saves two thirds of a small model's time, which full resolution mostly takes."""
 
     @property
     def downsampling(self) -> int:
+        """Pixels along a side of one latent cell."""
         return self.unshuffle * 2 ** (len(self.encoder_multipliers) - 1)
 
 
 class VqvaeOutput(NamedTuple):
-    """What one training pass gives."""
+    """The result of one training pass."""
 
     pixels: Tensor  # (B, 3, H, W) reconstruction, about [-1, 1]
     codes: Tensor  # (B, h*w) int64
@@ -86,17 +87,21 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-class _Down(nn.Module):
+class VqvaeDownsample(nn.Module):
+    """Half the resolution, by a stride-2 convolution padded at the right and the bottom."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
         return out
 
 
-class _Up(nn.Module):
+class VqvaeUpsample(nn.Module):
+    """Twice the resolution, by nearest neighbours and a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -106,7 +111,7 @@ class _Up(nn.Module):
         return out
 
 
-class _Level(nn.Module):
+class VqvaeLevel(nn.Module):
     """The blocks of one resolution, and the step to the next."""
 
     def __init__(
@@ -119,9 +124,9 @@ class _Level(nn.Module):
         )
         self.attn = nn.ModuleList(AttnBlock(width) for _ in range(blocks if attention else 0))
         if step == "down":
-            self.downsample = _Down(width)
+            self.downsample = VqvaeDownsample(width)
         elif step == "up":
-            self.upsample = _Up(width)
+            self.upsample = VqvaeUpsample(width)
 
     def forward(self, x: Tensor) -> Tensor:
         for index, res in enumerate(self.res):
@@ -139,7 +144,7 @@ def _middle(width: int) -> nn.ModuleList:
     return nn.ModuleList([ResBlock(width, width), AttnBlock(width), ResBlock(width, width)])
 
 
-class Encoder(nn.Module):
+class VqvaeEncoder(nn.Module):
     """(B, 3, H, W) -> (B, latent_channels, h, w)."""
 
     def __init__(self, arch: VqvaeArch) -> None:
@@ -149,7 +154,7 @@ class Encoder(nn.Module):
         self.unshuffle = arch.unshuffle
         self.conv_in = nn.Conv2d(3 * arch.unshuffle**2, arch.channels, 3, padding=1)
         self.conv_blocks = nn.ModuleList(
-            _Level(
+            VqvaeLevel(
                 widths[max(level - 1, 0)] if level else arch.channels,
                 width,
                 blocks=arch.num_res_blocks,
@@ -170,7 +175,7 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class VqvaeDecoder(nn.Module):
     """(B, latent_channels, h, w) -> (B, 3, H, W); level 0 is the coarsest."""
 
     def __init__(self, arch: VqvaeArch) -> None:
@@ -180,7 +185,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(arch.latent_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList(
-            _Level(
+            VqvaeLevel(
                 widths[max(level - 1, 0)],
                 width,
                 blocks=arch.num_res_blocks + 1,
@@ -200,8 +205,8 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.unshuffle)
 
 
-class Quantizer(nn.Module):
-    """Nearest code on the unit sphere."""
+class VqvaeQuantizer(nn.Module):
+    """The image VQ's codebook; its rows are compared on the unit sphere."""
 
     codebook_used: Tensor
 
@@ -226,9 +231,9 @@ class Vqvae(nn.Module):
     def __init__(self, arch: VqvaeArch) -> None:
         super().__init__()
         self.arch = arch
-        self.encoder = Encoder(arch)
-        self.decoder = Decoder(arch)
-        self.quantize = Quantizer(arch)
+        self.encoder = VqvaeEncoder(arch)
+        self.decoder = VqvaeDecoder(arch)
+        self.quantize = VqvaeQuantizer(arch)
         self.quant_conv = nn.Conv2d(arch.latent_channels, arch.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(arch.code_dim, arch.latent_channels, 1)
 
@@ -258,15 +263,15 @@ class Vqvae(nn.Module):
         """Codes (B, h*w) of a square picture -> pixels (B, 3, H, W) in [0, 1]."""
         side = round(codes.shape[1] ** 0.5)
         if side * side != codes.shape[1]:
-            raise ValueError(f"{codes.shape[1]} codes are no square picture")
+            raise ValueError(f"{codes.shape[1]} codes are not a square grid")
         q = F.embedding(codes, self.quantize.codebook())
         return (self.decode_latents(q, (side, side)) * 0.5 + 0.5).clamp(0, 1)
 
     def forward(self, x: Tensor, *, quantised: float = 1.0) -> VqvaeOutput:
         """One training pass on pixels in [-1, 1].
 
-        `quantised` in [0, 1] fades quantisation in: quantising from step 0 collapses the codebook
-        to about ten codes, so training starts with the encoder's own latents.
+        `quantised` in [0, 1] fades quantisation in: with it on from step 0 the codebook collapses
+        to about ten codes, so training starts from the encoder's unquantised latents.
         """
         z, size = self.latents(x)
         codes = self.quantize.nearest(z.detach())

@@ -25,7 +25,7 @@ from tarkit.report.nested import flattened, nested_tables
 from tarkit.report.plots import plots
 from tarkit.report.readers import ScoreRow
 from tarkit.report.runs import RecordedRun, read_image
-from tarkit.report.shapes_tables import shapes_tables
+from tarkit.report.suite_tables import suite_tables
 from tarkit.report.training import training
 
 CARD_PX = 224
@@ -52,7 +52,7 @@ def _settings_line(run: RecordedRun) -> str:
 def _scores(run: RecordedRun) -> list[PageBlock]:
     if not run.metrics:
         return []
-    tables, covered = shapes_tables(run.metrics)
+    tables, covered = suite_tables(run.metrics)
     blocks: list[PageBlock] = [*plots(run.metrics), *tables]
     for name, metric in run.metrics.items():
         if name not in covered:

@@ -1,1 +1,1 @@
-"""`tarkit train ...`: one module a stage, all on the one loop of `loop.py`."""
+"""`tarkit train ...`: one module per trainer, all on the loop of `loop.py`."""

@@ -1,6 +1,8 @@
-"""`tarkit train ar-dtok`: image-VQ codes from TA-Tok's decoded features.
+"""`tarkit train ar-dtok`: a transformer that predicts image-VQ codes from TA-Tok's features.
 
 Source: paper Sec. 3.2, Eq. 4; scales drawn as for the tokenizer (App. C.1); Table 8.
+
+Letters: B pictures, n condition positions, N image-VQ codes, C condition width.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import (
-    Picture,
+    PictureRow,
     Stream,
     draw_scale,
     picture_stream,
@@ -35,34 +37,39 @@ from tarkit.vocab import Scale
 
 
 class ArDtokConfig(LoopConfig):
-    """Numbers of AR-DTok's training."""
+    """Settings of AR-DTok's training."""
 
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     condition_dropout: float = 0.1
-    """Share of pictures whose condition is zeroed, for guidance (Table 8: token drop prob)."""
+    """Share of pictures whose condition is set to zero, for classifier-free guidance (Table 8:
+    token drop prob)."""
     sample_guidance: float = 1.5
     remember: int = 200_000
-    """Pictures whose codes are kept in memory: later epochs run neither encoder (0.6 kB each in
-    miniature). A larger set is encoded anew each time."""
+    """Pictures whose codes are kept in memory (0.6 kB each in miniature), so that later epochs run
+    neither encoder. When it is full, it is emptied."""
 
 
 class DtokBatch(NamedTuple):
+    """Conditions, and the codes to predict from them."""
+
     condition: Tensor  # (B, n, C) decoded TA-Tok features
     codes: Tensor  # (B, N) image-VQ codes
-    dropped: Tensor  # (B,) bool
+    dropped: Tensor  # (B,) bool: set the condition to zero
 
 
-Codes = dict[Scale | None, Tensor]  # (B, N) of each scale, and under None the image VQ's
+# TA-Tok's codes (B, n) of each scale, and under None the image VQ's (B, N).
+Codes = dict[Scale | None, Tensor]
 
 
 class ArDtokTask:
-    """One square crop feeds both tokenizers."""
+    """Cross-entropy of image-VQ codes given TA-Tok's features of the same square picture."""
 
     def __init__(
         self,
         config: ArDtokConfig,
-        stream: Stream[Picture],
+        stream: Stream[PictureRow],
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
         *,
@@ -75,23 +82,25 @@ class ArDtokTask:
         self.vqvae = vqvae
         self.vqvae_sha256 = vqvae_sha256
         arch = config.arch
-        wanted = {
+        required = {
             "vocab_size": vqvae.arch.num_codes,
             "condition_width": ta_tok.model.arch.encoder.width,
             "max_condition": ta_tok.grid**2,
         }
         wrong = [
-            f"{k} = {getattr(arch, k)} (is {v})" for k, v in wanted.items() if getattr(arch, k) != v
+            f"{k} = {getattr(arch, k)} (is {v})"
+            for k, v in required.items()
+            if getattr(arch, k) != v
         ]
         if wrong:
-            flags = " ".join(f"--set arch.{k}={v}" for k, v in wanted.items())
+            flags = " ".join(f"--set arch.{k}={v}" for k, v in required.items())
             raise UserError(
-                f"arch does not fit the tokenizer and image VQ given: {', '.join(wrong)}",
+                f"arch does not fit the tokenizer and the image VQ: {', '.join(wrong)}",
                 hint=flags,
             )
         if arch.side**2 != arch.num_codes:
             raise UserError(
-                f"arch.num_codes = {arch.num_codes} is no square: pictures have equal sides",
+                f"arch.num_codes = {arch.num_codes} is not a square number: pictures are square",
                 hint=f"--set arch.num_codes={arch.side**2}",
             )
         self.size_px = arch.side * vqvae.arch.downsampling
@@ -99,38 +108,38 @@ class ArDtokTask:
             self.model: ArDtok = ArDtok(arch)
             self.model.reset_parameters()
         else:
-            self.model = _given(start, arch, ta_tok.sha256, vqvae_sha256)
+            self.model = _start_from(start, arch, ta_tok.sha256, vqvae_sha256)
         self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
-        self._places: dict[str, int] = {}
+        self._rows: dict[str, int] = {}  # a picture's row in the tables
         self._tables: Codes = {}
 
-    def _encode(self, rows: Sequence[Picture]) -> Codes:
-        """The codes of pictures at every scale that is trained, and the image VQ's."""
+    def _encode(self, rows: Sequence[PictureRow]) -> Codes:
+        """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
         raw = [row.pixels() for row in rows]
-        seen = to_signed([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
-        drawn = to_signed([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
-        codes: Codes = {None: self.vqvae.encode(drawn)}
-        for scale, found in self.ta_tok.encode_scales(seen, self.scales).items():
-            codes[scale] = found
+        inputs = to_signed([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
+        targets = to_signed([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
+        codes: Codes = {None: self.vqvae.encode(targets)}
+        for scale, scale_codes in self.ta_tok.encode_scales(inputs, self.scales).items():
+            codes[scale] = scale_codes
         return codes
 
-    def _remembered(self, rows: Sequence[Picture]) -> Codes:
-        """The codes of a step's pictures, from memory where all are in it.
+    def _cached_codes(self, rows: Sequence[PictureRow]) -> Codes:
+        """The codes of a step's pictures: from memory if it holds them all, else encoded.
 
-        A batch with a new picture is encoded whole: a smaller one rounds otherwise, and codes must
-        not depend on what this process had seen before it was stopped.
+        A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
+        codes must not depend on the pictures that this process encoded before.
         """
         keys = [row["key"] for row in rows]
-        if all(key in self._places for key in keys):
-            places = torch.tensor([self._places[key] for key in keys])
-            return {name: table[places].long() for name, table in self._tables.items()}
-        found = self._encode(rows)
-        new = len(set(keys) - self._places.keys())
-        if len(self._places) + new > self.config.remember:
-            self._places.clear()
+        if all(key in self._rows for key in keys):
+            cached = torch.tensor([self._rows[key] for key in keys])
+            return {name: table[cached].long() for name, table in self._tables.items()}
+        encoded = self._encode(rows)
+        new = len(set(keys) - self._rows.keys())
+        if len(self._rows) + new > self.config.remember:
+            self._rows.clear()
         if len(set(keys)) > self.config.remember:
-            return found
-        for name, codes in found.items():
+            return encoded
+        for name, codes in encoded.items():
             if name not in self._tables:
                 # One block for all: small tensors kept between a step's large ones would leave
                 # holes that no later step fits into.
@@ -138,21 +147,18 @@ class ArDtokTask:
                     self.config.remember, codes.shape[1], dtype=torch.int32
                 )
         for index, key in enumerate(keys):
-            place = self._places.setdefault(key, len(self._places))
-            for name, codes in found.items():
-                self._tables[name][place] = codes[index]
-        return found
-
-    def _both(self, found: Codes, scale: Scale) -> tuple[Tensor, Tensor]:
-        """Conditions (B, n, C) and image-VQ codes (B, N)."""
-        return self.ta_tok.condition(found[scale]), found[None]
+            row = self._rows.setdefault(key, len(self._rows))
+            for name, codes in encoded.items():
+                self._tables[name][row] = codes[index]
+        return encoded
 
     def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
         rows = self.stream.batch(step, size, rank=rank, world=world)
         scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
         rng = np.random.default_rng([self.config.seed, step, rank])
         dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
-        return DtokBatch(*self._both(self._remembered(rows), scale), dropped)
+        codes = self._cached_codes(rows)
+        return DtokBatch(self.ta_tok.condition(codes[scale]), codes[None], dropped)
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
@@ -165,14 +171,14 @@ class ArDtokTask:
         return None
 
     def samples(self, step: int) -> Image.Image:
-        """Eight pictures, and each drawn again from its codes at every scale, greedily."""
+        """Eight pictures, and each drawn again, greedily, from its codes at every scale."""
         self.model.eval()
         rows = [self.stream[i] for i in range(8)]
-        found = self._encode(rows)
+        encoded = self._encode(rows)
         cells = [Image.fromarray(sized(row.pixels(), self.size_px)) for row in rows]
         captions = ["original"] * 8
         for scale in self.scales:
-            condition, _ = self._both(found, scale)
+            condition = self.ta_tok.condition(encoded[scale])
             codes = self.model.sample(
                 condition, guidance=self.config.sample_guidance, temperature=0.0
             )
@@ -189,24 +195,25 @@ class ArDtokTask:
         }
 
 
-def _given(start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256: str) -> ArDtok:
-    """The AR-DTok to go on from, which must speak of the same codes and have the same sizes."""
+def _start_from(start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256: str) -> ArDtok:
+    """The AR-DTok of a directory; UserError where it has other codes or other sizes."""
     config = read_config(start, "ar_dtok")
-    for part, made_for, given in (
+    for part, trained_with, given in (
         ("tokenizer", config.get("tokenizer_sha256"), ta_tok_sha256),
         ("vqvae", config.get("vqvae_sha256"), vqvae_sha256),
     ):
-        if made_for != given:
+        if trained_with != given:
             raise UserError(
-                f"{start} was trained with {part} {str(made_for)[:12]}, --{part} is {given[:12]}",
+                f"{start} was trained with {part} {str(trained_with)[:12]}, "
+                f"--{part} is {given[:12]}",
                 hint=f"name the --{part} it was trained with, or leave --start out",
             )
     model = load_ar_dtok(start)
     if model.arch != arch:
         wrong = [
-            f"{name} = {wanted} (is {found})"
-            for (name, wanted), (_, found) in zip(arch, model.arch, strict=True)
-            if wanted != found
+            f"{name} = {configured} (is {trained})"
+            for (name, configured), (_, trained) in zip(arch, model.arch, strict=True)
+            if configured != trained
         ]
         raise UserError(
             f"arch is not that of {start}: {', '.join(wrong)}",
@@ -225,17 +232,19 @@ def run(
     start: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train the autoregressive de-tokenizer on pictures, from nothing or going on from `start`."""
+    """Train the autoregressive de-tokenizer on pictures; returns the model directory.
+
+    `start`: a trained AR-DTok to start from, in place of random weights.
+    """
     settings = load_config(ArDtokConfig, config, overrides)
     begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
-    made = str(read_config(vqvae, "vqvae")["sha256"])
     task = ArDtokTask(
         settings,
         stream,
         load_ta_tok(tokenizer),
         load_vqvae(vqvae),
-        vqvae_sha256=made,
+        vqvae_sha256=str(read_config(vqvae, "vqvae")["sha256"]),
         start=start,
     )
     parents = {"images": images, "tokenizer": tokenizer, "vqvae": vqvae}

@@ -1,6 +1,8 @@
-"""What the trainings of the language model share: chats dealt by task, packed, and weighed.
+"""What the trainers of the language model share: chats by task, packed rows, weighted loss.
 
 Source: paper Sec. 3.3-3.4, App. C.1.
+
+Letters: P packed rows, T positions, M supervised tokens.
 """
 
 from __future__ import annotations
@@ -30,63 +32,64 @@ if TYPE_CHECKING:
 TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
 
 
-class ChatsConfig(Config):
-    """Which chats a step learns, and how much each token of them weighs."""
+class ChatBatchesConfig(Config):
+    """Which chats a step learns from, and how much each of their tokens weighs."""
 
     seed: int = 0
     ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
-    """How often scales 1, 2, 3 are drawn, one a row (App. C.1)."""
+    """Odds of scales 1, 2, 3; each row draws its own (App. C.1)."""
     read_scale_ratio: tuple[int, int, int] | None = None
-    """The same for i2t rows, where pictures are read at other scales than they are drawn at."""
+    """Odds for i2t rows, if they differ; None: `scale_ratio`."""
     prompt_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of t2i rows whose prompt is left empty: what `prompt_guidance` draws away from."""
+    """Share of t2i rows whose prompt is made empty, for classifier-free guidance on prompts."""
     text_weight: float = Field(default=1.0, gt=0)
-    """Weight of a supervised token of text; a code weighs 1 (the paper weighs all alike)."""
+    """Weight of a supervised text token; a code weighs 1 (the paper weighs all the same)."""
     length: int = 2048
-    """Tokens of a packed row; a longer chat is an error, never cut."""
+    """Tokens of a packed row. A longer chat is an error; it is never cut."""
 
 
 class _Shards:
-    """Chats of several artifacts as one numbered list of shards, rows decoded when asked for."""
+    """Chats of several artifacts as one numbered list of shards; rows are decoded on demand."""
 
     def __init__(self, artifacts: Sequence[Artifact], columns: Sequence[str]) -> None:
-        self.places = [(a, name) for a in artifacts for name in a.shards]
+        self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
         self.columns = columns
         self._table = lru_cache(maxsize=24)(self._read)
 
     def _read(self, index: int) -> pa.Table:
-        artifact, name = self.places[index]
+        artifact, name = self.shards[index]
         return artifact.read(name, columns=list(self.columns))
 
     def row(self, index: int, row: int) -> dict[str, Any]:
-        """One chat."""
-        found: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
-        return found
+        """The chat in a row of shard `index`."""
+        chat: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
+        return chat
 
     def of_task(self, task: TaskName, index: int) -> np.ndarray:
         """Row numbers of a shard's usable training chats of one task."""
-        artifact, name = self.places[index]
+        artifact, name = self.shards[index]
         table = artifact.read(name, columns=["task", "split", "status"])
         columns = [table[c].to_pylist() for c in ("task", "split", "status")]
-        keep = [
+        rows = [
             i
             for i, (t, split, status) in enumerate(zip(*columns, strict=True))
             if t == task and split in (None, "train") and status == "ok"
         ]
-        return np.asarray(keep, dtype=np.int64)
+        return np.asarray(rows, dtype=np.int64)
 
 
 class ChatStreams:
-    """One endless drawn stream a task, dealt in rounds of the configured ratio.
+    """An endless stream of chats per task, mixed in rounds of the configured ratio.
 
-    Which task stands at a slot, and which row of it, follow from the slot's number alone.
+    The task of a slot, and the row of that task, are functions of the seed and the slot's number.
     """
 
     def __init__(
         self, artifacts: Sequence[Artifact], ratio: Mapping[TaskName, int], seed: int
     ) -> None:
+        """Raises UserError for an incomplete artifact, or a task in `ratio` without any rows."""
         for artifact in artifacts:
             artifact.require_complete()
         self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
@@ -95,23 +98,22 @@ class ChatStreams:
         self.round = [task for task, count in sorted(self.ratio.items()) for _ in range(count)]
         self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
         for task in self.ratio:
-            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.places))]
+            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.shards))]
             if not sum(map(len, rows)):
                 raise UserError(
-                    f"the ratio asks for {task} rows, but the chats given hold none",
-                    hint="tarkit inspect the chats, or set the ratio of that task to 0",
+                    f"the ratio names the task {task}, but the chats hold no row of it",
+                    hint="run tarkit inspect on the chats, or set the ratio of that task to 0",
                 )
-            self.streams[task] = _places(rows, training_seed(seed, task))
+            self.streams[task] = _row_stream(rows, training_seed(seed, task))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
-        turn, within = divmod(slot, len(self.round))
-        order = np.random.default_rng(training_seed(self.seed, turn, "round")).permutation(
-            len(self.round)
-        )
+        number, within = divmod(slot, len(self.round))
+        rng = np.random.default_rng(training_seed(self.seed, number, "round"))
+        order = rng.permutation(len(self.round))
         task = self.round[int(order[within])]
         earlier = sum(self.round[int(i)] == task for i in order[:within])
-        shard, row = self.streams[task][turn * self.ratio[task] + earlier]
+        shard, row = self.streams[task][number * self.ratio[task] + earlier]
         return self.shards.row(shard, row)
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
@@ -119,9 +121,9 @@ class ChatStreams:
         return self.shards.row(*self.streams[task][position])
 
     def documents(self, limit: int) -> list[str]:
-        """Text-only rows in order, for making a tokenizer and counting its rows' use."""
+        """The first `limit` text-only rows in order: to train a tokenizer and count its tokens."""
         texts: list[str] = []
-        for index in range(len(self.shards.places)):
+        for index in range(len(self.shards.shards)):
             for row in self.shards.of_task("text", index):
                 texts.append(
                     "\n".join(m["content"] for m in self.shards.row(index, int(row))["messages"])
@@ -131,8 +133,8 @@ class ChatStreams:
         return texts
 
 
-def _places(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
-    """The stream of (shard, row) over the given rows of each shard."""
+def _row_stream(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
+    """The stream of (shard, row) over these rows of each shard."""
 
     def load(shard: int) -> list[tuple[int, int]]:
         return [(shard, int(row)) for row in rows[shard]]
@@ -143,7 +145,11 @@ def _places(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
 def encode_chat(
     vocabulary: Vocabulary, chat: Mapping[str, Any], scale: Scale
 ) -> tuple[list[int], list[int]]:
-    """Ids and labels of one chats row; a lone document is raw text, supervised whole."""
+    """Token ids and labels (-100: not supervised) of one chat, its pictures at one scale.
+
+    A text row of a single message is a raw document and supervised as a whole. Raises UserError
+    where the codes of that scale are missing or the chat does not fit the vocabulary.
+    """
     messages = chat["messages"]
     if chat["task"] == "text" and len(messages) == 1:
         end = vocabulary.text.special[END_OF_TEXT]
@@ -153,7 +159,7 @@ def encode_chat(
     if any(codes is None for _, codes in pictures):
         raise UserError(
             f"chat {chat['key']} has no codes of scale {int(scale)}",
-            hint="set scale_ratio to the scales that `tarkit encode` stored",
+            hint="set scale_ratio to the scales that tarkit encode stored",
         )
     try:
         return vocabulary.chat(messages, pictures)
@@ -164,14 +170,22 @@ def encode_chat(
 
 
 def packed_chats(
-    streams: ChatStreams, config: ChatsConfig, vocabulary: Vocabulary, *, first: int, size: int
+    streams: ChatStreams,
+    config: ChatBatchesConfig,
+    vocabulary: Vocabulary,
+    *,
+    first: int,
+    size: int,
 ) -> Packed:
-    """The chats of `size` slots from `first` on, side by side in rows of `config.length`."""
+    """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
+
+    Raises UserError for a chat that is longer than a row.
+    """
     chats = []
     for slot in range(first, first + size):
         chat = _prompted(streams[slot], slot, config)
-        reads = chat["task"] == "i2t" and config.read_scale_ratio
-        scale = draw_scale(reads or config.scale_ratio, config.seed, slot)
+        ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
+        scale = draw_scale(ratio, config.seed, slot)
         ids, labels = encode_chat(vocabulary, chat, scale)
         if len(ids) > config.length:
             raise UserError(
@@ -182,39 +196,44 @@ def packed_chats(
     return pack(chats, config.length)
 
 
-def _prompted(chat: dict[str, Any], slot: int, config: ChatsConfig) -> dict[str, Any]:
-    """The chat of a slot, without its prompt where `prompt_dropout` says so."""
+def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
+    """The chat of a slot, with an empty prompt for the share `prompt_dropout` of t2i slots."""
     dropout = config.prompt_dropout
     if chat["task"] != "t2i" or not dropout:
         return chat
     if np.random.default_rng(training_seed(config.seed, slot, "prompt")).random() >= dropout:
         return chat
-    bare = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
-    return chat | {"messages": bare}
+    messages = [m | {"content": ""} if m["role"] == "user" else m for m in chat["messages"]]
+    return chat | {"messages": messages}
 
 
 def weighted_loss(
     losses: Tensor, targets: Tensor, vocabulary: Vocabulary, text_weight: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """The mean of losses (M,) of targets (M,), a token of text weighing `text_weight`, a code 1.
+    """The weighted mean () of losses (M,) whose targets (M,) are token ids.
 
-    The figures are the plain means over codes and over text.
+    A text token weighs `text_weight`, a code 1. The figures are the unweighted means over codes
+    and over text tokens.
     """
     weights = torch.ones_like(losses)
     figures: dict[str, float] = {}
     if vocabulary.visual is not None:
         is_code = targets >= vocabulary.visual.first_code
         weights[~is_code] = text_weight
-        for name, chosen in (("code_loss", is_code), ("text_loss", ~is_code)):
-            if chosen.any():
-                figures[name] = float(losses.detach()[chosen].mean())
+        for name, mask in (("code_loss", is_code), ("text_loss", ~is_code)):
+            if mask.any():
+                figures[name] = float(losses.detach()[mask].mean())
     return (losses * weights).sum() / weights.sum(), figures
 
 
-def described(
-    model: PreTrainedModel, vocabulary: Vocabulary, *, tokenizer: str | None, grid: int | None
+def model_description(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    *,
+    tokenizer_sha256: str | None,
+    grid: int | None,
 ) -> dict[str, Any]:
-    """The config.json of a language model; `tokenizer` is the sha256 of what made its codes."""
+    """The config.json of a language model; sha256 and grid are those of its codes' tokenizer."""
     arch = model.config.to_diff_dict()
     visual = vocabulary.visual
     return {
@@ -222,13 +241,13 @@ def described(
         "arch": {k: v for k, v in arch.items() if k not in ("dtype", "transformers_version")},
         "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
         "system": vocabulary.system,
-        "tokenizer_sha256": tokenizer,
+        "tokenizer_sha256": tokenizer_sha256,
         "grid": grid,
     }
 
 
 def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:
-    """Refuse codes that another tokenizer made."""
+    """Raise UserError for chats with codes of another tokenizer, or with codes but no tokenizer."""
     for artifact in chats:
         made_by = artifact.settings.get("tokenizer_sha256")
         if made_by is None:

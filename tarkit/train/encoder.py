@@ -1,8 +1,10 @@
-"""`tarkit train encoder`: a small SigLIP 2, pictures against captions.
+"""`tarkit train encoder`: a small SigLIP 2, trained on pictures and their captions.
 
-Stands in for the pretrained siglip2 that the paper downloads (Sec. 4.1); at paper size that one is
-loaded instead. As there, the sigmoid contrastive loss is joined by a grounding loss: a position's
-feature tells which phrase stands there, and in which box.
+It replaces, in miniature, the pretrained siglip2 that the paper uses (Sec. 4.1); at paper size that
+one is loaded. As in SigLIP 2, a grounding loss is added to the sigmoid contrastive loss: the object
+at a position, its phrase and its box are predicted from the position's feature.
+
+Letters: B pictures, N positions (grid**2), D width, T caption tokens, P phrases.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import (
     EncoderArch,
-    Mlp,
     TextTower,
     VisionEncoder,
+    VitMlp,
     sigmoid_contrastive_loss,
 )
 from tarkit.models.pixels import to_signed
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, picture_stream, sized
+from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 Box = tuple[float, float, float, float]
@@ -40,7 +42,7 @@ top, right, bottom) in shares of its side, [0, 1]; None where that is not known.
 
 
 class EncoderConfig(LoopConfig):
-    """Numbers of the contrastive training."""
+    """Settings of the contrastive training."""
 
     arch: EncoderArch = EncoderArch()
     text_width: int = 128
@@ -49,20 +51,21 @@ class EncoderConfig(LoopConfig):
     text_length: int = 96
     text_vocab: int = Field(default=512, ge=259)
     grounding: float = 0.0
-    """Weight of the grounding loss: which phrase, and which box, stands at a position. Only
-    pictures with known regions take part."""
+    """Weight of the grounding loss (object, phrase and box at a position). It counts only pictures
+    whose regions are known."""
     surplus: float = 0.0
-    """Weight, within the grounding loss, of what features tell beside phrase and box: the share of
-    their variance that these two do not explain. What else a feature tells becomes codes that a
-    language model must learn to guess."""
+    """Weight, within the grounding loss, of the share of the features' variance that phrase and box
+    do not explain. Other content of a feature becomes codes that a language model has to guess."""
     grounding_layer: int = -2
-    """The hidden state that is grounded: the one that TA-Tok will read (`select_layer`). What comes
-    after it serves the whole picture's vector, and may write anything anywhere."""
+    """The hidden state that is grounded: the one that TA-Tok reads (`select_layer`). Later layers
+    serve the vector of the whole picture, and need not keep content at its position."""
     caption: Literal["longest", "first"] = "longest"
-    """Which of a picture's captions it is compared with: a full one fits few other pictures."""
+    """The caption that a picture is compared with: a long one fits few other pictures."""
 
 
 class Pair(NamedTuple):
+    """A batch of pictures, each with one caption."""
+
     pixels: Tensor  # (B, 3, size, size) in [-1, 1]
     ids: Tensor  # (B, T) caption tokens
     mask: Tensor  # (B, T) 1 where a token is real
@@ -71,17 +74,17 @@ class Pair(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What stands at each of N positions of the pictures of a batch."""
+    """The object, if any, at each of N positions of the pictures of a batch."""
 
-    known: Tensor  # (B,) bool: it is known what stands in the picture
-    phrase: Tensor  # (B, N) index of a phrase, -1 where no object is
-    box: Tensor  # (B, N, 4) centre x, y from the position's own, width, height; in patches
+    known: Tensor  # (B,) bool: whether the picture's regions are known
+    phrase: Tensor  # (B, N) index of a phrase, -1 where there is no object
+    box: Tensor  # (B, N, 4) centre x, y relative to the position's, width, height; in patches
     ids: Tensor  # (P, T) phrase tokens
     mask: Tensor  # (P, T)
 
 
 class SigLip(nn.Module):
-    """Both towers, and the loss's scale and bias (started as SigLIP's: ln 10 and -10)."""
+    """Vision and text tower, and scale and bias of the loss (SigLIP's start: ln 10 and -10)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class SigLip(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def forward(self, pair: Pair) -> tuple[Tensor, dict[str, float]]:
-        """The loss, its parts, and the share of pictures whose own caption scores highest."""
+        """The loss (), and figures: its parts; how many pictures match their own caption best."""
         states = self.vision.hidden_states(pair.pixels)
         pictures = self.vision.pool(states[-1])
         captions = self.text(pair.ids, pair.mask)
@@ -114,17 +117,17 @@ class SigLip(nn.Module):
             loss = loss + self.config.grounding * grounding
             figures |= measured
         with torch.no_grad():
-            found = (F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T).argmax(1)
-            figures["retrieval"] = float(pair.same.gather(1, found[:, None]).float().mean())
+            nearest = (F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T).argmax(1)
+            figures["retrieval"] = float(pair.same.gather(1, nearest[:, None]).float().mean())
         return loss, figures
 
 
 class Grounding(nn.Module):
-    """What and where, read from each position's feature: an object or none, its phrase, its box.
+    """Predicts from a position's feature whether an object is there, its phrase and its box.
 
-    Stands in for LocCa's boxes and regional captions in SigLIP 2 (Tschannen et al. 2025, Sec. 2.2),
-    as a classification and a regression: without them a small encoder learns colours long before
-    shapes. With `surplus`, a further head predicts a feature from what should be read from it.
+    A classification and a regression in place of LocCa's boxes and regional captions in SigLIP 2
+    (Tschannen et al. 2025, Sec. 2.2): without them a small encoder learns colours long before
+    shapes. With `surplus`, one more head predicts the feature from phrase and box.
     """
 
     def __init__(self, width: int, *, surplus: float = 0.0) -> None:
@@ -137,27 +140,27 @@ class Grounding(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         if surplus:
             self.nothing = nn.Parameter(torch.zeros(width))
-            self.expected = Mlp(width, 4 * width)
+            self.expected = VitMlp(width, 4 * width)
             self.placed = nn.Linear(4, width)
 
     def forward(
         self, features: Tensor, phrases: Tensor, regions: Regions
     ) -> tuple[Tensor, dict[str, float]]:
-        """Features (B, N, D) and phrase vectors (P, D) -> the loss and its parts."""
+        """Features (B, N, D), phrase vectors (P, D) -> the loss (), and its parts as figures."""
         x = self.norm(features)
-        there = regions.phrase >= 0
+        occupied = regions.phrase >= 0
         is_object = F.binary_cross_entropy_with_logits(
-            self.object(x[regions.known])[..., 0], there[regions.known].float()
+            self.object(x[regions.known])[..., 0], occupied[regions.known].float()
         )
-        x, said, box = x[there], regions.phrase[there], regions.box[there]
+        x, target, box = x[occupied], regions.phrase[occupied], regions.box[occupied]
         logits = F.normalize(self.phrase(x), dim=-1) @ F.normalize(phrases, dim=-1).T
-        phrase = F.cross_entropy(logits * self.log_scale.exp(), said)
+        phrase = F.cross_entropy(logits * self.log_scale.exp(), target)
         place = F.smooth_l1_loss(self.box(x), box)
         figures = {
             "object": float(is_object.detach()),
             "phrase": float(phrase.detach()),
             "box": float(place.detach()),
-            "phrases_right": float((logits.argmax(1) == said).float().mean()),
+            "phrases_right": float((logits.argmax(1) == target).float().mean()),
         }
         loss = is_object + phrase + place
         if self.surplus:
@@ -167,24 +170,31 @@ class Grounding(nn.Module):
         return loss, figures
 
     def _unexplained(self, features: Tensor, phrases: Tensor, regions: Regions) -> Tensor:
-        """The share of the variance of known pictures' features that phrase and box leave over."""
-        there = regions.phrase >= 0
+        """The share () of the features' variance that phrase and box do not explain.
+
+        Features are (B, N, D); those of pictures without a known scene are left out.
+        """
+        occupied = regions.phrase >= 0
         expected = self.nothing.expand_as(features).clone()
-        told = phrases[regions.phrase[there]] + self.placed(regions.box[there])
-        expected[there] = told + self.expected(told)
-        left = (features - expected)[regions.known].flatten(0, 1)
-        found = features[regions.known].flatten(0, 1)
-        return left.square().mean() / found.var(0, correction=0).mean()
+        content = phrases[regions.phrase[occupied]] + self.placed(regions.box[occupied])
+        expected[occupied] = content + self.expected(content)
+        residuals = (features - expected)[regions.known].flatten(0, 1)
+        known = features[regions.known].flatten(0, 1)
+        return residuals.square().mean() / known.var(0, correction=0).mean()
 
 
 class EncoderTask:
-    """Each picture with one caption; what other captions of the batch say counts as wrong.
+    """Pictures against captions: those of other pictures in the batch are the negatives.
 
     `regions_of` is needed for a grounding weight above 0.
     """
 
     def __init__(
-        self, config: EncoderConfig, stream: Stream[Picture], *, regions_of: RegionsOf | None = None
+        self,
+        config: EncoderConfig,
+        stream: Stream[PictureRow],
+        *,
+        regions_of: RegionsOf | None = None,
     ) -> None:
         if config.grounding and regions_of is None:
             raise UserError(
@@ -198,8 +208,8 @@ class EncoderTask:
         texts = [self._caption(stream[i]) for i in range(min(stream.total, 4096))]
         self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
 
-    def _caption(self, row: Picture) -> str:
-        """The caption to compare a picture with; UserError where it has none."""
+    def _caption(self, row: PictureRow) -> str:
+        """The caption that a picture is compared with; UserError where it has none."""
         captions = [c for c in [*(row["captions"] or []), row["prompt"]] if c]
         if not captions:
             raise UserError(
@@ -218,9 +228,9 @@ class EncoderTask:
         return Pair(to_signed(pictures), table, mask, same, regions)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (B, T) and mask; UserError where one has no room."""
+        """Texts -> ids (B, T) and mask (B, T); UserError where one exceeds `text_length`."""
         end = self.tokenizer.special[END_OF_TEXT]
-        ids = [[end, *found, end] for found in self.tokenizer.encode_batch(texts)]
+        ids = [[end, *tokens, end] for tokens in self.tokenizer.encode_batch(texts)]
         longest = max(map(len, ids))
         if longest > self.config.text_length:
             raise UserError(
@@ -235,7 +245,7 @@ class EncoderTask:
             mask[row, : len(tokens)] = 1
         return table, mask
 
-    def _regions(self, rows: Sequence[Picture]) -> Regions | None:
+    def _regions(self, rows: Sequence[PictureRow]) -> Regions | None:
         """The regions of the pictures on the encoder's grid; None where none is known."""
         assert self.regions_of is not None  # __init__ refuses a weight without it
         side = self.config.arch.size_px // self.config.arch.patch_px
@@ -264,7 +274,7 @@ class EncoderTask:
         return None
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        """The vision tower; the text tower has done its work."""
+        """The vision tower alone: no later step uses the text tower."""
         return self.model.vision, {
             "kind": "encoder",
             "arch": self.config.arch.model_dump(mode="json"),
@@ -272,21 +282,22 @@ class EncoderTask:
 
 
 def covered(bounds: np.ndarray, side: int, *, least: float = 0.25) -> tuple[Tensor, Tensor]:
-    """Positions of a `side` x `side` grid that a box (x0, y0, x1, y1), in patches, stands on.
+    """Positions of a `side` x `side` grid that a box (x0, y0, x1, y1), in patches, covers.
 
-    Those of which it covers at least the share `least`, and the one it covers most. Returns their
-    indices (M,) row-major, and (M, 4): the box's centre from theirs, its width and height.
+    A position is covered to at least the share `least`, in [0, 1], or more than any other. Returns
+    M row-major indices (M,), and (M, 4): the box's centre x, y relative to the position's centre,
+    its width and height, in patches.
     """
     x0, y0, x1, y1 = bounds
     cells = np.arange(side)
     across = np.clip(np.minimum(x1, cells + 1) - np.maximum(x0, cells), 0, 1)
     down = np.clip(np.minimum(y1, cells + 1) - np.maximum(y0, cells), 0, 1)
     share = np.outer(down, across).ravel()
-    where = np.flatnonzero(share >= min(least, share.max()))
-    rows, columns = np.divmod(where, side)
-    size = np.full(len(where), x1 - x0), np.full(len(where), y1 - y0)
+    positions = np.flatnonzero(share >= min(least, share.max()))
+    rows, columns = np.divmod(positions, side)
+    size = np.full(len(positions), x1 - x0), np.full(len(positions), y1 - y0)
     offsets = ((x0 + x1) / 2 - columns - 0.5, (y0 + y1) / 2 - rows - 0.5, *size)
-    return torch.from_numpy(where), torch.from_numpy(np.stack(offsets, 1)).float()
+    return torch.from_numpy(positions), torch.from_numpy(np.stack(offsets, 1)).float()
 
 
 def run(

@@ -1,15 +1,16 @@
-"""`tarkit train grpo`: a model draws, its pictures are scored, and it draws more of the better.
+"""`tarkit train grpo`: reinforcement learning of the language model from scores of its pictures.
 
-Source: group relative policy optimization (Shao et al. 2024, DeepSeekMath, Sec. 4.1) on the codes
-of pictures; the paper stops at supervised training. Each prompt is drawn as a group of pictures;
-the advantage of one is how far its score lies above its group's mean, in standard deviations. Any
-scorer of `tarkit curate score` can be the reward: the drawn world's own verdict, CLIP, one's own.
-There is no penalty on the distance from the model begun with (the source's beta KL is left out);
-chats learnt beside the pictures keep what it can do beside drawing. A group whose pictures all
-score alike, or lack a score, teaches nothing and is not read. A step's log-probabilities are of all
-its codes at once, (B, N, K) float32: `batch_size` over the processes is what memory bears.
+Source: group relative policy optimization (Shao et al. 2024, DeepSeekMath, Sec. 4.1), applied to
+the codes of pictures; the Tar paper stops at supervised training. The model draws a group of
+pictures of each prompt. The advantage of a picture is its score minus the mean score of its group,
+in standard deviations of the group. Any scorer of `tarkit curate score` can be the reward. The
+source's KL penalty on the distance from the first model is left out; training on chats in the same
+steps can preserve the model's other abilities. A group gives no gradient, and is skipped, where all
+scores are equal or one is missing. A step computes the log-probabilities of all its codes at once,
+(B, N, K) float32: memory limits `batch_size` divided by the number of processes.
 
-Letters: B pictures, N codes of each.
+Letters: B pictures, N codes of a picture, K codes, G groups, S pictures of a group, M supervised
+tokens of chats.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 from tarkit.seeds import training_seed
 from tarkit.train.chat_batches import (
-    ChatsConfig,
+    ChatBatchesConfig,
     ChatStreams,
     check_codes,
-    described,
+    model_description,
     packed_chats,
     weighted_loss,
 )
@@ -57,28 +58,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("tarkit")
 
 
-class GrpoConfig(LoopConfig, ChatsConfig):
-    """Numbers of learning from scored pictures; `batch_size` is the pictures a step learns from."""
+class GrpoConfig(LoopConfig, ChatBatchesConfig):
+    """Settings of the training; `batch_size` is the number of pictures of a step."""
 
     group: int = Field(default=8, ge=2)
-    """Pictures of one prompt, compared with each other."""
+    """Pictures of one prompt, whose scores are compared."""
     round_steps: PositiveInt = 1
-    """Steps that learn from one round of drawing, each from its own prompts of it."""
+    """Steps that share one round of drawing; each uses its own part of the round's prompts."""
     ratio_clip: float = Field(default=0.2, gt=0)
-    """How far a code's probability may move from what it was drawn with and still be pushed on."""
+    """Epsilon of the clipped objective: how far the probability ratio of a code may move from 1."""
     temperature: float = Field(default=1.0, gt=0)
-    """Codes are drawn from, and learnt in, the softmax at this temperature, nothing cut off."""
+    """Temperature of the softmax over codes, in drawing and in training; no top-k or top-p."""
     prompt_guidance: float = 1.0
-    """Classifier-free guidance with which they are drawn and learnt, against an empty prompt,
-    through whose logits no gradient flows. 1 is off."""
+    """Classifier-free guidance against an empty prompt, in drawing and in training; 1 is off. No
+    gradient flows through the logits of the empty prompt."""
     guidance: float = 1.0
-    """Of the de-tokenizer, which draws its likeliest pixels; 1 is off and twice as fast."""
+    """Classifier-free guidance of the de-tokenizer, which draws greedily; 1 is off, and twice as
+    fast."""
     draw_size: PositiveInt = 64
-    """Pictures drawn side by side."""
+    """Pictures drawn in one batch."""
     chats_size: int = Field(default=0, ge=0)
-    """Rows of `--chats` a step also learns from, over all processes."""
+    """Rows of `--chats` in a step, over all processes."""
     chats_weight: float = Field(default=1.0, gt=0)
-    """Weight of their loss; that of the pictures weighs 1."""
+    """Weight of the loss on chats; the loss on pictures weighs 1."""
 
     @model_validator(mode="after")
     def _rounds_are_whole(self) -> GrpoConfig:
@@ -92,15 +94,17 @@ class GrpoConfig(LoopConfig, ChatsConfig):
 
 
 class Policy(PackedLoss):
-    """The language model as what draws: one forward pass for pictures and chats."""
+    """The language model as a policy over codes: one forward pass for pictures and chats."""
 
     def __init__(self, lm: PreTrainedModel, vocabulary: Vocabulary, config: GrpoConfig) -> None:
         super().__init__(lm)
         self.vocabulary = vocabulary
         self.config = config
 
-    def of_codes(self, prompts: Sequence[Sequence[int]], codes: Tensor, scale: Scale) -> Tensor:
-        """Log-probabilities (B, N) of codes (B, N) of a scale, as they are drawn."""
+    def code_log_probs(
+        self, prompts: Sequence[Sequence[int]], codes: Tensor, scale: Scale
+    ) -> Tensor:
+        """Natural log-probabilities (B, N) of codes (B, N) of a scale, as they are drawn."""
         visual = self.vocabulary.visual
         assert visual is not None
         return code_log_probs(
@@ -120,56 +124,58 @@ class Policy(PackedLoss):
         scale: Scale,
         chats: Packed | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """`of_codes`, and loss and target (M,) of the chats."""
-        of_chats = None if chats is None else super().forward(chats)
-        return self.of_codes(prompts, codes, scale), of_chats
+        """`code_log_probs`, and loss (M,) and target (M,) of the supervised tokens of chats."""
+        chat_losses = None if chats is None else super().forward(chats)
+        return self.code_log_probs(prompts, codes, scale), chat_losses
 
 
-class Step(NamedTuple):
-    """What a step begins with."""
+class GrpoBatch(NamedTuple):
+    """The data of one step."""
 
     prompts: list[str]
-    """Of the whole round where the step begins one, else empty."""
+    """The prompts of a whole round, for the step that begins it; else empty."""
     chats: Packed | None
 
 
 class Round(NamedTuple):
-    """Pictures of one round of drawing, groups one after the other."""
+    """Pictures of one round of drawing, group after group."""
 
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # B prompts as token ids
     codes: Tensor  # (B, N) int64
-    log_probs: Tensor  # (B, N), at the time of drawing; NaN where no step will ask for them
+    log_probs: Tensor  # (B, N), when drawn; NaN where no step needs them
     advantages: Tensor  # (B,)
     figures: dict[str, float]
 
 
 def advantages(scores: np.ndarray) -> np.ndarray:
-    """Scores (G, S) of G groups -> the same less each group's mean, over its standard deviation.
+    """Scores (G, S) -> advantages (G, S): score minus group mean, over group standard deviation.
 
-    A group of one score, or with a picture that has none (NaN), teaches nothing: its rows are 0.
+    They are 0 in a group of equal scores, and in one with a missing score (NaN). Source: Shao et
+    al. 2024, Sec. 4.1.
     """
     spread = scores.std(axis=1, keepdims=True)
-    told = np.isfinite(spread) & (spread > 1e-8)
+    informative = np.isfinite(spread) & (spread > 1e-8)
     centred = scores - scores.mean(axis=1, keepdims=True)
-    return np.divide(centred, spread, out=np.zeros_like(scores), where=told)
+    return np.divide(centred, spread, out=np.zeros_like(scores), where=informative)
 
 
 def clipped_objective(
-    log_probs: Tensor, drawn_with: Tensor, advantage: Tensor, clip: float
+    log_probs: Tensor, old_log_probs: Tensor, advantage: Tensor, clip: float
 ) -> tuple[Tensor, float]:
-    """The loss of log-probabilities (B, N), and the share of codes whose push the clip stops.
+    """The loss () of log-probabilities (B, N), and the share of codes that the clip holds back.
 
-    - mean min(r A, clamp(r, 1 - clip, 1 + clip) A) with r = p / p when drawn (Schulman et al. 2017,
-    Eq. 7); `advantage` (B,) is the same for every code of a picture.
+    -mean min(r A, clamp(r, 1 - clip, 1 + clip) A), where r is the probability over that at the time
+    of drawing (Schulman et al. 2017, Eq. 7). The advantage (B,) is the same for all codes of a
+    picture.
     """
-    ratio = (log_probs - drawn_with).exp()
-    push = advantage[:, None]
-    free, held = ratio * push, ratio.clamp(1 - clip, 1 + clip) * push
-    return -torch.minimum(free, held).mean(), float((held < free).float().mean())
+    ratio = (log_probs - old_log_probs).exp()
+    advantage = advantage[:, None]
+    free, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+    return -torch.minimum(free, clipped).mean(), float((clipped < free).float().mean())
 
 
 class GrpoTask:
-    """Rounds of drawing, scoring and learning."""
+    """Draws and scores the pictures of a round, then descends on them over the round's steps."""
 
     def __init__(
         self,
@@ -206,7 +212,7 @@ class GrpoTask:
         self.round: Round | None = None
         self.unscored: set[str] = set()
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Step:
+    def batch(self, step: int, size: int, rank: int, world: int) -> GrpoBatch:
         config = self.config
         number, within = divmod(step, config.round_steps)
         groups = 0 if within else config.round_steps * size // config.group
@@ -216,100 +222,107 @@ class GrpoTask:
             rows = config.chats_size // world
             first = (step * world + rank) * rows
             chats = packed_chats(self.streams, config, self.vocabulary, first=first, size=rows)
-        return Step([prompt for prompt in prompts for _ in range(config.group)], chats)
+        return GrpoBatch([prompt for prompt in prompts for _ in range(config.group)], chats)
 
     @torch.no_grad()
-    def _drawn(self, prompts: list[str], seed: int) -> Round:
-        """A round: pictures of prompts, their scores, and what the model gave their codes."""
-        tar, size = self.tar, self.config.draw_size
-        device = tar.mllm.model.device
-        tar.to(device)
+    def _draw_round(self, prompts: list[str], seed: int) -> Round:
+        """Draw a picture of each prompt and score it; `log_probs` are filled for later steps."""
+        device = self.tar.mllm.model.device
+        self.tar.to(device)
         seeds = [training_seed(seed, place) >> 2 for place in range(len(prompts))]
-        ids = [self.vocabulary.prompt(prompt, draw=tar.default_scale) for prompt in prompts]
-        codes, values = list[Tensor](), list[float]()
-        for at in range(0, len(prompts), size):
-            now = slice(at, at + size)
-            # In the precision in which the model will draw, whatever it learns in.
-            with torch.autocast(device.type, enabled=False):
-                drawn = tar.imagine_codes(prompts[now], seeds=seeds[now], sampling=self.sampling)
-                pictures = tar.draw(drawn, seeds=seeds[now], sampling=self.sampling)
-            values += self._scores(pictures, prompts[now])
-            codes.append(drawn)
-        every_code = torch.cat(codes)
-        table = np.array(values).reshape(-1, self.config.group)
-        gained = advantages(table)
+        codes, scores = self._drawn_and_scored(prompts, seeds)
+        table = np.array(scores).reshape(-1, self.config.group)
+        gains = advantages(table)
+        ids = [self.vocabulary.prompt(prompt, draw=self.tar.default_scale) for prompt in prompts]
         # The first step of a round learns with the very weights that drew it.
         later = len(prompts) // self.config.round_steps
-        taught = [i for i in np.flatnonzero(gained).tolist() if i >= later]
-        log_probs = torch.full(every_code.shape, math.nan, device=device)
-        for at in range(0, len(taught), size):
-            rows = taught[at : at + size]
-            log_probs[rows] = self.model.of_codes(
-                [ids[i] for i in rows], every_code[rows], tar.default_scale
+        log_probs = torch.full(codes.shape, math.nan, device=device)
+        needed = [i for i in np.flatnonzero(gains).tolist() if i >= later]
+        for at in range(0, len(needed), self.config.draw_size):
+            rows = needed[at : at + self.config.draw_size]
+            log_probs[rows] = self.model.code_log_probs(
+                [ids[i] for i in rows], codes[rows], self.tar.default_scale
             )
         torch.clear_autocast_cache()  # weights cast here have no gradient
-        scored = table[np.isfinite(table).all(axis=1)]
-        figures = {
-            "groups_that_teach": float((gained != 0).any(axis=1).mean()),
-            "unscored": float(np.isnan(table).mean()),
-        }
-        if len(scored):
-            figures["reward"] = float(scored.mean())
-            figures["reward_spread"] = float(scored.std(axis=1).mean())
-        every = torch.from_numpy(gained.reshape(-1)).float().to(device)
-        return Round(ids, every_code, log_probs, every, figures)
+        gain = torch.from_numpy(gains.reshape(-1)).float().to(device)
+        return Round(ids, codes, log_probs, gain, _round_figures(table, gains))
+
+    def _drawn_and_scored(
+        self, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> tuple[Tensor, list[float]]:
+        """A picture for each prompt and seed: codes (B, N), and scores, NaN where there is none."""
+        tar, size = self.tar, self.config.draw_size
+        codes, scores = list[Tensor](), list[float]()
+        for at in range(0, len(prompts), size):
+            now = slice(at, at + size)
+            # In the precision in which the model will draw, whatever it is trained in.
+            with torch.autocast(tar.mllm.model.device.type, enabled=False):
+                codes.append(
+                    tar.imagine_codes(prompts[now], seeds=seeds[now], sampling=self.sampling)
+                )
+                pictures = tar.draw(codes[-1], seeds=seeds[now], sampling=self.sampling)
+            scores += self._scores(pictures, prompts[now])
+        return torch.cat(codes), scores
 
     def _scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        """The reward of each picture, NaN where it has none; warned of once a prompt."""
-        shown = [Shown(p, said) for p, said in zip(pictures, prompts, strict=True)]
-        found = self.scorer.score(shown)
-        if len(found) != len(shown):
-            raise UserError(f"the scorer gave {len(found)} scores of {len(shown)} pictures")
-        values = []
-        for scores, prompt in zip(found, prompts, strict=True):
-            one = checked(scores, self.plan.columns)
-            if isinstance(one, str) and prompt not in self.unscored:
+        """The reward of each picture; NaN where it has none, with one warning per prompt."""
+        rows = self.scorer.score([Shown(p, q) for p, q in zip(pictures, prompts, strict=True)])
+        if len(rows) != len(pictures):
+            raise UserError(f"the scorer gave {len(rows)} scores of {len(pictures)} pictures")
+        rewards = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            scores = checked(row, self.plan.columns)
+            if isinstance(scores, str) and prompt not in self.unscored:
                 self.unscored.add(prompt)
-                log.warning("%r has no score and teaches nothing: %s", prompt, one)
-            values.append(math.nan if isinstance(one, str) else one[self.column])
-        return values
+                log.warning("%r has no score and is skipped: %s", prompt, scores)
+            rewards.append(math.nan if isinstance(scores, str) else scores[self.column])
+        return rewards
 
-    def loss(self, model: nn.Module, batch: Step, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: GrpoBatch, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
         config = self.config
         if batch.prompts:
-            # Not in the background, as the next round must be drawn with what this one taught.
+            # Not in the background, as a round must be drawn with what the one before has taught.
             model.eval()
             rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
-            self.round = self._drawn(batch.prompts, training_seed(config.seed, step, rank, "round"))
+            self.round = self._draw_round(
+                batch.prompts, training_seed(config.seed, step, rank, "round")
+            )
             model.train()
-        assert self.round is not None
-        drawn = self.round
-        size = len(drawn.prompts) // config.round_steps
+        current = self.round
+        assert current is not None
+        size = len(current.prompts) // config.round_steps
         first = step % config.round_steps * size
-        pushes = drawn.advantages[first : first + size].tolist()
-        # Where nothing teaches one picture is read all the same: processes step together.
-        part = [first + i for i, push in enumerate(pushes) if push] or [first]
-        log_probs, of_chats = model(
-            [drawn.prompts[i] for i in part], drawn.codes[part], self.tar.default_scale, batch.chats
+        gains = current.advantages[first : first + size].tolist()
+        # Without any advantage, one picture is read all the same: processes step together.
+        part = [first + i for i, gain in enumerate(gains) if gain] or [first]
+        log_probs, chat_losses = model(
+            [current.prompts[i] for i in part],
+            current.codes[part],
+            self.tar.default_scale,
+            batch.chats,
         )
-        drawn_with = drawn.log_probs[part] if first and any(pushes) else log_probs.detach()
+        old_log_probs = current.log_probs[part] if first and any(gains) else log_probs.detach()
         loss, stopped = clipped_objective(
-            log_probs, drawn_with, drawn.advantages[part], config.ratio_clip
+            log_probs, old_log_probs, current.advantages[part], config.ratio_clip
         )
-        # The loss is the mean over all of the step's pictures, the two figures are of those read.
+        # The loss is the mean over all of the step's pictures, the two figures over those read.
         loss = loss * (len(part) / size)
-        figures = drawn.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
-        if of_chats is not None:
-            losses, targets = of_chats
-            beside, told = weighted_loss(losses, targets, self.vocabulary, config.text_weight)
-            loss, figures = loss + config.chats_weight * beside, figures | told
+        figures = current.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
+        if chat_losses is not None:
+            losses, targets = chat_losses
+            chat_loss, chat_figures = weighted_loss(
+                losses, targets, self.vocabulary, config.text_weight
+            )
+            loss, figures = loss + config.chats_weight * chat_loss, figures | chat_figures
         return loss, figures
 
     def after_step(self, step: int, model: nn.Module) -> None:
         return None
 
     def samples(self, step: int) -> Image.Image | None:
-        """What the model draws, as it draws by itself, of eight of the prompts."""
+        """Pictures of eight of the prompts, drawn with the model's own sampling settings."""
         self.tar.to("cpu")
         self.model.eval()
         prompts = [self.prompts[place] for place in range(8)]
@@ -317,10 +330,54 @@ class GrpoTask:
         return contact_sheet(pictures, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        given = self.tar.mllm.config
-        model, tokenizer = self.tar.mllm.model, given.get("tokenizer_sha256", self.tar.sha256)
-        description = described(model, self.vocabulary, tokenizer=tokenizer, grid=self.tar.grid)
-        return model, description | {"token_counts": given.get("token_counts")}
+        config = self.tar.mllm.config
+        description = model_description(
+            self.tar.mllm.model,
+            self.vocabulary,
+            tokenizer_sha256=config.get("tokenizer_sha256", self.tar.sha256),
+            grid=self.tar.grid,
+        )
+        return self.tar.mllm.model, description | {"token_counts": config.get("token_counts")}
+
+
+def _round_figures(scores: np.ndarray, gains: np.ndarray) -> dict[str, float]:
+    """What to log of scores (G, S) and advantages (G, S): shares, mean reward and its spread."""
+    figures = {
+        "groups_that_teach": float((gains != 0).any(axis=1).mean()),
+        "unscored": float(np.isnan(scores).mean()),
+    }
+    complete = scores[np.isfinite(scores).all(axis=1)]
+    if len(complete):
+        figures["reward"] = float(complete.mean())
+        figures["reward_spread"] = float(complete.std(axis=1).mean())
+    return figures
+
+
+def _reward_column(scorer: str, plan: Plan, column: str | None) -> str:
+    """The scorer's column that is the reward; UserError where it is unknown or ambiguous."""
+    name = column or (plan.columns[0] if len(plan.columns) == 1 else "")
+    if name not in plan.columns:
+        raise UserError(
+            f"the scorer {scorer} gives {', '.join(plan.columns)}, not {name or 'one number'}",
+            hint=f"--column {plan.columns[0]}",
+        )
+    return name
+
+
+def _check_sizes(config: GrpoConfig, world: int, *, num_chats: int) -> None:
+    """Raise UserError where a step does not divide by the processes, or chats and size disagree."""
+    if config.batch_size % (world * config.group) or config.chats_size % world:
+        groups = f"batch_size={world * config.group}"
+        raise UserError(
+            f"batch_size = {config.batch_size} is no whole groups of {config.group} on each of "
+            f"{world} processes, or chats_size = {config.chats_size} does not divide by them",
+            hint=f"--set {groups} --set chats_size={24 // world * world}",
+        )
+    if bool(num_chats) != bool(config.chats_size):
+        raise UserError(
+            f"chats_size is {config.chats_size} and --chats names {num_chats} artifacts",
+            hint="--set chats_size=24 with --chats DIR, or neither",
+        )
 
 
 def run(
@@ -336,33 +393,17 @@ def run(
     device: str = "cpu",
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train the language model of `model` by the scores of what it draws; returns its directory.
+    """Train the language model of `model` by the scores of its pictures; returns the directory.
 
-    `device` is the scorer's; the rest is where accelerate puts it. `column` says which of the
-    scorer's numbers is the reward; needed only where it gives several.
+    `device` is the scorer's; accelerate chooses the device of the rest. `column`: which of the
+    scorer's numbers is the reward, needed only where it gives several.
     """
     settings = load_config(GrpoConfig, config, overrides)
     begin_training(settings.seed)
     plan = plan_scorer(scorer, scorer_model, option="--scorer-model")
-    column = column or (plan.columns[0] if len(plan.columns) == 1 else "")
-    if column not in plan.columns:
-        raise UserError(
-            f"the scorer {scorer} gives {', '.join(plan.columns)}, not {column or 'one number'}",
-            hint=f"--column {plan.columns[0]}",
-        )
+    column = _reward_column(scorer, plan, column)
     _, world = rank_and_world()
-    if settings.batch_size % (world * settings.group) or settings.chats_size % world:
-        groups = f"batch_size={world * settings.group}"
-        raise UserError(
-            f"batch_size = {settings.batch_size} is no whole groups of {settings.group} on each of "
-            f"{world} processes, or chats_size = {settings.chats_size} does not divide by them",
-            hint=f"--set {groups} --set chats_size={24 // world * world}",
-        )
-    if bool(chats) != bool(settings.chats_size):
-        raise UserError(
-            f"chats_size is {settings.chats_size} and --chats names {len(chats)} artifacts",
-            hint="--set chats_size=24 with --chats DIR, or neither",
-        )
+    _check_sizes(settings, world, num_chats=len(chats))
     lines = read_prompts(prompts)
     tar = Tar.load(model)
     artifacts = [open_artifact(path, "chats") for path in chats]
@@ -378,8 +419,11 @@ def run(
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"prompts": prompts, "lm": tar.places.mllm}
-    reward = {"reward": {**plan.identity, "column": column}}
-    drawn_by = {"drawn_by": tar.identities(), "scale": int(tar.default_scale)}
+    more = {
+        "reward": {**plan.identity, "column": column},
+        "drawn_by": tar.identities(),
+        "scale": int(tar.default_scale),
+    }
     return train(
         task,
         settings,
@@ -387,5 +431,5 @@ def run(
         name="grpo",
         parents=parents,
         files={TOKENIZER: tar.mllm.vocabulary.text.json},
-        more=reward | drawn_by,
+        more=more,
     )

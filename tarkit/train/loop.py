@@ -22,36 +22,29 @@ from torch import Tensor, nn
 from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.checkpoints.directory import save_model
-from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 from tarkit.seeds import training_seed
-from tarkit.train.optimizers import make_optimizers, weight_rms
+from tarkit.train.optimizers import OptimizerConfig, make_optimizers, weight_rms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from PIL import Image
 
 
-class LoopConfig(Config):
+class LoopConfig(OptimizerConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
     batch_size: PositiveInt
     """Rows of a step, over all processes together."""
-    learning_rate: float
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
     of a run can then be decided while it runs (Haegele et al. 2024, Sec. 3)."""
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    muon_rate: float = 0.02
-    """Learning rate of Muon, for hidden matrices; AdamW trains everything else."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"

@@ -1,16 +1,17 @@
 """`tarkit train mllm`: a causal language model that reads and writes words and pictures.
 
-Source: paper Sec. 3.3-3.4. With `--tokenizer` the vocabulary grows by the codes, started from the
-text-aligned codebook; without one it trains on text alone (what stands in for a pretrained LM in
-miniature). With `--lm` a given model goes on, without one a small Qwen2 is made from nothing; one
-that already has the tokenizer's codes goes on as it is (the paper's second stage, Sec. 3.4).
+Source: paper Sec. 3.3-3.4. With `--tokenizer` the vocabulary grows by the codes, whose embeddings
+start from the text-aligned codebook. Without it the model trains on text alone, which replaces a
+pretrained LM in miniature. `--lm` names the model to start from; without it a small Qwen2 is made
+from nothing. A model that already has the tokenizer's codes is trained as it is (the paper's second
+stage, Sec. 3.4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,10 +39,10 @@ from tarkit.models.mllm import (
 )
 from tarkit.models.pixels import from_unit_truncated
 from tarkit.train.chat_batches import (
-    ChatsConfig,
+    ChatBatchesConfig,
     ChatStreams,
     check_codes,
-    described,
+    model_description,
     packed_chats,
     weighted_loss,
 )
@@ -49,30 +50,43 @@ from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.optimizers import shrink
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-class MllmConfig(LoopConfig, ChatsConfig):
+
+class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     lm: LmArch = LmArch()
-    """Sizes of a model made from nothing; not read with `--lm`."""
+    """Sizes of a model made from nothing; unused with `--lm`."""
     text_vocab: int = Field(default=4096, ge=259)
-    """Tokens of a tokenizer made from nothing: 256 bytes and three tags at the least."""
+    """Tokens of a text tokenizer made from nothing: at least 256 bytes and three tags."""
     system: str | None = "You are a helpful assistant."
     """The system turn of every chat; "" leaves it out, as the paper prints it (App. C.1)."""
     embedding_start: EmbeddingStart = "codebook"
     codebook_norm: Literal["unit", "text"] = "unit"
     shrink: float = Field(default=1.0, gt=0, le=1)
-    """What every hidden matrix of `--lm` is multiplied by before it goes on (Ash & Adams 2020,
-    "shrink and perturb", without the noise). Weights that have grown far too large saturate their
-    attention and move no more; scaled down, the model soon does what it did, and learns again.
-    """
+    """Factor on every hidden matrix of `--lm` before training (Ash & Adams 2020, "shrink and
+    perturb", without the noise). Weights that have grown far too large saturate attention and stop
+    moving; scaled down, the model soon recovers, and learns again."""
     sample_temperature: float = 0.7
     tokenizer_documents: int = 200_000
-    """Documents that the text tokenizer is made from."""
+    """At most this many documents train the text tokenizer."""
+
+
+class LmStart(NamedTuple):
+    """What a training of the language model starts from."""
+
+    text: TextTokenizer
+    model: PreTrainedModel
+    visual: VisualVocabulary | None
+    """Of a model that has image tokens already."""
+    token_counts: list[int] | None
+    """How often each token occurs in the text rows, for a model made from nothing."""
 
 
 class MllmTask:
-    """Chats of all tasks, packed side by side."""
+    """Cross-entropy on chats of all tasks, several in each row."""
 
     def __init__(
         self,
@@ -87,55 +101,17 @@ class MllmTask:
         self.streams = streams
         self.tokenizer = tokenizer
         self.dtok = dtok
-        self.counts: list[int] | None = None
-        visual: VisualVocabulary | None = None
-        if lm is None:
-            if config.shrink != 1:
-                raise UserError(
-                    f"shrink = {config.shrink} is for a model that goes on, and none is given",
-                    hint="name it with --lm, or leave shrink out",
-                )
-            texts = streams.documents(config.tokenizer_documents)
-            if not texts:
-                raise UserError(
-                    "a language model from nothing needs text rows to make its tokenizer from",
-                    hint="tarkit curate chats --text FILE --out DIR, and name DIR with --chats",
-                )
-            text = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
-            base = build(from_scratch(config.lm, text.size))
-            counted = np.bincount(
-                np.concatenate([np.asarray(ids) for ids in text.encode_batch(texts)]),
-                minlength=text.size,
-            )
-            self.counts = counted.tolist()
-        else:
-            text, base, visual = _given(lm)
+        start = _from_nothing(config, streams) if lm is None else _start_from(lm)
+        visual = start.visual
         if visual is not None:
-            _check_goes_on(lm, visual, tokenizer)
+            _require_same_codes(lm, visual, tokenizer)
         elif tokenizer is not None:
-            visual = VisualVocabulary(first_id=text.size, num_codes=tokenizer.num_codes)
-            with torch.no_grad():
-                codebook = tokenizer.model.codebook.projected()
-            if (
-                config.embedding_start == "codebook"
-                and codebook.shape[1] != base.config.hidden_size
-            ):
-                raise UserError(
-                    f"codes are {codebook.shape[1]} wide, the language model's embeddings "
-                    f"{base.config.hidden_size}: the codebook cannot start them",
-                    hint="--set embedding_start=mean, or train the tokenizer with this --lm",
-                )
-            grow(
-                base,
-                visual,
-                codebook,
-                start=config.embedding_start,
-                norm=config.codebook_norm,
-            )
+            visual = _grow_by_codes(start, tokenizer, config)
         if config.shrink != 1:
-            shrink(base, config.shrink)
-        self.vocabulary = Vocabulary(text=text, visual=visual, system=config.system)
-        self.model: PackedLoss = PackedLoss(base)
+            shrink(start.model, config.shrink)
+        self.token_counts = start.token_counts
+        self.vocabulary = Vocabulary(text=start.text, visual=visual, system=config.system)
+        self.model: PackedLoss = PackedLoss(start.model)
 
     def batch(self, step: int, size: int, rank: int, world: int) -> Packed:
         return packed_chats(
@@ -155,7 +131,7 @@ class MllmTask:
         return None
 
     def samples(self, step: int) -> Image.Image | None:
-        """What the model draws of eight training prompts, where a de-tokenizer is given."""
+        """Pictures that the model draws of eight training prompts; None without a de-tokenizer."""
         visual = self.vocabulary.visual
         if self.dtok is None or self.tokenizer is None or visual is None:
             return None
@@ -175,27 +151,63 @@ class MllmTask:
             top_p=1.0,
         )
         condition = self.tokenizer.condition(codes)
-        drawn = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
-        cells = [Image.fromarray(a) for a in from_unit_truncated(drawn)]
+        pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
+        cells = [Image.fromarray(a) for a in from_unit_truncated(pixels)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        tokenizer = self.tokenizer.sha256 if self.tokenizer else None
-        grid = self.tokenizer.grid if self.tokenizer else None
-        description = described(self.model.lm, self.vocabulary, tokenizer=tokenizer, grid=grid)
-        return self.model.lm, description | {"token_counts": self.counts}
+        description = model_description(
+            self.model.lm,
+            self.vocabulary,
+            tokenizer_sha256=self.tokenizer.sha256 if self.tokenizer else None,
+            grid=self.tokenizer.grid if self.tokenizer else None,
+        )
+        return self.model.lm, description | {"token_counts": self.token_counts}
 
 
-def _given(lm: Path) -> tuple[TextTokenizer, Any, VisualVocabulary | None]:
-    """Words, network and visual tokens, if it has any, of tarkit's own model or another's."""
+def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
+    """A small Qwen2 with random weights and a text tokenizer trained on the text rows."""
+    if config.shrink != 1:
+        raise UserError(
+            f"shrink = {config.shrink} needs a model to start from, and there is no --lm",
+            hint="name the model with --lm, or leave shrink out",
+        )
+    texts = streams.documents(config.tokenizer_documents)
+    if not texts:
+        raise UserError(
+            "a language model from nothing needs text rows to make its tokenizer from",
+            hint="tarkit curate chats --text FILE --out DIR, and name DIR with --chats",
+        )
+    text = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
+    model = build(from_scratch(config.lm, text.size))
+    ids = np.concatenate([np.asarray(ids) for ids in text.encode_batch(texts)])
+    return LmStart(text, model, None, np.bincount(ids, minlength=text.size).tolist())
+
+
+def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -> VisualVocabulary:
+    """Grow the model's vocabulary by the tokenizer's codes, in place (paper Sec. 3.3)."""
+    visual = VisualVocabulary(first_id=start.text.size, num_codes=tokenizer.num_codes)
+    with torch.no_grad():
+        codebook = tokenizer.model.codebook.projected()
+    width = start.model.config.hidden_size
+    if config.embedding_start == "codebook" and codebook.shape[1] != width:
+        raise UserError(
+            f"codes are {codebook.shape[1]} wide, the language model's embeddings "
+            f"{width}: the codebook cannot start them",
+            hint="--set embedding_start=mean, or train the tokenizer with this --lm",
+        )
+    grow(start.model, visual, codebook, start=config.embedding_start, norm=config.codebook_norm)
+    return visual
+
+
+def _start_from(lm: Path) -> LmStart:
+    """The model of a directory, tarkit's own or a causal LM in transformers' layout."""
     kind = read_config(lm).get("kind", "foreign")
     if kind not in ("mllm", "foreign"):
-        raise UserError(
-            f"{lm} is {kind}, where a language model is needed", hint=f"tarkit inspect {lm}"
-        )
+        raise UserError(f"{lm} is {kind}, not a language model", hint=f"tarkit inspect {lm}")
     if kind == "mllm" or has_visual_tokens(lm):
         loaded = load_mllm(lm)
-        return loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual
+        return LmStart(loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None)
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
@@ -208,17 +220,17 @@ def _given(lm: Path) -> tuple[TextTokenizer, Any, VisualVocabulary | None]:
             f"{lm} is no causal language model in safetensors: {error}",
             hint=f"tarkit inspect {lm}",
         ) from None
-    return text, network, None
+    return LmStart(text, network, None, None)
 
 
-def _check_goes_on(
+def _require_same_codes(
     lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | None
 ) -> None:
-    """Refuse a model that draws with another tokenizer's codes, or to train it without one."""
+    """Raise UserError unless the tokenizer is there and is the one the model's codes come from."""
     if tokenizer is None:
         raise UserError(
-            f"{lm} has visual tokens, and no --tokenizer says what they mean",
-            hint="name the tokenizer that it was trained with by --tokenizer",
+            f"{lm} has visual tokens, but there is no --tokenizer",
+            hint="name the tokenizer that the model was trained with by --tokenizer",
         )
     # A published model does not say which tokenizer it was trained with.
     made_for = read_config(lm).get("tokenizer_sha256") if lm else None
@@ -226,7 +238,7 @@ def _check_goes_on(
         raise UserError(
             f"{lm} draws with {visual.num_codes:,} codes of tokenizer {str(made_for)[:12]}, "
             f"--tokenizer has {tokenizer.num_codes:,} and is {tokenizer.sha256[:12]}",
-            hint="name the tokenizer that it was trained with, or grow a text-only model",
+            hint="name the tokenizer that the model was trained with, or grow a text-only model",
         )
 
 
@@ -240,9 +252,9 @@ def run(
     dtok: tuple[Path, Path] | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train a language model on chats; returns the model directory.
+    """Train a language model on chats artifacts; returns the model directory.
 
-    `dtok`, directories of an AR-DTok and its image VQ, only draws the sample sheets.
+    `dtok`: directories of an AR-DTok and its image VQ, used for the sample sheets only.
     """
     settings = load_config(MllmConfig, config, overrides)
     begin_training(settings.seed)
@@ -250,8 +262,8 @@ def run(
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
-    painter = ArDetokenizer.load(*dtok) if dtok else None
-    task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=painter)
+    detokenizer = ArDetokenizer.load(*dtok) if dtok else None
+    task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=detokenizer)
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}

@@ -7,17 +7,26 @@ Sources: AdamW (paper Table 8); Muon as in `torch.optim.Muon` (Jordan et al. 202
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import nn
 
+from tarkit.config import Config
 from tarkit.errors import UserError
 
-if TYPE_CHECKING:
-    from tarkit.train.loop import LoopConfig
-
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
+
+
+class OptimizerConfig(Config):
+    """Settings of the optimizers. Defaults: paper, Table 8."""
+
+    learning_rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_rate: float = 0.02
+    """Learning rate of Muon, for hidden matrices; AdamW trains everything else."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -57,7 +66,7 @@ def weight_rms(model: nn.Module) -> float:
     return math.sqrt(sum(square for square, _ in squares) / total) if total else 0.0
 
 
-def make_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.

@@ -1,8 +1,9 @@
-"""Training streams whose every batch is a pure function of (seed, step): exact resume for nothing.
+"""Training streams whose every batch is a pure function of (seed, step), which makes resume exact.
 
-An epoch visits the shards in a drawn order, some at a time, and their rows in a drawn order; a
-position in it is found by arithmetic, so resuming at step 60,000 skips nothing and reads nothing
-twice.
+An epoch visits the shards in random order, some at a time, and their rows in random order. A
+position in it is computed, not searched for: resuming at step 60,000 reads no earlier row.
+
+Letters: B pictures, H W pixels.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from tarkit.errors import UserError
 from tarkit.seeds import training_seed
 from tarkit.vocab import Scale
 
-Row = TypeVar("Row")
+StreamRow = TypeVar("StreamRow")
 
 
-class Stream(Generic[Row]):
-    """Rows of numbered shards in an endless drawn order with random access by position."""
+class Stream(Generic[StreamRow]):
+    """Rows of numbered shards in an endless random order, with random access by position."""
 
     def __init__(
         self,
         counts: Sequence[int],
-        load: Callable[[int], Sequence[Row]],
+        load: Callable[[int], Sequence[StreamRow]],
         *,
         seed: int,
         shards_together: int = 8,
     ) -> None:
-        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order."""
+        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order.
+
+        Rows are shuffled within groups of `shards_together` shards. Raises ValueError without rows.
+        """
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         self.seed = seed
@@ -62,10 +66,10 @@ class Stream(Generic[Row]):
         order, _ = self._epoch(epoch)
         shards = order[group * self.together : (group + 1) * self.together]
         pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
-        draw = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
-        return [pairs[i] for i in draw.permutation(len(pairs))]
+        rng = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
+        return [pairs[i] for i in rng.permutation(len(pairs))]
 
-    def __getitem__(self, position: int) -> Row:
+    def __getitem__(self, position: int) -> StreamRow:
         """The row at a position of the endless stream."""
         epoch, within = divmod(position, self.total)
         _, starts = self._epoch(epoch)
@@ -73,22 +77,22 @@ class Stream(Generic[Row]):
         shard, row = self._group(epoch, group)[within - int(starts[group])]
         return self._load(shard)[row]
 
-    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[Row]:
+    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[StreamRow]:
         """This rank's rows of a step: `size` of the step's `size * world`."""
         first = (step * world + rank) * size
         return [self[first + i] for i in range(size)]
 
 
-class Picture(dict[str, Any]):
-    """One row of an images artifact, with its picture read when it is asked for."""
+class PictureRow(dict[str, Any]):
+    """One row of an images artifact; its pixels are read from the tar file on demand."""
 
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
         super().__init__(row)
-        self._where = (path, offset, size)
+        self._location = (path, offset, size)
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        path, offset, size = self._where
+        path, offset, size = self._location
         with open(path, "rb") as file:
             blob = os.pread(file.fileno(), size, offset)
         return pictures.to_uint8(pictures.decode(blob))
@@ -99,24 +103,25 @@ COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 
 def picture_stream(
     artifact: Artifact, *, seed: int, split: str | None = "train"
-) -> Stream[Picture]:
-    """All usable pictures of an images artifact; rows of another split are left out.
+) -> Stream[PictureRow]:
+    """The usable pictures of an images artifact: status "ok", and of the split or without one.
 
-    Rows without a split (a user's own pictures) are all used.
+    A user's own pictures have no split. `split=None` takes every split. Raises UserError for an
+    incomplete artifact and for one without a usable picture.
     """
     artifact.require_complete()
 
     def usable(row: Mapping[str, Any]) -> bool:
         return row["status"] == "ok" and (row["split"] in (None, split) or split is None)
 
-    def load(index: int) -> list[Picture]:
+    def load(index: int) -> list[PictureRow]:
         name = artifact.shards[index]
         rows = artifact.read(name, columns=list(COLUMNS)).to_pylist()
         offsets, sizes = artifact.image_offsets(name)
         tar = str(artifact.tar_path(name))
         ok = [row for row in rows if row["status"] == "ok"]
         return [
-            Picture(row, tar, int(offset), int(size))
+            PictureRow(row, tar, int(offset), int(size))
             for row, offset, size in zip(ok, offsets, sizes, strict=True)
             if usable(row)
         ]
@@ -141,7 +146,7 @@ def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
-    """The scale of a step, drawn in the given ratio: the same on every process."""
+    """A random scale with odds `ratio` for scales 1, 2, 3: the same for a step on every process."""
     rng = np.random.default_rng(training_seed(seed, step, "scale"))
     weights = np.asarray(ratio, dtype=float)
     return Scale(int(rng.choice(3, p=weights / weights.sum())) + 1)

@@ -1,8 +1,11 @@
-"""`tarkit train tokenizer`: TA-Tok, with a codebook projected from a language model's own table.
+"""`tarkit train tokenizer`: TA-Tok, whose codebook is projected from a language model's embeddings.
 
 Source: paper Sec. 3.1 and App. C.1 (losses of Eq. 3 and L_rec, scales drawn 2:1:1), Table 8.
-Beyond the paper, each a stated option: the teacher may be whitened, the encoder may stay frozen,
-and the projection may start from the data's own directions.
+Options beyond the paper: a whitened teacher, a frozen encoder, and a projection that starts from
+the principal directions of the data.
+
+Letters: B pictures, N codes of a picture at one scale, M features, K codes, W encoder width,
+D code width, E width of an embedding.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixels import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, draw_scale, picture_stream, sized
+from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 
 
 class TaTokSizes(Config):
-    """What of TA-Tok's sizes is free once encoder and language model are given."""
+    """The sizes of TA-Tok that encoder and language model do not fix."""
 
     num_codes: int = 65536
     code_width: int | None = None
@@ -47,39 +50,40 @@ class TaTokSizes(Config):
 
 
 class TokenizerConfig(LoopConfig):
-    """Numbers of TA-Tok's training; defaults of the losses are the paper's (Table 8)."""
+    """Settings of TA-Tok's training; loss weights are the paper's (Table 8) unless noted."""
 
     sizes: TaTokSizes = TaTokSizes()
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
-    """How often scales 1, 2, 3 are drawn, one a step (App. C.1)."""
+    """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"
     free_codebook: bool = False
-    """Train the chosen rows too, not their projection alone: a codebook that only starts as the
-    language model's. Not the paper's, but what text alignment costs shows beside it (Table 3)."""
+    """Train the embeddings too, and not only their projection: the codebook then only starts from
+    the language model's. Not in the paper; it shows what text alignment costs (Table 3)."""
     codebook: float = 1.0
     commitment: float = 0.25
     """Weight of Eq. 3's commitment half: 0.25 in the released file (the paper prints 1.0)."""
     reconstruction: float = 1.0
     freeze_encoder: bool = False
     whiten: float = 0.0
-    """Teacher features are whitened by their covariance to the power -whiten/2: 0 leaves them, 1
-    gives every direction equal variance. Unwhitened, a common direction hides what matters
-    (in a prototype: cosine .905 with colour at chance)."""
+    """Teacher features are multiplied by their covariance to the power -whiten/2: 0 leaves them as
+    they are, 1 gives every direction equal variance. Without it a common direction can dominate the
+    cosine (in a prototype: .905 with colour at chance)."""
     whiten_floor: float = 1e-4
-    """Variances below this share of the largest are whitened as if they had it: what is told
-    there is mostly noise."""
+    """Variances below this share of the largest are raised to it before whitening: directions of
+    small variance are mostly noise."""
     centre: float = 0.0
-    """The origin of the teacher's features: their mean, moved away from their median by this many
-    times the distance of the two. Most positions are background; around the mean it lies near the
-    origin, where a cosine sees nothing but its noise, and codes are spent on that."""
+    """The origin of the teacher's features is mean - centre * (median - mean). Most positions are
+    background. Around the plain mean the background lies near the origin, where a cosine measures
+    only its noise, and codes are wasted on it."""
     start: Literal["linear", "data"] = "linear"
-    """Where the projection W starts: as any linear layer, or so that E W covers the features."""
+    """Start of the projection W: as any linear layer, or such that the rows of E W + b have the
+    mean and covariance of the features."""
     start_rank: int = 0
-    """With `start = "data"`: how many principal directions of the features; 0 is all."""
+    """With `start = "data"`: number of principal directions of the features; 0 is all."""
     measure_pictures: int = 512
     drop_copies: float = Field(default=1.0, gt=0)
-    """When training is over, a code is dropped whose cosine with one used more often is at least
-    this; at 1 all stay."""
+    """After training, drop a code whose cosine with a more frequent code is at least this; at 1 all
+    stay."""
 
 
 class TokenizerModel(nn.Module):
@@ -111,20 +115,20 @@ class TokenizerModel(nn.Module):
         self.register_buffer("whitener", torch.eye(width))
 
     @torch.no_grad()
-    def taught(self, pixels: Tensor) -> Tensor:
-        """The teacher's features (B, grid**2, W) as they are."""
+    def teacher_features(self, pixels: Tensor) -> Tensor:
+        """Pixels in [-1, 1] -> the teacher's features (B, grid**2, W), before whitening."""
         return self.teacher.features(pixels, layer=self.config.sizes.select_layer)
 
     @torch.no_grad()
-    def target(self, taught: Tensor, scale: Scale) -> Tensor:
-        """What the decoder should give: (B, N, W), pooled, whitened as configured."""
-        return pool((taught - self.mean) @ self.whitener, scale)
+    def target(self, teacher_features: Tensor, scale: Scale) -> Tensor:
+        """Features (B, grid**2, W) -> the decoder's target (B, N, W): centred, whitened, pooled."""
+        return pool((teacher_features - self.mean) @ self.whitener, scale)
 
     @torch.no_grad()
     def start_from(self, pixels: Tensor) -> None:
-        """Set the whitener, and the codebook's projection, from a body of pictures."""
-        raw = self.taught(pixels)
-        config, flat = self.config, raw.flatten(0, 1)
+        """Set mean, whitener and, with `start = "data"`, the projection from pictures' pixels."""
+        config = self.config
+        flat = self.teacher_features(pixels).flatten(0, 1)
         if config.whiten or config.centre:
             mean = flat.mean(0)
             self.mean.copy_(mean - config.centre * (flat.median(0).values - mean))
@@ -139,7 +143,7 @@ class TokenizerModel(nn.Module):
             self._cover(z)
 
     def _cover(self, z: Tensor) -> None:
-        """Choose W and b so that the rows of E W + b have the mean and covariance of z (M, D)."""
+        """Set W and b so that the rows of E W + b have the mean and covariance of z (M, D)."""
         codebook = self.ta_tok.codebook
         rows = codebook.embedding.weight
         rank = self.config.start_rank or min(rows.shape[1], z.shape[1])
@@ -153,13 +157,16 @@ class TokenizerModel(nn.Module):
         codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
 
     def forward(self, pixels: Tensor, scale: Scale) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one step at one scale, and figures."""
+        """Pixels (B, 3, size, size) in [-1, 1] -> the loss () at one scale, and figures.
+
+        Reconstruction is one minus the mean cosine of decoded and target features.
+        """
         config = self.config
-        taught = self.taught(pixels)
+        teacher_features = self.teacher_features(pixels)
         # A frozen encoder is the teacher: one pass serves both.
-        features = taught if config.freeze_encoder else self.ta_tok.features(pixels)
+        features = teacher_features if config.freeze_encoder else self.ta_tok.features(pixels)
         out = self.ta_tok(features, scale)
-        target = self.target(taught, scale)
+        target = self.target(teacher_features, scale)
         reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
         loss = (
             config.reconstruction * reconstruction
@@ -175,12 +182,12 @@ class TokenizerModel(nn.Module):
 
 
 class TokenizerTask:
-    """Pictures only: TA-Tok trains without text (App. C.1)."""
+    """Reconstruction of the teacher's features of pictures; no text is used (App. C.1)."""
 
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[Picture],
+        stream: Stream[PictureRow],
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
     ) -> None:
@@ -200,7 +207,7 @@ class TokenizerTask:
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
         self.model.start_from(self._pixels([stream[i] for i in range(min(256, stream.total))]))
 
-    def _pixels(self, rows: Sequence[Picture]) -> Tensor:
+    def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
         size = self.model.ta_tok.arch.encoder.size_px
         return to_signed([sized(row.pixels(), size) for row in rows])
 
@@ -224,19 +231,19 @@ class TokenizerTask:
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Codebook health and reconstruction cosine of every scale, by argmax codes."""
         ta_tok, rows = self.model.ta_tok, self.rows
-        trained = torch.cat([c.flatten() for c in self._measured()[0].values()])
+        before = torch.cat([c.flatten() for c in self._measure()[0].values()])
         if self.config.drop_copies < 1:
-            counts = torch.bincount(trained, minlength=len(rows))
+            counts = torch.bincount(before, minlength=len(rows))
             codebook = ta_tok.codebook.projected()
-            stay = distinct_codes(codebook, counts, cosine=self.config.drop_copies)
-            ta_tok.keep_codes(stay)
-            rows = rows[stay]
-        found, cosines = self._measured()
-        everything = torch.cat([c.flatten() for c in found.values()])
+            distinct = distinct_codes(codebook, counts, cosine=self.config.drop_copies)
+            ta_tok.keep_codes(distinct)
+            rows = rows[distinct]
+        codes, cosines = self._measure()
+        every_code = torch.cat([c.flatten() for c in codes.values()])
         num_codes = ta_tok.arch.num_codes
-        figures: dict[str, Any] = {"all_scales": _health(everything, num_codes)}
+        figures: dict[str, Any] = {"all_scales": _health(every_code, num_codes)}
         for scale in Scale:
-            health = _health(found[scale], num_codes)
+            health = _health(codes[scale], num_codes)
             figures[f"scale_{int(scale)}"] = {**health, "cosine": round(cosines[scale], 5)}
         count = min(self.config.measure_pictures, self.stream.total)
         return ta_tok, {
@@ -246,35 +253,35 @@ class TokenizerTask:
             "figures": {
                 **figures,
                 "pictures": count,
-                "before_dropping": _health(trained, len(self.rows)),
+                "before_dropping": _health(before, len(self.rows)),
             },
         }
 
-    def _measured(self) -> tuple[dict[Scale, Tensor], dict[Scale, float]]:
-        """Codes (M, N) and mean cosine of `measure_pictures` pictures at every scale."""
+    def _measure(self) -> tuple[dict[Scale, Tensor], dict[Scale, float]]:
+        """Codes (B, N) of `measure_pictures` pictures, and their mean cosine, at every scale."""
         ta_tok = self.model.ta_tok
-        found: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
+        codes: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
         cosines: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
         count = min(self.config.measure_pictures, self.stream.total)
         for first in range(0, count, 32):
             pixels = self._pixels([self.stream[i] for i in range(first, min(first + 32, count))])
-            features, taught = ta_tok.features(pixels), self.model.taught(pixels)
+            features = ta_tok.features(pixels)
+            teacher_features = self.model.teacher_features(pixels)
             for scale in Scale:
-                codes = ta_tok.codebook.nearest(ta_tok.project(features, scale))
-                decoded = ta_tok.condition(codes)
-                found[scale].append(codes)
-                cosines[scale].append(
-                    F.cosine_similarity(decoded, self.model.target(taught, scale), dim=-1).flatten()
-                )
+                nearest = ta_tok.codebook.nearest(ta_tok.project(features, scale))
+                target = self.model.target(teacher_features, scale)
+                cosine = F.cosine_similarity(ta_tok.condition(nearest), target, dim=-1)
+                codes[scale].append(nearest)
+                cosines[scale].append(cosine.flatten())
         return (
-            {scale: torch.cat(codes) for scale, codes in found.items()},
-            {scale: float(torch.cat(values).mean()) for scale, values in cosines.items()},
+            {scale: torch.cat(batches) for scale, batches in codes.items()},
+            {scale: float(torch.cat(batches).mean()) for scale, batches in cosines.items()},
         )
 
 
 def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:
-    found = usage(codes, num_codes)
-    return {"used": found.used, "dead": found.dead, "perplexity": round(found.perplexity, 2)}
+    health = usage(codes, num_codes)
+    return {"used": health.used, "dead": health.dead, "perplexity": round(health.perplexity, 2)}
 
 
 def run(
@@ -286,7 +293,7 @@ def run(
     out: Path,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train TA-Tok from a vision encoder and a language model's table."""
+    """Train TA-Tok from a vision encoder and a language model; returns the model directory."""
     settings = load_config(TokenizerConfig, config, overrides)
     begin_training(settings.seed)
     stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)

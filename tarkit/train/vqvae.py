@@ -1,7 +1,9 @@
-"""`tarkit train vqvae`: the image VQ that AR-DTok draws with, trained from nothing.
+"""`tarkit train vqvae`: the image VQ whose codes AR-DTok predicts, trained from nothing.
 
-At paper size LlamaGen's published VQ is loaded instead; this stands in for it in miniature, with
-its reconstruction and codebook losses but without LPIPS and PatchGAN, which need other weights.
+At paper size LlamaGen's published VQ is loaded instead. This one replaces it in miniature, with its
+reconstruction and codebook losses but without LPIPS and PatchGAN, which need other weights.
+
+Letters: B pictures, H W pixels, M latents, K codes, D code width.
 """
 
 from __future__ import annotations
@@ -23,32 +25,33 @@ from tarkit.models.codebook import usage
 from tarkit.models.pixels import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import Picture, Stream, picture_stream
+from tarkit.train.streams import PictureRow, Stream, picture_stream
 
 
 class VqvaeConfig(LoopConfig):
-    """Numbers of the image VQ's training; loss weights are LlamaGen's."""
+    """Settings of the image VQ's training; loss weights are LlamaGen's."""
 
     arch: VqvaeArch = VqvaeArch()
     warmup_unquantised: float = 0.1
-    """Share of the steps without quantisation; the codebook then starts from the data, at the
-    earliest after the first step."""
+    """Share of the steps, at the start, without quantisation. The codebook then starts from the
+    data, at the earliest after the first step."""
     fade_in: float = 0.1
     """Share of the steps over which quantisation is blended in."""
     commitment: float = 0.25
     codebook: float = 1.0
     tolerance: float = Field(default=0.0, ge=0)
-    """Errors of up to this many grey levels (of 255) cost nothing: faint texture needs no codes."""
+    """Pixel errors up to this many grey levels (of 255) are free: faint texture needs no codes."""
     restart_every: int = 50
-    """Codes that went unused for about this many steps restart from the batch's latents, most
-    likely from those furthest from their code (D^2 sampling, as k-means++ starts)."""
+    """Steps between restarts: an unused code moves to one of the batch's latents, most likely to
+    one far from its own code (D^2 sampling, as in k-means++)."""
     restart_until: float = 0.8
+    """Share of the steps after which no code restarts."""
 
 
 class VqvaeTask:
-    """Pixels, through codes, back to pixels."""
+    """Reconstruction of pixels through codes."""
 
-    def __init__(self, config: VqvaeConfig, stream: Stream[Picture]) -> None:
+    def __init__(self, config: VqvaeConfig, stream: Stream[PictureRow]) -> None:
         self.config = config
         self.stream = stream
         # Channels last: a tenth faster on CPUs, same numbers.
@@ -61,7 +64,7 @@ class VqvaeTask:
         return to_signed([row.pixels() for row in rows])
 
     def blend(self, step: int) -> float:
-        """How much of quantisation is on at a step, in [0, 1]."""
+        """The share of quantisation at a step, in [0, 1]."""
         start = round(self.config.warmup_unquantised * self.config.steps)
         fade = max(1, round(self.config.fade_in * self.config.steps))
         return min(max((step - start + 1) / fade, 0.0), 1.0)
@@ -87,14 +90,14 @@ class VqvaeTask:
         return total, figures
 
     def after_step(self, step: int, model: nn.Module) -> None:
-        """Start the codebook from data, then move codes that nobody uses to where data is."""
+        """Start the codebook from the batch's latents; later, restart unused codes from them."""
         assert isinstance(model, Vqvae) and self._latents is not None and self._codes is not None
         flat = self._latents.reshape(-1, self._latents.shape[-1])
         table = model.quantize.embedding.weight.data
         used = model.quantize.codebook_used[: len(table)]
         start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         if step + 1 == start:
-            table.copy_(_pick(flat, len(table)))
+            table.copy_(_random_rows(flat, len(table)))
             used.fill_(1.0)
         elif step + 1 > start:
             counts = torch.bincount(self._codes.flatten(), minlength=len(table))
@@ -102,11 +105,11 @@ class VqvaeTask:
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = self._worst(flat, table, len(dead))
+                table[dead] = self._far_latents(flat, table, len(dead))
                 used[dead] = 1.0
 
-    def _worst(self, flat: Tensor, table: Tensor, count: int) -> Tensor:
-        """`count` rows of `flat` drawn in proportion to their squared distance to their code."""
+    def _far_latents(self, flat: Tensor, table: Tensor, count: int) -> Tensor:
+        """(count, D): latents of (M, D), with odds of their squared distance to their code."""
         assert self._codes is not None
         if not count:
             return flat[:0]
@@ -114,27 +117,26 @@ class VqvaeTask:
         return flat[torch.multinomial(error + 1e-12, count, replacement=count > len(flat))]
 
     def samples(self, step: int) -> Image.Image:
+        """Eight pictures and their reconstructions."""
         self.model.eval()
         originals = [self.stream[i].pixels() for i in range(8)]
         with torch.no_grad():
             pixels = self.model.decode(self.model.encode(to_signed(originals) * 0.5 + 0.5))
-        drawn = [Image.fromarray(a) for a in [*originals, *from_unit_truncated(pixels)]]
+        cells = [Image.fromarray(a) for a in [*originals, *from_unit_truncated(pixels)]]
         captions = ["original"] * 8 + ["decoded"] * 8
-        return contact_sheet(drawn, captions, columns=8, cell_px=96)
+        return contact_sheet(cells, captions, columns=8, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        """PSNR and codebook usage over 512 pictures of the training stream."""
+        """Measures PSNR and codebook usage on 512 pictures of the training stream."""
         count = min(512, self.stream.total)
         errors, codes = [], []
         with torch.no_grad():
             for first in range(0, count, 64):
-                x = to_signed(
-                    [self.stream[i].pixels() for i in range(first, min(first + 64, count))]
-                )
-                found = self.model.encode(x * 0.5 + 0.5)
-                y = self.model.decode(found)
-                errors.append((y - (x * 0.5 + 0.5)).pow(2).flatten(1).mean(1))
-                codes.append(found)
+                rows = [self.stream[i] for i in range(first, min(first + 64, count))]
+                pixels = to_signed([row.pixels() for row in rows]) * 0.5 + 0.5
+                codes.append(self.model.encode(pixels))
+                decoded = self.model.decode(codes[-1])
+                errors.append((decoded - pixels).pow(2).flatten(1).mean(1))
         health = usage(torch.cat(codes), self.config.arch.num_codes)
         psnr = float((-10 * torch.cat(errors).log10()).mean())
         figures = {"psnr_db": psnr, "perplexity": health.perplexity, "dead_codes": health.dead}
@@ -145,8 +147,8 @@ class VqvaeTask:
         }
 
 
-def _pick(flat: Tensor, count: int) -> Tensor:
-    """`count` rows of `flat`, drawn with the global generator, repeated only if too few."""
+def _random_rows(flat: Tensor, count: int) -> Tensor:
+    """(M, D) -> (count, D): rows in random order by the global generator, repeated if too few."""
     order = [torch.randperm(len(flat)) for _ in range(-(-count // len(flat)))]
     return flat[torch.cat(order)[:count]] if count else flat[:0]
 

@@ -185,7 +185,7 @@ def test_a_drawn_picture_depends_on_its_own_codes_and_seed_alone(tar: Tar) -> No
 
 
 def test_codes_of_no_scale_or_beyond_the_book_are_refused(tar: Tar) -> None:
-    with pytest.raises(ValueError, match="3 codes are no square picture"):
+    with pytest.raises(ValueError, match="3 codes are not a square grid"):
         tar.draw(torch.zeros(1, 3, dtype=torch.long), seeds=[0])
     with pytest.raises(ValueError, match="codes span 0 to 16, K is 16"):
         tar.draw(torch.tensor([[0, 16, 1, 2]]), seeds=[0])

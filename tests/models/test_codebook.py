@@ -60,7 +60,7 @@ def test_ties_go_to_the_lower_index_and_too_few_rows_are_refused() -> None:
     same = torch.ones(6, 3)
     assert representative_rows(same, 2, how="far").tolist() == [0, 1]
     assert representative_rows(same, 2, how="near").tolist() == [0, 1]
-    with pytest.raises(ValueError, match="7 codes asked for, the table has 6 usable rows"):
+    with pytest.raises(ValueError, match="num_codes = 7, but the table has 6 usable rows"):
         representative_rows(same, 7)
 
 

@@ -143,7 +143,7 @@ def test_the_decoders_position_table_is_used_as_it_is_at_its_own_side(ta_tok: Ta
 
 
 def test_codes_that_make_no_square_or_are_not_in_the_book_are_refused(ta_tok: TaTok) -> None:
-    with pytest.raises(ValueError, match="24 codes are no square picture"):
+    with pytest.raises(ValueError, match="24 codes are not a square grid"):
         ta_tok.condition(torch.zeros(1, 24, dtype=torch.long))
     with pytest.raises(ValueError, match="codes span 0 to 24, K is 24"):
         ta_tok.condition(torch.tensor([[0, 1, 2, 24]]))

@@ -154,5 +154,5 @@ def test_codes_are_in_reading_order(vqvae: Vqvae) -> None:
 
 
 def test_codes_of_no_square_picture_are_refused(vqvae: Vqvae) -> None:
-    with pytest.raises(ValueError, match="24 codes are no square picture"):
+    with pytest.raises(ValueError, match="24 codes are not a square grid"):
         vqvae.decode(torch.zeros(1, 24, dtype=torch.long))

@@ -18,7 +18,7 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import ar_dtok
 from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask
-from tarkit.train.streams import Picture, picture_stream
+from tarkit.train.streams import PictureRow, picture_stream
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -95,7 +95,7 @@ def test_remembered_codes_are_those_of_the_pictures(
     encoded: list[int] = []
     real = made._encode
 
-    def spy(rows: Sequence[Picture]) -> Any:
+    def spy(rows: Sequence[PictureRow]) -> Any:
         encoded.append(len(rows))
         return real(rows)
 
@@ -108,14 +108,14 @@ def test_remembered_codes_are_those_of_the_pictures(
         again = forgetful.batch(step, 4, 0, 1)
         assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
     # A batch with one new picture among four known ones is encoded whole.
-    made._places.clear()
+    made._rows.clear()
     made.batch(0, 4, 0, 1)
     made.batch(0, 5, 0, 1)
     assert encoded == [4, 4, 4, 4, 5]
     # A sheet reads and leaves the memory as it is.
-    before = dict(made._places)
+    before = dict(made._rows)
     made.samples(0)
-    assert encoded[-1] == 8 and made._places == before
+    assert encoded[-1] == 8 and made._rows == before
 
 
 def test_memory_is_emptied_when_it_is_full(pictures: Path, models: dict[str, Path]) -> None:
@@ -123,7 +123,7 @@ def test_memory_is_emptied_when_it_is_full(pictures: Path, models: dict[str, Pat
     for step in range(7):
         batch, again = small.batch(step, 4, 0, 1), forgetful.batch(step, 4, 0, 1)
         assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
-        assert 0 < len(small._places) <= 9
+        assert 0 < len(small._rows) <= 9
 
 
 def test_a_dropped_condition_is_all_zeros_and_only_that(
@@ -162,7 +162,7 @@ def test_an_arch_that_fits_no_part_is_refused_with_the_flags_that_do(
         "--set arch.vocab_size=12 --set arch.condition_width=16 --set arch.max_condition=16"
     )
     odd = parts.AR_DTOK.model_copy(update={"num_codes": 15})
-    with pytest.raises(UserError, match="arch.num_codes = 15 is no square") as e:
+    with pytest.raises(UserError, match="arch.num_codes = 15 is not a square") as e:
         run(config(tmp_path, arch=odd), pictures, models, tmp_path / "out")
     assert e.value.hint == "--set arch.num_codes=16"
 

@@ -21,7 +21,7 @@ from tarkit.inference.tar import Tar
 from tarkit.models.mllm import code_log_probs, generate_codes
 from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.train import grpo
-from tarkit.train.grpo import GrpoConfig, GrpoTask, Round, Step, advantages, clipped_objective
+from tarkit.train.grpo import GrpoBatch, GrpoConfig, GrpoTask, Round, advantages, clipped_objective
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -106,11 +106,11 @@ def test_an_advantage_is_the_distance_from_its_groups_mean_in_its_spreads() -> N
 
 
 def test_a_push_ends_where_the_probability_has_moved_far_enough() -> None:
-    drawn_with = torch.zeros(4, 1)
+    old_log_probs = torch.zeros(4, 1)
     moved = torch.tensor([[1.5], [1.5], [0.5], [0.5]])
     log_probs = moved.log().requires_grad_()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    loss, stopped = clipped_objective(log_probs, drawn_with, advantage, 0.2)
+    loss, stopped = clipped_objective(log_probs, old_log_probs, advantage, 0.2)
     # Good and likelier: held at 1.2. Bad and likelier: felt whole. Good and rarer: felt whole.
     # Bad and rarer: held at .8.
     assert_close(loss, -torch.tensor((1.2 - 1.5 + 0.5 - 0.8) / 4))
@@ -201,36 +201,36 @@ def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
     ids = [whole.mllm.vocabulary.prompt(text, draw=scale) for text in texts]
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(visual.num_codes, (16, scale.num_codes(whole.grid)), generator=generator)
-    now = task.model.of_codes(ids, codes, scale).detach()
+    now = task.model.code_log_probs(ids, codes, scale).detach()
     # Each step's first group is all alike; the second step's codes have moved since drawn.
     advantage = torch.tensor(([0.0] * 4 + [1.0, -1.0, 1.0, -1.0]) * 2)
-    drawn_with = torch.cat([now[:8] * math.nan, now[8:] + 0.1])
-    drawn = Round(ids, codes, drawn_with, advantage, {})
-    monkeypatch.setattr(task, "_drawn", lambda prompts, seed: drawn)
+    old_log_probs = torch.cat([now[:8] * math.nan, now[8:] + 0.1])
+    drawn = Round(ids, codes, old_log_probs, advantage, {})
+    monkeypatch.setattr(task, "_draw_round", lambda prompts, seed: drawn)
     task.round = drawn
-    loss, _ = task.loss(task.model, Step(texts if step == 0 else [], None), step)
+    loss, _ = task.loss(task.model, GrpoBatch(texts if step == 0 else [], None), step)
     loss.backward()
     (table,) = [p.grad for n, p in task.model.named_parameters() if "embed_tokens" in n]
     assert table is not None
     learnt = table.clone()
     task.model.zero_grad()
     every = slice(8 * step, 8 * step + 8)
-    log_probs = task.model.of_codes(ids[every], codes[every], scale)
-    before = drawn_with[every] if step else log_probs.detach()
+    log_probs = task.model.code_log_probs(ids[every], codes[every], scale)
+    before = old_log_probs[every] if step else log_probs.detach()
     expected, _ = clipped_objective(log_probs, before, advantage[every], settings.ratio_clip)
     expected.backward()
     assert_close(loss, expected)
     (table,) = [p.grad for n, p in task.model.named_parameters() if "embed_tokens" in n]
     assert_close(learnt, table)
     read: list[int] = []
-    of_codes = task.model.of_codes
+    code_log_probs = task.model.code_log_probs
 
     def counted(prompts: Any, codes: Tensor, at: Scale) -> Tensor:
         read.append(len(prompts))
-        return of_codes(prompts, codes, at)
+        return code_log_probs(prompts, codes, at)
 
-    monkeypatch.setattr(task.model, "of_codes", counted)
-    task.loss(task.model, Step(texts if step == 0 else [], None), step)
+    monkeypatch.setattr(task.model, "code_log_probs", counted)
+    task.loss(task.model, GrpoBatch(texts if step == 0 else [], None), step)
     assert read == [4]
 
 
@@ -279,7 +279,7 @@ def test_a_prompt_without_a_score_teaches_nothing_and_is_told(
     assert [row["groups_that_teach"] + row["unscored"] for row in rows] == [1, 1]
     assert [row["loss"] for row in rows if row["unscored"]] == [0]
     assert ["reward" in row for row in rows] == [not row["unscored"] for row in rows]
-    assert caplog.text.count("'nothing' has no score and teaches nothing: it asks for") == 1
+    assert caplog.text.count("'nothing' has no score and is skipped: it asks for") == 1
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_a_model_of_another_tokenizers_codes_does_not_go_on(
     )  # fmt: skip
     assert "grow a text-only model" in hint
     given["file"] = config(tmp_path, ratio={"text": 1})
-    hint = refused("has visual tokens, and no --tokenizer", chats=texts, **given)
+    hint = refused("has visual tokens, but there is no --tokenizer", chats=texts, **given)
     assert "--tokenizer" in hint
 
 
@@ -234,7 +234,7 @@ def test_only_usable_training_chats_are_dealt(tmp_path: Path) -> None:
     made = parts.write_chats(tmp_path / "chats", [rows])
     dealt = streams(made.path, {"text": 1})
     assert {dealt[i]["key"] for i in range(4)} == {"00000-000000", "00000-000002"}
-    with pytest.raises(UserError, match="ratio asks for i2i rows, but the chats given hold none"):
+    with pytest.raises(UserError, match="names the task i2i, but the chats hold no row of it"):
         streams(made.path, {"text": 1, "i2i": 1})
 
 
@@ -430,7 +430,7 @@ def test_a_codebook_that_cannot_start_the_embeddings_is_refused(
     )
     assert "--set embedding_start=mean" in hint
     hint = refused(
-        "ta_tok is ta_tok, where a language model is needed",
+        "ta_tok is ta_tok, not a language model",
         file=config(tmp_path),
         lm=models["tokenizer"],
         **given,
@@ -466,6 +466,6 @@ def test_a_finished_model_keeps_its_words_when_another_is_aimed_at_it(
 
 
 def test_a_model_from_nothing_is_not_shrunk(texts: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="shrink = 0.5 is for a model that goes on") as error:
+    with pytest.raises(UserError, match="shrink = 0.5 needs a model to start from") as error:
         mllm.run(config(tmp_path, ratio={"text": 1}, shrink=0.5), chats=[texts], out=tmp_path / "o")
     assert "--lm" in str(error.value.hint)

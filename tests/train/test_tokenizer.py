@@ -114,7 +114,7 @@ def test_rows_of_the_language_model_are_frozen_unless_the_codebook_is_free(
 def test_whitened_teachers_have_unit_covariance(pictures: Path, models: dict[str, Path]) -> None:
     made = task(pictures, models, whiten=1.0)
     pixels = made._pixels([made.stream[i] for i in range(12)])
-    taught = made.model.taught(pixels)
+    taught = made.model.teacher_features(pixels)
     raw = taught.flatten(0, 1)
     # 12 pictures of 16 positions: 192 vectors of 16 directions, none of them flat.
     white = made.model.target(taught, Scale.FULL).flatten(0, 1)
@@ -134,7 +134,7 @@ def test_the_origin_lies_beyond_the_mean_as_seen_from_the_median(
     for whiten in (0.0, 1.0):
         made = task(pictures, models, whiten=whiten, centre=1.5)
         pixels = made._pixels([made.stream[i] for i in range(12)])
-        raw = made.model.taught(pixels).flatten(0, 1)
+        raw = made.model.teacher_features(pixels).flatten(0, 1)
         middle = raw.sort(0).values[(len(raw) - 1) // 2]
         assert float((middle - mean).norm()) > 1e-2
         assert_close(made.model.mean, mean + 1.5 * (mean - middle), atol=1e-4, rtol=1e-4)
@@ -145,7 +145,7 @@ def test_variances_below_the_floor_are_whitened_as_if_they_had_it(
 ) -> None:
     made = task(pictures, models, whiten=1.0, whiten_floor=0.25)
     pixels = made._pixels([made.stream[i] for i in range(12)])
-    raw = made.model.taught(pixels)
+    raw = made.model.teacher_features(pixels)
     values, vectors = torch.linalg.eigh(torch.cov(raw.flatten(0, 1).T))
     assert float(values[0]) < 0.25 * float(values[-1]) < float(values[-2])
     white = torch.cov(made.model.target(raw, Scale.FULL).flatten(0, 1).T)

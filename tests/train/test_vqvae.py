@@ -155,11 +155,11 @@ def test_dead_codes_restart_where_quantisation_is_worst(pictures: Path) -> None:
     made._codes = torch.arange(40) % 12
     latents = table[made._codes].clone()
     latents[[7, 31]] += 1.0
-    found = made._worst(latents, table, 2)
+    found = made._far_latents(latents, table, 2)
     assert sorted(found.tolist()) == sorted(latents[[7, 31]].tolist())
-    assert made._worst(latents, table, 0).shape == (0, 4)
+    assert made._far_latents(latents, table, 0).shape == (0, 4)
     # More dead codes than latents: some are drawn twice.
-    assert made._worst(latents, table, 50).shape == (50, 4)
+    assert made._far_latents(latents, table, 50).shape == (50, 4)
 
 
 def test_errors_within_the_tolerance_cost_nothing(pictures: Path) -> None:

@@ -16,7 +16,7 @@ from tarkit.scoring.statistics import COLOR_POSITION, COLUMNS, TASKS
 CEILING = "ceiling_"
 
 
-def shapes_tables(metrics: Metric) -> tuple[list[PageTable], list[str]]:
+def suite_tables(metrics: Metric) -> tuple[list[PageTable], list[str]]:
     """The tables of the metrics with a known name and form, and the names of these metrics."""
     builders: dict[str, Callable[[Any], PageTable]] = {
         "geneval@shapes": _geneval,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tarkit.report.blocks import PageTable
-from tarkit.report.shapes_tables import shapes_tables
+from tarkit.report.suite_tables import suite_tables
 
 
 def estimate(value: float) -> dict[str, float]:
@@ -21,7 +21,7 @@ def texts(table: PageTable) -> list[list[str]]:
 
 
 def only_table(metrics: dict[str, Any]) -> PageTable:
-    (table,), covered = shapes_tables(metrics)
+    (table,), covered = suite_tables(metrics)
     assert covered == list(metrics)
     return table
 
@@ -67,7 +67,7 @@ def test_ceilings_are_one_table_with_the_model_last() -> None:
 
     model = part(0.25) | {"columns": {}, "chance": {"overall": None, "tasks": {}}}
     metrics = {"geneval@shapes": model, "ceiling_pixel_vq@shapes": part(0.5)}
-    (_, ceilings), covered = shapes_tables(metrics)
+    (_, ceilings), covered = suite_tables(metrics)
     assert covered == ["geneval@shapes", "ceiling_pixel_vq@shapes"]
     pixel_vq, last = texts(ceilings)
     # single_object, two_object and counting have no score; colors is the fourth of the six tasks.
@@ -93,4 +93,4 @@ def test_codes_have_a_row_for_each_scale() -> None:
 @pytest.mark.parametrize("value", [None, 7, [], {}, {"tasks": 3}, {"all": {}}, {"1": {"x": 2}}])
 def test_another_form_gets_no_table(value: Any) -> None:
     names = ("geneval", "pope", "caption", "ceiling_truth", "codes")
-    assert shapes_tables({f"{name}@shapes": value for name in names}) == ([], [])
+    assert suite_tables({f"{name}@shapes": value for name in names}) == ([], [])
