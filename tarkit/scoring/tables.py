@@ -121,7 +121,7 @@ def _caption_table(result: Mapping[str, Any]) -> Table:
     note = (
         f"{result['num_captions']} captions, coverage {result['coverage']:.3f}; groups of (count, "
         "colour, shape) as a multiset; exact: all groups, no false relation, a pair's relation "
-        "named."
+        "told."
     )
     return Table("caption@shapes", header, rows, note)
 

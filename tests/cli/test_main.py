@@ -19,6 +19,7 @@ from tarkit.cli.app import app
 from tarkit.curate.render import RenderPlan
 from tarkit.errors import UserError
 from tarkit.inference.self_reflect import Reflection
+from tarkit.shapes.regions import regions_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,7 +74,7 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
     ("verb", "words", "wanted"),
     [
         ("vqvae", ["--images", "i"], {"images": Path("i")}),
-        ("encoder", ["--images", "i"], {"images": Path("i")}),
+        ("encoder", ["--images", "i"], {"images": Path("i"), "regions_of": regions_of}),
         (
             "tokenizer",
             ["--images", "i", "--encoder", "e", "--lm", "l"],
