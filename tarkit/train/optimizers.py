@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from tarkit.config import Config
-from tarkit.errors import UserError
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -70,15 +69,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
-    Raises UserError where torch has no Muon.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(
-                f"optimizer = 'muon' needs torch 2.9 or newer, this is {torch.__version__}",
-                hint="pip install 'torch>=2.9,<2.14'   or set optimizer = 'adamw'",
-            )
         hidden = hidden_matrices(model)
     hidden_ids = set(map(id, hidden))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in hidden_ids]
