@@ -8,7 +8,7 @@ __all__ = ["Tar", "load_ar_dtok", "load_ta_tok", "load_vqvae"]
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for."""
     if name == "Tar":
-        from tarkit.inference.tar import Tar
+        from tarkit.inference.tar_model import Tar
 
         return Tar
     if name in __all__:

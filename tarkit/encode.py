@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact
-from tarkit.artifacts.preview import first_rows
+from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.schema import ABOUT_PICTURE, TEXTS
 from tarkit.checkpoints.load import LoadedTaTok, Resize, load_ta_tok
 from tarkit.config import Config, load_config
 from tarkit.images import ImageError, decode, to_uint8
 from tarkit.images import resize as resize_picture
-from tarkit.models.pixels import channels_first, to_unit
+from tarkit.models.pixel_range import channels_first, to_unit
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 
@@ -51,63 +54,68 @@ class EncodeConfig(Config):
     batch_size: int = Field(default=32, ge=1)
 
 
-def run(
-    images: Path,
-    *,
-    tokenizer: Path,
-    out: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    limit: int | None = None,
-    retry_failed: bool = False,
-    device: str = "cpu",
-) -> Artifact:
-    """Write the tokens artifact `out` from the images artifact `images`.
+@dataclass(frozen=True, kw_only=True)
+class EncodePlan(RowPlan):
+    """Writes a tokens artifact from an images artifact.
 
-    `limit` takes the first rows. The same call again encodes the shards that are missing or whose
-    input has changed, and with `retry_failed` also the failed rows of finished shards. Raises
-    UserError when `out` was begun with other settings.
+    `tokenizer` is a TA-Tok directory. The same plan again encodes the shards that are missing or
+    whose input has changed, and with `retry_failed` also the failed rows of finished shards.
     """
-    settings = load_config(EncodeConfig, config, overrides)
-    source = open_artifact(images, "images")
-    num_rows = first_rows(source, limit)
-    ta_tok = load_ta_tok(tokenizer)
-    ta_tok.model.to(device)
-    scales = sorted(set(settings.scales))
-    artifact = begin_artifact(
-        out,
-        "tokens",
-        settings={
-            **settings.model_dump(mode="json"),
-            "limit": limit,
+
+    tokenizer: Path
+    device: str = "cpu"
+
+    kind = "tokens"
+    input_kind = "images"
+
+    @cached_property
+    def settings(self) -> EncodeConfig:
+        return load_config(EncodeConfig, self.config, self.overrides)
+
+    @cached_property
+    def ta_tok(self) -> LoadedTaTok:
+        return load_ta_tok(self.tokenizer)
+
+    @property
+    def scales(self) -> Sequence[Scale]:
+        return sorted(set(self.settings.scales))
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        ta_tok = self.ta_tok
+        return {
+            **self.settings.model_dump(mode="json"),
+            "limit": self.limit,
             "tokenizer_sha256": ta_tok.sha256,
             "codebook_size": ta_tok.num_codes,
-            "sides": {str(int(scale)): scale.side(ta_tok.grid) for scale in scales},
-            "resize": f"{settings.resize}, {ta_tok.size_px} px",
+            "sides": {str(int(scale)): scale.side(ta_tok.grid) for scale in self.scales},
+            "resize": f"{self.settings.resize}, {ta_tok.size_px} px",
             "dtype": DTYPE,
-        },
-        shards=list(num_rows),
-        parents={"images": source, "tokenizer": Path(tokenizer)},
-    )
-    rank, world = rank_and_world()
-    pending = set(artifact.pending(source, rank, world))
-    own_shards = [name for name in artifact.shards[rank::world] if name in pending or retry_failed]
-    total = sum(num_rows[name] for name in own_shards)
-    with Progress("encode", total=total, unit="pictures") as progress:
-        for name in own_shards:
-            old = None if name in pending else artifact.read(name)
-            table = _shard(
-                source.read(name).slice(0, num_rows[name]),
-                source.read_images(name),
-                old=old,
-                ta_tok=ta_tok,
-                scales=scales,
-                settings=settings,
-                device=device,
-                progress=progress,
-            )
-            artifact.write(name, table, source_sha256=source.shard_sha256(name))
-    return artifact
+        }
+
+    @property
+    def parents(self) -> Mapping[str, Artifact | Path]:
+        return {"images": self.source, "tokenizer": Path(self.tokenizer)}
+
+    def make(self, artifact: Artifact) -> None:
+        self.ta_tok.model.to(self.device)
+        rank, world = rank_and_world()
+        pending = set(pending_shards(artifact, self.source, rank=rank, world=world))
+        names = [n for n in artifact.shards[rank::world] if n in pending or self.retry_failed]
+        total = sum(self.rows_of[name] for name in names)
+        with Progress("encode", total=total, unit="pictures") as progress:
+            for name in names:
+                table = _shard(
+                    self.source.read(name).slice(0, self.rows_of[name]),
+                    self.source.read_images(name),
+                    old=None if name in pending else artifact.read(name),
+                    ta_tok=self.ta_tok,
+                    scales=self.scales,
+                    settings=self.settings,
+                    device=self.device,
+                    progress=progress,
+                )
+                artifact.write(name, table, source_sha256=self.source.shard_sha256(name))
 
 
 def _shard(

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging as transformers_logging
 
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tarkit import encode
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.artifacts.preview import preview_rows
 from tarkit.checkpoints.load import Resize, load_ta_tok
+from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes, to_uint8
 from tarkit.vocab import Scale
@@ -83,7 +83,8 @@ def write_pictures(artifact: Artifact, name: str, shard: int, *, mended: bool = 
 
 def run(pictures: Artifact, out: str = "tokens", **known: Any) -> Artifact:
     folder = pictures.path.parent
-    return encode.run(pictures.path, tokenizer=folder / "tok", out=folder / out, **known)
+    plan = EncodePlan(pictures.path, tokenizer=folder / "tok", out=folder / out, **known)
+    return plan.run()
 
 
 def all_bytes(artifact: Artifact) -> dict[str, bytes]:
@@ -228,15 +229,15 @@ def test_the_limit_is_a_prefix_of_the_whole(pictures: Artifact, tokenizer: GreyT
 def test_a_dry_run_counts_and_writes_nothing(
     pictures: Artifact, tokenizer: GreyTokenizer, tmp_path: Path
 ) -> None:
-    plan = preview_rows(pictures.path, "images", out=tmp_path / "tokens", limit=7)
-    assert plan == {"rows": 7, "shards": 2, "shards_to_make": 2}
+    plan = EncodePlan(pictures.path, tokenizer=tmp_path / "t", out=tmp_path / "tokens", limit=7)
+    assert plan.preview() == {"rows": 7, "shards": 2, "shards_to_make": 2}
     assert not (tmp_path / "tokens").exists()
 
 
 def test_tokens_are_no_pictures(pictures: Artifact, tokenizer: GreyTokenizer) -> None:
     artifact = run(pictures)
     with pytest.raises(UserError, match="holds tokens, where images are wanted"):
-        encode.run(artifact.path, tokenizer=pictures.path, out=artifact.path.parent / "x")
+        EncodePlan(artifact.path, tokenizer=pictures.path, out=artifact.path.parent / "x").run()
 
 
 def test_a_missing_shard_is_named(pictures: Artifact, tokenizer: GreyTokenizer) -> None:
@@ -250,9 +251,8 @@ def test_a_missing_shard_is_named(pictures: Artifact, tokenizer: GreyTokenizer) 
 def test_pictures_are_resized_as_asked(tmp_path: Path, way: Resize) -> None:
     source = parts.write_pictures(tmp_path / "pictures", [["train", "train"]], size_px=20)
     tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
-    done = encode.run(
-        source.path, tokenizer=tokenizer, out=tmp_path / "tokens", overrides=[f"resize={way}"]
-    )
+    out, overrides = tmp_path / "tokens", [f"resize={way}"]
+    done = EncodePlan(source.path, tokenizer=tokenizer, out=out, overrides=overrides).run()
     pixels = [to_uint8(decode(blob or b"")) for _, blob in source.read_images("00000")]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     expected = load_ta_tok(tokenizer).encode(images, scale=1, resize=way)

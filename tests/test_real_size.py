@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from tarkit.checkpoints.published import SIGLIP2
+from tarkit.checkpoints.published_pth import SIGLIP2
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.mllm import skeleton
 from tarkit.models.ta_tok import TaTok, TaTokArch

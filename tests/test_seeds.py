@@ -1,13 +1,6 @@
 """Seeds: what is on disk was drawn with them, so each formula's values are written down."""
 
-from tarkit.seeds import (
-    chat_seed,
-    generator_seed,
-    row_seed,
-    sample_seed,
-    scene_seed,
-    training_seed,
-)
+from tarkit.seeds import chat_seed, generator_seed, row_seed, sample_seed, scene_seed, training_seed
 
 KEY = "00003-000017"
 

@@ -87,10 +87,6 @@ class Artifact:
                 "makes what is missing",
             )
 
-    def pending(self, source: "Source | None" = None, rank: int = 0, world: int = 1) -> list[str]:
-        """Shards of this rank that are missing, or made from other bytes of the input shard."""
-        return [name for name in self.shards[rank::world] if not self._is_current(name, source)]
-
     def status_counts(self) -> dict[str, int]:
         """Rows by status, over the shards that exist: `{"ok": 98, "failed": 2}`."""
         counts = {"ok": 0, "failed": 0}
@@ -107,11 +103,6 @@ class Artifact:
     def source_sha256(self, name: str) -> str | None:
         """The sha256 of the input shard that an existing shard was made from."""
         return read_metadata(self._existing(name)).get(PREFIX + "source_sha256")
-
-    def _is_current(self, name: str, source: "Source | None") -> bool:
-        if not self.shard_path(name).exists():
-            return False
-        return source is None or self.source_sha256(name) == source.shard_sha256(name)
 
     def _existing(self, name: str) -> Path:
         if name not in self.shards:

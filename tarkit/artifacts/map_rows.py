@@ -14,6 +14,7 @@ from typing import Any
 
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.progress import Progress
 
 Row = Mapping[str, Any]
@@ -56,7 +57,7 @@ def map_rows(
     made again and their ok rows kept. RuntimeError where `make` leaves a row out.
     """
     rank, world = rank_and_world()
-    pending = set(artifact.pending(source, rank, world))
+    pending = set(pending_shards(artifact, source, rank=rank, world=world))
     mine = [s for s in artifact.shards[rank::world] if s in pending or retry_failed]
     reasons: collections.Counter[str] = collections.Counter()
     with Progress(name, total=sum(rows_of[s] for s in mine), unit="rows") as progress:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tarkit.artifacts.artifact import Artifact, Source, begin_artifact, open_artifact
-from tarkit.artifacts.preview import first_rows, to_make
+from tarkit.artifacts.resume import first_rows, to_make
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from tarkit.checkpoints.directory import (
     read_config,
     require_weights,
 )
-from tarkit.checkpoints.system import AssembleConfig
+from tarkit.checkpoints.tar_config import AssembleConfig
 from tarkit.config import load_config
 from tarkit.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from tarkit.checkpoints.directory import WEIGHTS, write_model
 from tarkit.checkpoints.load import check_published
-from tarkit.checkpoints.published import read_published
+from tarkit.checkpoints.published_pth import read_published
 from tarkit.errors import UserError
 
 Precision = Literal["stored", "float32", "float16", "bfloat16"]

@@ -1,6 +1,6 @@
 """The models that are tarkit's own, loaded: the image VQ, the encoder, TA-Tok and AR-DTok.
 
-Each is read from a model directory (directory.py) or from a published file (published.py).
+Each is read from a model directory (directory.py) or from a published file (published_pth.py).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tarkit.checkpoints.directory import (
     read_config,
     read_weights,
 )
-from tarkit.checkpoints.published import Published, read_published
+from tarkit.checkpoints.published_pth import Published, read_published
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import resize as resize_picture
 from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.encoder import VisionEncoder
-from tarkit.models.pixels import from_unit, to_unit
+from tarkit.models.pixel_range import from_unit, to_unit
 from tarkit.models.ta_tok import TaTok
 from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale

@@ -17,21 +17,14 @@ from tarkit.cli.options import (
     RetryFailed,
     StageOptions,
 )
-from tarkit.cli.output import device_of, made, previewed
+from tarkit.cli.output import device_of, preview_or_run
 from tarkit.errors import UserError
 
 if TYPE_CHECKING:
-    from tarkit.artifacts.plan import ShardPlan
     from tarkit.curate.ask import LanguageModel
     from tarkit.curate.judge import Judge
 
 group = new_group("Make training data: pictures in, rows of text and codes out.")
-
-
-def preview_or_run(plan: "ShardPlan", *, dry_run: bool, as_json: bool) -> int:
-    if dry_run:
-        return previewed(plan.preview(), plan.out, as_json)
-    return made(plan.run(), as_json)
 
 
 @command(group, "render")

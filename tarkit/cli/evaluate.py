@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from tarkit.cli.command import FAILED, FAILED_ROWS, command, new_group
-from tarkit.cli.eval_options import (
+from tarkit.cli.evaluate_options import (
     AllowMissing,
     AsPublished,
     Bench,
@@ -422,9 +422,9 @@ def _compare(
     comparison: ComparisonOptions,
     as_json: bool,
 ) -> int:
-    from tarkit.eval import pictures
+    from tarkit.eval import fid
 
-    path = pictures.run(
+    path = fid.run(
         samples=samples,
         reference=reference,
         out=out,

@@ -23,7 +23,7 @@ from tarkit.cli.options import (
     Tokenizer,
     given,
 )
-from tarkit.cli.output import device_of, made, part_of, previewed, show
+from tarkit.cli.output import device_of, part_of, preview_or_run, show
 
 group = typer.Typer()
 
@@ -41,12 +41,9 @@ def encode(
     as_json: Json = False,
 ) -> int:
     """Encode pictures as the codes of every scale, in one encoder pass."""
-    from tarkit import encode as verb
-    from tarkit.artifacts.preview import preview_rows
+    from tarkit.encode import EncodePlan
 
-    if dry_run:
-        return previewed(preview_rows(images, "images", out=out, limit=stage.limit), out, as_json)
-    artifact = verb.run(
+    plan = EncodePlan(
         images,
         tokenizer=part_of(tokenizer, "ta_tok"),
         out=out,
@@ -56,7 +53,7 @@ def encode(
         retry_failed=retry_failed,
         device=device_of(device),
     )
-    return made(artifact, as_json)
+    return preview_or_run(plan, dry_run=dry_run, as_json=as_json)
 
 
 @command(group, "generate")

@@ -11,6 +11,7 @@ from tarkit.cli.command import FAILED_ROWS
 
 if TYPE_CHECKING:
     from tarkit.artifacts.artifact import Artifact
+    from tarkit.artifacts.plan import ShardPlan
     from tarkit.eval.outcome import Scored
 
 
@@ -25,7 +26,7 @@ def scored(done: "Scored", as_json: bool) -> int:
 
 
 def made(artifact: "Artifact", as_json: bool) -> int:
-    from tarkit.artifacts.preview import num_failed
+    from tarkit.artifacts.resume import num_failed
 
     failed = num_failed(artifact)
     left = len(artifact.missing())
@@ -37,11 +38,18 @@ def made(artifact: "Artifact", as_json: bool) -> int:
 
 
 def previewed(counts: Mapping[str, int], out: Path, as_json: bool) -> int:
-    from tarkit.artifacts.preview import disk
+    from tarkit.artifacts.resume import disk
 
     counts = {**counts, **disk(out, counts["shards_to_make"])}
     show(counts, "\n".join(f"{name}: {count}" for name, count in counts.items()), as_json)
     return 0
+
+
+def preview_or_run(plan: "ShardPlan", *, dry_run: bool, as_json: bool) -> int:
+    """Print what a plan would make, or make it and print where."""
+    if dry_run:
+        return previewed(plan.preview(), plan.out, as_json)
+    return made(plan.run(), as_json)
 
 
 def trained(path: Path, as_json: bool) -> int:

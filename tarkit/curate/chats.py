@@ -21,8 +21,8 @@ import pyarrow as pa
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.join import Joined
 from tarkit.artifacts.plan import ShardPlan
-from tarkit.artifacts.preview import first_rows
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import first_rows, pending_shards
 from tarkit.config import load_config
 from tarkit.curate.chat_inputs import ChatInputs, MinScore, open_inputs
 from tarkit.curate.picture_chats import Chat, ChatsConfig, chat_of_document, chats_of_pictures
@@ -124,7 +124,8 @@ class ChatsPlan(ShardPlan):
                 "curate ingest --questions takes them",
                 file=sys.stderr,
             )
-        pending = set(artifact.pending(self.source, *rank_and_world()))
+        rank, world = rank_and_world()
+        pending = set(pending_shards(artifact, self.source, rank=rank, world=world))
         left_out: Counter[str] = Counter()
         unbalanced: Counter[str] = Counter()
         with Progress("chats", total=len(pending), unit="shards") as progress:

@@ -29,6 +29,7 @@ from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
 from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.img2dataset import Downloader, FetchResult, fetch, find_program
 from tarkit.curate.sources.urls import Link, list_urls
@@ -120,7 +121,7 @@ class DownloadPlan(ShardPlan):
 
     def make(self, artifact: Artifact) -> None:
         rank, world = rank_and_world()
-        pending = set(artifact.pending(None, rank, world))
+        pending = set(pending_shards(artifact, rank=rank, world=world))
         own = artifact.shards[rank::world]
         names = [name for name in own if name in pending or self.retry_failed]
         if names:

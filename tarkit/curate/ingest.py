@@ -22,6 +22,7 @@ from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
@@ -118,7 +119,8 @@ class IngestPlan(ShardPlan):
     def make(self, artifact: Artifact) -> None:
         for note in self.listing.notes:
             print(f"{self.source_path}: {note}", file=sys.stderr)
-        names = artifact.pending(None, *rank_and_world())
+        rank, world = rank_and_world()
+        names = pending_shards(artifact, rank=rank, world=world)
         num_pictures = sum(artifact.counts[name] for name in names)
         job = functools.partial(_make_shard, artifact, self.settings, self.listing.items)
         with Progress("ingest", total=num_pictures, unit="pictures") as progress:

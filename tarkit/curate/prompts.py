@@ -32,6 +32,7 @@ from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.manifest import file_sha256
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
@@ -129,7 +130,8 @@ class PromptsPlan(ShardPlan):
     def make(self, artifact: Artifact) -> None:
         summary = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         print(f"prompts: {summary}", file=sys.stderr)
-        pending = set(artifact.pending(None, *rank_and_world()))
+        rank, world = rank_and_world()
+        pending = set(pending_shards(artifact, rank=rank, world=world))
         rows = _kept_rows(self.prompts, self.selection.kept)
         num_rows = sum(artifact.counts[name] for name in pending)
         with Progress("prompts", total=num_rows, unit="rows") as progress:

@@ -21,6 +21,7 @@ from tarkit.artifacts.artifact import Artifact, shard_names
 from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
@@ -125,7 +126,8 @@ class RenderPlan(ShardPlan):
         return {"targets": self.settings.count}
 
     def make(self, artifact: Artifact) -> None:
-        names = artifact.pending(None, *rank_and_world())
+        rank, world = rank_and_world()
+        names = pending_shards(artifact, rank=rank, world=world)
         num_targets = sum(len(_targets(self.settings, name)) for name in names)
         job = functools.partial(_make_shard, artifact, self.settings)
         with Progress("render", total=num_targets, unit="targets") as progress:

@@ -22,6 +22,7 @@ from tarkit.artifacts.map_rows import Row
 from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.text_to_image import Painter, PictureRequest, load_painter
 from tarkit.images import png_bytes
@@ -87,7 +88,7 @@ class SynthesizePlan(RowPlan):
 
     def make(self, artifact: Artifact) -> None:
         rank, world = rank_and_world()
-        pending = set(artifact.pending(self.source, rank, world))
+        pending = set(pending_shards(artifact, self.source, rank=rank, world=world))
         own = artifact.shards[rank::world]
         names = [name for name in own if name in pending or self.retry_failed]
         painter: Painter | None = None

@@ -9,9 +9,9 @@ from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import PICTURES
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
-from tarkit.eval.samples import make_answers
+from tarkit.eval.sample_files import make_answers
 from tarkit.images import read_picture
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.vocab import Scale
 
 MAX_TOKENS = 64

@@ -1,9 +1,9 @@
 """`tarkit eval export`: write a run's pictures or answers in the layout an official scorer reads.
 
-Each benchmark's module describes its layouts; `adm-npz` stands in `benchmarks/layouts.py`. A
-picture or an answer that failed is an error in every layout: GenEval, DPG and ADM have no place for
-it, an empty answer is a yes for POPE, and no scorer would count it apart from a wrong one. Only
-MMMU's questions about several pictures, which Tar cannot be asked, are exported as "".
+Each benchmark's module describes its layouts, `benchmark_parts/export_layouts.py` describes `adm-
+npz`. A picture or an answer that failed is an error in every layout: GenEval, DPG and ADM have no
+place for it, an empty answer is a yes for POPE, and no scorer would count it apart from a wrong
+one. Only MMMU's questions about several pictures, which Tar cannot be asked, are exported as "".
 
 Official scorers need programs of their own age; `tarkit eval collect` brings their verdicts back.
 """

@@ -19,8 +19,8 @@ from tarkit.artifacts.ranks import rank_and_world
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import QUESTIONS
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
-from tarkit.eval.samples import make_pictures
-from tarkit.inference.tar import Tar
+from tarkit.eval.sample_files import make_pictures
+from tarkit.inference.tar_model import Tar
 from tarkit.vocab import Scale
 
 

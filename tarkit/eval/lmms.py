@@ -33,7 +33,7 @@ from tarkit.artifacts.manifest import begin_directory, file_sha256
 from tarkit.checkpoints.hub import EMBEDDED, find
 from tarkit.errors import UserError
 from tarkit.eval.outcome import write_outcome
-from tarkit.scoring.tables import Table, show
+from tarkit.eval.result_tables import Table, show
 
 INSTALL = "pip install 'tarkit[lmms]'"
 COMMAND = "command.json"
@@ -88,7 +88,7 @@ def run(
         raise UserError(f"--include {include} is not a folder of tasks")
     version = _version()
     # Imported here, so that importing this module does not load torch.
-    from tarkit.checkpoints.system import fingerprints
+    from tarkit.checkpoints.tar_config import fingerprints
 
     settings = {
         "lmms_eval": version,

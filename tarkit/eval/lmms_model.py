@@ -22,7 +22,7 @@ from PIL import Image
 
 from tarkit.errors import UserError
 from tarkit.images import to_rgb
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 

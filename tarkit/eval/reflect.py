@@ -30,10 +30,11 @@ import numpy as np
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.artifacts.ranks import rank_and_world
-from tarkit.eval.benchmarks.shapes_items import EvalSplit, ShapesPlan
 from tarkit.eval.metrics.judges import best_of_n, judge_results
 from tarkit.eval.metrics.selection import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
 from tarkit.eval.outcome import score_row, write_outcome
+from tarkit.eval.result_tables import show
+from tarkit.eval.shapes_items import EvalSplit, ShapesPlan
 from tarkit.eval.shapes_pools import (
     BUDGETS,
     EDIT,
@@ -47,14 +48,13 @@ from tarkit.eval.shapes_pools import (
     slots_of,
 )
 from tarkit.images import decode, to_uint8
-from tarkit.inference.detokenizers import ArDetokenizer
+from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.self_reflect import ACCEPTED, JUDGES
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.scoring.geneval import check
 from tarkit.scoring.scorers import plan_scorer
 from tarkit.scoring.shapes_detector import ShapesDetector
-from tarkit.scoring.tables import show
 from tarkit.shapes.suites import PromptItem
 from tarkit.vocab import Scale, judgement_question
 

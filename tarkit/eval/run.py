@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST, begin_directory, read_manifest
 from tarkit.errors import UserError
-from tarkit.eval.samples import Failure, read_answers
+from tarkit.eval.sample_files import Failure, read_answers
 from tarkit.seeds import sample_seed
 
 ITEMS = "items.parquet"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.dsg import (
+from tarkit.eval.benchmark_parts.dsg import (
     GraphAnswers,
     GraphQuestion,
     SceneGraph,
@@ -26,9 +26,9 @@ from tarkit.eval.benchmarks.dsg import (
     question_of,
 )
 from tarkit.eval.benchmarks.mmmu import open_correct
-from tarkit.eval.benchmarks.shapes_proof import prove
 from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of
 from tarkit.eval.metrics.yes_no import parse_yes_no, score_yes_no
+from tarkit.eval.shapes_proof import prove
 from tarkit.scoring.geneval_prompts import geneval_jsonl
 from tarkit.scoring.statistics import per_prompt
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, EvalSplit, ShapesPlan
 from tarkit.eval.outcome import Scored, write_outcome
+from tarkit.eval.result_tables import Table, show, tables
+from tarkit.eval.shapes_items import CEILINGS, SUITES, EvalSplit, ShapesPlan
 from tarkit.eval.shapes_samples import CODES, MAX_ANSWER_TOKENS, ShapesSamples
 from tarkit.eval.shapes_scores import score_captions, score_pictures, score_questions
-from tarkit.scoring.tables import Table, show, tables
 from tarkit.vocab import Scale
 
 if TYPE_CHECKING:
-    from tarkit.inference.tar import Tar
+    from tarkit.inference.tar_model import Tar
 
 # The settings that the report names.
 _REPORTED = (
@@ -85,7 +85,7 @@ def run(
 
 def load_tar(model: str | Path, device: str) -> Tar:
     """The model of a name or folder; torch is imported here, and scoring alone needs none of it."""
-    from tarkit.inference.tar import Tar
+    from tarkit.inference.tar_model import Tar
 
     return Tar.load(model, device=device)
 

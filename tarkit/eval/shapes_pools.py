@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.shapes_items import ShapesPlan
-from tarkit.eval.benchmarks.shapes_proof import TRUE, corrupted
 from tarkit.eval.metrics.selection import EXTERNAL
+from tarkit.eval.shapes_items import ShapesPlan
+from tarkit.eval.shapes_proof import TRUE, corrupted
 from tarkit.images import decode, png_bytes
 from tarkit.inference.self_reflect import (
     ACCEPTED,
@@ -35,7 +35,7 @@ from tarkit.inference.self_reflect import (
     judge,
     reading_scale,
 )
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.scoring.scorers import Scorer, Shown, checked
 from tarkit.shapes.suites import PromptItem
 from tarkit.vocab import IMAGE_MARK, Scale, judgement_question

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts.files import write_whole
-from tarkit.eval.benchmarks.shapes_items import PIXEL_VQ, TRUTH, ShapesPicture, ShapesPlan, semantic
 from tarkit.eval.metrics.probe import probe
-from tarkit.eval.samples import make_answers, make_pictures
+from tarkit.eval.sample_files import make_answers, make_pictures
+from tarkit.eval.shapes_items import PIXEL_VQ, TRUTH, ShapesPicture, ShapesPlan, semantic
 from tarkit.images import resize, to_uint8
 from tarkit.shapes.questions import DESCRIBE
 from tarkit.shapes.render import render
@@ -34,9 +34,9 @@ from tarkit.shapes.scene import COLOURS, SHAPES, Scene
 from tarkit.vocab import Scale
 
 if TYPE_CHECKING:
-    from tarkit.checkpoints.system import Sampling
-    from tarkit.inference.detokenizers import ArDetokenizer
-    from tarkit.inference.tar import Tar
+    from tarkit.checkpoints.tar_config import Sampling
+    from tarkit.inference.ar_detokenizer import ArDetokenizer
+    from tarkit.inference.tar_model import Tar
 
 MAX_ANSWER_TOKENS = 128
 CODES = "codes.json"
@@ -193,7 +193,7 @@ def probe_codes(tar: Tar, plan: ShapesPlan, scale: Scale) -> dict[str, Any]:
 
 def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Pixels -> the image VQ's codes -> pixels, at the size that AR-DTok draws."""
-    from tarkit.models.pixels import from_unit_truncated, to_unit
+    from tarkit.models.pixel_range import from_unit_truncated, to_unit
 
     dtok: ArDetokenizer = tar.dtok  # type: ignore[assignment]  # what an evaluation loads
     sized = [to_uint8(resize(picture, dtok.size_px, "squash")) for picture in pictures]

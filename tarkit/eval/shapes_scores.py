@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.shapes_items import ShapesPicture, ShapesPlan
 from tarkit.eval.metrics.shapes_captions import SceneCaptions, caption_results, compare_caption
 from tarkit.eval.metrics.summaries import (
     PictureScores,
@@ -26,7 +25,8 @@ from tarkit.eval.metrics.summaries import (
 )
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.eval.outcome import score_row
-from tarkit.eval.samples import Failure, open_pictures, read_answers
+from tarkit.eval.sample_files import Failure, open_pictures, read_answers
+from tarkit.eval.shapes_items import ShapesPicture, ShapesPlan
 from tarkit.images import to_uint8
 from tarkit.progress import Progress
 from tarkit.scoring.geneval import Detection, check

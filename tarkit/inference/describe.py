@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tarkit.images import read_picture
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 
 
 def run(

@@ -22,12 +22,12 @@ from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.checkpoints.hub import DtokName
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import IMAGE_MARK, Scale
 

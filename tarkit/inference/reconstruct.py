@@ -13,10 +13,10 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST
 from tarkit.checkpoints.hub import DtokName
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 

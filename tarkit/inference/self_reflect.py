@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.seeds import sample_seed
 from tarkit.vocab import Scale, judgement_question
 

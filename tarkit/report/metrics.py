@@ -9,15 +9,7 @@ from tarkit.errors import UserError
 from tarkit.report.blocks import Cell, PageBlock, PageTable, TableRow
 from tarkit.report.plots import curves_over_n
 from tarkit.report.readers import is_finite, is_number
-from tarkit.report.values import (
-    NOTHING,
-    KeyPath,
-    Metric,
-    cell,
-    is_estimate,
-    overall_cell,
-    value_at,
-)
+from tarkit.report.values import NOTHING, KeyPath, Metric, cell, is_estimate, overall_cell, value_at
 
 MAX_DEPTH = 12
 # The keys of the paper's four understanding benchmarks' figures.

@@ -17,7 +17,7 @@ from tarkit.report.blocks import Page, PageBlock, Paragraph, Section
 from tarkit.report.comparison import comparison
 from tarkit.report.html import render
 from tarkit.report.metrics import summary, understanding
-from tarkit.report.repeat import repeat_section, report_command, settings_that_differ
+from tarkit.report.repeat_commands import repeat_section, report_command, settings_that_differ
 from tarkit.report.run_section import run_section
 from tarkit.report.runs import RecordedRun, incomplete_metrics, read_runs
 

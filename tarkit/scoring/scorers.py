@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tarkit.checkpoints.hf import from_transformers
+from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.errors import UserError
 
 Scores = Mapping[str, float] | str
@@ -210,7 +210,7 @@ class Likelihood:
     """
 
     def __init__(self, model: str, device: str) -> None:
-        from tarkit.inference.tar import Tar
+        from tarkit.inference.tar_model import Tar
 
         self._tar = Tar.load(model, device=device, dtok=None)
 

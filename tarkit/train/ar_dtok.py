@@ -23,16 +23,10 @@ from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
-from tarkit.models.pixels import from_unit_truncated, to_signed
+from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import (
-    PictureRow,
-    Stream,
-    draw_scale,
-    picture_stream,
-    sized,
-)
+from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 
 

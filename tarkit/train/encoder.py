@@ -30,7 +30,7 @@ from tarkit.models.encoder import (
     VitMlp,
     sigmoid_contrastive_loss,
 )
-from tarkit.models.pixels import to_signed
+from tarkit.models.pixel_range import to_signed
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer

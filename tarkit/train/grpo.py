@@ -31,11 +31,11 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.checkpoints.directory import TOKENIZER
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
 from tarkit.seeds import training_seed

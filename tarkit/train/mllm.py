@@ -26,7 +26,7 @@ from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
-from tarkit.inference.detokenizers import ArDetokenizer
+from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.models.mllm import (
     EmbeddingStart,
     LmArch,
@@ -37,7 +37,7 @@ from tarkit.models.mllm import (
     generate_codes,
     grow,
 )
-from tarkit.models.pixels import from_unit_truncated
+from tarkit.models.pixel_range import from_unit_truncated
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,

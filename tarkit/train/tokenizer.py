@@ -27,7 +27,7 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
 from tarkit.models.encoder import VisionEncoder
-from tarkit.models.pixels import to_signed
+from tarkit.models.pixel_range import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized

@@ -22,7 +22,7 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage
-from tarkit.models.pixels import from_unit_truncated, to_signed
+from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import LoopConfig, begin_training, train
 from tarkit.train.streams import PictureRow, Stream, picture_stream

@@ -17,6 +17,7 @@ import pytest
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact, shard_names
 from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.resume import pending_shards
 from tarkit.errors import UserError
 
 TOKENS = {
@@ -466,10 +467,10 @@ def test_a_tar_with_links_strange_names_or_other_pictures_is_refused(tmp_path: P
 def test_pending_shards_are_the_missing_ones_of_this_rank(tmp_path: Path) -> None:
     artifact = begin_artifact(tmp_path / "x", "prompts", settings={}, shards=shard_names(5))
     artifact.write("00002", [prompt_row("2")])
-    assert artifact.pending() == ["00000", "00001", "00003", "00004"]
+    assert pending_shards(artifact) == ["00000", "00001", "00003", "00004"]
     # Rank 0 of 2 owns 0, 2, 4 and rank 1 owns 1, 3.
-    assert artifact.pending(rank=0, world=2) == ["00000", "00004"]
-    assert artifact.pending(rank=1, world=2) == ["00001", "00003"]
+    assert pending_shards(artifact, rank=0, world=2) == ["00000", "00004"]
+    assert pending_shards(artifact, rank=1, world=2) == ["00001", "00003"]
 
 
 def test_a_shard_is_redone_when_its_input_shard_changes_and_only_then(tmp_path: Path) -> None:
@@ -484,10 +485,10 @@ def test_a_shard_is_redone_when_its_input_shard_changes_and_only_then(tmp_path: 
     for name in source.shards:
         source.write(name, [prompt_row(name)])
         out.write(name, [prompt_row(name)], source_sha256=source.shard_sha256(name))
-    assert out.pending(source) == []
+    assert pending_shards(out, source) == []
     source.write("00001", [prompt_row("00001", prompt="changed")])
-    assert out.pending(source) == ["00001"]
-    assert out.pending(source, rank=0, world=2) == []
+    assert pending_shards(out, source) == ["00001"]
+    assert pending_shards(out, source, rank=0, world=2) == []
     assert out.source_sha256("00000") == file_sha256(source.shard_path("00000"))
 
 

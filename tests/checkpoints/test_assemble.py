@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tarkit.checkpoints import assemble
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.vocab import Scale
 from tests import parts
 

@@ -17,6 +17,7 @@ from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.cli.app import app
 from tarkit.curate.render import RenderPlan
+from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.inference.self_reflect import Reflection
 from tarkit.shapes.regions import regions_of
@@ -128,10 +129,10 @@ def test_a_training_gets_its_own_arguments_and_no_others(
 
 
 def test_encode_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
-    run = pretend(monkeypatch, "tarkit.encode", chats)
+    plan = pretend_plan(monkeypatch, "tarkit.encode", "EncodePlan", chats)
     words = ["--tokenizer", "t", "--out", "o", "--limit", "3", "--retry-failed", "--device", "cpu"]
     assert tarkit("encode", "pictures", *words).exit_code == 0
-    run.assert_called_once_with(
+    plan.assert_called_once_with(
         Path("pictures"),
         tokenizer=Path("t"),
         out=Path("o"),
@@ -364,8 +365,9 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begin_artifact(tmp_path / "im", "images", settings={}, shards=[])
-    run = pretend(monkeypatch, "tarkit.encode", None)
-    words = ["encode", str(tmp_path / "im"), "--tokenizer", "t", "--out", str(tmp_path / "o")]
+    run = Mock()
+    monkeypatch.setattr(EncodePlan, "run", run)
+    words = ["encode", str(tmp_path / "im"), "--tokenizer", "mini", "--out", str(tmp_path / "o")]
     done = tarkit(*words, "--dry-run")
     assert re.fullmatch(
         r"rows: 0\nshards: 0\nshards_to_make: 0\ndisk_bytes_free: \d+\n", done.stdout

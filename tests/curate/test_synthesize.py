@@ -15,12 +15,12 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tarkit import encode
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.curate import synthesize
 from tarkit.curate.chats import ChatsPlan
 from tarkit.curate.synthesize import SynthesizePlan
 from tarkit.curate.text_to_image import PictureRequest, load_painter
+from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.images import decode, to_uint8
 from tests import parts
@@ -120,7 +120,7 @@ def test_a_prompt_becomes_a_group_of_target_similar_and_reference(
 def test_chats_of_the_group_are_of_every_task(flux: Path, tmp_path: Path) -> None:
     images = run(prompts(tmp_path / "p"), flux, tmp_path / "o", "seeds=2")
     tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
-    tokens = encode.run(images.path, tokenizer=tokenizer, out=tmp_path / "tokens")
+    tokens = EncodePlan(images.path, tokenizer=tokenizer, out=tmp_path / "tokens").run()
     made = ChatsPlan(tokens.path, out=tmp_path / "chats").run().rows("00000")
     ok = [(row["task"], row["key"]) for row in made if row["status"] == "ok"]
     # Each of the five pictures is drawn from its prompt; two pairs both ways; one split prompt.

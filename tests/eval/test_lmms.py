@@ -20,7 +20,7 @@ from tarkit.errors import UserError
 from tarkit.eval import lmms
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.images import png_bytes
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.shapes.render import render
 from tarkit.shapes.suites import pope_suite
 from tarkit.vocab import Scale

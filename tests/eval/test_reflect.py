@@ -14,7 +14,7 @@ from torch import Tensor
 from tarkit.errors import UserError
 from tarkit.eval import reflect, shapes_pools
 from tarkit.eval.metrics.selection import ORACLE
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.scoring.scorers import Shown
 from tarkit.scoring.statistics import TASKS
 from tarkit.vocab import Scale

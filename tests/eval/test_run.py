@@ -18,8 +18,8 @@ from tarkit.eval.benchmarks import dpg as dpg_module
 from tarkit.eval.benchmarks.mme import mme_correct
 from tarkit.eval.run import BenchmarkItem, open_run
 from tarkit.images import read_picture
-from tarkit.inference.tar import Tar
-from tests.eval.benchmarks.test_mask2former import save_clip, save_detector
+from tarkit.inference.tar_model import Tar
+from tests.eval.benchmark_parts.test_mask2former import save_clip, save_detector
 
 LIMIT, N = 6, 2
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.eval import shapes
-from tarkit.eval.benchmarks.shapes_items import CEILINGS, SUITES, ShapesPlan
+from tarkit.eval.shapes_items import CEILINGS, SUITES, ShapesPlan
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 from tarkit.shapes.grammar import plural, with_article

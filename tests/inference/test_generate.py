@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.inference import generate

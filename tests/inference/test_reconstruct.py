@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tarkit.artifacts.artifact import begin_artifact
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.inference import describe, reconstruct

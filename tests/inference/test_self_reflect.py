@@ -10,7 +10,7 @@ from torch import Tensor
 from tarkit.errors import UserError
 from tarkit.inference import self_reflect
 from tarkit.inference.self_reflect import Reflection, best_of, candidate_seed, draw
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.vocab import Scale
 
 PROMPTS = ["a photo of a red circle", "a photo of two rings"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tarkit.eval.benchmarks.shapes_proof import drawn_prompts, prove
+from tarkit.eval.shapes_proof import drawn_prompts, prove
 from tarkit.scoring.geneval import check
 from tarkit.scoring.shapes_detector import ShapesDetector
 from tarkit.scoring.statistics import chance_floor

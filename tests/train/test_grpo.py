@@ -17,7 +17,7 @@ from tarkit.checkpoints import assemble
 from tarkit.checkpoints.language_model import load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 from tarkit.models.mllm import code_log_probs, generate_codes
 from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.train import grpo

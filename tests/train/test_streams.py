@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
-from tarkit.train.streams import (
-    Stream,
-    draw_scale,
-    picture_stream,
-    sized,
-)
+from tarkit.train.streams import Stream, draw_scale, picture_stream, sized
 from tarkit.vocab import Scale
 from tests import parts
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from tarkit.errors import UserError
 from tarkit.eval.outcome import Scored, score_row, write_outcome
+from tarkit.eval.result_tables import run_tables, show
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun, scorer_folder
-from tarkit.eval.samples import Failure
+from tarkit.eval.sample_files import Failure
 from tarkit.scoring.statistics import micro
-from tarkit.scoring.tables import run_tables, show
 
 ItemRow = dict[str, Any]
 """The fields of a `BenchmarkItem`; `blob`, encoded bytes, may replace the path `picture`."""

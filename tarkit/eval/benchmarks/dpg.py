@@ -24,6 +24,15 @@ from PIL import Image
 from tarkit.artifacts.files import read_lines, write_whole
 from tarkit.artifacts.manifest import begin_directory, file_sha256
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.dsg import (
+    GraphAnswers,
+    SceneGraph,
+    graph_from_json,
+    graph_results,
+    graph_to_json,
+    read_graphs,
+)
+from tarkit.eval.benchmark_parts.export_layouts import require_size, run_pictures, write_adm_npz
 from tarkit.eval.benchmarks.base import (
     ItemRow,
     PictureBenchmark,
@@ -32,18 +41,9 @@ from tarkit.eval.benchmarks.base import (
     Verdicts,
     score_command,
 )
-from tarkit.eval.benchmarks.dsg import (
-    GraphAnswers,
-    SceneGraph,
-    graph_from_json,
-    graph_results,
-    graph_to_json,
-    read_graphs,
-)
-from tarkit.eval.benchmarks.layouts import require_size, run_pictures, write_adm_npz
 from tarkit.eval.outcome import score_row
 from tarkit.eval.run import BenchmarkRun, scorer_folder
-from tarkit.eval.samples import Failure, make_answers, read_answers
+from tarkit.eval.sample_files import Failure, make_answers, read_answers
 from tarkit.images import png_bytes, read_picture
 
 BATCH_SIZE = 16
@@ -171,7 +171,7 @@ def _judge(
 ) -> tuple[AskJudge, dict[str, Any]]:
     """A function that answers, and the settings on which its answers depend."""
     if name == "tar":
-        from tarkit.inference.tar import Tar
+        from tarkit.inference.tar_model import Tar
 
         tar = Tar.load(model or "mini", device=device, dtok=None)
 

@@ -23,6 +23,8 @@ from PIL import Image
 
 from tarkit.artifacts.files import read_lines, write_whole
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.detections import read_detections
+from tarkit.eval.benchmark_parts.export_layouts import run_pictures, write_adm_npz
 from tarkit.eval.benchmarks.base import (
     ItemRow,
     PictureBenchmark,
@@ -31,12 +33,10 @@ from tarkit.eval.benchmarks.base import (
     Verdicts,
     score_command,
 )
-from tarkit.eval.benchmarks.detections import read_detections
-from tarkit.eval.benchmarks.layouts import run_pictures, write_adm_npz
 from tarkit.eval.metrics.summaries import run_figures
 from tarkit.eval.outcome import score_row
 from tarkit.eval.run import BenchmarkRun, RunPicture
-from tarkit.eval.samples import Failure, open_pictures
+from tarkit.eval.sample_files import Failure, open_pictures
 from tarkit.images import png_bytes, to_uint8
 from tarkit.progress import Progress
 from tarkit.scoring.geneval import OFFICIAL_RULES, SHAPES_RULES, Detection, Rules, check
@@ -180,7 +180,7 @@ def load_detector(options: ScorerOptions) -> Detector:
                 hint="--scorer-model facebook/mask2former-swin-small-coco-instance "
                 "--clip openai/clip-vit-large-patch14",
             )
-        from tarkit.eval.benchmarks.mask2former import Mask2FormerDetector
+        from tarkit.eval.benchmark_parts.mask2former import Mask2FormerDetector
 
         network = Mask2FormerDetector(model, clip, options.device)
         return Detector(

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark
-from tarkit.eval.benchmarks.question_files import (
+from tarkit.eval.benchmark_parts.question_files import (
     SHORT_SUFFIX,
     first_value,
     picture_fields,
     question_rows,
     require_columns,
 )
+from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark
 
 
 def read_gqa(path: Path, images: Path | None) -> list[ItemRow]:

@@ -6,8 +6,8 @@ row of the file is asked once, so a row is a question.
 
 from __future__ import annotations
 
+from tarkit.eval.benchmark_parts.choices import first_letter_correct, read_choices
 from tarkit.eval.benchmarks.base import QuestionBenchmark
-from tarkit.eval.benchmarks.choices import first_letter_correct, read_choices
 
 BENCHMARK = QuestionBenchmark(
     name="mmbench",

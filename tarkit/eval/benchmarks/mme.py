@@ -20,9 +20,9 @@ import numpy as np
 
 from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.export_layouts import file_name, run_answers
+from tarkit.eval.benchmark_parts.question_files import PICTURE_ENDINGS, SHORT_SUFFIX
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer, coverage_of
-from tarkit.eval.benchmarks.layouts import file_name, run_answers
-from tarkit.eval.benchmarks.question_files import PICTURE_ENDINGS, SHORT_SUFFIX
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.scoring.statistics import bootstrap
 

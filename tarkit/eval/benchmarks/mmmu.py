@@ -19,9 +19,9 @@ from pathlib import Path
 
 from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.choices import read_choices
+from tarkit.eval.benchmark_parts.export_layouts import run_answers
 from tarkit.eval.benchmarks.base import QuestionBenchmark
-from tarkit.eval.benchmarks.choices import read_choices
-from tarkit.eval.benchmarks.layouts import run_answers
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 
 log = logging.getLogger("tarkit")

@@ -30,16 +30,16 @@ import numpy as np
 
 from tarkit.artifacts.files import write_whole
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer, coverage_of
-from tarkit.eval.benchmarks.choices import listed
-from tarkit.eval.benchmarks.layouts import run_answers
-from tarkit.eval.benchmarks.question_files import (
+from tarkit.eval.benchmark_parts.choices import listed
+from tarkit.eval.benchmark_parts.export_layouts import run_answers
+from tarkit.eval.benchmark_parts.question_files import (
     LETTER_SUFFIX,
     file_inside,
     first_value,
     question_rows,
     require_columns,
 )
+from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer, coverage_of
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.scoring.statistics import bootstrap
 

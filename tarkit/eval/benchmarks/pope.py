@@ -14,14 +14,14 @@ from typing import Any
 
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.tables import read_json_lines
-from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer
-from tarkit.eval.benchmarks.layouts import file_name, run_answers
-from tarkit.eval.benchmarks.question_files import (
+from tarkit.eval.benchmark_parts.export_layouts import file_name, run_answers
+from tarkit.eval.benchmark_parts.question_files import (
     SHORT_SUFFIX,
     file_inside,
     require_columns,
     require_images,
 )
+from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer
 from tarkit.eval.metrics.summaries import QuestionScores, question_results
 from tarkit.eval.metrics.yes_no import parse_yes_no
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tarkit.eval.benchmark_parts.choices import first_letter_correct, read_choices
 from tarkit.eval.benchmarks.base import QuestionBenchmark
-from tarkit.eval.benchmarks.choices import first_letter_correct, read_choices
 
 BENCHMARK = QuestionBenchmark(
     name="seed",

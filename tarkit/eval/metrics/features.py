@@ -95,7 +95,7 @@ class TatokFeatures:
     def extract(self, pictures: Sequence[Image.Image]) -> Features:
         import torch
 
-        from tarkit.models.pixels import to_unit
+        from tarkit.models.pixel_range import to_unit
 
         model = self.ta_tok.model
         sized = [to_uint8(resize(p, self.ta_tok.size_px, "squash")) for p in pictures]
@@ -163,7 +163,7 @@ class InceptionFeatures:
     def _extract(self, pixels: Sequence[NDArray[np.uint8]]) -> Features:
         import torch
 
-        from tarkit.models.pixels import channels_first
+        from tarkit.models.pixel_range import channels_first
 
         device = self.network.fc.weight.device
         with torch.inference_mode():

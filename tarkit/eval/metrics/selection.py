@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarkit.eval.metrics.judges import best_of_n, first_accepted
+from tarkit.eval.result_tables import Table
 from tarkit.inference.self_reflect import ACCEPTED
 from tarkit.scoring.statistics import TASKS, macro, micro, paired
-from tarkit.scoring.tables import Table
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tarkit.artifacts.files import write_whole
 from tarkit.eval.metrics.features import Features
 from tarkit.images import resize, to_uint8
-from tarkit.models.pixels import to_unit
+from tarkit.models.pixel_range import to_unit
 from tarkit.progress import Progress
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene

@@ -22,7 +22,7 @@ from tarkit.eval.metrics.features import (
     TatokFeatures,
     load_extractor,
 )
-from tarkit.inference.tar import Tar
+from tarkit.inference.tar_model import Tar
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:

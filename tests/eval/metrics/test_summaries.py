@@ -11,8 +11,8 @@ from tarkit.eval.metrics.summaries import (
     picture_results,
     question_results,
 )
+from tarkit.eval.result_tables import tables
 from tarkit.scoring.statistics import COLOR_POSITION, TASKS
-from tarkit.scoring.tables import tables
 
 
 def picture_scores() -> PictureScores:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.eval.samples import (
+from tarkit.eval.sample_files import (
     Failure,
     attempt,
     make_answers,

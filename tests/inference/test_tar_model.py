@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from tarkit.checkpoints import assemble
-from tarkit.checkpoints.system import Sampling
+from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
-from tarkit.inference.detokenizers import ArDetokenizer
-from tarkit.inference.tar import NO, YES, Tar
+from tarkit.inference.ar_detokenizer import ArDetokenizer
+from tarkit.inference.tar_model import NO, YES, Tar
 from tarkit.models import mllm
 from tarkit.vocab import Scale
 from tests import parts
@@ -120,7 +120,7 @@ def test_a_picture_at_its_mark_is_read_at_the_scale_that_is_drawn(
         seen.extend(prompts)
         return real(model, prompts, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tarkit.inference.tar.generate_codes", spy)
+    monkeypatch.setattr("tarkit.inference.tar_model.generate_codes", spy)
     picture = noise(1)
     tar.imagine_codes(
         ["like <image>", "a <image>"], seeds=[0, 0], scale=Scale.HALF, images=[[picture], []]
@@ -140,7 +140,7 @@ def test_guidance_is_against_an_empty_prompt(tar: Tar, monkeypatch: pytest.Monke
         seen.append(options)
         return mllm.generate_codes(model, prompts, **options)
 
-    monkeypatch.setattr("tarkit.inference.tar.generate_codes", spy)
+    monkeypatch.setattr("tarkit.inference.tar_model.generate_codes", spy)
     tar.imagine_codes(
         ["like <image>", "a ring"],
         seeds=[0, 1],

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.mask2former import (
+from tarkit.eval.benchmark_parts.mask2former import (
     ALIASES,
     ClipColours,
     Mask2FormerDetector,

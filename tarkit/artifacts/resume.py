@@ -1,4 +1,9 @@
-"""Counts before a run: the rows that a limit keeps, the shards to make, the disk space."""
+"""Resuming an artifact: which shards a run still has to make, of how many rows, on how much disk.
+
+A shard is made when its file is missing, and made again when the input shard that it was made from
+has changed (artifact.py records its sha256). Nothing else is remembered: the same command again
+looks at the files, so it resumes wherever the last one stopped.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,21 @@ import pyarrow.parquet as pq
 from tarkit.artifacts.artifact import Artifact, Source, open_artifact
 from tarkit.artifacts.manifest import MANIFEST
 from tarkit.errors import UserError
+
+
+def pending_shards(
+    artifact: Artifact, source: Source | None = None, *, rank: int = 0, world: int = 1
+) -> list[str]:
+    """The shards of process `rank` of `world` that are missing, or that `source` has outdated."""
+    return [
+        name for name in artifact.shards[rank::world] if not _is_current(artifact, name, source)
+    ]
+
+
+def _is_current(artifact: Artifact, name: str, source: Source | None) -> bool:
+    if not artifact.shard_path(name).exists():
+        return False
+    return source is None or artifact.source_sha256(name) == source.shard_sha256(name)
 
 
 def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
@@ -32,14 +52,6 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
     return rows_of
 
 
-def preview_rows(path: Path, kind: str, *, out: Path, limit: int | None = None) -> dict[str, int]:
-    """Counts of what a verb that maps row to row would make of the artifact at `path`."""
-    source = open_artifact(path, kind)
-    rows_of = first_rows(source, limit)
-    num_shards, num_to_make = len(rows_of), to_make(out, len(rows_of), source)
-    return {"rows": sum(rows_of.values()), "shards": num_shards, "shards_to_make": num_to_make}
-
-
 def to_make(out: Path, num_shards: int, source: Source | None = None) -> int:
     """How many of the `num_shards` shards of `out` a run would make.
 
@@ -54,7 +66,7 @@ def to_make(out: Path, num_shards: int, source: Source | None = None) -> int:
             f"{out} was begun for {len(artifact.shards)} shards, this run has {num_shards}",
             hint="use the --limit and the settings it was begun with, or another --out",
         )
-    return len(artifact.pending(source))
+    return len(pending_shards(artifact, source))
 
 
 def disk(out: Path, num_to_make: int) -> dict[str, int]:

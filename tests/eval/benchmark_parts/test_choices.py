@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.choices import first_letter, read_choices
+from tarkit.eval.benchmark_parts.choices import first_letter, read_choices
 
 
 @pytest.mark.parametrize(

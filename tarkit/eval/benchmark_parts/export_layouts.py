@@ -18,7 +18,7 @@ from PIL import Image
 from tarkit.artifacts.files import whole_file
 from tarkit.errors import UserError
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun
-from tarkit.eval.samples import Failure, open_pictures
+from tarkit.eval.sample_files import Failure, open_pictures
 from tarkit.images import to_uint8
 from tarkit.progress import Progress
 

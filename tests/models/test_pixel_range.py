@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tarkit.models.pixels import (
+from tarkit.models.pixel_range import (
     channels_first,
     from_unit,
     from_unit_truncated,

@@ -20,7 +20,7 @@ from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints import convert
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import load_ar_dtok, load_ta_tok, load_vqvae
-from tarkit.checkpoints.published import SIGLIP2, read_published
+from tarkit.checkpoints.published_pth import SIGLIP2, read_published
 from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtokArch
 from tarkit.models.ta_tok import TaTokArch

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.base import ItemRow
-from tarkit.eval.benchmarks.question_files import (
+from tarkit.eval.benchmark_parts.question_files import (
     LETTER_SUFFIX,
     SHORT_SUFFIX,
     first_value,
@@ -22,6 +21,7 @@ from tarkit.eval.benchmarks.question_files import (
     question_rows,
     require_columns,
 )
+from tarkit.eval.benchmarks.base import ItemRow
 from tarkit.eval.run import BenchmarkItem
 
 LETTERS = "ABCDEFGHIJ"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tarkit.errors import UserError
-from tarkit.eval.benchmarks.dsg import (
+from tarkit.eval.benchmark_parts.dsg import (
     GraphQuestion,
     SceneGraph,
     graph_results,

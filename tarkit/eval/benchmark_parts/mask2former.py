@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tarkit.checkpoints.hf import from_transformers
+from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.errors import UserError
 from tarkit.scoring.geneval import OFFICIAL_RULES, Box, Detection
 from tarkit.scoring.geneval_prompts import CLASSES, COLOURS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, shard_names
-from tarkit.artifacts.preview import first_rows, num_failed, to_make
+from tarkit.artifacts.resume import first_rows, num_failed, to_make
 from tarkit.errors import UserError
 
 

@@ -48,9 +48,9 @@ from tarkit.eval.metrics.similarity import (
     ssim,
 )
 from tarkit.eval.outcome import write_outcome
+from tarkit.eval.result_tables import Table, show
 from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, read_picture, to_uint8
 from tarkit.progress import Progress
-from tarkit.scoring.tables import Table, show
 
 Metric = Literal["rfid", "gfid"]
 ItemT = TypeVar("ItemT")

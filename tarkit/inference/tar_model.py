@@ -23,7 +23,7 @@ from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
-from tarkit.checkpoints.system import (
+from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
     AssembleConfig,
     Sampling,
@@ -33,9 +33,10 @@ from tarkit.checkpoints.system import (
 )
 from tarkit.errors import UserError
 from tarkit.images import resize
-from tarkit.inference.detokenizers import ArDetokenizer, DifDetokenizer
+from tarkit.inference.ar_detokenizer import ArDetokenizer
+from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
-from tarkit.models.pixels import from_unit_truncated, to_unit
+from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 

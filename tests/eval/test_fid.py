@@ -1,4 +1,4 @@
-"""`tarkit eval pictures`: a stand-in that sees mean colours, and the embedded tokenizer."""
+"""`tarkit eval rfid` and `gfid`: a stand-in that sees mean colours, and the embedded tokenizer."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tarkit.errors import UserError
-from tarkit.eval import pictures
+from tarkit.eval import fid
 from tarkit.eval.metrics.features import Features
 from tarkit.eval.metrics.frechet import frechet_distance, gaussian_of, precision_recall
 from tarkit.shapes.render import render
@@ -43,7 +43,7 @@ class Colours:
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
     stand_in = Colours()
-    monkeypatch.setattr(pictures, "load_extractor", lambda name, **_: stand_in)
+    monkeypatch.setattr(fid, "load_extractor", lambda name, **_: stand_in)
     return stand_in
 
 
@@ -72,7 +72,7 @@ def test_rfid_of_pictures_one_brighter_by_one(tmp_path: Path, colours: Colours) 
     brighter = [(r + 1, g + 1, b + 1) for r, g, b in original]
     reference = folder(tmp_path / "reference", original)
     samples = folder(tmp_path / "samples", brighter)
-    out = pictures.run(
+    out = fid.run(
         samples=samples, reference=reference, out=tmp_path / "out", metric="rfid", batch_size=5
     )
     assert out == tmp_path / "out"
@@ -106,7 +106,7 @@ def test_rfid_of_a_set_with_itself_says_that_no_pair_differs(
 ) -> None:
     # three pictures of three features: also too few, which the report says
     reference = folder(tmp_path / "reference", spread(3))
-    out = pictures.run(samples=reference, reference=reference, out=tmp_path / "out", metric="rfid")
+    out = fid.run(samples=reference, reference=reference, out=tmp_path / "out", metric="rfid")
     found = results(out)["metrics"]["rfid@colours"]
     assert found["psnr"] is None
     assert found["psnr_mean"] is None
@@ -131,14 +131,14 @@ def test_pairs_are_in_sorted_order_through_folders_and_formats(
     plain[1].save(samples / "a" / "2.PNG")
     plain[0].save(samples / "a" / "1.webp", lossless=True)
     (samples / "metadata.jsonl").write_text("{}\n")
-    out = pictures.run(samples=samples, reference=reference, out=tmp_path / "out", metric="rfid")
+    out = fid.run(samples=samples, reference=reference, out=tmp_path / "out", metric="rfid")
     assert results(out)["metrics"]["rfid@colours"]["num_identical"] == 3
 
 
 def test_gfid_has_the_figures_of_the_features(tmp_path: Path, colours: Colours) -> None:
     # other numbers of other pictures: plain ones, so their features are the colours themselves
     real, made = spread(14, seed=3), spread(11, seed=13)
-    out = pictures.run(
+    out = fid.run(
         samples=folder(tmp_path / "samples", made),
         reference=folder(tmp_path / "reference", real, size=(9, 30)),
         out=tmp_path / "out",
@@ -166,7 +166,7 @@ def test_gfid_has_an_inception_score_where_features_have_a_classifier(
     # of one red and one blue, each of score 2 (test_frechet.py)
     colours.logits = lambda features: features * 100
     samples = folder(tmp_path / "samples", [(200, 0, 0), (0, 0, 200)] * 10)
-    out = pictures.run(samples=samples, reference=samples, out=tmp_path / "out", metric="gfid")
+    out = fid.run(samples=samples, reference=samples, out=tmp_path / "out", metric="gfid")
     found = results(out)["metrics"]["gfid@colours"]
     assert found["inception_score"] == pytest.approx(2)
     assert found["inception_score_std"] == pytest.approx(0, abs=1e-9)
@@ -178,7 +178,7 @@ def test_gfid_against_a_file_of_mean_and_covariance(tmp_path: Path, colours: Col
     reference = tmp_path / "reference.npz"
     np.savez(reference, mu=np.mean(real, axis=0), sigma=np.cov(real, rowvar=False))
     samples = folder(tmp_path / "samples", made)
-    out = pictures.run(samples=samples, reference=reference, out=tmp_path / "out", metric="gfid")
+    out = fid.run(samples=samples, reference=reference, out=tmp_path / "out", metric="gfid")
     found = results(out)["metrics"]["gfid@colours"]
     expected = frechet_distance(gaussian_of(np.array(real)), gaussian_of(np.array(made))).value
     assert found["frechet"] == pytest.approx(expected, rel=1e-6)
@@ -188,9 +188,9 @@ def test_gfid_against_a_file_of_mean_and_covariance(tmp_path: Path, colours: Col
 
     np.savez(reference, mu=np.zeros(2), sigma=np.eye(2))
     with pytest.raises(UserError, match="has 2 features, colours has 3"):
-        pictures.run(samples=samples, reference=reference, out=tmp_path / "two", metric="gfid")
+        fid.run(samples=samples, reference=reference, out=tmp_path / "two", metric="gfid")
     with pytest.raises(UserError, match="rfid compares pairs"):
-        pictures.run(samples=samples, reference=reference, out=tmp_path / "two", metric="rfid")
+        fid.run(samples=samples, reference=reference, out=tmp_path / "two", metric="rfid")
     assert colours.batches == [11]
 
 
@@ -203,9 +203,7 @@ def test_an_artifact_is_compared_as_its_folder_is(tmp_path: Path, colours: Colou
         for row, blob in artifact.read_images(shard):
             assert blob is not None
             (samples / f"{row['key']}.png").write_bytes(blob)
-    out = pictures.run(
-        samples=samples, reference=artifact.path, out=tmp_path / "out", metric="rfid"
-    )
+    out = fid.run(samples=samples, reference=artifact.path, out=tmp_path / "out", metric="rfid")
     document = results(out)
     assert document["metrics"]["rfid@colours"]["num_identical"] == 5
     assert document["settings"]["samples"] == document["settings"]["reference"]
@@ -214,8 +212,8 @@ def test_an_artifact_is_compared_as_its_folder_is(tmp_path: Path, colours: Colou
 def test_nothing_is_skipped(tmp_path: Path, colours: Colours) -> None:
     good = folder(tmp_path / "good", spread(4))
 
-    def compare(samples: Path, metric: pictures.Metric = "gfid") -> None:
-        pictures.run(samples=samples, reference=good, out=tmp_path / "out", metric=metric)
+    def compare(samples: Path, metric: fid.Metric = "gfid") -> None:
+        fid.run(samples=samples, reference=good, out=tmp_path / "out", metric=metric)
 
     torn = folder(tmp_path / "torn", spread(4))
     whole = (torn / "02.png").read_bytes()
@@ -246,22 +244,22 @@ def test_nothing_is_skipped(tmp_path: Path, colours: Colours) -> None:
 def test_pictures_too_small_for_a_window_are_refused(tmp_path: Path, colours: Colours) -> None:
     small = folder(tmp_path / "small", spread(4), size=(20, 10))
     with pytest.raises(UserError, match="SSIM needs sides of 11 px"):
-        pictures.run(samples=small, reference=small, out=tmp_path / "out", metric="rfid")
+        fid.run(samples=small, reference=small, out=tmp_path / "out", metric="rfid")
 
 
 def test_one_directory_holds_one_comparison(tmp_path: Path, colours: Colours) -> None:
     samples = folder(tmp_path / "samples", spread(6, seed=1))
     reference = folder(tmp_path / "reference", spread(6, seed=2))
     out = tmp_path / "out"
-    pictures.run(samples=samples, reference=reference, out=out, metric="rfid")
+    fid.run(samples=samples, reference=reference, out=out, metric="rfid")
     first = (out / "results.json").read_bytes()
-    pictures.run(samples=samples, reference=reference, out=out, metric="rfid")
+    fid.run(samples=samples, reference=reference, out=out, metric="rfid")
     assert (out / "results.json").read_bytes() == first
     with pytest.raises(UserError, match="metric: rfid there, gfid now"):
-        pictures.run(samples=samples, reference=reference, out=out, metric="gfid")
+        fid.run(samples=samples, reference=reference, out=out, metric="gfid")
     Image.new("RGB", (SIDE_PX, SIDE_PX), (1, 2, 3)).save(samples / "00.png")
     with pytest.raises(UserError, match="samples.pixels_sha256"):
-        pictures.run(samples=samples, reference=reference, out=out, metric="rfid")
+        fid.run(samples=samples, reference=reference, out=out, metric="rfid")
     assert (out / "results.json").read_bytes() == first
 
 
@@ -270,7 +268,7 @@ def test_unknown_words_are_refused(tmp_path: Path) -> None:
 
     def compare(**changed: Any) -> None:
         given = {"metric": "gfid", **changed}
-        pictures.run(samples=samples, reference=samples, out=tmp_path / "out", **given)
+        fid.run(samples=samples, reference=samples, out=tmp_path / "out", **given)
 
     with pytest.raises(UserError, match="metric 'fid' is unknown"):
         compare(metric="fid")
@@ -296,7 +294,7 @@ def test_the_embedded_tokenizer_sees_what_noise_does_to_drawn_pictures(tmp_path:
             Image.fromarray(noisy).save(path / f"{number:02}.png")
     found = {}
     for name in ("slight", "heavy"):
-        out = pictures.run(
+        out = fid.run(
             samples=sets[name], reference=sets["clean"], out=tmp_path / f"r_{name}", metric="rfid"
         )
         found[name] = results(out)["metrics"]["rfid@tatok"]
@@ -308,9 +306,7 @@ def test_the_embedded_tokenizer_sees_what_noise_does_to_drawn_pictures(tmp_path:
     assert 1 > slight["ssim"] > heavy["ssim"] > 0
     assert 1 > slight["cosine"] > heavy["cosine"]
     assert 0 < 2 * slight["frechet"] < heavy["frechet"]
-    out = pictures.run(
-        samples=sets["clean"], reference=sets["clean"], out=tmp_path / "g", metric="gfid"
-    )
+    out = fid.run(samples=sets["clean"], reference=sets["clean"], out=tmp_path / "g", metric="gfid")
     crowd = results(out)["metrics"]["gfid@tatok"]
     assert (crowd["precision"], crowd["recall"]) == (1, 1)
     assert abs(crowd["frechet"]) < 1e-3 * slight["frechet"]

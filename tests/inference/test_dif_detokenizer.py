@@ -23,7 +23,7 @@ from tarkit.checkpoints import hub
 from tarkit.checkpoints.hub import DIF_DTOK, NEGATIVE, find
 from tarkit.cli.app import app
 from tarkit.errors import UserError
-from tarkit.inference.detokenizers import DifDetokenizer
+from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.vocab import Scale
 from tests.checkpoints.test_hub import empty_cache, fill, snapshot
 

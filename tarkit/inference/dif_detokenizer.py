@@ -1,7 +1,7 @@
-"""The two de-tokenizers, which turn TA-Tok's decoded features into pixels.
+"""Dif-DTok at work: TA-Tok's decoded features condition a diffusion model, SANA.
 
-Source: paper Sec. 3.2 (AR-DTok, autoregressive, and Dif-DTok, by diffusion). Each picture has its
-own random generator, so it depends only on its own codes and seed.
+Source: paper Sec. 3.2. Each picture has its own random generator, so it depends only on its own
+codes and seed.
 
 B: pictures, N: image tokens, W: width of the features, S: side of a picture in pixels, M: length of
 the negative embeddings.
@@ -10,81 +10,20 @@ the negative embeddings.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tarkit.checkpoints.hub import NEGATIVE, SANA_PARTS
-from tarkit.checkpoints.load import load_ar_dtok, load_vqvae
-from tarkit.checkpoints.published import read_tensor
+from tarkit.checkpoints.published_pth import read_tensor
 from tarkit.errors import UserError
-from tarkit.models.ar_dtok import ArDtok
-from tarkit.models.vqvae import Vqvae
 
 if TYPE_CHECKING:
     from diffusers import SanaPipeline
-
-
-class ArDetokenizer(NamedTuple):
-    """AR-DTok and the image VQ whose codes it writes."""
-
-    ar_dtok: ArDtok
-    vqvae: Vqvae
-
-    @classmethod
-    def load(cls, ar_dtok: Path, vqvae: Path, dtype: torch.dtype = torch.float32) -> ArDetokenizer:
-        """Load both; `dtype` is for AR-DTok, the image VQ is always float32.
-
-        Raises UserError when their codebooks differ in size.
-        """
-        loaded = cls(load_ar_dtok(ar_dtok, dtype), load_vqvae(vqvae))
-        vocab_size, num_codes = loaded.ar_dtok.arch.vocab_size, loaded.vqvae.arch.num_codes
-        if vocab_size != num_codes:
-            raise UserError(
-                f"{ar_dtok} has vocab_size {vocab_size}, but {vqvae} has {num_codes} codes",
-                hint="name parts that belong together",
-            )
-        return loaded
-
-    @property
-    def condition_width(self) -> int:
-        return self.ar_dtok.arch.condition_width
-
-    @property
-    def size_px(self) -> int:
-        """Side of the pictures that it draws."""
-        return math.isqrt(self.ar_dtok.arch.num_codes) * self.vqvae.arch.downsampling
-
-    def to(self, device: str | torch.device) -> None:
-        self.ar_dtok.to(device)
-        self.vqvae.to(device)
-
-    def draw(
-        self,
-        condition: Tensor,
-        *,
-        guidance: float,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1]."""
-        codes = self.ar_dtok.sample(
-            condition.to(self.ar_dtok.abs_pe.dtype),
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generators,
-        )
-        return self.vqvae.decode(codes)
-
 
 MAX_SIZE_PX = 4096  # of the largest SANA; a config.json may state any size
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")

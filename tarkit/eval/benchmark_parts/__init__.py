@@ -1,0 +1,1 @@
+"""What several benchmarks share: readers of files, lettered choices, detections, export layouts."""
