@@ -1,4 +1,4 @@
-"""tarkit: pictures as words a language model reads and writes, the whole chain of the Tar paper."""
+"""tarkit: the whole chain of the Tar paper, in which pictures are words of a language model."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["Tar", "load_ar_dtok", "load_ta_tok", "load_vqvae"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for."""
+    """Imports torch only when one of the names that need it is used."""
     if name == "Tar":
         from tarkit.inference.tar_model import Tar
 

@@ -23,7 +23,7 @@ PACKAGES = (
 class Config(pydantic.BaseModel):
     """Base of every config: unknown keys are errors and nothing changes after loading."""
 
-    # inf and nan would be accepted as numbers by default and turn up hours later as a lost run.
+    # By default pydantic accepts inf and nan, which would spoil a run hours later.
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -52,7 +52,7 @@ def load_config(cls: type[ConfigT], path: Path | None, overrides: Sequence[str] 
 def provenance() -> dict[str, str]:
     """Versions of tarkit, Python and the packages that decide a result; imports none of them."""
     versions = {"tarkit": _version("tarkit") or "source tree", "python": platform.python_version()}
-    return versions | {name: found for name in PACKAGES if (found := _version(name))}
+    return versions | {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def write_toml(config: pydantic.BaseModel) -> str:
@@ -109,8 +109,8 @@ def _field_names(cls: type[pydantic.BaseModel], location: Sequence[str]) -> list
     models = [cls]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if fields:  # a part that is no field names a member of a union: stay where we are
-            models = [found for field in fields for found in _models_in(field.annotation)]
+        if fields:  # a part that is not a field names a member of a union: `models` already has it
+            models = [model for field in fields for model in _models_in(field.annotation)]
     return [name for model in models for name in model.model_fields]
 
 

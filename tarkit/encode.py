@@ -50,7 +50,7 @@ class EncodeConfig(Config):
     scales: tuple[Scale, ...] = tuple(Scale)
     """Any subset; by default all scales."""
     resize: Resize = "pil-bicubic"
-    """One of the three published ways, each of which gives other codes (`LoadedTaTok.encode`)."""
+    """One of the three published ways, which give different codes (`LoadedTaTok.encode`)."""
     batch_size: int = Field(default=32, ge=1)
 
 

@@ -1,8 +1,8 @@
-"""The one error that a user can mend: what happened, where, and the next command."""
+"""The error that a user can correct: what happened, where, and the next command."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the command line prints it without a traceback.
+    """A mistake that the user can correct; the command line prints it without a traceback.
 
     `str()` is the message and, on the next line, the hint: the command to type next.
     """

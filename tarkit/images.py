@@ -1,7 +1,7 @@
-"""Pictures in and out: hostile bytes to RGB pixels, resizing, PNG bytes and contact sheets.
+"""Pictures: decoding of untrusted bytes, resizing, PNG bytes and contact sheets.
 
-No Pillow global is ever set: LOAD_TRUNCATED_IMAGES, say, would make a torn file look whole to
-every other user of the process.
+No global setting of Pillow is changed, because it would hold for the whole process: with
+LOAD_TRUNCATED_IMAGES, for example, every truncated file would decode without an error.
 """
 
 import io
@@ -17,9 +17,9 @@ from tarkit.errors import UserError
 
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB, above any phone's camera
+MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB
 
-# EXIF tag 0x0112: what turns the stored picture into the one that was taken.
+# EXIF tag 0x0112, and the operation for each of its values that turns a picture upright.
 ORIENTATION_TAG = 0x0112
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,7 +32,7 @@ TRANSPOSE = {
 }
 
 PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
-INGEST = "name another file; tarkit curate ingest FOLDER --out DIR tells good pictures from damaged"
+INGEST = "name another file; tarkit curate ingest FOLDER --out DIR records which are damaged"
 
 ResizeMode = Literal["squash", "crop"]
 
@@ -45,7 +45,7 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     """RGB picture of encoded bytes: EXIF rotation applied, first frame, transparency on white.
 
     16-bit grey is scaled to 8 bits. Raises ImageError for anything that is not one whole picture
-    of an allowed format with at most `max_pixels` pixels, or that is narrower than `min_side_px`.
+    of an allowed format with at most `max_pixels` pixels, or has a side below `min_side_px`.
     """
     if not blob:
         raise ImageError("the file is empty (0 bytes)")
@@ -66,7 +66,7 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     except Image.UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         raise ImageError(f"not a picture ({kinds}); the file begins {blob[:8]!r}") from None
-    except Exception as error:  # decoders raise whatever hostile bytes lead them to
+    except Exception as error:  # decoders raise many types for bad bytes
         reason = str(error) or type(error).__name__
         known = "truncated" if "truncated" in reason.lower() else "damaged"
         raise ImageError(f"{known} picture: {reason}") from None
@@ -87,7 +87,7 @@ def image_format(blob: bytes) -> str:
 
 
 def to_uint8(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 pixels of an RGB picture."""
+    """(H, W, 3) uint8 pixels of an RGB picture; ValueError for another mode."""
     if image.mode != "RGB":
         raise ValueError(f"to_uint8 needs an RGB picture, got mode {image.mode}")
     return np.array(image)
@@ -96,8 +96,8 @@ def to_uint8(image: Image.Image) -> np.ndarray:
 def resize(image: Image.Image, size_px: int, mode: ResizeMode) -> Image.Image:
     """A size_px x size_px picture, bicubic and antialiased.
 
-    "squash" stretches the whole picture (the published tokenizer's way); "crop" keeps the aspect
-    and cuts the middle square out.
+    "squash" stretches the whole picture to the square, as the published tokenizer does. "crop"
+    resizes the middle square. Raises ValueError for another mode.
     """
     if mode == "crop":
         side = min(image.size)
@@ -121,9 +121,9 @@ def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = 
 
 
 def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
-    """The extension and bytes that a picture is kept with: its own, or a PNG of it.
+    """(extension, bytes) to store a picture with: `blob` if it is JPEG, PNG or WebP, else a PNG.
 
-    JPEG, PNG and WebP stay as they came; `picture` is what `decode` made of `blob`.
+    `picture` is the result of `decode(blob)`.
     """
     extension = KEPT_AS_THEY_ARE.get(image_format(blob))
     return (extension, blob) if extension else ("png", png_bytes(picture))
@@ -137,7 +137,11 @@ def contact_sheet(
     cell_px: int = 160,
     caption_lines: int = 3,
 ) -> Image.Image:
-    """A white sheet of pictures in rows of `columns`, each in its cell with its caption below."""
+    """A white sheet of pictures in rows of `columns`, each with its caption below.
+
+    A picture fits into a square of `cell_px`; a caption is cut off after `caption_lines`. Raises
+    ValueError without pictures, or when pictures and captions differ in number.
+    """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} pictures but {len(captions)} captions")
     if not images:
@@ -166,18 +170,18 @@ def contact_sheet(
 
 
 def _fit(image: Image.Image, cell_px: int) -> Image.Image:
-    """Largest copy inside the cell, aspect kept; small drawings enlarge in whole pixels."""
+    """The picture scaled to the cell, aspect kept; nearest neighbour where that enlarges it."""
     scale = cell_px / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
-    return image.convert("RGB").resize((size[0], size[1]), way)
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize((size[0], size[1]), resampling)
 
 
 def _orientation(picture: Image.Image) -> int:
     """EXIF orientation 1-8; 1 (as stored) when the EXIF block is absent or unreadable."""
     try:
         value: Any = picture.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block beside sound pixels is common in the wild
+    except Exception:  # a damaged EXIF block is common in pictures that decode well
         return 1
     return value if value in TRANSPOSE else 1
 

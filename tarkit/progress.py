@@ -9,7 +9,7 @@ LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts what is done: `with Progress("encode", total=9, unit="pictures") as p: p.advance(3)`.
+    """Counts finished work: `with Progress("encode", total=9, unit="pictures") as p: p.advance(3)`.
 
     Shows rate, time left, failures and the metrics named in `advance(n, failed=1, loss=.3)`.
     """
@@ -44,7 +44,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def message(self, text: str) -> None:
-        """A line of its own on stderr, above the bar when there is one."""
+        """Print a line to stderr, above the bar when there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False)
         else:
@@ -57,8 +57,8 @@ class Progress:
         of_total = f"/{self.total}" if self.total is not None else ""
         parts = [f"{self.done}{of_total} {self.unit}", f"{rate:.1f}/s"]
         if self.total is not None and rate > 0:
-            left_s = int((self.total - self.done) / rate)
-            parts.append(f"{left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left")
+            rest_s = int((self.total - self.done) / rate)
+            parts.append(f"{rest_s // 3600}:{rest_s // 60 % 60:02}:{rest_s % 60:02} left")
         note = self._note()
         return f"{self.name}: " + ", ".join(parts + ([note] if note else []))
 
@@ -79,7 +79,7 @@ class Progress:
 
 
 def _terminal_bar() -> Any:
-    # rich costs about 60 ms to import: only where a bar is drawn.
+    # Importing rich takes about 60 ms, so only a terminal pays for it.
     import rich.console
     import rich.progress as bars
 

@@ -1,6 +1,7 @@
-"""The one vocabulary of words and pictures: scales, visual token ids, and the prompts' exact bytes.
+"""The vocabulary of words and pictures: scales, visual token ids, and the ids of prompts and chats.
 
-Source: paper Sec. 3.3 and App. C.1; where the published program differs, it is followed (said so).
+Source: paper Sec. 3.3 and App. C.1. Where the published program differs from the paper, the program
+is followed; departures from the program are stated where they occur.
 
 Letters: N codes of one picture, K codes in the codebook, V rows of the language model's vocabulary.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Two bars apart, and not the same thing: a picture's tag and a turn's tag.
+# Two bars apart: `<im_start>` begins a picture, `<|im_start|>` begins a turn of a chat.
 IMAGE_START = "<im_start>"
 IMAGE_END = "<im_end>"
 CHAT_START = "<|im_start|>"
@@ -24,14 +25,14 @@ CHAT_END = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
 IMAGE_MARK = "<image>"
-"""Where a picture stands in the text of a chat row or a prompt; never a token."""
+"""Marks the place of a picture in the text of a chat row or a prompt; it is never a token."""
 
 
 class Scale(IntEnum):
-    """How coarsely the encoder's grid is pooled before it is quantised (paper Sec. 3.1).
+    """The factor by which the encoder's grid is pooled before it is quantised (paper Sec. 3.1).
 
-    A grid of 27x27 (the paper's) gives 27, 13 or 9 codes a side, one of 12x12 (the miniature's)
-    12, 6 or 4: the published program pools with kernel and stride s and drops what is left over.
+    The paper's grid of 27x27 gives 27, 13 or 9 codes per side, the miniature's grid of 12x12 gives
+    12, 6 or 4: the published program pools with kernel and stride s and drops the remainder.
     """
 
     FULL = 1
@@ -53,7 +54,7 @@ class Scale(IntEnum):
 
     @classmethod
     def of(cls, num_codes: int, grid: int) -> Scale:
-        """The scale whose pictures have `num_codes` codes; ValueError names the ones that exist."""
+        """The scale whose pictures have `num_codes` codes; ValueError if there is none."""
         for scale in cls:
             if scale.num_codes(grid) == num_codes:
                 return scale
@@ -63,7 +64,7 @@ class Scale(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class VisualVocabulary:
-    """Where the visual tokens lie in the vocabulary: contiguous, after the text (paper App. C.1).
+    """The ids of the visual tokens: contiguous, after those of the text (paper App. C.1).
 
     The order is the published one: `<im_start> <im_end> <S0> <S1> <S2> <I0> ... <I{K-1}>`.
     """
@@ -82,15 +83,17 @@ class VisualVocabulary:
         return self.first_id + 1
 
     def scale(self, scale: Scale) -> int:
+        """The id of a scale's token."""
         return self.first_id + 1 + int(scale)
 
     @property
     def first_code(self) -> int:
+        """The id of `<I0>`."""
         return self.first_id + self.NUM_TAGS
 
     @property
     def size(self) -> int:
-        """V once the visual tokens are in: text tokens, tags and codes."""
+        """V, the number of text tokens, tags and codes together."""
         return self.first_code + self.num_codes
 
     def tokens(self) -> list[str]:
@@ -100,11 +103,11 @@ class VisualVocabulary:
 
 
 class TextTokenizer:
-    """A byte-level tokenizer that reads words only: no text can turn into a special token.
+    """A byte-level tokenizer of plain text, in which no text becomes a special token.
 
-    The published program finds codes by a regular expression in prompt and answer, so a prompt
-    that says `<I5>` injects a code. Here added tokens are cut out of the tokenizer that reads
-    text, and their ids are placed by name alone.
+    The published program finds codes in prompts and answers by a regular expression, so a prompt
+    that contains `<I5>` injects a code. Here the tokenizer that reads text has no added tokens;
+    their ids are in `special`, by name.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -122,41 +125,44 @@ class TextTokenizer:
         self.size = max([*text_ids, *self.special.values()]) + 1
 
     def encode(self, text: str) -> list[int]:
+        """The ids of a text; none of them is a special token."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, for each of several texts."""
         encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids that are text; special and visual tokens have none and are left out."""
+        """The text of `ids`; special and visual tokens are left out."""
         special = set(self.special.values())
         limit = self.size
-        kept = [i for i in ids if i < limit and i not in special]
-        text: str = self._plain.decode(kept, skip_special_tokens=False)
+        text_ids = [i for i in ids if i < limit and i not in special]
+        text: str = self._plain.decode(text_ids, skip_special_tokens=False)
         return text
 
 
 def split_tokenizer(tokenizer_json: str) -> tuple[TextTokenizer, VisualVocabulary | None]:
-    """A published language model's tokenizer as words and pictures apart.
+    """The text tokenizer and the visual vocabulary of a published `tokenizer.json`.
 
-    The visual tokens stand among the added ones; ids are read, never assumed, and must be
-    contiguous (published: `<im_start>` 151665 to `<I65535>` 217205). What is added after them, as
-    the published `<image>` beyond the embedding table, is no token here. Raises ValueError where
-    a visual token is missing or out of order.
+    The visual tokens are some of the added tokens. Their ids are read, not assumed, and must be
+    contiguous (published: `<im_start>` 151665 to `<I65535>` 217205). Tokens added after them are
+    dropped, such as the published `<image>`, whose id is beyond the embedding table. Without
+    `<im_start>` the visual vocabulary is None. Raises ValueError when a visual token is missing or
+    out of order.
     """
     description = json.loads(tokenizer_json)
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
     if IMAGE_START not in added:
         return TextTokenizer(tokenizer_json), None
-    codes = sum(name.startswith("<I") and name[2:-1].isdecimal() for name in added)
-    visual = VisualVocabulary(first_id=added[IMAGE_START], num_codes=codes)
+    num_codes = sum(name.startswith("<I") and name[2:-1].isdecimal() for name in added)
+    visual = VisualVocabulary(first_id=added[IMAGE_START], num_codes=num_codes)
     for number, name in enumerate(visual.tokens(), start=visual.first_id):
         if added.get(name) != number:
             raise ValueError(f"{name} has id {added.get(name)}, not {number}")
-    words = [t for t in description["added_tokens"] if t["id"] < visual.first_id]
-    text = TextTokenizer(json.dumps({**description, "added_tokens": words}))
+    text_tokens = [t for t in description["added_tokens"] if t["id"] < visual.first_id]
+    text = TextTokenizer(json.dumps({**description, "added_tokens": text_tokens}))
     if text.size != visual.first_id:
         raise ValueError(f"{text.size} text tokens, but pictures begin at {visual.first_id}")
     return text, visual
@@ -164,14 +170,15 @@ def split_tokenizer(tokenizer_json: str) -> tuple[TextTokenizer, VisualVocabular
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Text tokenizer and visual tokens together: what turns a chat into ids and labels."""
+    """Text tokenizer and visual tokens together; turns chats into ids and labels."""
 
     text: TextTokenizer
     visual: VisualVocabulary | None
     system: str | None = "You are a helpful assistant."
-    """The system turn of chats that have none of their own; "" or None leaves it out."""
+    """The system turn of chats that have none; "" or None leaves it out."""
 
     IGNORED = -100
+    """The label of an id that is not supervised."""
 
     @property
     def size(self) -> int:
@@ -186,7 +193,11 @@ class Vocabulary:
         return self.text.special[CHAT_END]
 
     def picture(self, codes: Sequence[int], scale: Scale, *, tagged: bool) -> list[int]:
-        """Ids of one picture: bare codes in a question, with tags and scale in an answer."""
+        """Ids of one picture: its codes, and with `tagged` the tags and the scale around them.
+
+        Answers have tagged pictures, questions bare codes. Raises ValueError for a code outside
+        the codebook, or a vocabulary without visual tokens.
+        """
         if self.visual is None:
             raise ValueError("this vocabulary has no visual tokens")
         if codes and not 0 <= min(codes) <= max(codes) < self.visual.num_codes:
@@ -204,7 +215,7 @@ class Vocabulary:
     ) -> list[int]:
         """Ids of `<|im_start|>{role}\\n{content}<|im_end|>\\n`, a picture at each `<image>` mark.
 
-        Raises ValueError where marks and pictures differ in number.
+        Raises ValueError when marks and pictures differ in number.
         """
         parts = content.split(IMAGE_MARK)
         if len(parts) - 1 != len(pictures):
@@ -225,8 +236,8 @@ class Vocabulary:
     def _opening(self, role: str, text: str) -> list[int]:
         """Ids of a turn's header and its first words.
 
-        An answer is read apart from its header, as it is written: a newline that it begins with
-        must not merge with the header's, which stands in the prompt already.
+        An answer is tokenized apart from its header, because the model generates it apart: a
+        newline at its start must not merge with that of the header, which is in the prompt.
         """
         if role == "assistant":
             return self.text.encode(f"{role}\n") + (self.text.encode(text) if text else [])
@@ -237,21 +248,23 @@ class Vocabulary:
         messages: Sequence[Mapping[str, str]],
         pictures: Sequence[tuple[Scale, Sequence[int]]] = (),
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of a whole chat; only what the assistant says is supervised.
+        """Ids and labels, of equal length, of a whole chat; only the answers are supervised.
 
-        The published program also supervises the assistant's header and every newline and turn
-        tag of all turns; a header is never predicted at inference, so it is not trained here.
+        An answer is what the assistant says, with its `<|im_end|>`. The published program also
+        supervises the assistant's header and every newline and turn tag of all turns; a header is
+        never predicted at inference, so it is not trained here. Raises ValueError when marks and
+        pictures differ in number.
         """
         ids: list[int] = []
         labels: list[int] = []
         turns = list(messages)
         if self.system and (not turns or turns[0]["role"] != "system"):
             turns.insert(0, {"role": "system", "content": self.system})
-        rest = list(pictures)
+        remaining = list(pictures)
         for turn in turns:
             marks = turn["content"].count(IMAGE_MARK)
-            mine, rest = rest[:marks], rest[marks:]
-            turn_ids = self.turn(turn["role"], turn["content"], mine)
+            own, remaining = remaining[:marks], remaining[marks:]
+            turn_ids = self.turn(turn["role"], turn["content"], own)
             if turn["role"] == "assistant":
                 header = 1 + len(self.text.encode("assistant\n"))
                 tail = len(self.text.encode("\n"))
@@ -260,8 +273,8 @@ class Vocabulary:
             else:
                 labels += [self.IGNORED] * len(turn_ids)
             ids += turn_ids
-        if rest:
-            raise ValueError(f"{len(rest)} pictures more than {IMAGE_MARK} marks")
+        if remaining:
+            raise ValueError(f"{len(remaining)} pictures more than {IMAGE_MARK} marks")
         return ids, labels
 
     def prompt(
@@ -271,10 +284,10 @@ class Vocabulary:
         *,
         draw: Scale | None,
     ) -> list[int]:
-        """Ids up to where the model goes on: with `draw`, up to `<im_start><S..>`.
+        """Ids of a user turn, up to where the answer begins; with `draw`, up to `<im_start><S..>`.
 
-        Marks in `content` count only where `pictures` are given: a typed `<image>` without a
-        picture is just a word.
+        Without `pictures` an `<image>` in `content` is plain text. Raises ValueError when marks and
+        pictures differ in number, or to draw without visual tokens.
         """
         ids: list[int] = []
         if self.system:
@@ -299,9 +312,10 @@ class Vocabulary:
 
 
 def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> str:
-    """A byte-level BPE made from `texts`, as the text of a `tokenizer.json`.
+    """A byte-level BPE trained on `texts`, as the text of a `tokenizer.json`.
 
-    Ids 0..255 are the bytes, so any text can be read; the special tokens come last.
+    `vocab_size` is the most tokens that it may have. Ids 0 to 255 are the bytes, so that every text
+    can be encoded; the three special tokens come last.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -321,5 +335,5 @@ def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> str:
 
 
 def judgement_question(prompt: str) -> str:
-    """The question whose answer, yes or no, judges a picture of `prompt`."""
+    """The question whether a picture shows `prompt`; its answer is yes or no."""
     return f'does this image match "{prompt}"?'

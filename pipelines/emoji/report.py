@@ -1,4 +1,4 @@
-"""The report of the emoji pipeline, as markdown: what the language model wrote, what was drawn.
+"""Prints the report of the emoji pipeline as Markdown.
 
 python report.py WORK > WORK/report.md
 """
@@ -15,17 +15,17 @@ SHOWN = 8
 
 
 def outcomes(folder: Path, columns: tuple[str, ...]) -> list[str]:
-    """Counts by reason, the cost in tokens, and the first rows that were taken."""
+    """The number of accepted rows, the cost in tokens, the reasons of failures, the first rows."""
     artifact = open_artifact(folder)
     rows = [row for name in artifact.shards for row in artifact.rows(name)]
-    taken = [row for row in rows if row["status"] == "ok"]
+    accepted = [row for row in rows if row["status"] == "ok"]
     reasons = collections.Counter(kind_of(row["error"]) for row in rows if row["status"] != "ok")
     log = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     tries, tokens = (sum(line[name] for line in log) for name in ("tries", "tokens"))
-    lines = [f"{len(taken)} of {len(rows)} taken; {tries} answers, {tokens} tokens written.", ""]
+    lines = [f"{len(accepted)} of {len(rows)} taken; {tries} answers, {tokens} tokens written.", ""]
     lines += [f"- refused {count}: {reason}" for reason, count in reasons.most_common()]
     lines += ["", " | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(str(row[column]) for column in columns) for row in taken[:SHOWN]]
+    lines += [" | ".join(str(row[column]) for column in columns) for row in accepted[:SHOWN]]
     return [*lines, ""]
 
 

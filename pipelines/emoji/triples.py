@@ -1,10 +1,10 @@
-"""What `curate split` cut out of the prompts, as pictures: targets, references and templates.
+"""Makes TI2I pictures from the rows of `curate split`: targets, references and templates.
 
     python triples.py SPLITS FLUENT EMOJIBASE OUT
 
-In place of a text-to-image model: a phrase that has an emoji's label is that emoji on white, one
-that has a colour and no label the plain colour. A phrase that is neither has no picture here and is
-counted. OUT gets `triples/` and `triples.jsonl`.
+This script takes the place of a text-to-image model. A phrase that contains its emoji's label
+becomes that emoji on white, and a phrase about a background of one colour becomes the plain colour.
+Other phrases get no picture and are counted. OUT gets `triples/` and `triples.jsonl`.
 """
 
 import json
@@ -38,20 +38,20 @@ def main() -> None:
     files = {label: file for label, _, file in emoji(fluent, base)}
     folder = out / "triples"
     folder.mkdir(parents=True, exist_ok=True)
-    lines, unseen = [], []
+    lines, without_picture = [], []
     artifact = open_artifact(splits, "prompts")
     for row in (row for name in artifact.shards for row in artifact.rows(name)):
         if row["status"] != "ok":
             continue
-        found = PROMPT.fullmatch(row["prompt"])
-        assert found, row["prompt"]
-        label, colour = found.groups()
-        shown = reference(row["phrase"], label, files[label])
-        if shown is None:
-            unseen.append(row["phrase"])
+        match = PROMPT.fullmatch(row["prompt"])
+        assert match, row["prompt"]
+        label, colour = match.groups()
+        reference_picture = reference(row["phrase"], label, files[label])
+        if reference_picture is None:
+            without_picture.append(row["phrase"])
             continue
-        named = {"target": on(files[label], colour), "reference": shown}
-        for role, picture in named.items():
+        pictures = {"target": on(files[label], colour), "reference": reference_picture}
+        for role, picture in pictures.items():
             name = f"{row['key']}_{role}.png"
             picture.save(folder / name)
             text = row["prompt"] if role == "target" else row["phrase"]
@@ -60,7 +60,10 @@ def main() -> None:
                 line["template"] = row["template"]
             lines.append(json.dumps(line) + "\n")
     (out / "triples.jsonl").write_text("".join(lines))
-    print(f"{len(lines) // 2} triples; {len(unseen)} phrases have no picture: {unseen[:5]}")
+    num_without = len(without_picture)
+    print(
+        f"{len(lines) // 2} triples; {num_without} phrases have no picture: {without_picture[:5]}"
+    )
 
 
 if __name__ == "__main__":

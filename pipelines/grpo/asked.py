@@ -1,9 +1,9 @@
-"""Prompts for `tarkit train grpo`: what the training pictures' own captions ask, hard tasks often.
+"""Writes prompts for `tarkit train grpo`: prompts of training pictures, hard tasks more often.
 
     python asked.py PICTURES OUT.txt
 
-Captions of the training split state no held-out composition, so neither do these. Of GenEval's
-tasks that of one object alone is left out: the model draws it rightly every time.
+Prompts of the training split have no held-out composition, so neither have these. GenEval's task
+of a single object is left out, because the model always draws it right.
 """
 
 import sys
@@ -16,6 +16,7 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
 from tarkit.shapes.prompts import clauses_of
 
+# The number of prompts of each task.
 SHARE = {
     "position": 900,
     "color_position": 600,
@@ -29,12 +30,12 @@ SHARE = {
 def task_of(prompt: str) -> str | None:
     """GenEval's task of a prompt, or None for one of another form."""
     try:
-        asked = clauses_of(prompt)
+        conditions = clauses_of(prompt)
     except UserError:
         return None
-    if not prompt.startswith("a photo of") or "background" in asked:
+    if not prompt.startswith("a photo of") or "background" in conditions:
         return None
-    clauses = asked["include"]
+    clauses = conditions["include"]
     coloured = sum("color" in clause for clause in clauses)
     if len(clauses) == 1:
         return "counting" if clauses[0]["count"] > 1 else "colors" if coloured else None
@@ -47,15 +48,15 @@ def task_of(prompt: str) -> str | None:
 
 def main(pictures: str, out: str) -> None:
     source = open_artifact(Path(pictures), "images")
-    found = defaultdict(set)
+    prompts_of = defaultdict(set)
     for name in source.shards:
         for row in source.rows(name, ["prompt", "role", "split"]):
             if row["role"] == "target" and row["split"] == "train":
-                found[task_of(row["prompt"])].add(row["prompt"])
+                prompts_of[task_of(row["prompt"])].add(row["prompt"])
     rng = np.random.default_rng(0)
     prompts: list[str] = []
     for task, count in SHARE.items():
-        known = sorted(found[task])
+        known = sorted(prompts_of[task])
         prompts += rng.choice(known, count, replace=len(known) < count).tolist()
     rng.shuffle(prompts)
     Path(out).write_text("\n".join(prompts) + "\n")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The embedded model learns from the verdicts on its own pictures (`tarkit train grpo`), and is scored
-# on the validation prompts along the way. An hour and a half on two cores; each step is skipped when
-# it is done.
+# Trains the embedded model on the scores of pictures that it draws (`tarkit train grpo`), and scores
+# its checkpoints on the validation prompts. It takes an hour and a half on two cores; a finished step
+# is skipped.
 #   pipelines/grpo/run.sh [WORK]
-# Besides tarkit it needs npm, for WordNet's glosses, the text that the language model goes on reading.
+# Besides tarkit it needs npm, for WordNet's glosses, the text data of this training.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mini=$here/../mini

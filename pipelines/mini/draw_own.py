@@ -1,10 +1,10 @@
-"""Pictures that a model draws of training prompts, each with its prompt in a .txt beside it.
+"""Draws pictures of training prompts with a model, each with its prompt in a .txt of its name.
 
     python draw_own.py MODEL PICTURES OUT COUNT WORKER NUM_WORKERS
 
-What a model draws wrongly is what its judge must learn to refuse: `tarkit curate ingest OUT` takes
-them in, `tarkit curate judge --exact` says which are right. A worker has every NUM_WORKERS-th
-shard.
+A judge must learn to refuse the model's wrong pictures: `tarkit curate ingest OUT` reads them, and
+`tarkit curate judge --exact` decides which are right. WORKER is a number from 0; each worker uses
+every NUM_WORKERS-th shard and draws COUNT pictures.
 """
 
 import sys
@@ -36,7 +36,7 @@ def main(model: str, pictures: str, out: str, count: str, worker: str, num_worke
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(chosen), BATCH_SIZE):
         if (folder / f"{min(start + BATCH_SIZE, len(chosen)) - 1:06d}.png").exists():
-            continue  # drawn before this was stopped
+            continue  # drawn by an interrupted run
         batch = chosen[start : start + BATCH_SIZE]
         seeds = [number * 10**6 + start + place for place in range(len(batch))]
         for place, picture in enumerate(tar.imagine_many(batch, seeds=seeds)):

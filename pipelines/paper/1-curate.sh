@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The paper's training data (Sec. 3.4, App. D), from its sources to chats. At the paper's size this is
-# weeks of many GPUs: with an engine every command is dealt out (tarkit --engine FILE), and each goes
-# on where it was stopped. LIMIT=64 tries all of it on a few rows.
+# The paper's training data (Sec. 3.4, App. D), from its sources to chats. At the paper's size this takes
+# many GPUs for weeks: an engine distributes each command (tarkit --engine FILE), and an interrupted
+# command resumes. LIMIT=64 tries all of it on a few rows.
 #   pipelines/paper/1-curate.sh SOURCES [WORK]
-# SOURCES holds what is not ours to fetch:
+# SOURCES holds data that the user must provide:
 #   megalith.parquet                  URLs of Megalith-10M (url, licence)
 #   imagenet/                         pictures of ImageNet-1K and -21K
 #   user_prompts/                     JourneyDB and Midjourney-Prompts (jsonl, csv or Parquet)
-#   examples.txt                      long prompts whose style the captions follow, a line each
-#   geneval.jsonl, dpg.jsonl          prompts of GenEval and DPG-Bench, which stay unseen
+#   examples.txt                      long prompts whose style the captions follow, one per line
+#   geneval.jsonl, dpg.jsonl          prompts of GenEval and DPG-Bench, excluded from training
 #   text.jsonl, llava.json, llava/    text-only rows; LLaVA's conversations and their pictures
-# Where SEER and WRITER are served, give caption, split and judge --server http://HOST:8000/v1 as well.
+# If SEER and WRITER run on a server, also give caption, split and judge --server http://HOST:8000/v1.
 set -euo pipefail
 sources=$1
 work=${2:-work/curate}
@@ -20,7 +20,7 @@ painter=${PAINTER:-black-forest-labs/FLUX.1-schnell}
 tokenizer=${TOKENIZER:-tar-1.5b}
 limit=${LIMIT:-100000000}
 mkdir -p "$work"
-# Exit status 3 is a run that finished with failed rows, each with its reason: go on.
+# Exit status 3 is a run that finished with failed rows, each with its reason; the script continues.
 rows() { "$@" || [ $? -eq 3 ]; }
 
 # Prompts: written by a model for pictures, and by people (D.1).

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The whole chain from nothing to a scored picture, in minutes on two cores and without a network.
-# It proves that every stage runs and fits the next; thirty steps teach nobody to draw.
+# It shows that every stage runs and fits the next; thirty steps are too few to learn to draw.
 #   pipelines/smoke/run.sh [WORK]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=${1:-work/smoke}
 mkdir -p "$work"
 
-# Text that every Python carries: the manual behind help().
+# Text from the standard library: the manual of help().
 python - "$work/text.txt" <<'PY'
 import sys
 from pydoc_data.topics import topics

@@ -2,9 +2,8 @@
 
 An artifact is a directory: `manifest.json`, which is the plan, and numbered shards, which are the
 progress. The plan is written once (the first worker wins, the others compare). A shard appears
-whole or not at all and records the sha256 of the input shard it was made from, so that the same
-command again redoes what is missing or stale and no more. Same input, same bytes. No torch, no
-Pillow, no maths.
+whole or not at all and records the sha256 of the input shard that it was made from, so that the
+same command again makes only shards that are missing or stale. The same input gives the same bytes.
 """
 
 import json
@@ -29,14 +28,14 @@ SHARD_NAME = re.compile(r"[0-9]{5,}")
 
 
 class Source(Protocol):
-    """What shards are made from: an artifact, or several joined by their keys (join.py)."""
+    """The input of shards: an artifact, or several joined by their keys (join.py)."""
 
     def shard_sha256(self, name: str) -> str: ...
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A directory with its plan: shards that exist or are still to be made.
+    """A directory with its plan, which names the shards that exist and those still to make.
 
     `counts` holds the planned number of rows of each shard where the kind plans them (render,
     ingest) and is empty where it follows from the input. `parents` maps a name (`images`) to
@@ -83,8 +82,8 @@ class Artifact:
             names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise UserError(
                 f"{self.path} lacks {len(missing)} of its {len(self.shards)} shards ({names})",
-                hint=f"the command that began it, run again with the same --out {self.path}, "
-                "makes what is missing",
+                hint="run the command that began it again, with the same --out "
+                f"{self.path}, to make what is missing",
             )
 
     def status_counts(self) -> dict[str, int]:
@@ -97,7 +96,7 @@ class Artifact:
         return counts
 
     def shard_sha256(self, name: str) -> str:
-        """sha256 of a shard; for images of its index, which holds the tar's."""
+        """sha256 of a shard; for images that of its index, which records the sha256 of the tar."""
         return file_sha256(self._existing(name))
 
     def source_sha256(self, name: str) -> str | None:
@@ -114,8 +113,8 @@ class Artifact:
         if not path.exists():
             raise UserError(
                 f"{path} is missing: shard {name} of {self.path} has not been made",
-                hint=f"the command that began {self.path}, run again with the same --out, "
-                "makes what is missing",
+                hint=f"run the command that began {self.path} again, with the same --out, to make "
+                "what is missing",
             )
         return path
 
@@ -130,7 +129,10 @@ class Artifact:
         return self.read(name, columns).to_pylist()
 
     def read_images(self, name: str) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-        """Each row with its encoded picture, None for a failed row."""
+        """Each row with its encoded picture, None for a failed row.
+
+        Raises UserError when the tar does not fit its index.
+        """
         rows = self.rows(name)
         offsets, sizes = self.image_offsets(name)
         members = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
@@ -147,7 +149,7 @@ class Artifact:
                 yield row, blob
 
     def image_offsets(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread into the tar."""
+        """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread from the tar."""
         rows = self.read(name, ["key", "status"]).to_pylist()
         keys = [row["key"] for row in rows if row["status"] == "ok"]
         try:
@@ -173,7 +175,7 @@ class Artifact:
     def write(
         self, name: str, rows: Sequence[Row] | pa.Table, *, source_sha256: str | None = None
     ) -> None:
-        """Writes a shard whole or not at all; misspelt, missing or ill-typed keys raise."""
+        """Writes a shard whole or not at all; ValueError for misspelt, missing or unknown keys."""
         if self.kind == "images":
             raise ValueError("images shards are written by write_images")
         self._write_table(
@@ -193,7 +195,7 @@ class Artifact:
     ) -> None:
         """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
 
-        A failed row has None for a blob and stands in the index alone.
+        A failed row has None for a blob and is in the index only.
         """
         if len(rows) != len(blobs):
             raise ValueError(f"{len(rows)} rows but {len(blobs)} pictures")
@@ -207,7 +209,7 @@ class Artifact:
         *,
         source_sha256: str | None = None,
     ) -> None:
-        """As `write_images` from (row, blob) pairs, of which one at a time is held in memory."""
+        """As `write_images`, from (row, blob) pairs that are held in memory one at a time."""
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         with whole_file(self.tar_path(name)) as temporary:
@@ -256,7 +258,7 @@ def begin_artifact(
     shards: Sequence[str] | Mapping[str, int],
     parents: Mapping[str, Artifact | Path] | None = None,
 ) -> Artifact:
-    """Writes the plan of an artifact, or returns the equal one that is already there.
+    """Writes the plan of an artifact, or opens the artifact that `out` has with an equal plan.
 
     `shards` are names, or names with their planned numbers of rows. Raises UserError when `out`
     was begun with other settings, shards or inputs.
@@ -282,14 +284,14 @@ def begin_artifact(
 def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     """The artifact in a directory; UserError for another directory or another kind."""
     manifest = read_manifest(path)
-    own = manifest.get("kind")
-    if kind is not None and own != kind:
+    actual_kind = manifest.get("kind")
+    if kind is not None and actual_kind != kind:
         raise UserError(
-            f"{path} holds {own}, where {kind} are wanted", hint=f"tarkit inspect {path}"
+            f"{path} holds {actual_kind}, where {kind} are wanted", hint=f"tarkit inspect {path}"
         )
-    if own not in KINDS:
+    if actual_kind not in KINDS:
         raise UserError(
-            f"{path} is a {own} directory, not an artifact of shards",
+            f"{path} is a {actual_kind} directory, not an artifact of shards",
             hint=f"tarkit inspect {path}",
         )
     return _artifact(path, manifest)

@@ -1,7 +1,7 @@
 """`commands.jsonl`: the command lines that wrote into a directory, oldest first.
 
 A line is {"argv": ["tarkit", ...], "version": of tarkit}. It is a log of how a directory was made;
-nothing that is made depends on it.
+no result depends on it.
 """
 
 import json
@@ -48,7 +48,7 @@ def read_commands(folder: Path) -> list[list[str]]:
     """The command lines that wrote into `folder`, oldest first; empty where none is recorded.
 
     A command that several processes ran at once is one command. A damaged line is left out, with a
-    warning: it is a log, and nothing depends on it.
+    warning.
     """
     path = folder / COMMANDS
     if not path.exists():

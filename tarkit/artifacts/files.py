@@ -1,8 +1,8 @@
-"""Single files: text in, with the file's name in every complaint; bytes out, whole or not at all.
+"""Reads text files with errors that name the file, and writes files whole or not at all.
 
-A file that must never be seen half written is written under another name in the same folder and
-renamed at the end. The other name says which process of which host writes it, so that what a killed
-process has left can be removed by the next one that writes the same file.
+A file is written under a temporary name in the same folder and renamed at the end, so that no
+process sees it half written. The temporary name has the host and the process id of the writer: the
+next process that writes the same file removes the temporary files of killed processes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from tarkit.errors import UserError
 
 MAX_LINE_CHARS = 256 << 20
-"""Of a line and of a CSV cell; a cell may hold a picture in base64."""
+"""The limit of a line and of a CSV cell, which may hold a picture in base64."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_text(path: Path, *, hint: str = "") -> str:
-    """The text of a UTF-8 file; raises UserError with the line that is not UTF-8, and `hint`."""
+    """The text of a UTF-8 file; UserError with `hint` where it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -41,13 +41,13 @@ def numbered_lines(
 ) -> Iterator[tuple[int, str, str | None]]:
     """(number from 1, line with its end, error) of every line, one at a time.
 
-    `error` says why a line is not UTF-8. `newline` is that of `open`: with a line feed no other
-    character ends a line. Raises UserError with `hint` where a file cannot be read, or a line is
-    longer than `MAX_LINE_CHARS`.
+    `error` says why a line is not UTF-8, else None. `newline` is that of `open`: with a line feed
+    no other character ends a line. Raises UserError with `hint` when the file cannot be read, or a
+    line is longer than `MAX_LINE_CHARS`.
     """
     try:
-        # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and the lines
-        # after it keep their numbers.
+        # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and reading
+        # continues with the right line numbers.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
             lines = iter(lambda: file.readline(MAX_LINE_CHARS + 1), "")
             for number, line in enumerate(lines, start=1):
@@ -86,12 +86,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_once(path: Path, data: bytes) -> bool:
-    """Write a file unless there is one; True for the one process that wrote it."""
+    """Write a file unless it exists; True for the one process that wrote it."""
     with _temporary(path) as temporary:
         temporary.write_bytes(data)
         _sync(temporary)
         try:
-            os.link(temporary, path)  # unlike rename, refuses to replace
+            os.link(temporary, path)  # unlike rename, never replaces a file
         except FileExistsError:
             return False
         _sync(path.parent)
@@ -102,9 +102,9 @@ def write_once(path: Path, data: bytes) -> bool:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; at the end of the block its file becomes `path`.
 
-    It does so whole or not at all, also when the machine stops: the file is on the disk before it
-    is renamed, and its name after. An exception in the block leaves what was there before. Missing
-    folders are made.
+    It appears whole or not at all, even if the machine stops: the file is synced to the disk before
+    it is renamed, and the folder after. After an exception in the block, `path` is as before.
+    Missing folders are made.
     """
     with _temporary(path) as temporary:
         yield temporary
@@ -117,7 +117,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder to write whole files to; at the end of the block it becomes `path`.
 
-    `path` must not exist, or be an empty folder.
+    `path` must not exist or must be an empty folder; else OSError is raised at the end.
     """
     with _temporary(path) as temporary:
         temporary.mkdir()
@@ -128,7 +128,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Where this process writes what becomes `path`; nothing stays there."""
+    """This process's temporary path for `path`; what is still there at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
@@ -163,15 +163,15 @@ def _sync(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what dead processes of this host left of `path`."""
-    for left in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        pid = left.suffixes[-2].removeprefix(".")
+    """Remove the temporary files for `path` of dead processes of this host."""
+    for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
+        pid = temporary.suffixes[-2].removeprefix(".")
         if pid.isdigit() and not _is_alive(int(pid)):
-            _remove(left)
+            _remove(temporary)
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process can still write; one that ended and was not waited for cannot."""
+    """Whether a process can still write, which a zombie cannot."""
     with contextlib.suppress(OSError):  # no /proc: ask the system
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return state[:1] not in ([b"Z"], [b"X"])

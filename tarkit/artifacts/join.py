@@ -11,10 +11,10 @@ from tarkit.errors import UserError
 
 
 class Joined:
-    """`main` with other artifacts, each of whose rows has the key of a row of `main`.
+    """`main` with other artifacts that have rows with the same keys.
 
-    What is made from them is made again when a shard of any of them has changed. Raises UserError
-    where two of them were made from different pictures.
+    A shard that was made from them is made again when a shard of any of them has changed. Raises
+    UserError when `main` and another were made from different pictures.
     """
 
     def __init__(self, main: Artifact, others: Sequence[Artifact]) -> None:
@@ -44,7 +44,7 @@ def by_key(artifact: Artifact, name: str, columns: Sequence[str]) -> Mapping[str
 
 
 def row_of(rows: Mapping[str, dict[str, Any]], key: str, artifact: Artifact) -> dict[str, Any]:
-    """The row of a key; UserError that names `artifact` where it has none."""
+    """The row of a key; UserError that names `artifact` if there is none."""
     if key not in rows:
         raise UserError(
             f"{artifact.path} has no row {key}: it was made from other pictures, or from fewer",

@@ -1,7 +1,8 @@
 """`manifest.json`: the plan of any directory that tarkit makes, written once and then compared.
 
-{tarkit: version, kind, settings, parents: {name: {path, kind, manifest_sha256}}}, and for
-artifacts the names of their shards. The first worker writes it, the others compare.
+Its keys are `tarkit` (the version), `kind`, `settings`, `parents` ({name: {path, kind,
+manifest_sha256}}) and, for artifacts, `shards` and `counts`. The first worker writes it; the others
+compare theirs with it.
 """
 
 import hashlib
@@ -16,17 +17,20 @@ from tarkit.artifacts.files import write_once
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
-NOTHING_NEAR = "name the --out of an earlier command; tarkit curate --help lists those that begin"
+NOTHING_NEAR = "name the --out of an earlier command; tarkit curate --help lists the first ones"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of any directory that tarkit made: artifact, model or results."""
+    """The manifest of any directory that tarkit made: artifact, model or results.
+
+    Raises UserError when there is none or it cannot be read.
+    """
     place = path / MANIFEST
     try:
         manifest = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = "does not exist" if not path.exists() else f"is no artifact: it has no {MANIFEST}"
-        raise UserError(f"{path} {what}", hint=_begin_hint(path)) from None
+        fault = f"is not an artifact: it has no {MANIFEST}" if path.exists() else "does not exist"
+        raise UserError(f"{path} {fault}", hint=_begin_hint(path)) from None
     except NotADirectoryError:
         raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path)) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -37,7 +41,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def write_manifest_once(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """Writes `manifest.json` unless one is there; True for the one worker that wrote it."""
+    """Writes `manifest.json` unless it exists; True for the one worker that wrote it."""
     text = json.dumps(_plain(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     return write_once(path / MANIFEST, text.encode())
 
@@ -50,10 +54,10 @@ def begin_directory(
     parents: Mapping[str, Path] | None = None,
     plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the manifest of `out`, or returns the equal one that is already there.
+    """Writes the manifest of `out`, or returns the equal one that `out` already has.
 
     `plan` holds further keys, such as an artifact's shards. Raises UserError that names every
-    difference where `out` was begun with other settings or inputs.
+    difference when `out` was begun with other settings or inputs.
     """
     manifest = {
         "tarkit": _version(),
@@ -88,13 +92,13 @@ def _parent(out: Path, path: Path) -> dict[str, str]:
         return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}
     if path.is_file():
         return {"path": relative, "kind": "file", "manifest_sha256": file_sha256(path)}
-    if (path / "config.json").exists():  # a published model directory has no manifest of ours
+    if (path / "config.json").exists():  # a published model directory has no manifest
         return {
             "path": relative,
             "kind": "model",
             "manifest_sha256": file_sha256(path / "config.json"),
         }
-    if path.is_dir():  # a folder of a user's own pictures: named, not fingerprinted
+    if path.is_dir():  # a folder of a user's pictures is named, not fingerprinted
         return {"path": relative, "kind": "folder", "manifest_sha256": ""}
     raise UserError(f"the input {path} does not exist", hint=_begin_hint(path))
 
@@ -110,7 +114,7 @@ def _compare(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         old, new = there["parents"].get(name, {}), now["parents"].get(name, {})
         if old.get("manifest_sha256") != new.get("manifest_sha256"):
             differences.append(f"{name}: {_input(old)} there, {_input(new)} now")
-    if not differences:  # else the shards differ because the settings do
+    if not differences:  # with other settings the shards differ too
         for key in ("shards", "counts"):
             if there.get(key) != now.get(key):
                 differences.append(
@@ -151,7 +155,7 @@ def _begin_hint(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON reads it back, so that a plan compares equal with its own file."""
+    """`value` as JSON reads it back, so that a plan equals the one read from its file."""
     return json.loads(json.dumps(value, sort_keys=True, default=str, allow_nan=False))
 
 

@@ -1,7 +1,8 @@
-"""Rows of one artifact to rows of another, shard by shard: a row in, a row out.
+"""Makes one row of an artifact from each row of another, shard by shard.
 
-What caption, split, score and judge share: which shards are mine, what of a finished shard is kept
-when only failures are redone, that every row is accounted for, and how often each reason occurred.
+`curate` caption, split, score and judge use it. It chooses the shards of this rank, keeps the ok
+rows of finished shards when failed rows are retried, checks that every row has a result, and counts
+the reasons of failures.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ REASONS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Todo:
-    """One row that has no result yet: its place in the shard, itself, and its encoded picture.
+    """An input row that has no result yet, with its number in the shard and its encoded picture.
 
-    `blob` is None for kinds that hold no pictures.
+    `blob` is None for kinds without pictures.
     """
 
     place: int
@@ -34,10 +35,10 @@ class Todo:
 
 
 Result = Row | str
-"""The columns that a stage adds, or the reason why it has none."""
+"""The columns that a verb adds to a row, or the reason why the row failed."""
 
 Make = Callable[[Iterator[Todo]], Iterator[tuple[int, Result]]]
-"""Results by place, in any order, each place once."""
+"""From rows to (place, result) pairs in any order, one for each row."""
 
 
 def map_rows(
@@ -52,16 +53,17 @@ def map_rows(
 ) -> None:
     """Write this rank's shards of `artifact` from the first `rows_of[shard]` rows of `source`.
 
-    `carry` gives the columns that are taken over from the input row, the key among them. A row that
-    failed upstream never reaches `make`. With `retry_failed` the failed rows of finished shards are
-    made again and their ok rows kept. RuntimeError where `make` leaves a row out.
+    `carry` returns the columns to copy from an input row, its key among them. A row that failed in
+    `source` fails here too and is not given to `make`. With `retry_failed` the failed rows of
+    finished shards are made again and their ok rows kept. Raises RuntimeError when `make` gives a
+    row no result or two.
     """
     rank, world = rank_and_world()
     pending = set(pending_shards(artifact, source, rank=rank, world=world))
-    mine = [s for s in artifact.shards[rank::world] if s in pending or retry_failed]
+    own_shards = [s for s in artifact.shards[rank::world] if s in pending or retry_failed]
     reasons: collections.Counter[str] = collections.Counter()
-    with Progress(name, total=sum(rows_of[s] for s in mine), unit="rows") as progress:
-        for shard in mine:
+    with Progress(name, total=sum(rows_of[s] for s in own_shards), unit="rows") as progress:
+        for shard in own_shards:
             old = [] if shard in pending else artifact.rows(shard)
             rows = _shard(source, shard, rows_of[shard], old, make, carry, artifact, progress)
             failed = [row["error"] for row in rows if row["status"] == "failed"]
@@ -82,36 +84,36 @@ def _shard(
     artifact: Artifact,
     progress: Progress,
 ) -> list[Row]:
-    made: dict[int, Row] = {i: row for i, row in enumerate(old) if row["status"] == "ok"}
+    rows: dict[int, Row] = {i: row for i, row in enumerate(old) if row["status"] == "ok"}
     carried: dict[int, Row] = {}
-    progress.advance(len(made))
+    progress.advance(len(rows))
 
     def todo() -> Iterator[Todo]:
         for place, (row, blob) in enumerate(_rows(source, shard)):
             if place == num_rows:
                 return
-            if place in made:
+            if place in rows:
                 continue
             carried[place] = carry(row)
             if row["status"] != "ok":
                 error = f"its {source.kind} row failed: {row['error']}"
-                made[place] = artifact.failed_row(error=error, **carried[place])
+                rows[place] = artifact.failed_row(error=error, **carried[place])
                 progress.advance(1, failed=1)
                 continue
             yield Todo(place, row, blob)
 
     blank = dict.fromkeys(artifact.schema.names)
     for place, result in make(todo()):
-        if place in made or place not in carried:
-            raise RuntimeError(f"row {place} of shard {shard} was made twice or never asked for")
+        if place in rows or place not in carried:
+            raise RuntimeError(f"row {place} of shard {shard} has two results, or was not pending")
         if isinstance(result, str):
-            made[place] = artifact.failed_row(error=result, **carried[place])
+            rows[place] = artifact.failed_row(error=result, **carried[place])
         else:
-            made[place] = blank | dict(carried[place]) | dict(result) | {"status": "ok"}
+            rows[place] = blank | dict(carried[place]) | dict(result) | {"status": "ok"}
         progress.advance(1, failed=int(isinstance(result, str)))
-    if len(made) != num_rows:
-        raise RuntimeError(f"shard {shard}: {len(made)} of {num_rows} rows were made")
-    return [made[place] for place in range(num_rows)]
+    if len(rows) != num_rows:
+        raise RuntimeError(f"shard {shard}: {len(rows)} of {num_rows} rows have a result")
+    return [rows[place] for place in range(num_rows)]
 
 
 def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, bytes | None]]:
@@ -121,5 +123,5 @@ def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, bytes | None]]:
 
 
 def kind_of(error: str) -> str:
-    """The reason without its particulars, so that equal reasons are counted together."""
+    """The error up to its first colon, with N for every number, so that equal reasons are equal."""
     return re.sub(r"\d+", "N", error.split(":")[0])[:80]

@@ -11,7 +11,10 @@ from tarkit.errors import UserError
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """zstd; codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split."""
+    """Writes a table with zstd.
+
+    Codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split into streams.
+    """
     codes = [name for name in table.schema.names if name.startswith("codes_")]
     pq.write_table(
         table,
@@ -25,7 +28,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows, all columns or those named; UserError for a damaged file or an unknown column."""
-    # ParquetFile and not read_table: the latter takes names like `a=1` for partitions.
+    # ParquetFile and not read_table, which reads folder names like `a=1` as partitions.
     with _damage_named(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         unknown = [column for column in columns or () if column not in names]
@@ -42,7 +45,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _leaf_paths(schema: pa.Schema, *, skip: Sequence[str]) -> list[str]:
-    """Parquet's names of the string leaves, which alone gain from a dictionary."""
+    """Parquet's names of the string leaves, the only ones that a dictionary makes smaller."""
     paths: list[str] = []
 
     def walk(kind: pa.DataType, path: str) -> None:

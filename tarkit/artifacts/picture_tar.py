@@ -1,6 +1,7 @@
 """The tar of an images shard: `KEY.png` (or jpg, webp) and `KEY.json` of every ok row, in order.
 
-Grouped as webdataset groups them, with mtime 0 and no owner: the same pictures make the same bytes.
+Samples are grouped as in WebDataset. Members have mtime 0 and no owner, so that the same pictures
+give the same bytes.
 """
 
 import io
@@ -20,7 +21,7 @@ Blob = tuple[str, bytes]  # (extension, encoded picture)
 
 
 class Member(NamedTuple):
-    """Where a picture lies in a tar, in bytes."""
+    """A picture in a tar, with its offset and size in bytes."""
 
     key: str
     offset: int
@@ -28,10 +29,10 @@ class Member(NamedTuple):
 
 
 def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[Row]:
-    """Write a tar from (row, picture) pairs, of which one at a time is held; returns the rows.
+    """Write a tar from (row, picture) pairs, held in memory one at a time; returns the rows.
 
-    A failed row has None for a picture and adds nothing. Raises ValueError where a row has wrong
-    keys or does not fit its picture, or a picture is too large.
+    A failed row has None for a picture and adds no member. Raises ValueError when a row has wrong
+    keys or does not fit its picture, or a picture is larger than MAX_MEMBER_BYTES.
     """
     rows: list[Row] = []
     with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -45,8 +46,8 @@ def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[R
 def picture_members(path: Path) -> list[Member]:
     """The pictures of a tar in order.
 
-    Raises ValueError with the reason for a damaged tar and for links, folders, and names or sizes
-    that no shard of ours has.
+    Raises ValueError with the reason for a damaged tar, and for links, folders, names and sizes
+    that `write_tar` never writes.
     """
     members = []
     try:

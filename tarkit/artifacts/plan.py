@@ -19,10 +19,10 @@ from tarkit.artifacts.resume import first_rows, to_make
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan(ABC):
-    """The arguments of every such verb; a verb adds its own and says what its shards are.
+    """The arguments that all these verbs have; a verb adds its own and defines its shards.
 
     `out` is the artifact to make. `config` is a TOML file and `overrides` are its `key=value`
-    changes. `limit` keeps the first rows of the whole.
+    changes. `limit` keeps only the first rows of the input.
     """
 
     out: Path
@@ -36,12 +36,12 @@ class ShardPlan(ABC):
     @property
     @abstractmethod
     def recorded(self) -> Mapping[str, Any]:
-        """The settings in the manifest: a run with other settings is refused."""
+        """The settings in the manifest; a later run with other settings is refused."""
 
     @property
     @abstractmethod
     def shards(self) -> Sequence[str] | Mapping[str, int]:
-        """The names of the shards, with their numbers of rows where those are planned."""
+        """The names of the shards, with their numbers of rows where these are known beforehand."""
 
     @property
     def parents(self) -> Mapping[str, Artifact | Path]:
@@ -50,7 +50,7 @@ class ShardPlan(ABC):
 
     @property
     def source(self) -> Source | None:
-        """The input whose shards the shards are made from; None where there is none."""
+        """The input whose shard of the same name each shard is made from; None without one."""
         return None
 
     @property
@@ -72,7 +72,7 @@ class ShardPlan(ABC):
         return {**self.counts, "shards": num_shards, "shards_to_make": num_to_make}
 
     def run(self) -> Artifact:
-        """Make the artifact `out`, or go on where an earlier run stopped.
+        """Make the artifact `out`, or what is still missing of it.
 
         Raises UserError where `out` was begun with other settings, shards or inputs.
         """
@@ -121,7 +121,7 @@ class RowPlan(ShardPlan):
 
     @property
     def max_tries(self) -> int | None:
-        """How often a language model is asked about a row at most; None where it is not asked."""
+        """The most questions to a language model about one row; None where none is used."""
         return None
 
     @property

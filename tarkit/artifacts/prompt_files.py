@@ -1,9 +1,9 @@
-"""Prompt files: `.txt` (a prompt a line), `.jsonl`, `.csv` and `.parquet` (column `prompt`), or a
-prompts artifact.
+"""Reads prompts from a `.txt` (one per line), `.jsonl`, `.csv` or `.parquet` (column `prompt`), or
+from a prompts artifact.
 
-A list of prompts is short and its row numbers name folders. So an unreadable row is an error at
-once, and not a hole in the numbering. Blank lines of a `.txt` are not rows. Nor are the failed rows
-of an artifact, which says there why they failed.
+A list of prompts is short and its row numbers name folders, so a row that cannot be read is an
+error and not a gap in the numbers. Blank lines of a `.txt` and failed rows of an artifact are not
+rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENDINGS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 def read_prompts(path: Path, *, limit: int | None = None) -> list[str]:
-    """The (first `limit`) prompts of a file or a prompts artifact, in order; at least one.
+    """The prompts of a file or a prompts artifact in order, at least one; with `limit` the first.
 
     Raises UserError with the place of the first row that has no prompt.
     """

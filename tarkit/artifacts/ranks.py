@@ -1,4 +1,4 @@
-"""Which of how many processes this one is: the only idea of parallel work, names[rank::world]."""
+"""The rank of this process, and the number of processes: each makes names[rank::world]."""
 
 import os
 
@@ -6,10 +6,11 @@ from tarkit.errors import UserError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are: torchrun, then Slurm, else (0, 1).
+    """(rank, number of processes) from the environment: torchrun's, else Slurm's, else (0, 1).
 
-    A Slurm array of n tasks, each with m steps' processes, makes n * m. The numbers of a step
-    count only inside `srun`: a batch script itself sees SLURM_NTASKS=4 and runs once.
+    A Slurm array of n tasks with m processes each makes n * m processes. The variables of a Slurm
+    step are read only inside `srun`, because a batch script has SLURM_NTASKS too but runs once.
+    Raises UserError for a variable that is missing or no number, or an array with a gap.
     """
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return _checked(_number("RANK"), _number("WORLD_SIZE"))

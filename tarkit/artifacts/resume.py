@@ -72,20 +72,22 @@ def to_make(out: Path, num_shards: int, source: Source | None = None) -> int:
 def disk(out: Path, num_to_make: int) -> dict[str, int]:
     """Free bytes on the disk of `out`, and the bytes that the shards to make will take.
 
-    A shard to make counts as the mean of the shards that exist; without any of those the second
-    number is left out.
+    The second number is the mean size of the finished shards times `num_to_make`; it is left out
+    while no shard is finished.
     """
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = {"disk_bytes_free": shutil.disk_usage(existing).free}
     if not (out / MANIFEST).exists():
         return free
     artifact = open_artifact(out)
-    made = [name for name in artifact.shards if artifact.shard_path(name).exists()]
-    if not made:
+    finished = [name for name in artifact.shards if artifact.shard_path(name).exists()]
+    if not finished:
         return free
-    files = [path for name in made for path in (artifact.shard_path(name), artifact.tar_path(name))]
+    files = [
+        path for name in finished for path in (artifact.shard_path(name), artifact.tar_path(name))
+    ]
     num_bytes = sum(path.stat().st_size for path in files if path.exists())
-    return free | {"disk_bytes_to_come": num_bytes * num_to_make // len(made)}
+    return free | {"disk_bytes_to_come": num_bytes * num_to_make // len(finished)}
 
 
 def num_failed(artifact: Artifact) -> int:

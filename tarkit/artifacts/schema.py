@@ -75,7 +75,7 @@ CHOICES = {
 }
 KINDS = ("images", "prompts", "tokens", "chats", "scores", "judgements")
 
-# Settings that an artifact of the kind cannot be read without; they also go into every shard.
+# By kind, settings that are needed to read an artifact; they are also stored in every shard.
 NEEDED_SETTINGS = {
     "tokens": ("tokenizer_sha256", "codebook_size", "sides", "resize", "dtype"),
     "scores": ("columns",),
@@ -120,9 +120,9 @@ def check_row(row: Row, schema: pa.Schema, number: int) -> None:
     _check_value(row, pa.struct(list(schema)), f"row {number}")
 
 
-def _check_names(found: Iterable[str], known: Sequence[str], place: str) -> None:
-    """pa.Table.from_pylist silently drops misspelt keys and fills missing ones with null."""
-    names = set(found)
+def _check_names(keys: Iterable[str], known: Sequence[str], place: str) -> None:
+    """Needed because pa.Table.from_pylist drops misspelt keys and fills in missing ones."""
+    names = set(keys)
     for name in sorted(names - set(known)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         meant = f" (did you mean {near[0]}?)" if near else ""
@@ -159,7 +159,7 @@ def _check_columns(table: pa.Table) -> None:
     for name, choices in CHOICES.items():
         if name in table.schema.names:
             wrong = [value for value in table[name].unique().to_pylist() if value not in choices]
-            # A failed row need not know what it would have been.
+            # A failed row may lack a choice, such as the task of a chat.
             if wrong and not (wrong == [None] and _only_failed(table, name)):
                 raise ValueError(f"{name} {wrong[0]!r}: expected one of {choices}")
     failed = pc.equal(table["status"], "failed")

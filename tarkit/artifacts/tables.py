@@ -1,15 +1,15 @@
-"""Rows of the files that people have: .csv, .tsv, .jsonl, .json and .parquet, one at a time.
+"""Reads the rows of .csv, .tsv, .jsonl, .json and .parquet files, one at a time.
 
 A row that cannot be read has an `error`. The caller decides whether it ends the command or becomes
-a failed row, and what a row must hold. An error is raised here only where the rest of the file has
-no meaning: a damaged Parquet file, a CSV quote that never ends.
+a failed row, and which columns a row needs. UserError is raised here only when the rest of the file
+cannot be read either: a damaged Parquet file, a CSV quote that never ends.
 
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
 
 CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
-longer than its block, takes a quote that never ends for text, and counts rows where a person needs
-the line.
+longer than its block, reads a quote that never ends as text, and reports row numbers instead of
+line numbers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 256
-"""Of Parquet: 256 pictures of 500 kB are 128 MB."""
+"""Rows of Parquet that are decoded at a time: 256 pictures of 500 kB are 128 MB."""
 
 BUFFER_BYTES = 1 << 20
-"""Of a Parquet column; pyarrow's default holds a whole row group, 43 MB where this took 6 MB."""
+"""Of a Parquet column; pyarrow's default holds a whole row group: 43 MB instead of 6 MB."""
 
-AGAIN = "mend it, and run the same command again"
+AGAIN = "correct it, and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One row: its values by column, or `error`, why it cannot be read.
+    """One row: its values by column, or `error`, the reason why it cannot be read.
 
-    `number` counts lines from 1, where a row of several lines has that of its last line, and rows
-    of JSON lists and Parquet from 0.
+    `number` is a line from 1, for a row of several lines the last of them; in JSON lists and
+    Parquet it is a row from 0.
     """
 
     path: Path
@@ -66,11 +66,10 @@ class FileRow:
 
 
 def read_rows(path: Path, *, columns: Collection[str] | None = None) -> Iterator[FileRow]:
-    """The rows of a file in order, by its ending.
+    """The rows of a file in order; the file's ending says its format.
 
-    With `columns`, a .csv, .tsv or .parquet file that has none of them is refused, and of Parquet,
-    which may hold much else, only they are read. Raises UserError with the file, and the line
-    where there is one.
+    With `columns`, a .csv, .tsv or .parquet file must have at least one of them, and of a .parquet
+    file only these columns are read. Raises UserError with the file and, if there is one, the line.
     """
     readers: dict[str, Callable[[], Iterator[FileRow]]] = {
         ".csv": lambda: _csv_rows(path, ",", columns),
@@ -82,7 +81,7 @@ def read_rows(path: Path, *, columns: Collection[str] | None = None) -> Iterator
     ending = path.suffix.lower()
     if ending not in readers:
         raise UserError(
-            f"{path} has the ending {ending or 'of no table'}, expected one of {', '.join(readers)}"
+            f"{path}: the ending is {ending or 'missing'}, expected one of {', '.join(readers)}"
         )
     return readers[ending]()
 
@@ -135,7 +134,7 @@ def _csv_rows(path: Path, delimiter: str, columns: Collection[str] | None) -> It
     number = 0
 
     def lines() -> Iterator[str]:
-        nonlocal number  # reader.line_num does not count the line that is wrong
+        nonlocal number  # reader.line_num does not count the faulty line
         for number, line, error in numbered_lines(path, newline=""):  # noqa: B007
             if error:
                 raise UserError(
@@ -154,7 +153,9 @@ def _csv_rows(path: Path, delimiter: str, columns: Collection[str] | None) -> It
             _require_column(path, reader.fieldnames, columns)
         for row in reader:
             error = None
-            if None in row or None in row.values():  # how DictReader gives too many or too few
+            if (
+                None in row or None in row.values()
+            ):  # DictReader's marks of too many or too few cells
                 error = f"has not the {len(reader.fieldnames or ())} columns of the first line"
             yield FileRow(path, "line", number, row, error)
     except csv.Error as error:
@@ -186,7 +187,7 @@ def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[FileR
 def _batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
         yield from ((values, None) for values in batch.to_pylist())
-    except ValueError:  # a text that is not UTF-8, a date that Python cannot hold: find the row
+    except ValueError:  # a text that is not UTF-8, a date out of Python's range
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0], None

@@ -1,4 +1,4 @@
-"""Shards shared among the cores of one machine; RANK and WORLD_SIZE share them among machines."""
+"""Shares shards among the cores of one machine; ranks.py shares them among machines."""
 
 import multiprocessing
 import os
@@ -20,14 +20,18 @@ class _Refusal(NamedTuple):
 
 
 Report = Callable[[int, int], None]
+"""Takes the numbers of rows that are done and, among them, failed since the last call."""
+
 Job = Callable[[str, Report], None]
+"""Writes the shard of a name and reports its rows."""
 
 
 def make_shards(job: Job, names: Sequence[str], *, num_workers: int, progress: Progress) -> None:
-    """Calls `job(name, report)` for every name, in `num_workers` processes, 0 for one a core.
+    """Calls `job(name, report)` for every name, in `num_workers` processes; 0 is one per core.
 
-    The job writes shard `name` and calls `report(done, failed)` as it goes on. With more than one
-    process it is pickled, and worker i makes every num_workers-th shard from the i-th.
+    With more than one process the job is pickled, and worker i makes the shards
+    `names[i::num_workers]`. Raises the UserError of a worker, or RuntimeError when a worker ends
+    with another error.
     """
     num_workers = min(len(names), num_workers or _num_cores())
     if num_workers > 1:
@@ -45,8 +49,8 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
     try:
         for index in range(num_workers):
             receiver, sender = context.Pipe(duplex=False)
-            share = (job, names[index::num_workers], sender)
-            workers[receiver] = context.Process(target=_work, args=share, daemon=True)
+            arguments = (job, names[index::num_workers], sender)
+            workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
             workers[receiver].start()
             sender.close()
         while workers:
@@ -64,7 +68,7 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
                     if ended.exitcode != 0:
                         raise RuntimeError(
                             f"a worker process ended with code {ended.exitcode}; its traceback "
-                            "stands above, or it was killed (out of memory?)"
+                            "is above, or it was killed (out of memory?)"
                         ) from None
     finally:
         for worker in workers.values():
@@ -78,12 +82,12 @@ def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
             job(name, lambda done, failed: sender.send((done, failed)))
     except UserError as error:
         sender.send(_Refusal(error.message, error.hint))
-    except BrokenPipeError:  # the parent was killed: nobody waits for this shard
+    except BrokenPipeError:  # the parent was killed
         return
 
 
 def _num_cores() -> int:
-    """Cores that this process may use, which in a container or job are fewer than there are."""
+    """Cores that this process may use: in a container or job fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""`tarkit assemble`: the four trained parts become one model directory that everything loads."""
+"""`tarkit assemble`: copies the four trained parts into one model directory."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def run(
     config: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Copy the parts into `out`, in float16 on request; returns `out`.
+    """Copy the parts into `out`, with `half_precision` as float16; returns `out`.
 
-    UserError where a part was trained with another tokenizer or image VQ.
+    Raises UserError when a part is unfinished, or was trained with another tokenizer or image VQ.
     """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}

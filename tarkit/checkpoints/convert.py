@@ -1,6 +1,7 @@
-"""`tarkit models convert`: a published weight file becomes a model directory.
+"""`tarkit models convert`: turns a published weight file into a model directory.
 
-The directory's identity stays the published file's sha256, so that codes made with either fit.
+The directory keeps the sha256 of the published file as its identity, so that the codes of both are
+interchangeable.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Precision = Literal["stored", "float32", "float16", "bfloat16"]
 
 
 def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
-    """Convert a TA-Tok, AR-DTok or image VQ; the weights as they are stored or in `precision`.
+    """Convert a TA-Tok, AR-DTok or image VQ, with the weights in `precision`; returns `out`.
 
     Raises UserError where `file` is not a published file, its weights do not fit its sizes, or
     `out` already holds a model.

@@ -1,9 +1,8 @@
 """Model directories: `config.json` + `model.safetensors` (+ `tokenizer.json`, `run.toml`).
 
-How one is written, and how its files are read: the sizes, the tensors, and a network filled with
-them strictly. load.py and language_model.py make the models. A network is built without memory of
-its own and takes its weights as they are mapped from the file; what is stored in another precision
-than the one wanted is converted.
+Writes such directories, reads their sizes and tensors, and fills networks with them; load.py and
+language_model.py build the models. A network is built without memory and takes its weights as they
+are mapped from the file; only tensors of another precision are converted, and so copied.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PRECISIONS: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# Sizes and network of each kind of model that is tarkit's own; a language model is transformers'.
+# Sizes and network of each kind of model that tarkit defines; a language model is transformers'.
 MODELS: Mapping[str, tuple[type[Config], Callable[[Any], nn.Module]]] = {
     "encoder": (EncoderArch, VisionEncoder),
     "ta_tok": (TaTokArch, TaTok),
@@ -64,7 +63,7 @@ def save_model(
 def write_model(
     out: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], identity: Path | None = None
 ) -> None:
-    """Write config.json and weights, these last: their presence means done.
+    """Write config.json and then the weights, whose presence means that the model is complete.
 
     The model's identity is the sha256 of the file `identity`, by default of the weights.
     """
@@ -80,7 +79,7 @@ def write_model(
 def half(path: Path) -> None:
     """Turn a model directory's weights into float16, in place.
 
-    UserError where a weight is beyond float16's range.
+    Raises UserError when a weight is beyond float16's range.
     """
     from safetensors.torch import load_file, save_file
 
@@ -109,7 +108,7 @@ def _unshared(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """The config.json of a model directory; UserError for no model, or one of another kind."""
+    """The config.json of a model directory; UserError if there is none, or of another kind."""
     file = path / CONFIG
     if not path.is_dir():
         raise UserError(
@@ -127,17 +126,17 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not JSON: {error}", hint=f"tarkit inspect {path}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{file} holds no table of settings", hint=f"tarkit inspect {path}")
+        raise UserError(f"{file} is not a JSON object", hint=f"tarkit inspect {path}")
     if kind is not None and config.get("kind") != kind:
-        found = config.get("kind") or f"a {config.get('model_type', 'foreign')} model"
+        actual_kind = config.get("kind") or f"a {config.get('model_type', 'foreign')} model"
         raise UserError(
-            f"{path} is {found}, where a model of kind {kind} is needed",
+            f"{path} is {actual_kind}, where a model of kind {kind} is needed",
             hint=f"tarkit inspect {path}",
         )
     if (kind in MODELS or kind == "mllm") and not isinstance(config.get("sha256"), str):
         raise UserError(
             f"{file} has no sha256, which identifies the model's codes",
-            hint=f"copy {file.name} of {path} from its training again",
+            hint=f"copy {file.name} from the training of {path} again",
         )
     return config
 
@@ -161,7 +160,7 @@ def _unfinished(path: Path) -> str:
 
 
 def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
-    """The sizes in a config.json; UserError names every key that does not fit."""
+    """The sizes in a config.json; UserError for every key that does not fit."""
     try:
         return cls.model_validate(config.get("arch"))
     except pydantic.ValidationError as error:
@@ -173,7 +172,7 @@ def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a model directory in one precision; UserError where there are none."""
+    """The weights of a model directory with floats in `dtype`; UserError if there are none."""
     return in_precision(read_tensors(require_weights(path)), dtype)
 
 
@@ -212,17 +211,17 @@ def in_precision(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, T
 
 
 def fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> ModuleT:
-    """`model` in eval mode with the tensors of `file`.
+    """`model` in eval mode with the tensors of `state`, which were read from `file`.
 
-    Strict: UserError names the missing, unexpected and misshaped keys.
+    Raises UserError that names missing and unexpected keys and those of another shape.
     """
-    own = model.state_dict()
-    faults = [f"missing {k}" for k in own if k not in state]
-    faults += [f"unexpected {k}" for k in state if k not in own]
+    expected = model.state_dict()
+    faults = [f"missing {k}" for k in expected if k not in state]
+    faults += [f"unexpected {k}" for k in state if k not in expected]
     faults += [
-        f"{k} is {list(v.shape)}, expected {list(own[k].shape)}"
+        f"{k} is {list(v.shape)}, expected {list(expected[k].shape)}"
         for k, v in state.items()
-        if k in own and own[k].shape != v.shape
+        if k in expected and expected[k].shape != v.shape
     ]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""

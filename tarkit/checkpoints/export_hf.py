@@ -1,7 +1,8 @@
 """`tarkit export hf`: the language model as a directory that transformers, and so vLLM, loads.
 
-A plain causal language model: pictures are ids among its ids, and no code of ours is needed to run
-it. What turns pictures into ids and back (TA-Tok, AR-DTok, image VQ) stays with tarkit.
+The exported model is a plain causal language model whose vocabulary has the image tokens; it runs
+without tarkit. It does not include TA-Tok, AR-DTok and the image VQ, which turn pictures into ids
+and back.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
 
 
 def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
-    """Write `model`'s language model to `out`; UserError where something is there already."""
+    """Write `model`'s language model to `out`, which must be empty or missing.
+
+    `precision` is float32, bfloat16 or float16. Raises UserError when `out` is not empty, or a
+    weight is beyond the range of `precision`.
+    """
     dtype = precision_of(precision)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty", hint="give another --out")
@@ -33,7 +38,7 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     ends = [special[CHAT_END], special[END_OF_TEXT]]
     network.config.eos_token_id = special[CHAT_END]
     network.config.pad_token_id = special[END_OF_TEXT]
-    # No temperature or top_p is written: whoever draws chooses them.
+    # No temperature or top_p is written: the caller chooses them.
     network.generation_config = type(network.generation_config)(
         eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
     )
@@ -51,7 +56,7 @@ def _write_tokenizer(vocabulary: Vocabulary, out: Path, *, max_length: int) -> N
     visual = vocabulary.visual
     if visual is not None:
         names = visual.tokens()
-        tags = names[: visual.NUM_TAGS - len(Scale)]  # those of a picture are special, as published
+        tags = names[: visual.NUM_TAGS - len(Scale)]  # tags of a picture are special, as published
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in tags])
         rest = [AddedToken(name, special=False, normalized=False) for name in names[len(tags) :]]
         tokenizer.add_tokens(rest)

@@ -1,4 +1,4 @@
-"""Models loaded with transformers: float32, safetensors alone, its errors as UserError."""
+"""Loads models with transformers in float32, from safetensors only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tarkit.errors import UserError
 def from_transformers(family: Any, model: str, **options: Any) -> Any:
     """The model or processor of class `family` in a folder or under a hub id.
 
-    A model is float32 and read from safetensors alone; UserError where it cannot be loaded.
+    A model is float32 and read from safetensors only. Raises UserError when it cannot be loaded.
     """
     if hasattr(family, "_model_mapping") or hasattr(family, "base_model_prefix"):
         options |= {"use_safetensors": True, "dtype": torch.float32}

@@ -1,7 +1,6 @@
-"""Where a model's parts lie: in the package, in a folder, or in the hub's cache by its name.
+"""Finds a model's parts: in the package, in a folder, or in the hub's cache by its name.
 
-Only `fetch` opens a connection. All else looks into the cache as it is, so a machine without a
-network needs no switch.
+Only `fetch` opens a connection. All other functions read the cache as it is and need no network.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
 """Models that ship inside the package."""
 
 DtokName = Literal["ar", "dif"]
-"""Which de-tokenizer draws: AR-DTok with its image VQ, or the diffusion one."""
+"""A de-tokenizer: AR-DTok with its image VQ, or Dif-DTok, the diffusion one."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file in a repository of the hub; without a name the language model's files in it."""
+    """A file in a repository of the hub; with an empty `file` all files of a language model."""
 
     repo: str
     file: str = ""
@@ -42,14 +41,17 @@ AR_DTOK: Mapping[int, HubFile] = {
     px: HubFile("csuhan/TA-Tok", f"ar_dtok_lp_{px}px.pth") for px in (256, 512, 1024)
 }
 VQVAE = HubFile("peizesun/llamagen_t2i", "vq_ds16_t2i.pt")
-# Folders of diffusers' SanaPipeline. The file named here is Tar's own and marks them.
+# Folders of diffusers' SanaPipeline. The file named here is Tar's, and identifies them.
 DIF_DTOK: Mapping[int, HubFile] = {
     px: HubFile(f"csuhan/Tar-SANA-600M-{px}px", "negative_prompt_embeds.pth") for px in (512, 1024)
 }
 DIF_FILES = ("transformer/*", "vae/*", "scheduler/*", "*.pth", "README.md")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-PUBLISHED_LMS = ("qwen2", "llava_qwen")  # the latter says how the former was trained
+PUBLISHED_LMS = (
+    "qwen2",
+    "llava_qwen",
+)  # model_type; the second is a Qwen2 too, named by its training program
 LM_FILES = ("*.json", "*.safetensors", "README.md")
 
 
@@ -81,10 +83,10 @@ def find(
     """The parts of an embedded model, a folder, a known name or a hub id.
 
     A folder is an assembled model or a published language model. A published one may hold TA-Tok,
-    AR-DTok and image VQ under their published names; parts that it lacks are looked for in the
-    hub's cache. `size_px` chooses the published de-tokenizer, by default the smallest that is on
-    this machine; with `dtok=None` there is none. UserError names every file that is missing, and
-    the command that fetches it.
+    AR-DTok and image VQ under their published names; the other parts are taken from the hub's
+    cache. `size_px` chooses the published de-tokenizer, by default the smallest that is on this
+    machine; with `dtok=None` there is none. Raises UserError that names every missing file and the
+    command that fetches it.
     """
     folder = EMBEDDED.get(str(model), Path(model))
     if folder.is_dir():
@@ -112,6 +114,7 @@ def find(
     return _published(str(model), HubFile(repo), size_px, dtok)
 
 
+# The parts that a de-tokenizer needs.
 DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
     "ar": ("ar_dtok", "vqvae"),
     "dif": ("dif_dtok",),
@@ -137,8 +140,10 @@ def _published(
     if dtok is not None:
         sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
         if size_px is None:
-            here = (px for px, place in sizes.items() if _beside(mllm, place) or cached(place))
-            size_px = next(here, min(sizes))
+            available = (
+                px for px, place in sizes.items() if _in_folder(mllm, place) or cached(place)
+            )
+            size_px = next(available, min(sizes))
         if size_px not in sizes:
             raise UserError(
                 f"no published {'AR' if dtok == 'ar' else 'Dif'}-DTok draws {size_px} px",
@@ -149,23 +154,23 @@ def _published(
     paths: dict[str, Path] = {}
     missing = []
     for part, place in wanted.items():
-        there = place if isinstance(place, Path) else _beside(mllm, place) or cached(place)
-        if there is None:
+        path = place if isinstance(place, Path) else _in_folder(mllm, place) or cached(place)
+        if path is None:
             missing.append(str(place))
         else:
-            paths[part] = there
+            paths[part] = path
     if isinstance(mllm, HubFile) and str(mllm) in missing and mllm.repo == name:
-        # What was typed may have been meant as a path.
+        # The user may have meant a path.
         raise UserError(
             f"there is no folder {name}, and no language model of that hub id in {cache_dir()}",
-            hint=f"name the folder that is there, or: tarkit models fetch {name}",
+            hint=f"name a folder that exists, or: tarkit models fetch {name}",
         )
     if missing:
-        beside = f", or put the files into {mllm}" if isinstance(mllm, Path) else ""
+        alternative = f", or put the files into {mllm}" if isinstance(mllm, Path) else ""
         raise UserError(
             f"{name} is not complete on this machine; missing: {'; '.join(missing)} "
             f"(looked for in {cache_dir()})",
-            hint=f"tarkit models fetch {name}{options}{beside}",
+            hint=f"tarkit models fetch {name}{options}{alternative}",
         )
     if "dif_dtok" in paths:
         paths["dif_dtok"] = paths["dif_dtok"].parent
@@ -180,10 +185,10 @@ PUBLISHED: Mapping[str, tuple[HubFile, ...]] = {
 
 
 def find_part(named: Path, part: str) -> Path:
-    """One part alone (ta_tok, ar_dtok or vqvae): a path, or a model's name or its hub id.
+    """The path of one part (ta_tok, ar_dtok or vqvae) by a path, a model's name or its hub id.
 
-    A path that does not exist is returned as it is: its reader raises the error. UserError where
-    the file that a name stands for is not in the hub's cache.
+    A path that does not exist is returned as it is, because its reader raises the error. Raises
+    UserError when the file of a name is not in the hub's cache.
     """
     name = str(named)
     if named.exists():
@@ -193,18 +198,18 @@ def find_part(named: Path, part: str) -> Path:
     places = PUBLISHED[part]
     if name.lower() not in LANGUAGE_MODELS and name not in {place.repo for place in places}:
         return named
-    here = next(filter(None, map(cached, places)), None)
-    if here is None:
+    path = next(filter(None, map(cached, places)), None)
+    if path is None:
         raise UserError(
             f"{name} has no {part} on this machine; missing: {places[0]} (looked for in "
             f"{cache_dir()})",
             hint="tarkit models fetch tar-1.5b",
         )
-    return here
+    return path
 
 
-def _beside(mllm: Path | HubFile, place: HubFile) -> Path | None:
-    """A published file in the language model's folder; Dif-DTok's lies in a folder within it."""
+def _in_folder(mllm: Path | HubFile, place: HubFile) -> Path | None:
+    """A published file in the language model's folder; Dif-DTok's is in a subfolder of it."""
     if not isinstance(mllm, Path):
         return None
     folder = mllm / place.repo.split("/")[1] if place in DIF_DTOK.values() else mllm
@@ -225,14 +230,14 @@ def _config(folder: Path) -> Mapping[str, object]:
 
 
 def cache_dir() -> Path:
-    """Where the hub's client keeps what it fetched (HF_HUB_CACHE, HF_HOME)."""
+    """The folder where the hub's client keeps fetched files (HF_HUB_CACHE, HF_HOME)."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached(place: HubFile) -> Path | None:
-    """The file in the cache, for a language model the folder of its files; None if it lacks one."""
+    """The file in the cache, or the folder of a language model; None if a file is missing."""
     if place.file:
         return _cached(place.repo, place.file)
     config = _cached(place.repo, "config.json")
@@ -271,11 +276,11 @@ class KnownPart:
     path: Path | None
     num_bytes: int
     licence: str | None
-    """The one in its model card, where that is in the cache."""
+    """The licence in its model card; None without a card in the cache."""
 
 
 def known() -> Iterator[KnownPart]:
-    """Every published part that a name stands for."""
+    """Every part of the published models, whether it is on this machine or not."""
     places = [(name, HubFile(repo)) for name, repo in LANGUAGE_MODELS.items()]
     places += [("ta_tok", TA_TOK)]
     places += [(f"ar_dtok {px} px", place) for px, place in AR_DTOK.items()]
@@ -303,13 +308,16 @@ def _licence(repo: str) -> str | None:
         return None
     try:
         licence = ModelCard.load(file, ignore_metadata_errors=True).data.license
-    except Exception:  # a damaged card says nothing; its YAML raises what its parser raises
+    except Exception:  # the YAML of a damaged card raises many types
         return None
     return str(licence) if licence else None
 
 
 def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> ModelPaths:
-    """Download what a named model lacks into the hub's cache; UserError where a file fails."""
+    """Download the missing files of a named model into the hub's cache; returns its parts.
+
+    Raises UserError when a file cannot be downloaded.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -317,7 +325,7 @@ def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> M
     sizes = AR_DTOK if dtok == "ar" else DIF_DTOK
     px = min(sizes) if size_px is None else size_px
     if not HUB_ID.fullmatch(repo) or px not in sizes:
-        # Not a model of the hub, or no such size: this raises the error, or all is here already.
+        # Not a model of the hub, or no such size: `find` raises the error or has all parts.
         return find(model, size_px=size_px, dtok=dtok)
     files = [TA_TOK, sizes[px], *([VQVAE] if dtok == "ar" else [])]
     cards = [HubFile(place.repo, "README.md") for place in files]
@@ -343,6 +351,6 @@ SANA_PARTS = ("transformer", "vae", "scheduler")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every file of a published folder that decides what is drawn."""
-    held = [path for part in SANA_PARTS for path in sorted((folder / part).iterdir())]
-    return [*held, folder / NEGATIVE]
+    """Every file of a published Dif-DTok folder that its pictures depend on."""
+    files = [path for part in SANA_PARTS for path in sorted((folder / part).iterdir())]
+    return [*files, folder / NEGATIVE]

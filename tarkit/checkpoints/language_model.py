@@ -1,7 +1,7 @@
 """Language models read from disk: weights, text tokenizer, vocabulary, token embeddings.
 
 Two layouts are read: tarkit's model directory, and the published one, a transformers directory
-whose tokenizer.json holds Tar's visual tokens among its added ones.
+whose tokenizer.json has Tar's visual tokens as added tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tarkit.vocab import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A published file may hold its training's vision tower: TA-Tok, which is read from its own file.
+# A published file may also hold TA-Tok, as a vision tower; it is ignored here.
 VISION_TOWER = "model.vision_tower."
 
 
@@ -58,10 +58,10 @@ class LoadedMllm:
 
 
 def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
-    """A language model in eval mode, with visual tokens or with text alone.
+    """A language model in eval mode, with weights in `dtype`, with or without visual tokens.
 
-    `path` is a model directory of tarkit's or a published one. Raises UserError where its files do
-    not fit each other.
+    `path` is a model directory of tarkit or a published one. Raises UserError when a file is
+    missing or does not fit the others.
     """
     from tarkit.models.mllm import skeleton
 
@@ -77,7 +77,7 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
 
 
 def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedMllm:
-    """Tar's published language model; strict but for what its training left in the file."""
+    """Tar's published language model; all tensors must fit, except those of the vision tower."""
     from tarkit.models.mllm import skeleton
 
     try:
@@ -87,7 +87,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
     _check_tags(text, path / TOKENIZER)
     if visual is None:
         raise UserError(
-            f"{path} has no visual tokens: a language model before it learned pictures",
+            f"{path} has no visual tokens: it is a plain language model",
             hint="tarkit train mllm CONFIG.toml --lm DIR --tokenizer DIR --chats DIR --out DIR",
         )
     state: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
         arch.pop(name, None)
     try:
         model = skeleton(arch)
-    except Exception as error:  # transformers raises many kinds for a config that fits nothing
+    except Exception as error:  # transformers raises many types for a bad config
         raise UserError(f"{path / CONFIG} makes no model: {error}", hint=REFETCH) from None
     fill(model, _tied(model, state), path, REFETCH)
     model.tie_weights()
@@ -114,7 +114,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
 
 
 def _tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the head where it is tied to the embeddings, and so stored once."""
+    """`state`, with `lm_head.weight` added where it is tied to the embeddings."""
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return state
@@ -128,7 +128,7 @@ def _weight_files(path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of weights: {error!r}", hint=REFETCH) from None
+        raise UserError(f"{index} is not an index of weights: {error!r}", hint=REFETCH) from None
     files = [path / str(name) for name in names]
     for file in files:
         if file.parent != path or not file.is_file():
@@ -151,14 +151,14 @@ def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 
 def read_text_tokenizer(path: Path) -> TextTokenizer:
-    """The `tokenizer.json` of a language model directory, with the tags of a chat in it."""
+    """The text tokenizer of a language model directory; UserError if it lacks the chat's tags."""
     try:
         text = TextTokenizer(_tokenizer_json(path))
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise UserError(
-            f"{path / TOKENIZER} is no tokenizer: {error}", hint=f"tarkit inspect {path}"
+            f"{path / TOKENIZER} is not a tokenizer: {error}", hint=f"tarkit inspect {path}"
         ) from None
     _check_tags(text, path / TOKENIZER)
     return text
@@ -196,17 +196,17 @@ def _check_tags(text: TextTokenizer, file: Path) -> None:
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """A language model's input embeddings, and the rows that its training text used."""
+    """A language model's input embeddings, and the rows of tokens in its training text."""
 
-    table: Tensor  # (V, E) float32
-    used: Tensor  # (U,) int64, ascending
+    table: Tensor  # (V, E) float32, E: embedding width
+    used: Tensor  # (U,) int64 row numbers, ascending
 
 
 def read_embeddings(path: Path) -> TokenEmbeddings:
-    """The input embeddings of any causal LM directory, by that one tensor alone.
+    """The input embeddings of any causal LM directory; no other tensor is read.
 
-    A tarkit model has counted the tokens of its text; of another model every row counts as used.
-    Raises UserError where the directory has no such tensor.
+    The used rows of a tarkit model are those of the tokens counted in its training; of another
+    model all rows are used. Raises UserError when the directory has no such tensor.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""The models that are tarkit's own, loaded: the image VQ, the encoder, TA-Tok and AR-DTok.
+"""Loads the models that tarkit defines: the image VQ, the encoder, TA-Tok and AR-DTok.
 
 Each is read from a model directory (directory.py) or from a published file (published_pth.py).
 """
@@ -41,7 +41,7 @@ from tarkit.vocab import Scale
 
 
 def _empty(build: Callable[[Any], ModuleT], arch: Config) -> ModuleT:
-    """A network that takes no memory until its weights are assigned."""
+    """A network on the meta device, which takes no memory until its weights are assigned."""
     with torch.device("meta"):
         return build(arch)
 
@@ -121,8 +121,8 @@ class LoadedTaTok:
     ) -> Tensor:
         """RGB pictures (B, 3, H, W) in [0, 1] -> codes (B, N) int64, argmax in float32.
 
-        Pictures of another size are resized, the whole of each to a square. The three published
-        ways give other codes: "pil-bicubic" is what the published language model was trained with,
+        Pictures of another size are stretched to a square. The three published ways of resizing
+        give different codes: "pil-bicubic" is what the published language model was trained with,
         "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
         antialiasing) with earlier ones. Raises ValueError for pixels outside [0, 1].
         """
@@ -137,7 +137,10 @@ class LoadedTaTok:
         return self.model.encode(images * 2 - 1, scales)
 
     def sized(self, images: Tensor, resize: Resize) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), the whole of each."""
+        """Pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), stretched to the square.
+
+        Raises ValueError for another shape, integers, or pixels outside [0, 1].
+        """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
                 f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
@@ -156,15 +159,15 @@ class LoadedTaTok:
             return to_unit(sized, images.device)
         if resize not in ("bilinear", "bilinear-noaa"):
             raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
-        # Resized as the model sees them, in [-1, 1], as the published scripts do.
-        seen = F.interpolate(
+        # Resized in [-1, 1], the range of the model's input, as in the published scripts.
+        resized = F.interpolate(
             images * 2 - 1,
             size=size,
             mode="bilinear",
             align_corners=False,
             antialias=resize == "bilinear",
         )
-        return seen * 0.5 + 0.5
+        return resized * 0.5 + 0.5
 
     def condition(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""

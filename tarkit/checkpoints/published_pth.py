@@ -1,10 +1,10 @@
-"""Published weight files: what is in them, read without running any of it, as tarkit's own models.
+"""Reads the published weight files of TA-Tok, AR-DTok and the image VQ without running their code.
 
-The files are pickles, which can run code when they are opened. They are opened here in torch's
-weights-only mode, in which a pickle can name nothing but tensors and plain containers; the one
-foreign class that the released files name, `easydict.EasyDict`, is read as a plain mapping.
+A published file is a pickle, which can run code when it is opened. Here it is opened in torch's
+weights-only mode, which accepts only tensors and plain containers. Two more classes are accepted:
+`argparse.Namespace`, and `easydict.EasyDict`, which is read as a plain mapping.
 
-Sources: the released TA-Tok, AR-DTok and LlamaGen VQ-16 files; key names and sizes are theirs.
+Sources: the released TA-Tok, AR-DTok and LlamaGen VQ-16 files, for key names and sizes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ArchT = TypeVar("ArchT", bound=Config)
 
 SIGLIP2 = "google/siglip2-so400m-patch14-384"
 HINT = "download the file again from its publisher, or name the right file"
-PICKLE_LIMIT = 64 * 2**20  # bytes of structure, without the tensors; the released files hold < 1 MB
-TEACHER_LIMIT = 2**20
-SPARE = 2**20  # bytes that tensors may claim beyond what the file stores (shared or repeated ones)
+PICKLE_LIMIT = 64 * 2**20  # bytes of the pickle, without tensors; < 1 MB in the released files
+TEACHER_LIMIT = 2**20  # bytes of a teacher's config.json
+SPARE = 2**20  # bytes that tensors with shared storage may need beyond the size of the file
 
-# AR-DTok's `name` says its depth, heads and width (LlamaGen's table).
+# (depth, heads, width) by the `name` in an AR-DTok file (LlamaGen's table).
 AR_SIZES: Mapping[str, tuple[int, int, int]] = {
     "llama-abs-S": (12, 6, 384),
     "llama-abs-B": (12, 12, 768),
@@ -49,33 +49,33 @@ AR_SIZES: Mapping[str, tuple[int, int, int]] = {
 
 
 class Published(NamedTuple):
-    """One published file: which of tarkit's models it is, its sizes and its weights."""
+    """The content of one published file: the kind of model, its sizes and its weights."""
 
     kind: str  # ta_tok, ar_dtok or vqvae
     arch: Config  # TaTokArch, ArDtokArch or VqvaeArch
-    state: dict[str, Tensor]  # by tarkit's names, in the file's own precision
-    ignored: tuple[str, ...]  # keys that no computation needs
+    state: dict[str, Tensor]  # by tarkit's names, in the precision of the file
+    ignored: tuple[str, ...]  # names of tensors in the file that tarkit does not use
 
 
 def read_published(path: Path) -> Published:
-    """Read a published `.pth` or `.pt`; UserError where it is none, or holds what it should not.
+    """The model in a published `.pth` or `.pt` file; its tensors are memory-mapped, not copied.
 
-    Tensors are mapped from the file, not copied.
+    Raises UserError when the file is missing, damaged or unsafe, or holds none of the three models.
     """
     content = _open(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a mapping", hint=HINT)
     model = content.get("model")
     if not isinstance(model, Mapping):
-        raise UserError(f"{path} holds no `model` but {_names(content)}", hint=HINT)
+        raise UserError(f"{path} has no key `model`; it has {_names(content)}", hint=HINT)
     if any(str(key).startswith("quantize.") for key in model):
         state = _tensors(model, path)
         return _published("vqvae", _vqvae_arch(state, path), state, path)
     args, weights = model.get("args"), model.get("sd")
     if not isinstance(args, Mapping) or not isinstance(weights, Mapping):
         raise UserError(
-            f"{path}: `model` holds {_names(model)}, where `args` and `sd`, or the weights of an "
-            "image VQ, are expected",
+            f"{path}: `model` has the keys {_names(model)}; expected `args` and `sd`, or the "
+            "weights of an image VQ",
             hint=HINT,
         )
     state = _tensors(weights, path)
@@ -85,21 +85,24 @@ def read_published(path: Path) -> Published:
     if "abs_pe" in state:
         arch = _ar_dtok_arch(str(model.get("name")), args, state, path)
         return _published("ar_dtok", arch, state, path)
-    raise UserError(f"{path} is neither TA-Tok nor AR-DTok: {_names(args)}", hint=HINT)
+    raise UserError(f"{path} is neither TA-Tok nor AR-DTok; its args: {_names(args)}", hint=HINT)
 
 
 def read_tensor(path: Path) -> Tensor:
-    """The one tensor of a published file that holds nothing else; UserError where it is none."""
-    found = _open(path)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise UserError(f"{path} holds {type(found).__name__}, no tensor of numbers", hint=HINT)
-    if found.numel() * found.element_size() > path.stat().st_size:
+    """The tensor in a published file that holds one float tensor, of any shape, and nothing else.
+
+    Raises UserError for a file with other content.
+    """
+    tensor = _open(path)
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise UserError(f"{path} holds {type(tensor).__name__}, not a float tensor", hint=HINT)
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
         raise UserError(f"{path}: its tensor claims more bytes than the file has", hint=HINT)
-    return found
+    return tensor
 
 
 def _published(kind: str, arch: Config, state: Mapping[str, Tensor], path: Path) -> Published:
-    """What is needed of a file's tensors; they must fit into the file that they come from."""
+    """Leaves out unused tensors; UserError if the others need more bytes than the file has."""
     ignored = tuple(name for name in state if re.match(UNUSED[kind], name))
     kept = {k: v for k, v in state.items() if k not in set(ignored)}
     # A tensor of stride 0 can claim any size.
@@ -112,22 +115,22 @@ def _published(kind: str, arch: Config, state: Mapping[str, Tensor], path: Path)
     return Published(kind, arch, kept, ignored)
 
 
-def _names(found: Mapping[Any, Any]) -> str:
-    names = [str(key) for key in found][:6]
-    return ", ".join(names) + (", ..." if len(found) > 6 else "") if names else "nothing"
+def _names(mapping: Mapping[Any, Any]) -> str:
+    names = [str(key) for key in mapping][:6]
+    return ", ".join(names) + (", ..." if len(mapping) > 6 else "") if names else "nothing"
 
 
 # - the file -
 
 
 def _open(path: Path) -> Any:
-    """What a torch file holds, in weights-only mode and mapped from disk."""
+    """The content of a torch file, read in weights-only mode and memory-mapped."""
     _check_archive(path)
-    mapped = [(collections.OrderedDict, "easydict.EasyDict"), argparse.Namespace]
+    allowed = [(collections.OrderedDict, "easydict.EasyDict"), argparse.Namespace]
     try:
-        with torch.serialization.safe_globals(mapped):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for what is wrong with a pickle
+    except Exception as error:  # torch raises many types for a bad pickle
         raise UserError(
             f"{path} is refused: {_first_line(error)}",
             hint="only tensors and plain values are read; get the file from its publisher",
@@ -136,14 +139,14 @@ def _open(path: Path) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    told = re.search(r"GLOBAL (\S+)", str(error))
-    if told:
-        return f"it names {told[1]}, which opening it would run"
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    if match:
+        return f"it names {match[1]}, which would run when the file is opened"
     return " ".join(str(error).split(". ")[0].split())[:300] or type(error).__name__
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what is no torch archive, is cut short, or would unpack to more than it stores."""
+    """Raises UserError unless the file is a whole torch archive that unpacks to no more bytes."""
     if not path.is_file():
         what = "is a folder, not a weight file" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}", hint="name a published .pth or .pt file")
@@ -151,11 +154,11 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise UserError(f"{path} is no torch file, or was cut short: {error}", hint=HINT) from None
+        raise UserError(f"{path} is not a whole torch file: {error}", hint=HINT) from None
     packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise UserError(
-            f"{path} holds compressed entries ({packed[0]}): torch stores none, and one could "
+            f"{path} holds compressed entries ({packed[0]}): torch writes none, and one could "
             "unpack to any size",
             hint=HINT,
         )
@@ -164,7 +167,7 @@ def _check_archive(path: Path) -> None:
     structure = sum(e.file_size for e in entries if e.filename.endswith(".pkl"))
     if structure > PICKLE_LIMIT:
         raise UserError(
-            f"{path} describes itself with {structure:,} bytes, more than {PICKLE_LIMIT:,}",
+            f"{path}: its pickle has {structure:,} bytes, more than {PICKLE_LIMIT:,}",
             hint=HINT,
         )
 
@@ -172,18 +175,19 @@ def _check_archive(path: Path) -> None:
 def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name!r} is {type(value).__name__}, no tensor", hint=HINT)
+            raise UserError(f"{path}: {name!r} is {type(value).__name__}, not a tensor", hint=HINT)
     return dict(state)
 
 
 # - keys -
 
 TA_TOK_NAMES: tuple[tuple[str, str], ...] = (
-    # Files written by transformers < 5 prefix the encoder's parts, those of 5 do not prefix the
-    # decoder's; tarkit has the released names.
+    # tarkit uses the names of the released file. transformers < 5 writes the encoder's names with
+    # the prefix `vision_model`; transformers 5 writes the decoder's names without it.
     (r"^encoder\.vision_model\.", "encoder."),
     (r"^decoder\.(?!vision_model\.)", "decoder.vision_model."),
 )
+# By kind, a pattern of the names of unused tensors.
 UNUSED: Mapping[str, str] = {
     "ta_tok": r"teacher\.|encoder\.head\.|decoder\.vision_model\.head\.|scale_layer\.",
     "ar_dtok": r"(?!)",
@@ -213,10 +217,10 @@ def _shape(state: Mapping[str, Tensor], name: str, path: Path, dims: int) -> tup
 
 
 def _number(args: Mapping[str, Any], name: str, path: Path, default: Any = None) -> Any:
-    """A plain value of `args`; without a default it must be there."""
+    """The plain value `args[name]`, or `default`; UserError if it is missing and has no default."""
     value = args.get(name, default)
     if value is None and name not in args:
-        raise UserError(f"{path}: its args say no {name}", hint=HINT)
+        raise UserError(f"{path}: its args have no {name}", hint=HINT)
     if not isinstance(value, (bool, int, float, str, type(None))):
         raise UserError(f"{path}: args.{name} is {type(value).__name__}", hint=HINT)
     return value
@@ -226,7 +230,7 @@ def _inner(args: Any, path: Path, *names: str) -> Mapping[str, Any]:
     for name in names:
         args = args.get(name) if isinstance(args, Mapping) else None
     if not isinstance(args, Mapping):
-        raise UserError(f"{path}: its args say no {'.'.join(names)}", hint=HINT)
+        raise UserError(f"{path}: its args have no {'.'.join(names)}", hint=HINT)
     return args
 
 
@@ -234,13 +238,13 @@ def _validated(cls: type[ArchT], path: Path, values: Mapping[str, Any]) -> ArchT
     try:
         return cls.model_validate(values)
     except ValueError as error:
-        raise UserError(f"{path}: its args make no {cls.__name__}: {error}", hint=HINT) from None
+        raise UserError(f"{path}: its args do not fit {cls.__name__}: {error}", hint=HINT) from None
 
 
 def _ta_tok_arch(args: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> TaTokArch:
-    """TA-Tok's sizes from its args, its teacher's config and the shapes that args leave out.
+    """TA-Tok's sizes, from its args, its teacher's config and, for the others, tensor shapes.
 
-    The decoder is SigLIP 2's default one: 12 heads, which no shape tells.
+    The decoder has SigLIP 2's default number of heads, 12, which the shapes do not show.
     """
     regularizer = _inner(args, path, "bottleneck", "args", "regularizer")
     if regularizer.get("name") != "simvq":
@@ -252,7 +256,7 @@ def _ta_tok_arch(args: Mapping[str, Any], state: Mapping[str, Tensor], path: Pat
     size = _number(args, "input_size", path, encoder.size_px)
     if size != encoder.size_px:
         raise UserError(
-            f"{path}: input_size is {size}, its teacher sees {encoder.size_px} px", hint=HINT
+            f"{path}: input_size is {size}, but its teacher reads {encoder.size_px} px", hint=HINT
         )
     decoder = "decoder.vision_model."
     positions = _shape(state, decoder + "embeddings.position_embedding.weight", path, 2)[0]
@@ -278,33 +282,34 @@ def _ta_tok_arch(args: Mapping[str, Any], state: Mapping[str, Tensor], path: Pat
 
 
 def _teacher(teacher: Any, path: Path) -> EncoderArch:
-    """The sizes of a known teacher, or of a folder beside the file that holds only its config.json.
+    """The sizes of the teacher that a file names: SigLIP 2, or a config.json in a folder.
 
-    The file names it, so nothing else is opened: no other place, no link, no download.
+    The folder is next to the file and holds only the config.json. The name comes from the file,
+    which is not trusted, so no other path is opened, no link is followed and nothing is downloaded.
     """
     if teacher == SIGLIP2:
         return EncoderArch()
     folder = path.parent / str(teacher)
-    plain = isinstance(teacher, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", teacher)
-    if not plain or folder.is_symlink() or not folder.is_dir():
+    is_plain = isinstance(teacher, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", teacher)
+    if not is_plain or folder.is_symlink() or not folder.is_dir():
         raise UserError(
             f"{path} names the teacher {str(teacher)[:80]!r}: neither {SIGLIP2} nor a plain folder "
-            "beside the file",
+            "next to the file",
             hint=f"put the teacher's config.json into a folder in {path.parent}",
         )
-    held = sorted(entry.name for entry in folder.iterdir())
+    names = sorted(entry.name for entry in folder.iterdir())
     config = folder / "config.json"
-    if held != ["config.json"] or config.is_symlink() or not config.is_file():
+    if names != ["config.json"] or config.is_symlink() or not config.is_file():
         raise UserError(
-            f"{folder}, the teacher of {path.name}, holds {', '.join(held[:4]) or 'nothing'}: it "
+            f"{folder}, the teacher of {path.name}, holds {', '.join(names[:4]) or 'nothing'}: it "
             "may hold a config.json and nothing else",
             hint=f"leave only the config.json in {folder}",
         )
     if config.stat().st_size > TEACHER_LIMIT:
         raise UserError(f"{config} has more than {TEACHER_LIMIT:,} bytes", hint=HINT)
     try:
-        read = json.loads(config.read_text(encoding="utf-8"))
-        vision = read.get("vision_config", read)
+        content = json.loads(config.read_text(encoding="utf-8"))
+        vision = content.get("vision_config", content)
         values = {
             "size_px": vision["image_size"],
             "patch_px": vision["patch_size"],
@@ -314,18 +319,18 @@ def _teacher(teacher: Any, path: Path) -> EncoderArch:
             "mlp_width": vision["intermediate_size"],
         }
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{config} is no SigLIP config: {error!r}", hint=HINT) from None
+        raise UserError(f"{config} is not a SigLIP config: {error!r}", hint=HINT) from None
     return _validated(EncoderArch, config, values)
 
 
 def _ar_dtok_arch(
     name: str, args: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
 ) -> ArDtokArch:
-    """AR-DTok's sizes: depth, heads and width by the file's `name` where its args say none."""
+    """AR-DTok's sizes; depth, heads and width are those of `name` in AR_SIZES, else of the args."""
     kind = _number(args, "model_type", path, "class_cond")
     if kind != "clip_cond":
         raise UserError(
-            f"{path} is conditioned on {kind!r}; only features (clip_cond) can be given", hint=HINT
+            f"{path} is conditioned on {kind!r}; only features (clip_cond) are supported", hint=HINT
         )
     known = AR_SIZES.get(name)
     if known is None and not {"n_layer", "n_head", "dim"} <= set(args):
@@ -334,13 +339,13 @@ def _ar_dtok_arch(
             hint=f"known: {', '.join(AR_SIZES)}",
         )
     layers, heads, width = known or (args["n_layer"], args["n_head"], args["dim"])
-    rows = _shape(state, "abs_pe", path, 3)[1]
+    num_positions = _shape(state, "abs_pe", path, 3)[1]
     num_codes = _number(args, "max_seq_len", path, 2048)
-    condition = rows + 1 - num_codes if isinstance(num_codes, int) else 0
+    condition = num_positions + 1 - num_codes if isinstance(num_codes, int) else 0
     if condition < 1 or condition != _number(args, "cls_token_num", path, condition):
         raise UserError(
-            f"{path}: abs_pe has {rows} positions, which are no max_seq_len = {num_codes} and "
-            f"cls_token_num = {args.get('cls_token_num')} less one",
+            f"{path}: abs_pe has {num_positions} positions, expected one less than max_seq_len = "
+            f"{num_codes} plus cls_token_num = {args.get('cls_token_num')}",
             hint=HINT,
         )
     return _validated(
@@ -366,7 +371,7 @@ def _ar_dtok_arch(
 
 
 def _vqvae_arch(state: Mapping[str, Tensor], path: Path) -> Config:
-    """LlamaGen's VQ says no sizes: all of them are read from its shapes."""
+    """The image VQ's sizes, all from tensor shapes: LlamaGen's file states none."""
 
     def multipliers(part: str) -> tuple[int, ...]:
         levels = _counted(state, rf"{part}\.conv_blocks\.(\d+)\.")
@@ -393,6 +398,6 @@ def _vqvae_arch(state: Mapping[str, Tensor], path: Path) -> Config:
 
 
 def _counted(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers 0, 1, ... stand where the pattern's group is."""
-    found = {int(m[1]) for name in state if (m := re.match(pattern, name))}
-    return len(found)
+    """How many different numbers the pattern's group matches in the names of `state`."""
+    numbers = {int(m[1]) for name in state if (m := re.match(pattern, name))}
+    return len(numbers)

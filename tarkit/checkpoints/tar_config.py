@@ -1,4 +1,4 @@
-"""A whole Tar on disk: the numbers it draws with, and the sha256 of each of its parts."""
+"""A complete Tar on disk: its sampling settings, and the sha256 of each of its parts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tarkit.vocab import Scale
 
 
 class Sampling(Config):
-    """Every number that decides a draw; none comes from a model's own files.
+    """The sampling settings of the language model and the de-tokenizer.
 
-    The defaults are the published scripts': the language model's, then the de-tokenizer's.
+    The defaults are those of the published scripts; a generation_config.json is not used.
     """
 
     temperature: float = 1.0
@@ -29,23 +29,23 @@ class Sampling(Config):
     guidance: float = 4.0
     """Classifier-free guidance of the de-tokenizer; 1 is off."""
     dtok_temperature: float = 1.0
-    """These three are AR-DTok's; Dif-DTok reads none of them."""
+    """This and the next two are for AR-DTok; Dif-DTok uses none of them."""
     dtok_top_k: int = 0
     dtok_top_p: float = 1.0
     dif_steps: int = 20
-    """Denoising steps of Dif-DTok; AR-DTok has none."""
+    """Denoising steps of Dif-DTok; AR-DTok does not use it."""
 
     def changed(self, changes: Mapping[str, float | int] | None) -> Sampling:
-        """The same with some numbers changed, all of them checked again."""
+        """A copy with some settings changed; all settings are checked again."""
         return Sampling.model_validate({**self.model_dump(), **(changes or {})})
 
 
 class AssembleConfig(Config):
-    """How an assembled model draws and reads by itself: the TOML of `tarkit assemble`."""
+    """The defaults of an assembled model: the TOML of `tarkit assemble`."""
 
     default_scale: Scale = Scale.FULL
     read_scale: Scale | None = None
-    """The scale at which pictures are read, where it is not the one at which they are drawn."""
+    """The scale at which pictures are read; None for the one at which they are drawn."""
     sampling: Sampling = Sampling()
 
 
@@ -53,7 +53,7 @@ ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR
 
 
 def read_defaults(path: Path) -> AssembleConfig:
-    """The settings in the config.json of an assembled model; UserError for any that do not fit."""
+    """The settings in the config.json of an assembled model; UserError if they do not fit."""
     config = read_config(path, "tar")
     try:
         return AssembleConfig.model_validate({k: v for k, v in config.items() if k != "kind"})
@@ -63,7 +63,7 @@ def read_defaults(path: Path) -> AssembleConfig:
 
 
 def identity_of(part: str, path: Path) -> str:
-    """A part's sha256: the one in its config.json, else of its weights files."""
+    """A part's sha256: the one in its config.json, else those of its weights files."""
     sha256 = read_config(path).get("sha256") if (path / CONFIG).exists() else None
     return str(sha256 or "+".join(_digests(part, path).values()))
 

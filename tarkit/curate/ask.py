@@ -22,12 +22,12 @@ from tarkit.llm.load import load
 
 LOG = "answers.jsonl"
 WINDOW = 8
-"""Batches whose questions are asked together; a server's slowest answer delays all of them."""
+"""Batches whose questions are sent together; a server's slowest answer delays all of them."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Which language model is asked, and where it runs.
+    """The language model to ask, and where it runs.
 
     `name` is a folder or hub id; with `server`, the URL of an OpenAI-compatible server, it is the
     model's name there.

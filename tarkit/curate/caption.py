@@ -87,7 +87,7 @@ class CaptionPlan(RowPlan):
 
     @cached_property
     def example_prompts(self) -> Sequence[str]:
-        """The prompts of `examples`; none where the style uses none. Raises UserError."""
+        """The prompts of `examples`; empty for a style without examples. Raises UserError."""
         return _read_examples(self.examples, self.settings)
 
     @property
@@ -189,7 +189,7 @@ def _read(
 
 
 def _check_rewritten(prompt: str, rewritten: str, min_kept: float) -> None:
-    """Raises Refused where words of the prompt are lost, or nothing was changed."""
+    """Raises Refused when too many words of the prompt are lost, or nothing was changed."""
     before, after = (re.findall(r"\w+", text.casefold()) for text in (prompt, rewritten))
     if before == after:
         raise Refused("the answer is the prompt itself")

@@ -1,4 +1,4 @@
-"""The inputs of `curate chats`: tokens, a text source, and what is joined to the tokens by key.
+"""The inputs of `curate chats`: tokens, a text source, and artifacts joined to the tokens by key.
 
 Captions written for the pictures are added after a picture's own texts, judgements become a
 question and an answer, and scores decide which pictures take part.
@@ -73,7 +73,7 @@ class ChatInputs:
         return {name: artifact for name, artifact in named.items() if artifact}
 
     def select(self, name: str, table: pa.Table) -> SelectedRows:
-        """The rows `table` of the tokens shard `name`, with what is joined to them."""
+        """The rows `table` of the tokens shard `name`, joined with other artifacts' rows."""
         rows = table.select(WORD_COLUMNS).to_pylist()
         for artifact in self.captions:
             _add_captions(rows, artifact, name)

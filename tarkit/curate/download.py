@@ -42,7 +42,7 @@ NUM_RESOLVERS = 32
 
 
 class DownloadConfig(Config):
-    """Which pictures are accepted, and how they are fetched, which may change between runs."""
+    """Which pictures are accepted, and how they are fetched; the latter may change between runs."""
 
     shard_size: pydantic.PositiveInt = 10_000
     max_bytes: int = pydantic.Field(default=32 << 20, ge=1, le=MAX_MEMBER_BYTES)
@@ -57,7 +57,7 @@ class DownloadConfig(Config):
     num_threads: pydantic.PositiveInt = 64
     """Threads of each process."""
     num_processes: pydantic.PositiveInt = 2
-    """Pieces at a time: while one is held up, the other goes on."""
+    """Pieces that are fetched at a time, so that a slow one does not stop the others."""
     piece_size: pydantic.PositiveInt = 1000
     """URLs in a piece, which a run that was killed may have to fetch again."""
     stall_s: pydantic.PositiveFloat = 330
@@ -73,7 +73,7 @@ RECORDED = {"shard_size", "max_bytes", "max_pixels", "min_side_px", "licence"}
 
 @dataclass(frozen=True)
 class DownloadPlan(ShardPlan):
-    """Fetches the list of URLs `urls`; a preview reads the list and looks no host up.
+    """Fetches the list of URLs `urls`; a preview reads the list and resolves no host.
 
     `img2dataset` is the program, as a name or a path. With `retry_failed` the failed rows of
     finished shards are fetched again; their pictures are kept.

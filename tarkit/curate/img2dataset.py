@@ -1,8 +1,8 @@
 """img2dataset as another process: its command line, its limits, and reading its output.
 
 It is run and never imported, because it pins other releases of packages that tarkit uses; it may be
-installed in an environment of its own. Source: img2dataset 1.47.0. What it lacks is done here:
-- Its timeout counts only silence, so that a server which sends a byte per second holds it for ever.
+installed in another environment. Source: img2dataset 1.47.0. Its limits, and what is done here:
+- Its timeout counts only silence, so that a server which sends a byte per second stops it for ever.
   It is killed when no piece of the list is finished within `stall_s`.
 - It reads a body into memory whatever its length. The process has at most `memory_mb`.
 - When it keeps bytes unchanged, it checks neither pictures nor sizes. The caller checks them.
@@ -38,7 +38,7 @@ POLL_S = 0.1
 LIST, LOG, OUTPUT = "urls.parquet", "log.txt", "out"
 COLUMNS = ["place", "url", "key", "status", "error_message", "sha256"]
 
-# The program gets these variables alone: proxies, and the certificates that a proxy needs.
+# The program gets only these variables: proxies, and the certificates that a proxy needs.
 PASSED_ON = ("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")
 # glibc reserves 64 MiB of addresses for each of 8 arenas per core; `ulimit -v` would count them.
 SET = {

@@ -128,7 +128,7 @@ class IngestPlan(ShardPlan):
 
 
 def _fingerprint(items: Sequence[SourceItem]) -> str:
-    """A hash that changes when a picture is added, removed, renamed, resized or described anew."""
+    """A hash of the names, sizes, texts and errors of all items."""
     digest = hashlib.sha256()
     for item in items:
         facts = [item.name, item.fingerprint, item.captions, item.qa, item.about, item.error]

@@ -1,4 +1,4 @@
-"""`tarkit curate judge`: does a picture show its prompt? Data for self-reflect.
+"""`tarkit curate judge`: whether pictures show their prompts, as data for self-reflect.
 
 Source: paper Sec. 4.3 (Self-Reflect-340K: prompts in the style of GenEval and DPG-Bench, judged by
 Qwen2.5-VL-7B). The paper publishes neither the question nor the form of the answer; here the judge
@@ -46,17 +46,17 @@ class JudgeConfig(Config):
 
 
 class Judge(Protocol):
-    """Says of pictures whether they show their prompts."""
+    """Decides whether pictures show their prompts."""
 
     @property
     def name(self) -> str:
         """The judge's name in the manifest."""
 
     def assistant_settings(self, config: AssistantConfig) -> dict[str, Any] | None:
-        """The settings of `config` that verdicts depend on; None where no model is asked."""
+        """The settings of `config` that verdicts depend on; None for a judge without a model."""
 
     def max_tries(self, config: AssistantConfig) -> int | None:
-        """How often a model is asked about a picture at most; None where no model is asked."""
+        """The most questions to a model about one picture; None for a judge without a model."""
 
     def judge(
         self, rows: Iterator[Todo], *, config: AssistantConfig, seed: int, log: Path
@@ -154,7 +154,7 @@ class _JudgedPrompts:
         """The prompts of the current shard, by key."""
 
     def prompt_for(self, row: Mapping[str, Any]) -> str | None:
-        """The row's own prompt, or for a share of the rows that of another; None without one."""
+        """The prompt of the row, or for a share of the rows that of another; None without one."""
         own: str | None = row["prompt"]
         rng = random.Random(row_seed(self._config.seed, row["key"], 0))
         if not own or rng.random() >= self._config.mismatched:

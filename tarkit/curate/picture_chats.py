@@ -49,7 +49,7 @@ DESCRIBE_IN_SHORT = (
 SIMILAR = f"Generate an image similar to {IMAGE_MARK}."
 
 LEFT_OUT = "left out"
-"""The status of a row whose picture takes no part; no artifact has such rows."""
+"""The status, in memory only, of a row whose picture is left out of the chats."""
 
 
 class ChatsConfig(Config):
@@ -68,7 +68,7 @@ class ChatsConfig(Config):
     i2i_per_picture: int = Field(default=1, ge=0)
     ti2i_per_picture: int = Field(default=1, ge=0)
     plain_question_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of descriptions that are asked for with the first question of their list."""
+    """Share of descriptions whose question is the first one of its list."""
     max_documents: int | None = Field(default=None, ge=1)
     documents_per_shard: int = Field(default=10_000, ge=1)
     """Used without tokens; with tokens the documents are spread over the shards of the tokens."""
@@ -121,6 +121,7 @@ def chats_of_pictures(rows: Sequence[Mapping[str, Any]], config: ChatsConfig) ->
 
 
 def chat_of_document(document: Document, *, key: str) -> Chat:
+    """The chat of a document; a failed one if the document has an error."""
     chat = Chat(key="", task="text", turns=document.turns, error=document.error)
     return _checked(chat, key=key, split=None)
 
@@ -201,7 +202,7 @@ def _ti2i(
 ) -> Iterator[Chat]:
     """A template with one mark takes any one reference; with several marks, all in their order.
 
-    An incomplete group, of which pictures were left out, may have no such chat.
+    Any other number of references is an error, except in a group of which pictures were left out.
     """
     template = row["template"]
     if not template or not config.ti2i_per_picture:

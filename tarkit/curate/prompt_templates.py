@@ -43,7 +43,7 @@ LOOKS = (
     *("a photograph with a shallow depth of field", "an oil painting with visible brush strokes"),
     *("a watercolor on rough paper", "a detailed pencil drawing", "a frame of an animated film"),
 )
-MOST_GENEVAL = 200_000  # of 600,000 that there are: nearer to them, draws mostly repeat
+MOST_GENEVAL = 200_000  # of 600,000 in all; near that number most random draws are repeats
 NUMBERS = ("two", "three", "four", "five")
 OBJECTS = tuple(name for name in CLASSES if name not in ("person", "skis", "scissors"))
 

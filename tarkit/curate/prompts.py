@@ -1,7 +1,7 @@
-"""`tarkit curate prompts`: prompts that people wrote, cleaned and without duplicates.
+"""`tarkit curate prompts`: cleans prompts that people wrote and removes duplicates.
 
 Source: paper App. D.1 (user prompts of JourneyDB and Midjourney besides the captions). Duplicates
-can only be found when every row has been seen, so there are two passes: the first reads, cleans and
+are known only after all rows have been read, so there are two passes: the first reads, cleans and
 hashes every row and plans the shards, the second writes them. A row that cannot be used is a
 failed row. Left out, and counted in the manifest, are prompts that differ from an earlier one only
 in case, spaces and punctuation, and prompts of a benchmark that training must not see.
@@ -80,9 +80,9 @@ class PromptsPlan(ShardPlan):
     """Takes the prompts of a file, or of a folder of such files.
 
     `.txt` has one prompt per line; `.jsonl`, `.csv` and `.parquet` have a column of `COLUMNS`. In
-    place of a source, `style` (`geneval`, `dpg`) names a rule that makes prompts. A prompt is left
-    out that also stands in a file of `exclude`, which is read in the same way; of a style's prompts
-    also those of GenEval itself. `limit` keeps the first rows of the source.
+    place of a source, `style` (`geneval`, `dpg`) names a rule that makes prompts. Prompts that are
+    also in a file of `exclude`, which is read in the same way, are left out, and of a style also
+    the prompts of GenEval itself. `limit` keeps the first rows of the source.
     """
 
     source_path: Path | None = None
@@ -173,7 +173,7 @@ class _PromptSource:
 
 
 class _Selection(NamedTuple):
-    """`kept` says of each row of a source whether it is taken, as booleans."""
+    """`kept` has a boolean for each row of a source: whether it becomes a row of the artifact."""
 
     kept: np.ndarray
     counts: dict[str, int]
@@ -278,7 +278,7 @@ def _files(source: Path) -> list[Path]:
     paths = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
     files = [path for path in paths if path.suffix in READERS and path.is_file()]
     if not files:
-        raise UserError(f"{source} is no file of prompts: {', '.join(READERS)} are read")
+        raise UserError(f"{source} is not a file of prompts: {', '.join(READERS)} are read")
     return files
 
 
@@ -294,7 +294,7 @@ def _rows(files: Sequence[Path], config: PromptsConfig) -> Iterator[_SourceRow]:
 
 
 def _cleaned(place: str, value: Any, config: PromptsConfig) -> _SourceRow:
-    """The row of a value that a reader gave: a text, or an Exception or another type if none."""
+    """The row for a value of a reader, which is a text, or an Exception or another type."""
     if isinstance(value, Exception):
         return _SourceRow(place, error=str(value))
     if not isinstance(value, str):

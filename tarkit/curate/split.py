@@ -1,7 +1,7 @@
 """`tarkit curate split`: a prompt becomes a template with `<image>` and the phrase it stands for.
 
 Source: paper App. D.2 (text-image-to-image data; the instruction is the paper's). The answer of a
-language model is parsed, repaired where that is safe, and proved: the template with the phrase in
+language model is parsed, repaired where that is safe, and verified: the template with the phrase in
 place of `<image>` must give the prompt. Template and phrase are then cut from the prompt itself, so
 that together they give it letter for letter.
 """
@@ -98,7 +98,7 @@ class PromptSplit:
 class SplitPlan(RowPlan):
     """Writes a prompts artifact: the rows of another with a template and a phrase.
 
-    A row without a proved answer after the last try fails with the last reason.
+    A row without a verified answer after the last try fails with the last reason.
     """
 
     llm: LanguageModel
@@ -158,22 +158,22 @@ def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:
 def _read(
     config: SplitConfig, counts: collections.Counter[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
-    prompt, least = todo.row["prompt"], config.min_words_left
+    prompt, min_words = todo.row["prompt"], config.min_words_left
     if config.style == "phrase":
-        split = split_at(prompt, text, min_words_left=least)
+        split = split_at(prompt, text, min_words_left=min_words)
     else:
-        split = split_of(prompt, text, min_words_left=least)
+        split = split_of(prompt, text, min_words_left=min_words)
     counts["repaired" if split.repaired else "accepted as answered"] += 1
     return {"template": split.template, "phrase": split.phrase}
 
 
-# ---- the proof ----------------------------------------------------------------------------------
+# ---- verification -------------------------------------------------------------------------------
 
 
 def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> PromptSplit:
     """The split of `prompt` in an answer; raises Refused with the reason.
 
-    The proof: `template` has one `<image>`, and with `phrase` in its place it has the words of
+    The check: `template` has one `<image>`, and with `phrase` in its place it has the words of
     `prompt` (case, spacing, articles and punctuation do not count). Where that fails but the phrase
     occurs exactly once in the prompt, the template is made from the prompt: a repair.
     """
@@ -182,25 +182,26 @@ def split_of(prompt: str, answer: str, *, min_words_left: int = 2) -> PromptSpli
     if template.count(IMAGE_MARK) == 1 and _words(phrase):
         words = _words(prompt)
         before, after = (len(_words(part)) for part in template.split(IMAGE_MARK))
-        put_back = template.replace(IMAGE_MARK, f" {phrase} ")
-        if _texts(_words(put_back)) == _texts(words):
+        restored = template.replace(IMAGE_MARK, f" {phrase} ")
+        if _texts(_words(restored)) == _texts(words):
             return _cut(prompt, words, before, len(words) - after, min_words_left)
     return replace(split_at(prompt, phrase, min_words_left=min_words_left), repaired=True)
 
 
 def split_at(prompt: str, phrase: str, *, min_words_left: int = 2) -> PromptSplit:
-    """The split of `prompt` at `phrase`; raises Refused unless that occurs in it exactly once."""
+    """The split of `prompt` at `phrase`; raises Refused unless it occurs exactly once."""
     _check_unmarked(prompt)
-    words, wanted = _words(prompt), _texts(_words(phrase))
-    if not wanted:
+    words, phrase_words = _words(prompt), _texts(_words(phrase))
+    if not phrase_words:
         raise Refused("the phrase has no word")
-    starts = range(len(words) - len(wanted) + 1)
-    places = [at for at in starts if _texts(words[at : at + len(wanted)]) == wanted]
+    num_words = len(phrase_words)
+    starts = range(len(words) - num_words + 1)
+    places = [at for at in starts if _texts(words[at : at + num_words]) == phrase_words]
     if not places:
         raise Refused("the phrase is not in the prompt")
     if len(places) > 1:
         raise Refused(f"the phrase does not say which part it is: it stands {len(places)} times")
-    return _cut(prompt, words, places[0], places[0] + len(wanted), min_words_left)
+    return _cut(prompt, words, places[0], places[0] + num_words, min_words_left)
 
 
 def _check_unmarked(prompt: str) -> None:

@@ -3,7 +3,7 @@
 Source: paper Sec. 3.4 and App. D.1 (FLUX.1-schnell, 4 steps, 512 px), App. D.2 (two seeds of one
 prompt are an I2I pair; a picture of the phrase of a split prompt is TI2I's reference). One row of
 the prompts becomes `seeds` pictures, the first the target and the others similar to it, and one
-more for its phrase. They are a group, and their keys append to the key of the row.
+more for its phrase. These pictures are a group, and their keys begin with the key of the row.
 """
 
 from __future__ import annotations

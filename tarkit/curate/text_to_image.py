@@ -45,7 +45,7 @@ class Painter:
         guidance: float,
         max_prompt_tokens: int,
     ) -> list[np.ndarray | str]:
-        """(size_px, size_px, 3) uint8 for every request in order, or the reason why it failed.
+        """RGB uint8 (size_px, size_px, 3) of every request in order, or the reason why it failed.
 
         Equal prompts are embedded once. When a batch fails, its pictures are drawn one by one.
         Raises UserError where the batch does not fit into memory.
@@ -131,7 +131,7 @@ def load_painter(model: str, *, device: str, precision: str) -> Painter:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             model, dtype=dtype, use_safetensors=True
         )
-    except Exception as error:  # diffusers raises many kinds of errors for a bad folder
+    except Exception as error:  # diffusers raises many types for a bad folder
         raise UserError(
             f"{model} cannot be loaded as a text-to-image pipeline: "
             f"{' '.join(str(error).split())[:300]}",

@@ -1,4 +1,4 @@
-"""Which URLs of a stranger's list may be fetched: http and https URLs of public addresses.
+"""Checks the URLs of untrusted lists: only http and https URLs of public addresses are fetched.
 
 A list can name a service of this machine or of its network, such as http://169.254.169.254/. Such a
 URL would be fetched from inside the network and its contents stored among the pictures.

@@ -1,1 +1,1 @@
-"""A trained Tar at work: codes drawn, pictures decoded, questions answered."""
+"""A trained Tar in use: it draws pictures, reconstructs them and answers questions about them."""

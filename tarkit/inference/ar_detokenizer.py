@@ -45,11 +45,12 @@ class ArDetokenizer(NamedTuple):
 
     @property
     def condition_width(self) -> int:
+        """W, the width of the features that it reads."""
         return self.ar_dtok.arch.condition_width
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures that it draws."""
+        """S, the side of the pictures that it draws."""
         return math.isqrt(self.ar_dtok.arch.num_codes) * self.vqvae.arch.downsampling
 
     def to(self, device: str | torch.device) -> None:

@@ -17,7 +17,7 @@ def run(
     device: str = "cpu",
     precision: str = "float32",
 ) -> str:
-    """The model's answer, decoded greedily. Raises UserError for a file that is not a picture."""
+    """The model's answer, decoded greedily; UserError for a file that is not a picture."""
     picture = read_picture(image)
     tar = Tar.load(model, device=device, dtok=None, precision=precision)
     return tar.describe(picture, question, max_tokens=max_tokens)

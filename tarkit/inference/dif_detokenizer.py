@@ -32,7 +32,7 @@ REFETCH = "tarkit models fetch tar-1.5b --dtok dif"
 
 @dataclass(frozen=True)
 class DifDetokenizer:
-    """Dif-DTok: SANA, with TA-Tok's features in the place of its text embeddings.
+    """Dif-DTok: SANA, with TA-Tok's features in place of its text embeddings.
 
     `negative` (M, W) holds the features of an empty picture for guidance; they are published with
     the model.
@@ -84,11 +84,12 @@ class DifDetokenizer:
 
     @property
     def condition_width(self) -> int:
+        """W, the width of the features that it reads."""
         return int(self.pipeline.transformer.config.caption_channels)
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures that it was trained on."""
+        """S, the side of the pictures that it was trained on and draws."""
         return int(self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor)
 
     def to(self, device: str | torch.device) -> None:
@@ -149,11 +150,11 @@ def _check_sizes(pipeline: SanaPipeline, folder: Path) -> None:
 
 def _masked(features: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """(B, n, W) -> zero-padded features (B, length, W), and their mask (B, length), 1 up to n."""
-    batch, own, width = features.shape
+    batch, num_features, width = features.shape
     filled = features.new_zeros(batch, length, width)
-    filled[:, :own] = features
+    filled[:, :num_features] = features
     mask = torch.zeros(batch, length, dtype=torch.int16, device=features.device)
-    mask[:, :own] = 1
+    mask[:, :num_features] = 1
     return filled, mask
 
 
@@ -196,5 +197,5 @@ def _scheduler(folder: Path) -> Any:
         )
     try:
         return getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above, for a value that the constructor refuses
+    except Exception as error:  # as above, here for values that the constructor refuses
         raise UserError(f"{folder} cannot make a {name}: {error}", hint=REFETCH) from None

@@ -4,7 +4,7 @@ The seed of a picture is `seed + 1000 * prompt row + sample`. The PNG and a .jso
 the prompt, the model and all sampling settings, so every picture can be drawn again. With a
 `Reflection` the model draws several candidates of each picture, judges them and keeps one; the
 record then has the judge, its score and the number of the candidate. The pictures of a file of
-prompts are `DIR/00000/0000.png` (prompt row, sample); the same command again draws missing ones.
+prompts are `DIR/00000/0000.png` (prompt row, sample); the same command again draws what is missing.
 """
 
 from __future__ import annotations

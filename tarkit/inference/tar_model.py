@@ -73,7 +73,7 @@ class Tar:
         dtok: DtokName | None = "ar",
         precision: str = "float32",
     ) -> Tar:
-        """Load a model. Raises UserError that says what is missing or does not fit.
+        """Load a model. Raises UserError for parts that are missing or do not fit each other.
 
         `model` is an embedded model, an assembled or published folder, a known name or a hub id
         (`tarkit.checkpoints.hub.find`). `dtok` chooses the de-tokenizer (None loads none), and
@@ -204,7 +204,7 @@ class Tar:
     ) -> list[Image.Image]:
         """TA-Tok codes (B, N) of any one scale -> pictures.
 
-        Raises UserError without a de-tokenizer.
+        `seeds` has one seed for each picture. Raises UserError without a de-tokenizer.
         """
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
@@ -274,7 +274,10 @@ class Tar:
         scale: Scale | None = None,
         max_tokens: int = 128,
     ) -> list[str]:
-        """One answer for each picture and question, decoded greedily; scale: `read_scale`."""
+        """The answer to each question about its picture, decoded greedily.
+
+        The pictures are read at `scale`, by default `read_scale`.
+        """
         scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
         answers = generate_text(
@@ -299,7 +302,7 @@ class Tar:
         return [float(value) for value in yes / (yes + no)]
 
     def prompt_gain(self, codes: Tensor, prompts: Sequence[str]) -> list[float]:
-        """How much likelier each picture's codes (B, N) are with its prompt than without.
+        """The gain in likelihood of each picture's codes (B, N) from its prompt.
 
         In nats per code: mean log p(codes | prompt) - mean log p(codes), an estimate of the
         pointwise mutual information by this model; 0 for a prompt that does not matter.

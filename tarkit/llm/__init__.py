@@ -1,1 +1,1 @@
-"""Language models that write for us: loaded here, or behind a server."""
+"""Language models that answer questions: loaded by transformers, or on a server."""

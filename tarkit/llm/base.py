@@ -1,4 +1,4 @@
-"""Language models that answer questions: text, with or without a picture, in; text out."""
+"""The interface of language models that answer questions, with or without a picture, in text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AssistantConfig(Config):
     timeout_s: float = Field(default=120.0, gt=0)
     """The longest wait for one answer of a server, retries included."""
     retries: int = Field(default=5, ge=0)
-    """After a server's 408, 429 or 5xx, or a broken connection; the pauses grow."""
+    """Requests after a server's 408, 429 or 5xx, or a broken connection, with growing pauses."""
 
     def identity(self, *, served: bool) -> dict[str, Any]:
         """The numbers that answers depend on; a run cannot be continued with other ones."""
@@ -49,7 +49,7 @@ class LlmQuestion:
 
 @dataclass(frozen=True)
 class LlmAnswer:
-    """The answer, or why there is none; tokens as the model or its server counts them."""
+    """The answer, or the reason why there is none; tokens as counted by the model or its server."""
 
     text: str = ""
     error: str | None = None

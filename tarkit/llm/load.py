@@ -14,7 +14,7 @@ def load(
     device: str = "cpu",
     precision: str = "float32",
 ) -> Assistant:
-    """The model `model` of a server, or without one the folder or hub id, loaded by transformers.
+    """The model `model` of a server; without a server the folder or hub id, by transformers.
 
     `sees` is True for questions with pictures. Raises UserError when it cannot be loaded.
     """

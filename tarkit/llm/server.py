@@ -22,7 +22,7 @@ ROLES = ("user", "assistant")
 
 
 class ServerAssistant:
-    """At most `batch_size` requests are open; the key is OPENAI_API_KEY of the environment."""
+    """Keeps at most `batch_size` requests open; its key is in the variable OPENAI_API_KEY."""
 
     def __init__(self, model: str, url: str, config: AssistantConfig) -> None:
         try:
@@ -57,7 +57,7 @@ class ServerAssistant:
         openai = self._openai
         async with gate:
             try:
-                # The client's timeout is for each read, which a slow server may never reach.
+                # The client's timeout counts anew at each read: a slow server may never reach it.
                 async with asyncio.timeout(self._config.timeout_s):
                     reply = await client.chat.completions.create(
                         model=self._model,

@@ -163,7 +163,7 @@ def test_what_is_not_an_artifact_is_named_with_those_beside_it(tmp_path: Path) -
     prompts(tmp_path / "prompts")
     with pytest.raises(UserError, match="prompt does not exist\nartifacts in .*: prompts"):
         open_artifact(tmp_path / "prompt")
-    with pytest.raises(UserError, match="is no artifact: it has no manifest.json"):
+    with pytest.raises(UserError, match="is not an artifact: it has no manifest.json"):
         open_artifact(tmp_path)
     with pytest.raises(UserError, match="holds prompts, where images are wanted\ntarkit inspect"):
         open_artifact(tmp_path / "prompts", "images")

@@ -73,11 +73,11 @@ def test_every_format_gives_the_same_rows_with_their_places(
             b'[{"a": 1},\n{"a": }]',
             "r.json line 2 is not JSON: Expecting value\nsed -n 2p",
         ),
-        ("r.json", b"[" * 100_000, "r.json is not JSON: nested too deeply\nmend"),
+        ("r.json", b"[" * 100_000, "r.json is not JSON: nested too deeply\ncorrect"),
         ("r.json", b"{}", "r.json is not a list of rows, but dict"),
         ("r.json", b'["a",\n"\xff"]', "r.json:2 cannot be read: it is not UTF-8"),
         ("r.parquet", b"PAR1", "r.parquet cannot be read as Parquet: .*\nwrite or fetch r.parquet"),
-        ("r.xlsx", b"", r"r.xlsx has the ending \.xlsx, expected one of \.csv"),
+        ("r.xlsx", b"", r"r.xlsx: the ending is \.xlsx, expected one of \.csv"),
     ],
 )
 def test_what_spoils_a_file_is_raised_with_its_line_and_what_to_do(
@@ -124,7 +124,7 @@ def test_a_row_is_required_with_its_file_place_and_the_next_command(tmp_path: Pa
     with pytest.raises(UserError) as error:
         bad.require()
     assert error.value.message == f"{path} line 2 is not a JSON object"
-    assert error.value.hint.startswith(f"sed -n 2p '{path}' shows the line; mend it")
+    assert error.value.hint.startswith(f"sed -n 2p '{path}' shows the line; correct it")
 
 
 def test_lines_of_json_are_read_whatever_the_ending_of_their_file(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_directories_that_are_no_model_of_the_kind_say_what_they_are(
     refused(load_vqvae, path, "is a siglip model, where a model of kind vqvae")
     for text in ("{not json", "[1, 2]"):
         (path / "config.json").write_text(text)
-        refused(load_vqvae, path, r"config\.json (is not JSON|holds no table)")
+        refused(load_vqvae, path, r"config\.json (is not JSON|is not a JSON object)")
 
 
 def test_a_model_without_an_identity_is_refused(models: dict[str, Path]) -> None:
@@ -230,7 +230,7 @@ def test_a_tokenizer_file_that_is_none_or_has_no_chat_is_refused(tmp_path: Path)
     file = tmp_path / "tokenizer.json"
     for text in ("", "[]", '{"model": 3}'):
         file.write_text(text)
-        refused(read_text_tokenizer, tmp_path, r"tokenizer\.json is no tokenizer")
+        refused(read_text_tokenizer, tmp_path, r"tokenizer\.json is not a tokenizer")
     file.write_text(parts.text_tokenizer().json.replace("<|im_start|>", "<s>"))
     refused(read_text_tokenizer, tmp_path, r"tokenizer\.json has no <\|im_start\|>:")
 

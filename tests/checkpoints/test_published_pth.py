@@ -175,7 +175,7 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_runs(
     assert "only tensors" in str(error.hint)
     # The same outside of an archive, as torch wrote before 1.6.
     file.write_bytes(pickle.dumps({"model": Bomb(mark)}))
-    refused(file, "no torch file", load=LOADERS[kind])
+    refused(file, "not a whole torch file", load=LOADERS[kind])
     assert not mark.exists()
 
 
@@ -184,7 +184,7 @@ def test_a_truncated_file_is_refused(files: dict[str, Path], share: float) -> No
     for kind, file in files.items():
         whole = file.read_bytes()
         file.write_bytes(whole[: int(len(whole) * share)])
-        refused(file, "cut short", load=LOADERS[kind])
+        refused(file, "not a whole torch file", load=LOADERS[kind])
 
 
 def test_a_zip_bomb_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_teachers_folder_holds_a_config_and_nothing_else(files: dict[str, Path
     refused(files["ta_tok"], "model.py", "nothing else")
     (folder / "model.py").unlink()
     (folder / "config.json").write_text(json.dumps({"vision_config": {"image_size": 130}}))
-    refused(files["ta_tok"], "no SigLIP config")
+    refused(files["ta_tok"], "not a SigLIP config")
     # Neither folder nor file may be a link to another place.
     shutil.move(folder, folder.with_name("real"))
     folder.symlink_to("real")
@@ -251,7 +251,7 @@ def test_files_of_another_kind_say_what_they_are(files: dict[str, Path], tmp_pat
     refused(files["vqvae"], "is a published vqvae, where", "ta_tok", load=load_ta_tok)
     other = tmp_path / "other.pth"
     torch.save({"state_dict": {}}, other)
-    refused(other, "holds no `model` but state_dict")
+    refused(other, "has no key `model`; it has state_dict")
     torch.save([1, 2], other)
     refused(other, "holds a list")
     torch.save({"model": {"args": {}, "sd": {}}}, other)
@@ -265,9 +265,9 @@ def test_files_of_another_kind_say_what_they_are(files: dict[str, Path], tmp_pat
     [
         ("ar_dtok", {"model_type": "class_cond"}, "conditioned on 'class_cond'"),
         ("ar_dtok", {"max_seq_len": 17}, "max_seq_len = 17"),
-        ("ar_dtok", {"dim": "wide"}, "args make no ArDtokArch"),
-        ("ta_tok", {"input_size": 384}, "input_size is 384, its teacher sees 130 px"),
-        ("ta_tok", {"bottleneck": {"name": "bottleneck"}}, "args say no bottleneck.args"),
+        ("ar_dtok", {"dim": "wide"}, "args do not fit ArDtokArch"),
+        ("ta_tok", {"input_size": 384}, "input_size is 384, but its teacher reads 130 px"),
+        ("ta_tok", {"bottleneck": {"name": "bottleneck"}}, "args have no bottleneck.args"),
     ],
 )
 def test_args_that_do_not_fit_are_named(

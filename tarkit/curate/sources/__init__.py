@@ -1,9 +1,9 @@
 """A user's own pictures: a folder, Parquet with image bytes, WebDataset tars here or at URLs.
 
 A source is listed whole before any picture is decoded, in an order that does not depend on the
-file system, and read one picture at a time. Nothing in it is trusted: tars are never unpacked,
-links out of the folder are not followed, sizes are bounded, URLs lead to public addresses alone,
-and what cannot be used stays in the list as an item with its reason.
+file system, and read one picture at a time. Its content is not trusted: tars are never unpacked,
+links out of the folder are not followed, sizes are bounded, and only URLs of public addresses are
+read. What cannot be used stays in the list as an item with its reason.
 """
 
 import os
@@ -46,12 +46,12 @@ READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
 def list_source(
     source: str | Path, *, exclude: Sequence[Path] = (), allow_private: bool = False
 ) -> Listing:
-    """Everything in a folder of pictures, a Parquet file or a tar, or a folder of either.
+    """The items of a folder of pictures, a Parquet file or a tar, or a folder of either.
 
-    A source may also name many shards: `data-{00..99}.tar`, or a .txt with a shard a line. Of
-    these, tars may be http and https URLs, whose hosts must be public unless `allow_private`.
-    `exclude` are files of a folder that hold captions or questions, and not pictures.
-    Raises UserError.
+    A source may also name many shards: `data-{00..99}.tar`, or a .txt with one shard per line. Tars
+    named so may be http and https URLs, whose hosts must be public unless `allow_private`.
+    `exclude` are files in a folder that hold captions or questions. Raises UserError for a source
+    that does not exist, holds no pictures or more than one kind, or has a link that leaves it.
     """
     pattern, source = str(source), Path(source)
     if not os.path.exists(pattern):  # unlike Path.exists, takes a name of any length
@@ -79,7 +79,7 @@ def list_source(
     if forms:
         kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
-            f"{source} holds {kinds}: which are meant?",
+            f"{source} holds several kinds: {kinds}",
             hint=f"name one kind, for example: tarkit curate ingest {source}/FILE{forms[0]} ...",
         )
     raise UserError(
@@ -99,9 +99,11 @@ def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
 def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
     form = form_of(names)
     paths = [Path(name) for name in names if not is_url(name)]
-    lost = [path for path in paths if not path.is_file()]
-    if lost:
-        raise UserError(f"the shard {lost[0]} does not exist ({len(lost)} of {len(names)} do not)")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"the shard {missing[0]} does not exist ({len(missing)} of {len(names)} do not)"
+        )
     root = os.path.commonpath([path.parent.absolute() for path in paths]) if paths else ""
     items: list[SourceItem] = []
     with Progress("list", total=len(names), unit="shards") as progress:

@@ -28,12 +28,16 @@ ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 
 def add_captions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
-    """`items` with the captions of a csv, jsonl or Parquet file; unknown names become items."""
+    """`items` with the captions of a csv, jsonl, json or Parquet file.
+
+    A name that is not in the source becomes an item with an error. Raises UserError with the place
+    of a row that cannot be read, or names no picture or several.
+    """
     return _add(items, path, CAPTION_COLUMNS, with_captions)
 
 
 def add_questions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
-    """`items` with the pairs of a file of image, question and answer, or of conversations."""
+    """As `add_captions`, with the question-answer pairs or conversations of a file."""
     return _add(items, path, ("question", "answer", CONVERSATIONS), _with_questions)
 
 
@@ -67,9 +71,9 @@ def _add(
         at = places.get(name, [])
         if len(at) > 1:
             raise UserError(
-                f"{where} names {name!r}, and {len(at)} pictures are called so: "
+                f"{where} names {name!r}, the name of {len(at)} pictures: "
                 f"{changed[at[0]].name}, {changed[at[1]].name}",
-                hint="name them by the longer form",
+                hint="use their longer names",
             )
         if not at:
             outside = os.path.isabs(name) or name.split("/")[0] == ".."
@@ -120,7 +124,7 @@ def _image_name(row: Mapping[str, Any], where: str) -> str:
         if isinstance(value, str) and value:
             return value if os.path.isabs(value) else os.path.normpath(value)
     raise UserError(
-        f"{where} names no picture: expected one of the columns {', '.join(IMAGE_COLUMNS)}, "
-        f"found {', '.join(map(str, row)) or 'none'}",
+        f"{where} names no picture: expected one of the columns {', '.join(IMAGE_COLUMNS)}; it has "
+        f"{', '.join(map(str, row)) or 'none'}",
         hint=AGAIN,
     )

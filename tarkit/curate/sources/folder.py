@@ -21,6 +21,7 @@ from tarkit.images import PICTURE_SUFFIXES
 
 
 def list_folder(root: Path, excluded: Set[Path]) -> Listing:
+    """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones."""
     items: list[SourceItem] = []
     others: Counter[str] = Counter()
 
@@ -47,7 +48,7 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
                 others[shown(Path(name).suffix) or "without suffix"] += 1
     items.sort(key=lambda item: item.name)
     suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = (f"{sum(others.values())} files are no pictures: {suffixes}",) if others else ()
+    notes = (f"{sum(others.values())} files are not pictures: {suffixes}",) if others else ()
     return Listing("folder", tuple(items), notes)
 
 
@@ -80,7 +81,7 @@ def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a regular file; a pipe would block for ever, a device never end."""
+    """The bytes of a regular file; OSError for a pipe, which could block, or a larger file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)

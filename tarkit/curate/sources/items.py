@@ -1,4 +1,4 @@
-"""Items of a source, in order, and how its names and texts, which are not trusted, are read."""
+"""Items of a source, and functions that read its names and texts, which are not trusted."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +18,8 @@ class SourceItem:
     """One picture of a source, or a part of the source that gives no picture.
 
     `name` is its place in the source, and `aliases` are other names that a captions or questions
-    file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes and
-    raises OSError. `error` is a reason, known before it is read, why it cannot be used. `about`
+    file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes or
+    raises OSError. `error` is the reason, known before reading, why it cannot be used. `about`
     holds the columns group, role and template of a captions file for I2I and TI2I data.
     """
 
@@ -43,6 +43,7 @@ class Listing:
 
 
 def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
+    """`item` with the captions, group, role and template of a row, or with an error."""
     try:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:
@@ -70,7 +71,7 @@ def _about(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...]:
-    """Captions of all the columns, the prompt first; each a text or a list of texts."""
+    """Captions in the columns, each of which has a text or a list of texts; else ValueError."""
     captions: list[str] = []
     for column in columns:
         value = row.get(column)
@@ -84,12 +85,13 @@ def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ..
 
 
 def caption_of(blob: bytes, name: str) -> tuple[str, ...]:
-    """The whole text as one caption with its white space made plain; none if it is empty."""
+    """The text as one caption with single spaces; none if it is empty, ValueError if not UTF-8."""
     text = " ".join(text_of(blob, name).split())
     return (text,) if text else ()
 
 
 def text_of(blob: bytes, name: str) -> str:
+    """The UTF-8 text of bytes; ValueError that names them by `name`."""
     try:
         return blob.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,6 +99,7 @@ def text_of(blob: bytes, name: str) -> str:
 
 
 def json_of(text: str) -> Any:
+    """The JSON value of a text; ValueError if there is none."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -104,11 +107,12 @@ def json_of(text: str) -> Any:
 
 
 def shown(name: str) -> str:
-    """A name that can be stored as UTF-8 whatever bytes the file system or tar gave it."""
+    """A name as valid UTF-8: other bytes of a file system or tar become escapes."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def reason_of(error: BaseException) -> str:
+    """The first line of an error's message, without an errno or a path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__

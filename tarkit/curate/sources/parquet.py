@@ -19,6 +19,7 @@ from tarkit.errors import UserError
 
 
 def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
+    """An item for every row in order, with its captions; damage gives a last item with an error."""
     number = 0
     try:
         num_bytes = path.stat().st_size
@@ -26,7 +27,7 @@ def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
             column, is_struct = _image_column(path, file.schema_arrow)
             names, paths, texts = _other_columns(file.schema_arrow, column, is_struct)
             for group in range(file.num_row_groups):
-                # Without the image bytes, which are read one group at a time when their turn comes.
+                # Without the image bytes, which are read later, one group at a time.
                 table = file.read_row_group(group, columns=[*names, *paths, *texts])
                 num_rows = file.metadata.row_group(group).num_rows
                 rows = table.to_pylist() if table.num_columns else [{}] * num_rows
@@ -72,8 +73,8 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
     if len(chosen) != 1:
         names = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise UserError(
-            f"{path} has {len(columns)} columns of image bytes where one is wanted, named image "
-            f"if there are several; its columns: {names}"
+            f"{path} has {len(columns)} columns of image bytes, expected one, or one named image "
+            f"among several; its columns: {names}"
         )
     return chosen[0].name, has_bytes(chosen[0].type)
 

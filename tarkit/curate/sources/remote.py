@@ -1,7 +1,7 @@
-"""Files at http and https URLs, read in place: no file is stored or held in memory whole.
+"""Reads files at http and https URLs; no file is stored, or held in memory whole.
 
-A URL may come from somebody else's list. So the rule of `curate.url_safety` holds for it, for every
-redirect, and for the address of the connection: a host that resolves to a public address when it is
+A URL may come from an untrusted list. So it is checked by `curate.url_safety`, and so are every
+redirect and the address of the connection: a host that resolves to a public address when it is
 checked and to a private one a moment later is refused before anything is sent.
 
 `webdataset.gopen` is not used, and nothing here calls it. It runs `pipe:` names in a shell, starts
@@ -30,20 +30,21 @@ from tarkit.errors import UserError
 
 MAX_SHARD_BYTES = 64 << 30
 SKIP_BYTES = 16 << 20
-"""A longer way forward is a new request, where the server takes them for a part of a file."""
+"""To skip more bytes, a new request is made, if the server accepts requests for ranges."""
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30
-"""Of silence."""
+"""Seconds without a byte."""
 MIN_BYTES_PER_S = 1 << 10
-"""Less, over a whole read and after TIMEOUT_S, is a server that only pretends to answer."""
+"""The least mean speed of a read after TIMEOUT_S; a slower one is an error."""
 NUM_TRIES = 3
 PAUSE_S = 1.0
+# HTTP errors that another try would not change.
 LASTING = (400, 401, 403, 404, 405, 410, 416, 451)
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class SourceLost(UserError):
-    """A remote file that can no longer be read: the run stops, for no picture is at fault."""
+    """A remote file that can no longer be read. The run stops: it is not the fault of a picture."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def _last_reader(file: RemoteFile) -> RemoteReader:
 class RemoteReader:
     """`read`, `seek` and `tell` of a remote file; seeking costs nothing until the next read.
 
-    A lost connection is opened again where it broke. Raises SourceLost where that fails, where the
-    server does not say how long the file is, and where the file is another than at first.
+    A lost connection is opened again where it broke. Raises SourceLost when that fails, when the
+    server does not state the size of the file, and when the file has changed.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class RemoteReader:
 
     @property
     def file(self) -> RemoteFile:
-        """The file as its server describes it; the first use opens a connection."""
+        """The file as its server describes it; its first use opens a connection."""
         if self._file is None:
             self._retried(lambda: self._open(0))
         assert self._file is not None
@@ -126,8 +127,9 @@ class RemoteReader:
             self._response = None
 
     def _read(self, size: int) -> bytes:
-        way = self._position - self._response_position
-        if self._response is None or way < 0 or (way > SKIP_BYTES and self._takes_ranges):
+        distance = self._position - self._response_position
+        skip_by_request = distance > SKIP_BYTES and self._takes_ranges
+        if self._response is None or distance < 0 or skip_by_request:
             self._open(self._position)
         for _ in self._chunks(self._position - self._response_position):
             pass
@@ -161,7 +163,7 @@ class RemoteReader:
         raise AssertionError("the last try returns or raises")
 
     def _open(self, start: int) -> None:
-        """A response from `start` on, or from 0 where the server knows no parts of files."""
+        """Open a response from `start` on, or from 0 if the server sends only whole files."""
         self.close()
         headers = {"User-Agent": "tarkit", "Accept-Encoding": "identity"}
         if start:
@@ -232,7 +234,7 @@ class _PublicConnection(http.client.HTTPConnection):
 
 
 class _PublicHttpsConnection(http.client.HTTPSConnection, _PublicConnection):
-    """Checked before the TLS handshake, for HTTPSConnection connects by its next base class."""
+    """Checked before the TLS handshake: HTTPSConnection connects by its next base class."""
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -262,13 +264,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_proxied(request: urllib.request.Request) -> bool:
-    """Whether it goes to a proxy, which may be on this network and resolves names itself."""
+    """Whether a request goes to a proxy, which may be on this network and resolves names itself."""
     return request.host != urlsplit(request.full_url).netloc
 
 
 @functools.lru_cache(maxsize=2)
 def _opener(allow_private: bool) -> urllib.request.OpenerDirector:
-    """Of http and https alone: urllib's usual one also opens file, ftp and data URLs."""
+    """An opener of http and https URLs; urllib's default also opens file, ftp and data URLs."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

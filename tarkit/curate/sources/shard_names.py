@@ -1,8 +1,8 @@
-"""Names of shards: braces (`data-{000000..000099}.tar`), `a.tar::b.tar`, or a .txt with one a line.
+"""Names of shards: `data-{000000..000099}.tar`, `a.tar::b.tar`, or a .txt with one per line.
 
-Braces and `::` are webdataset's own notation, and its function expands them; they are taken from
-the command line alone, and not from a file, which may be somebody else's. A name is a local path or
-an http or https URL. No other scheme is ever opened, `pipe:` least of all.
+Braces and `::` are WebDataset's notation, and its function expands them, but only on the command
+line: a file may be untrusted. A name is a local path or an http or https URL. No other scheme is
+opened, in particular not `pipe:`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def is_url(name: str) -> bool:
         return False
     if scheme[1].lower() not in ("http", "https"):
         raise UserError(
-            f"{name}: only files and http and https URLs are read, and no {scheme[1]}:",
+            f"{name}: only files and http and https URLs are read, not {scheme[1]}:",
             hint="fetch the shards, and name the folder that they are in",
         )
     return True
 
 
 def shown_source(pattern: str | Path) -> str:
-    """A pattern of shard names as a manifest has it: without queries, which may hold passwords."""
+    """A pattern of shard names for a manifest: without queries, which may hold passwords."""
     parts = str(pattern).split("::")
     return "::".join(re.sub(r"[?#].*", "", part) if is_url(part) else part for part in parts)
 
 
 def expand_shard_names(pattern: str) -> list[str]:
-    """The names that a pattern stands for, in order; raises UserError."""
-    # Counted before they are made: a slip of the finger must not fill the memory.
+    """The names that a pattern stands for, in order; UserError for a bad or too large pattern."""
+    # Counted first, so that a typing error does not fill the memory.
     num_names = sum(
         math.prod(abs(int(last) - int(first)) + 1 for first, last in RANGE.findall(part))
         for part in pattern.split("::")
@@ -58,16 +58,18 @@ def expand_shard_names(pattern: str) -> list[str]:
     try:
         names: list[str] = expand_urls(pattern)
     except (AssertionError, ValueError) as error:  # a variable that is not set, an open brace
-        raise UserError(f"{pattern} is no pattern of shard names: {error}", hint=_CHECK) from None
+        raise UserError(
+            f"{pattern} is not a pattern of shard names: {error}", hint=_CHECK
+        ) from None
     if len(names) > MAX_SHARDS:
         raise UserError(f"{pattern} stands for {len(names)} shards", hint=_CHECK)
     return names
 
 
 def read_shard_names(path: Path) -> list[str]:
-    """The shards of a list, one a line: URLs, and paths inside the list's own folder."""
+    """The shards of a list, one per line: URLs, and paths inside the folder of the list."""
     names = []
-    for number, line in read_lines(path, hint="write one shard a line, as UTF-8"):
+    for number, line in read_lines(path, hint="write one shard per line, as UTF-8"):
         name = line.strip()
         if not is_url(name):
             file = path.parent / name
@@ -90,7 +92,7 @@ def form_of(names: Sequence[str]) -> str:
         allowed = FORMS[:1] if is_url(name) else FORMS
         if ending not in allowed:
             raise UserError(
-                f"{name} is no shard: its ending is not {' or '.join(allowed)}"
+                f"{name} is not a shard: its ending is not {' or '.join(allowed)}"
                 + (" (unpack the compression first)" if ".tar." in name else ""),
                 hint="tarkit curate ingest 'FOLDER/{00000..00009}.tar' --out DIR",
             )

@@ -1,11 +1,11 @@
-"""WebDataset shards: tars, local or at a URL, whose members of one key are a sample.
+"""WebDataset shards: tars, local or at a URL, in which the members with one key are a sample.
 
 What a sample is follows WebDataset: its function `base_plus_ext` splits a name into key and suffix,
-the suffix counts in lower case, members of a sample stand side by side, and no two have one suffix.
-The bytes are read by the standard library. WebDataset's reader, `tar_file_iterator`, leaves links,
-devices and names without a key out in silence, reads a member of any announced size into memory,
-and ends in silence at a damaged header; here each of these is an item with its reason. Nothing is
-ever unpacked, and no member is decoded but captions, as UTF-8 text and JSON: no pickles.
+the suffix is in lower case, members of a sample are adjacent, and no two have the same suffix. The
+bytes are read by the standard library. WebDataset's reader, `tar_file_iterator`, skips links,
+devices and names without a key silently, reads a member of any announced size into memory, and
+stops silently at a damaged header; here each of these is an item with its reason. Nothing is ever
+unpacked, and only captions are decoded, as UTF-8 text and JSON: no pickles.
 """
 
 import functools
@@ -50,9 +50,9 @@ def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
 
 
 def remote_tar_items(url: str, *, allow_private: bool) -> Iterator[SourceItem]:
-    """As `tar_items` of a shard at a URL, which is streamed once; raises SourceLost.
+    """As `tar_items`, for a shard at a URL, which is streamed once; raises SourceLost.
 
-    The pictures are not held. Each is read again, from its place in the shard, when its turn comes.
+    The pictures are not kept in memory: the `read` of an item reads its part of the shard again.
     """
     reader = RemoteReader(url, allow_private=allow_private)
     try:
@@ -64,9 +64,9 @@ def remote_tar_items(url: str, *, allow_private: bool) -> Iterator[SourceItem]:
 
 
 class _TarReader:
-    """A file as tarfile reads it, a bounded number of bytes at a time, and what it read last.
+    """A file for tarfile that refuses large reads, and remembers the last bytes that were read.
 
-    A header of its own (a long name, pax) is read whole by tarfile, however long it says it is.
+    tarfile reads an extended header (a long name, pax) whole, whatever size it announces.
     """
 
     def __init__(self, file: _Bytes) -> None:
@@ -82,7 +82,7 @@ class _TarReader:
 
 
 class _Sample:
-    """The members of one key, as they come."""
+    """The members of one key, added in their order."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -118,7 +118,7 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
                     continue
                 error = _member_error(member, num_bytes)
                 key, suffix = base_plus_ext(member.name)
-                # A name like a/.b has the key "a/" there, which would gather all hidden files.
+                # `base_plus_ext` gives a/.b the key "a/", which would gather all hidden files.
                 if error is None and (not key or key.endswith("/") or not suffix):
                     error = "its name has no key and suffix as in KEY.jpg"
                 if error is not None:

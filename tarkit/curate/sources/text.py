@@ -1,9 +1,9 @@
-"""Text sources: a `.txt` (a document a line), `.jsonl`, `.json` or `.parquet` (a document a row).
+"""Text sources: a `.txt` (a document per line), `.jsonl`, `.json` or `.parquet` (one per row).
 
 A row has `text`, or `messages` with roles user, assistant and system, or ShareGPT's
 `conversations` of human, gpt and system. A row that cannot be read is a document with an error, so
-that counts add up; a blank line of a `.txt` is no document, nor is a row that names a picture,
-which `curate ingest --questions` takes: those are counted in `num_with_pictures`.
+that counts add up. Blank lines of a `.txt` are not documents. Rows that name a picture are not
+documents either, but are counted in `num_with_pictures`; `curate ingest --questions` reads them.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ class TextSource:
     def __init__(self, path: Path, *, limit: int | None = None) -> None:
         if path.suffix not in ENDINGS:
             raise UserError(
-                f"{path} is no text source: its ending is {path.suffix or 'missing'}",
-                hint="give a .txt (a document a line), or .jsonl, .json or .parquet (one a row)",
+                f"{path} is not a text source: its ending is {path.suffix or 'missing'}",
+                hint="give a .txt (a document per line), or a .jsonl, .json or .parquet (per row)",
             )
         if not path.is_file():
             raise UserError(f"the text source {path} does not exist")
         self.path = path
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        rows = [document is not None for document in self._rows()]
-        num_documents = sum(rows)
-        self.num_with_pictures = len(rows) - num_documents
+        is_document = [document is not None for document in self._rows()]
+        num_documents = sum(is_document)
+        self.num_with_pictures = len(is_document) - num_documents
         """Rows that name a picture, which are not documents."""
         self.num_documents = num_documents if limit is None else min(limit, num_documents)
         if not self.num_documents:
             raise UserError(
                 f"the text source {path} holds no document: "
-                f"{self.num_with_pictures} of its {len(rows)} rows name a picture",
+                f"{self.num_with_pictures} of its {len(is_document)} rows name a picture",
                 hint=f"tarkit curate ingest PICTURES --questions {path} --out DIR takes those",
             )
         self._position = 0
-        self._rest = self._documents()
+        self._remaining = self._documents()
 
     def read(self, start: int, stop: int) -> list[Document]:
-        """Documents `start` to `stop`; ranges that follow each other cost one pass in all."""
+        """Documents `start` to `stop`; ranges in order need only one pass over the file."""
         if start < self._position:
-            self._position, self._rest = 0, self._documents()
+            self._position, self._remaining = 0, self._documents()
         skip = start - self._position
         self._position = stop
-        return list(itertools.islice(self._rest, skip, skip + stop - start))
+        return list(itertools.islice(self._remaining, skip, skip + stop - start))
 
     def _documents(self) -> Iterator[Document]:
         return (document for document in self._rows() if document is not None)

@@ -1,4 +1,4 @@
-"""Lists of URLs: .txt (one a line), .csv, .jsonl or .parquet, with captions and licences."""
+"""Lists of URLs: .txt (one per line), .csv, .jsonl or .parquet, with captions and licences."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ LICENCE_COLUMNS = ("licence", "license", "LICENCE", "LICENSE")
 
 @dataclass(frozen=True)
 class Link:
-    """One row of a list: `error` is why it is known to be unusable before anything is fetched."""
+    """One row of a list; `error` is the reason, known before fetching, why it cannot be used."""
 
     url: str
     captions: tuple[str, ...] = ()
@@ -28,7 +28,10 @@ class Link:
 
 
 def list_urls(path: Path) -> tuple[Link, ...]:
-    """Every row of a list of URLs in order; a row without one is there, with its reason."""
+    """Every row of a list of URLs in order; a row without a URL has an error.
+
+    Raises UserError for a file that does not exist, cannot be read or has no URL.
+    """
     if not path.is_file():
         why = "is not a file" if path.exists() else "does not exist"
         raise UserError(f"the list of URLs {path} {why}")
@@ -37,7 +40,7 @@ def list_urls(path: Path) -> tuple[Link, ...]:
     links = tuple(_txt(path) if path.suffix == ".txt" else _table(path))
     if not links:
         raise UserError(
-            f"{path} holds no URL: expected one a line of a .txt, or a column "
+            f"{path} holds no URL: expected one per line of a .txt, or a column "
             f"{' or '.join(URL_COLUMNS)}"
         )
     return links

@@ -41,7 +41,7 @@ def test_a_folder_is_listed_in_order_with_the_captions_beside_its_pictures(tmp_p
         ("a/c.jpg", ("a ring above a heart",), b"sea"),
         ("b.PNG", (), b"bee"),
     ]
-    assert listing.notes == ("2 files are no pictures: 1 .mp4, 1 .txt",)
+    assert listing.notes == ("2 files are not pictures: 1 .mp4, 1 .txt",)
 
 
 def test_links_out_of_the_folder_pipes_and_lost_files_become_items_with_reasons(
@@ -85,7 +85,7 @@ def test_an_empty_or_absent_folder_or_an_artifact_is_refused(tmp_path: Path) -> 
     with pytest.raises(UserError, match="does not exist"):
         list_source(tmp_path / "none")
     text(tmp_path / "notes.md", "x")
-    with pytest.raises(UserError, match="holds no pictures.*1 files are no pictures: 1 .md"):
+    with pytest.raises(UserError, match="holds no pictures.*1 files are not pictures: 1 .md"):
         list_source(tmp_path)
     with pytest.raises(UserError, match="notes.md is neither a folder, a .parquet nor a .tar"):
         list_source(tmp_path / "notes.md")
@@ -234,7 +234,7 @@ def test_captions_find_parquet_rows_by_their_path_and_an_ambiguous_name_is_refus
     listing = list_source(tmp_path)
     assert [item.name for item in listing.items] == ["x/0.parquet#0", "y/0.parquet#0"]
     captions = text(tmp_path / "c.csv", "image,text\n1.png,a\n")
-    with pytest.raises(UserError, match="names '1.png', and 2 pictures are called so"):
+    with pytest.raises(UserError, match="names '1.png', the name of 2 pictures"):
         add_captions(listing.items, captions)
     captions = text(tmp_path / "c.csv", "image,text\ny/0.parquet#0,a\n")
     assert [item.captions for item in add_captions(listing.items, captions)] == [(), ("a",)]
@@ -349,7 +349,7 @@ def test_a_folder_with_two_forms_is_asked_about_and_its_own_tables_are_set_apart
     text(tmp_path / "a.png", "a")
     table = tmp_path / "captions.parquet"
     pq.write_table(pa.table({"image": ["a.png"], "caption": ["a ring"]}), table)
-    with pytest.raises(UserError, match="holds pictures, .parquet: which are meant?"):
+    with pytest.raises(UserError, match="holds several kinds: pictures, .parquet"):
         list_source(tmp_path)
     listing = list_source(tmp_path, exclude=[table])
     assert [item.name for item in listing.items] == ["a.png"] and listing.notes == ()

@@ -93,7 +93,7 @@ def test_a_parquet_is_read_by_its_text_column(tmp_path: Path) -> None:
 
 
 def test_what_is_no_text_source_is_told_by_its_value(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"notes\.doc is no text source: its ending is \.doc"):
+    with pytest.raises(UserError, match=r"notes\.doc is not a text source: its ending is \.doc"):
         TextSource(tmp_path / "notes.doc")
     with pytest.raises(UserError, match="does not exist"):
         TextSource(tmp_path / "text.txt")
