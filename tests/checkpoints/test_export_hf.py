@@ -12,7 +12,7 @@ from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import load_mllm
 from tarkit.errors import UserError
 from tarkit.vocab import Scale
-from tests.checkpoints.test_published_lm import publish
+from tests.checkpoints.test_language_model import publish
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Slow: stages killed at random instants, and pictures and rows that are broken in every way.
 
-Run by hand: pytest -m slow tests/curate/test_kills_and_fuzz.py -s
+Run by hand: pytest -m slow tests/test_kills_and_fuzz.py -s
 """
 
 import csv
@@ -23,7 +23,7 @@ from PIL import Image
 from tarkit.artifacts.artifact import open_artifact
 from tests.llm.stub_server import said, serving
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 NUM_KILLS = int(os.environ.get("KILLS", "200"))
 NUM_FUZZED = int(os.environ.get("FUZZED", "10000"))
 LOGS = ("answers.jsonl", "commands.jsonl")
