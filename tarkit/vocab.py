@@ -174,10 +174,6 @@ class Vocabulary:
     IGNORED = -100
 
     @property
-    def size(self) -> int:
-        return self.visual.size if self.visual else self.text.size
-
-    @property
     def chat_start(self) -> int:
         return self.text.special[CHAT_START]
 
