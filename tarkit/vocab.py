@@ -181,10 +181,6 @@ class Vocabulary:
     """The label of an id that is not supervised."""
 
     @property
-    def size(self) -> int:
-        return self.visual.size if self.visual else self.text.size
-
-    @property
     def chat_start(self) -> int:
         return self.text.special[CHAT_START]
 

@@ -168,6 +168,48 @@ def test_a_wrong_direction_is_noticed() -> None:
     assert not faults("tarkit.scoring.geneval", {"tarkit.errors"})
 
 
+def test_no_two_classes_have_one_name() -> None:
+    # `_Name` in one module and `Name` in another are one name to a reader.
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def private_names(module: str, tree: ast.AST) -> set[str]:
+    """Private names of other modules that a file imports, or reads from a module it imports."""
+    aliases: dict[str, str] = {}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tarkit":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                aliases[alias.asname or alias.name] = full
+                if alias.name.startswith("_") and node.module != module:
+                    names.add(full)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            owner = aliases.get(ast.unparse(node.value))
+            if owner in KNOWN and not node.attr.startswith("__"):
+                names.add(f"{owner}.{node.attr}")
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_private_name_stays_in_its_module(path: Path) -> None:
+    assert private_names(name_of(path), ast.parse(path.read_text())) == set()
+
+
+def test_a_private_name_of_another_module_is_noticed() -> None:
+    imported = ast.parse("from tarkit.seeds import _mix")
+    read = ast.parse("from tarkit import seeds\nseeds._mix(seeds.__doc__)")
+    assert private_names("tarkit.encode", imported) == {"tarkit.seeds._mix"}
+    assert private_names("tarkit.encode", read) == {"tarkit.seeds._mix"}
+    assert private_names("tarkit.seeds", imported) == set()
+
+
 def test_no_module_is_named_utils_or_helpers() -> None:
     names = {path.stem for path in modules()}
     assert not names & {"utils", "util", "helpers", "common", "misc"}

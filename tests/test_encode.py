@@ -78,7 +78,7 @@ def write_pictures(artifact: Artifact, name: str, shard: int, *, mended: bool = 
         blob = picture(10 * shard + number)
         rows.append(row | {"qa": [{"question": "q?", "answer": "a"}], "group": "1"})
         blobs.append(("png", blob[:60] if number == TORN_ROW and not mended else blob))
-    artifact.write_images(name, rows, blobs)
+    artifact.write_pictures(name, zip(rows, blobs, strict=True))
 
 
 def run(pictures: Artifact, out: str = "tokens", **known: Any) -> Artifact:
@@ -255,6 +255,7 @@ def test_pictures_are_resized_as_asked(tmp_path: Path, way: Resize) -> None:
     done = EncodePlan(source.path, tokenizer=tokenizer, out=out, overrides=overrides).run()
     pixels = [to_uint8(decode(blob or b"")) for _, blob in source.read_images("00000")]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    expected = load_ta_tok(tokenizer).encode(images, scale=1, resize=way)
+    ta_tok = load_ta_tok(tokenizer)
+    expected = ta_tok.encode_scales(ta_tok.sized(images, way), [Scale.FULL])[Scale.FULL]
     assert done.read("00000")["codes_1"].to_pylist() == expected.tolist()
     assert done.settings["resize"] == f"{way}, 16 px"

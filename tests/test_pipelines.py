@@ -1,5 +1,7 @@
 """Every experiment under pipelines/ is one that its command would accept."""
 
+import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from tarkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOMLS = sorted((ROOT / "pipelines").rglob("*.toml"))
+
+IMPORTS = re.compile(r"from (tarkit[\w.]*) import (\w+(?:, \w+)*)")
 
 ConfigClass = Callable[[str], type[Config]]
 
@@ -33,3 +37,19 @@ def test_a_misspelt_key_would_be_noticed(tmp_path: Path, config_class: ConfigCla
 def test_names_are_matched_whole(config_class: ConfigClass) -> None:
     with pytest.raises(AssertionError, match="no command reads it"):
         config_class("mllmsft")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (ROOT / "pipelines").rglob("*.*") if p.suffix in (".py", ".sh")),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_what_a_pipeline_imports_is_there(path: Path) -> None:
+    for module, names in IMPORTS.findall(path.read_text()):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+
+
+def test_an_import_in_a_line_of_shell_is_found() -> None:
+    line = """embedded=$(python -c 'from tarkit.gone import A, B; print(A["mini"])')"""
+    assert IMPORTS.findall(line) == [("tarkit.gone", "A, B")]

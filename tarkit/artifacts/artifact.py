@@ -86,15 +86,6 @@ class Artifact:
                 f"{self.path}, to make what is missing",
             )
 
-    def status_counts(self) -> dict[str, int]:
-        """Rows by status, over the shards that exist: `{"ok": 98, "failed": 2}`."""
-        counts = {"ok": 0, "failed": 0}
-        for name in self.shards:
-            if self.shard_path(name).exists():
-                for status in self.read(name, ["status"])["status"].to_pylist():
-                    counts[status] += 1
-        return counts
-
     def shard_sha256(self, name: str) -> str:
         """sha256 of a shard; for images that of its index, which records the sha256 of the tar."""
         return file_sha256(self._existing(name))
@@ -177,30 +168,13 @@ class Artifact:
     ) -> None:
         """Writes a shard whole or not at all; ValueError for misspelt, missing or unknown keys."""
         if self.kind == "images":
-            raise ValueError("images shards are written by write_images")
+            raise ValueError("images shards are written by write_pictures")
         self._write_table(
             name,
             checked_table(self.kind, self.settings, rows),
             metadata={},
             source_sha256=source_sha256,
         )
-
-    def write_images(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        blobs: Sequence[Blob | None],
-        *,
-        source_sha256: str | None = None,
-    ) -> None:
-        """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
-
-        A failed row has None for a blob and is in the index only.
-        """
-        if len(rows) != len(blobs):
-            raise ValueError(f"{len(rows)} rows but {len(blobs)} pictures")
-        pairs = zip(rows, blobs, strict=True)
-        self.write_pictures(name, pairs, source_sha256=source_sha256)
 
     def write_pictures(
         self,
@@ -209,7 +183,11 @@ class Artifact:
         *,
         source_sha256: str | None = None,
     ) -> None:
-        """As `write_images`, from (row, blob) pairs that are held in memory one at a time."""
+        """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
+
+        One pair is in memory at a time. A failed row has None for a blob and stands in the index
+        alone.
+        """
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         with whole_file(self.tar_path(name)) as temporary:

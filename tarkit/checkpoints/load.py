@@ -116,19 +116,6 @@ class LoadedTaTok:
         """K, the size of the codebook."""
         return self.model.arch.num_codes
 
-    def encode(
-        self, images: Tensor, scale: Scale | int = 1, resize: Resize = "pil-bicubic"
-    ) -> Tensor:
-        """RGB pictures (B, 3, H, W) in [0, 1] -> codes (B, N) int64, argmax in float32.
-
-        Pictures of another size are stretched to a square. The three published ways of resizing
-        give different codes: "pil-bicubic" is what the published language model was trained with,
-        "bilinear" what its scripts do with torchvision 0.17 and later, "bilinear-noaa" (no
-        antialiasing) with earlier ones. Raises ValueError for pixels outside [0, 1].
-        """
-        pixels = self.sized(images, resize)
-        return self.encode_scales(pixels, [Scale(scale)])[Scale(scale)]
-
     def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
         """Pictures (B, 3, size_px, size_px) in [0, 1] -> codes (B, N) int64 of each scale.
 
@@ -137,9 +124,12 @@ class LoadedTaTok:
         return self.model.encode(images * 2 - 1, scales)
 
     def sized(self, images: Tensor, resize: Resize) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), stretched to the square.
+        """RGB pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), stretched to the square.
 
-        Raises ValueError for another shape, integers, or pixels outside [0, 1].
+        The three published ways of resizing give different codes: "pil-bicubic" is what the
+        published language model was trained with, "bilinear" what its scripts do with torchvision
+        0.17 and later, "bilinear-noaa" (no antialiasing) with earlier ones. Raises ValueError for
+        another shape, integers, or pixels outside [0, 1].
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(

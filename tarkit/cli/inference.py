@@ -95,12 +95,7 @@ def generate(
     """Draw pictures of a prompt, or of every prompt of a file."""
     from tarkit.inference import generate as verb
 
-    if (prompt is None) == (prompts is None):
-        raise typer.BadParameter("give either a PROMPT or --prompts FILE")
-    if prompts is not None and image:
-        raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
-    if prompts is None and limit is not None:
-        raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    _require_one_source(prompt, prompts, image=image, limit=limit)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
     if prompts is not None:
@@ -138,6 +133,17 @@ def generate(
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
+
+
+def _require_one_source(
+    prompt: str | None, prompts: Path | None, *, image: list[Path] | None, limit: int | None
+) -> None:
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give either a PROMPT or --prompts FILE")
+    if prompts is not None and image:
+        raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
+    if prompts is None and limit is not None:
+        raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
 
 
 @command(group, "describe")

@@ -11,12 +11,17 @@ import collections
 import functools
 import itertools
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tarkit.artifacts.map_rows import Result, Todo
+from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.map_rows import Result, Todo, map_rows
+from tarkit.artifacts.plan import RowPlan
+from tarkit.artifacts.schema import Row
+from tarkit.config import Config
 from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 from tarkit.llm.load import load
 
@@ -74,8 +79,73 @@ class Refused(Exception):
     """An answer that cannot be used; the text is the reason, with details after a colon."""
 
 
+Question = Callable[[Todo, int], LlmQuestion]
+"""From a row and the number of the try, the question; raises Refused."""
 Read = Callable[[Todo, str], Mapping[str, Any]]
 """From a row and the answer's text, the columns of the result; raises Refused."""
+
+
+class AskConfig(Config):
+    """The settings of a verb whose rows are answers of a language model."""
+
+    assistant: AssistantConfig = AssistantConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskPlan(RowPlan):
+    """A plan whose rows are answers of a language model to questions about the input rows."""
+
+    llm: LanguageModel
+
+    @property
+    @abstractmethod
+    def settings(self) -> AskConfig:
+        """The verb's settings, from `config` and `overrides`."""
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        return {
+            **self.settings.model_dump(mode="json"),
+            "assistant": self.llm.identity(self.settings.assistant),
+            "limit": self.limit,
+            "llm": self.llm.name,
+        }
+
+    @property
+    def max_tries(self) -> int:
+        return self.settings.assistant.tries
+
+    def map_answers(
+        self,
+        artifact: Artifact,
+        *,
+        question: Question,
+        read: Read,
+        carry: Callable[[Row], Row],
+        name: str,
+        sees: bool = False,
+    ) -> None:
+        """Write the model's answers to `question` as rows; with `sees` it is shown the pictures.
+
+        `carry` and `name` are those of `map_rows`.
+        """
+        config = self.settings.assistant
+        map_rows(
+            artifact,
+            self.source,
+            self.rows_of,
+            functools.partial(
+                ask,
+                assistant=self.llm.assistant(config, sees=sees),
+                config=config,
+                question=question,
+                read=read,
+                log=self.out / LOG,
+            ),
+            carry=carry,
+            name=name,
+            retry_failed=self.retry_failed,
+        )
 
 
 def ask(
@@ -83,7 +153,7 @@ def ask(
     *,
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], LlmQuestion],
+    question: Question,
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:
@@ -100,7 +170,7 @@ def _ask_window(
     window: Sequence[Todo],
     assistant: Assistant,
     config: AssistantConfig,
-    question: Callable[[Todo, int], LlmQuestion],
+    question: Question,
     read: Read,
     log: Path,
 ) -> Iterator[tuple[int, Result]]:

@@ -18,13 +18,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.map_rows import Todo, map_rows
-from tarkit.artifacts.plan import RowPlan
+from tarkit.artifacts.map_rows import Todo
 from tarkit.artifacts.prompt_files import read_prompts
-from tarkit.config import Config, load_config
-from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
+from tarkit.config import load_config
+from tarkit.curate.ask import AskConfig, AskPlan, Refused
 from tarkit.errors import UserError
-from tarkit.llm.base import AssistantConfig, LlmQuestion
+from tarkit.llm.base import LlmQuestion
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
@@ -54,7 +53,7 @@ NUM_EXAMPLES = 3
 MAX_EXAMPLE_CHARS = 4_000
 
 
-class CaptionConfig(Config):
+class CaptionConfig(AskConfig):
     """How a vision-language model is asked about pictures."""
 
     style: Literal["prompt", "short", "rewrite"] = "prompt"
@@ -65,17 +64,15 @@ class CaptionConfig(Config):
     min_kept: float = Field(default=1.0, ge=0, le=1)
     """Share of the prompt's words that a rewritten caption must contain."""
     seed: int = 0
-    assistant: AssistantConfig = AssistantConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionPlan(RowPlan):
+class CaptionPlan(AskPlan):
     """Writes a prompts artifact with a prompt for every picture of an images artifact, by its key.
 
     `examples` is a file with one prompt per line; the seed picks three of them for each row.
     """
 
-    llm: LanguageModel
     examples: Path | None = None
 
     kind = "prompts"
@@ -91,41 +88,20 @@ class CaptionPlan(RowPlan):
         return _read_examples(self.examples, self.settings)
 
     @property
-    def recorded(self) -> Mapping[str, Any]:
-        return {
-            **self.settings.model_dump(mode="json"),
-            "assistant": self.llm.identity(self.settings.assistant),
-            "limit": self.limit,
-            "llm": self.llm.name,
-        }
-
-    @property
     def parents(self) -> Mapping[str, Artifact | Path]:
         if self.example_prompts and self.examples:
             return {**super().parents, "examples": self.examples}
         return super().parents
 
-    @property
-    def max_tries(self) -> int:
-        return self.settings.assistant.tries
-
     def make(self, artifact: Artifact) -> None:
         settings = self.settings
-        map_rows(
+        self.map_answers(
             artifact,
-            self.source,
-            self.rows_of,
-            functools.partial(
-                ask,
-                assistant=self.llm.assistant(settings.assistant, sees=settings.style != "rewrite"),
-                config=settings.assistant,
-                question=functools.partial(_question, settings, self.example_prompts),
-                read=functools.partial(_read, settings, frozenset(self.example_prompts)),
-                log=self.out / LOG,
-            ),
+            question=functools.partial(_question, settings, self.example_prompts),
+            read=functools.partial(_read, settings, frozenset(self.example_prompts)),
             carry=_carry,
             name="caption",
-            retry_failed=self.retry_failed,
+            sees=settings.style != "rewrite",
         )
 
 

@@ -23,11 +23,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.map_rows import Todo, map_rows
-from tarkit.artifacts.plan import RowPlan
-from tarkit.config import Config, load_config
-from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
-from tarkit.llm.base import AssistantConfig, LlmQuestion
+from tarkit.artifacts.map_rows import Todo
+from tarkit.config import load_config
+from tarkit.curate.ask import AskConfig, AskPlan, Refused
+from tarkit.llm.base import LlmQuestion
 from tarkit.seeds import row_seed
 from tarkit.vocab import IMAGE_MARK
 
@@ -72,7 +71,7 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 CARRIED = ("key", "parent_key", "prompt", "source", "licence")
 
 
-class SplitConfig(Config):
+class SplitConfig(AskConfig):
     """How a language model is asked to split prompts."""
 
     style: Literal["paper", "phrase"] = "paper"
@@ -81,7 +80,6 @@ class SplitConfig(Config):
     seed: int = 0
     min_words_left: int = Field(default=2, ge=1)
     """Words that the template must keep: a template of `<image>` alone teaches nothing."""
-    assistant: AssistantConfig = AssistantConfig()
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,11 @@ class PromptSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPlan(RowPlan):
+class SplitPlan(AskPlan):
     """Writes a prompts artifact: the rows of another with a template and a phrase.
 
     A row without a verified answer after the last try fails with the last reason.
     """
-
-    llm: LanguageModel
 
     kind = "prompts"
     input_kind = "prompts"
@@ -110,36 +106,14 @@ class SplitPlan(RowPlan):
     def settings(self) -> SplitConfig:
         return load_config(SplitConfig, self.config, self.overrides)
 
-    @property
-    def recorded(self) -> Mapping[str, Any]:
-        return {
-            **self.settings.model_dump(mode="json"),
-            "assistant": self.llm.identity(self.settings.assistant),
-            "limit": self.limit,
-            "llm": self.llm.name,
-        }
-
-    @property
-    def max_tries(self) -> int:
-        return self.settings.assistant.tries
-
     def make(self, artifact: Artifact) -> None:
         counts: collections.Counter[str] = collections.Counter()
-        map_rows(
+        self.map_answers(
             artifact,
-            self.source,
-            self.rows_of,
-            functools.partial(
-                ask,
-                assistant=self.llm.assistant(self.settings.assistant),
-                config=self.settings.assistant,
-                question=functools.partial(_question, self.settings),
-                read=functools.partial(_read, self.settings, counts),
-                log=self.out / LOG,
-            ),
+            question=functools.partial(_question, self.settings),
+            read=functools.partial(_read, self.settings, counts),
             carry=lambda row: {name: row[name] for name in CARRIED},
             name="split",
-            retry_failed=self.retry_failed,
         )
         if counts:
             summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())

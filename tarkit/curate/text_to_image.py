@@ -34,7 +34,6 @@ class Painter:
 
     pipeline: Any
     embed: Embed | None
-    device: str
 
     def paint(
         self,
@@ -144,7 +143,7 @@ def load_painter(model: str, *, device: str, precision: str) -> Painter:
         if isinstance(part, torch.nn.Module):
             part.eval()  # a newly built T5 would apply dropout
     pipeline.to(device)
-    return Painter(pipeline, EMBEDS.get(type(pipeline).__name__), device)
+    return Painter(pipeline, EMBEDS.get(type(pipeline).__name__))
 
 
 def _pixels(image: np.ndarray) -> np.ndarray | str:

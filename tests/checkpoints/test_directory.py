@@ -219,7 +219,7 @@ def test_a_language_model_reads_the_words_it_was_saved_with(models: dict[str, Pa
     loaded = load_mllm(models["mllm"])
     visual = loaded.vocabulary.visual
     assert visual is not None and visual.num_codes == parts.K
-    assert loaded.model.config.vocab_size == loaded.vocabulary.size
+    assert loaded.model.config.vocab_size == visual.size
     assert loaded.vocabulary.text.json == (models["mllm"] / "tokenizer.json").read_text()
     (models["mllm"] / "tokenizer.json").unlink()
     hint = refused(load_mllm, models["mllm"], r"mllm has no tokenizer\.json")

@@ -12,7 +12,7 @@ from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import load_mllm
 from tarkit.errors import UserError
 from tarkit.vocab import Scale
-from tests.checkpoints.test_published_lm import publish
+from tests.checkpoints.test_language_model import publish
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_tokenizer_writes_the_chats_that_were_trained(
         folder = export_hf.run(model, out=tmp_path / "out")
     vocabulary = load_mllm(find(model).mllm).vocabulary
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert len(tokenizer) == vocabulary.size
+    assert vocabulary.visual is not None and len(tokenizer) == vocabulary.visual.size
     turns = [{"role": "user", "content": "how many stars?\nsay it"}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == vocabulary.prompt("how many stars?\nsay it", draw=None)

@@ -18,7 +18,7 @@ from tarkit.checkpoints.hub import AR_DTOK, TA_TOK, VQVAE, HubFile, find, find_p
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tests import parts
-from tests.checkpoints.test_published_lm import publish
+from tests.checkpoints.test_language_model import publish
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -11,7 +11,7 @@ from tarkit.artifacts.commands import COMMANDS, read_commands
 from tarkit.cli.engines import EngineConfig, executor_of
 from tarkit.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tarkit(*words: object) -> subprocess.CompletedProcess[str]:

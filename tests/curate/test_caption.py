@@ -45,7 +45,7 @@ def pictures(tmp_path: Path) -> Artifact:
         rows.append(row)
         pixels = np.full((8, 8, 3), number, np.uint8)
         blobs.append(None if number == 1 else ("png", png_bytes(pixels)))
-    artifact.write_images("00000", rows, blobs)
+    artifact.write_pictures("00000", zip(rows, blobs, strict=True))
     return artifact
 
 
@@ -140,7 +140,7 @@ def test_a_prompt_is_worded_anew_without_the_picture(
         for n, prompt in enumerate(prompts)
     ]
     blob = ("png", png_bytes(np.zeros((8, 8, 3), np.uint8)))
-    artifact.write_images("00000", rows, [blob] * len(rows))
+    artifact.write_pictures("00000", zip(rows, [blob] * len(rows), strict=True))
     seer = Seer("A fox that is red.", "A blue fox.", "the " * 30 + "red fox", "red fox")
     options = {"examples": None, "overrides": ["style=rewrite", "assistant.tries=1"]}
     made = run(artifact, seer, monkeypatch, **options)

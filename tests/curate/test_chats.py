@@ -14,6 +14,7 @@ from tarkit.curate.chat_inputs import WORD_COLUMNS, MinScore
 from tarkit.curate.chats import ChatsPlan
 from tarkit.curate.picture_chats import DESCRIBE, LEFT_OUT, Chat, ChatsConfig, chats_of_pictures
 from tarkit.errors import UserError
+from tests import parts
 
 # A grid of 4: 16, 4 and 1 codes.
 SIDES = {"1": 4, "2": 2, "3": 1}
@@ -393,7 +394,7 @@ def test_pictures_below_the_score_take_no_part(
     found = ChatsPlan(**inputs, out=tmp_path / "chats").run()
     assert texts_of(found, "t2i") == ["a ring 0", "a ring 3"]
     assert not texts_of(found, "i2i"), "a partner that is left out is no partner"
-    assert found.status_counts()["failed"] == 0
+    assert parts.status_counts(found)["failed"] == 0
     said = capsys.readouterr().err
     assert "1 pictures left out: cosine below 0.25" in said
     assert "1 pictures left out: no score" in said

@@ -21,6 +21,7 @@ from tarkit.curate.download import DownloadPlan
 from tarkit.curate.img2dataset import SET
 from tarkit.errors import UserError
 from tarkit.images import decode
+from tests import parts
 from tests.curate.picture_server import BODIES, JPEG, PictureServer, encoded, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ def test_every_url_is_one_row_with_its_picture_or_its_reason(
     artifact = fetched(paths, "shard_size=6", "piece_size=4", "retries=0")
     # 16 urls in shards of 6: 6 + 6 + 4.
     assert artifact.counts == {"00000": 6, "00001": 6, "00002": 4}
-    assert artifact.status_counts() == {"ok": 8, "failed": 8}
+    assert parts.status_counts(artifact) == {"ok": 8, "failed": 8}
     check_every_kind(artifact, paths)
     keys = [row["key"] for row in rows_of(artifact)]
     assert (keys[0], keys[7]) == ("00000-000000", "00001-000001")
@@ -430,5 +431,5 @@ def test_img2dataset_fetches_thousands(fetched: Fetch, server: PictureServer) ->
     started = time.monotonic()
     artifact = fetched(paths, img2dataset=REAL)
     print(f"{len(paths)} urls: {time.monotonic() - started:.1f} s")
-    assert artifact.status_counts() == {"ok": 2700, "failed": 300}
+    assert parts.status_counts(artifact) == {"ok": 2700, "failed": 300}
     assert server.hits == {"/good.jpg": 2700, "/missing.jpg": 600}  # a failure is tried twice

@@ -13,6 +13,7 @@ from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate.ingest import IngestPlan
 from tarkit.errors import UserError
 from tarkit.images import decode
+from tests import parts
 
 
 def encoded(
@@ -92,7 +93,7 @@ def test_ordinary_photographs_go_in_and_bad_ones_stay_as_rows_with_reasons(
     assert failed["h_text.png"].startswith("not a picture")
     assert failed["j_small.png"] == "a side is below 16 px: 15 x 40"
     assert failed["l_large.png"] == "60 x 60 = 3600 pixels, more than 3599"
-    assert artifact.status_counts() == {"ok": 8, "failed": 4}
+    assert parts.status_counts(artifact) == {"ok": 8, "failed": 4}
     assert (rows["a.jpg"]["width"], rows["a.jpg"]["height"]) == (40, 30)
     assert (rows["f_rotated.jpg"]["width"], rows["f_rotated.jpg"]["height"]) == (30, 40)
     assert (rows["a.jpg"]["prompt"], rows["b.png"]["prompt"]) == ("a photo of snow", None)

@@ -49,7 +49,7 @@ def pictures_of(folder: Path, prompts: Sequence[str | None], **known: Any) -> Ar
         for n, prompt in enumerate(prompts)
     ]
     blob = ("png", png_bytes(np.full((64, 64, 3), 235, np.uint8)))
-    artifact.write_images("00000", rows, [blob] * len(rows))
+    artifact.write_pictures("00000", zip(rows, [blob] * len(rows), strict=True))
     return artifact
 
 

@@ -36,7 +36,7 @@ def pictures(tmp_path: Path) -> Artifact:
         rows.append(row | {"status": "ok", "error": None, "source": "", "width": 50, "height": 40})
         blobs.append(("png", png_bytes(pixels * bool(number))))
     rows.append(artifact.failed_row("0-4", "torn"))
-    artifact.write_images("00000", rows, [*blobs, None])
+    artifact.write_pictures("00000", zip(rows, [*blobs, None], strict=True))
     return artifact
 
 
@@ -164,7 +164,7 @@ def test_the_drawn_world_knows_which_picture_shows_its_prompt(tmp_path: Path) ->
         | {"status": "ok", "error": None, "source": "", "width": 64, "height": 64}
         for number, prompt in enumerate(prompts)
     ]
-    artifact.write_images("00000", rows, [("png", blob)] * 4)
+    artifact.write_pictures("00000", zip(rows, [("png", blob)] * 4, strict=True))
     right, other, alien, silent = scored(artifact, "shapes")
     assert (right["correct"], other["correct"]) == (1, 0)
     assert "names no shape" in alien["error"]

@@ -164,7 +164,7 @@ def test_a_retry_draws_what_failed_and_keeps_the_rest(
     assert [row["error"] for row in torn.rows("00000")][-1] == "the pipeline failed"
     monkeypatch.setattr(synthesize, "load_painter", lambda *_, **__: painter)
     run(source, flux, tmp_path / "o")
-    assert torn.status_counts() == {"ok": 2, "failed": 2}  # a finished shard is left alone
+    assert parts.status_counts(torn) == {"ok": 2, "failed": 2}  # a finished shard is left alone
     mended = run(source, flux, tmp_path / "o", retry_failed=True)
     assert files(mended) == files(run(source, flux, tmp_path / "whole"))
 

@@ -92,7 +92,7 @@ def test_an_images_artifact_gives_its_pictures_by_key(tmp_path: Path) -> None:
     row = dict.fromkeys(artifact.schema.names) | {"role": "target", "status": "ok"}
     rows = [row | {"key": "00000-000000"}, artifact.failed_row("00000-000001", "torn")]
     blob = png_bytes(np.full((8, 8, 3), 30, np.uint8))
-    artifact.write_images("00000", rows, [("png", blob), None])
+    artifact.write_pictures("00000", zip(rows, [("png", blob), None], strict=True))
     done = reconstruct.run([tmp_path / "im"], out=tmp_path / "sheet.png")
     assert done.failed == {"00000-000001": "torn"}
     assert cell(done.path, 1, 0) == (80, 0, 0)

@@ -46,7 +46,7 @@ def pictures(tmp_path: Path) -> Artifact:
         artifact.failed_row("2", reason.format(12), split="train"),
         artifact.failed_row("3", reason.format(7), split="train"),
     ]
-    artifact.write_images("00000", rows, [blob, blob, None, None])
+    artifact.write_pictures("00000", zip(rows, [blob, blob, None, None], strict=True))
     return artifact
 
 

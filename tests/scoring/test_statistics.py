@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tarkit.scoring.statistics import (
+    COLOR_POSITION,
     TASKS,
     any_of_n,
     bootstrap,
@@ -14,6 +15,12 @@ from tarkit.scoring.statistics import (
     per_prompt,
     sign_test,
 )
+from tarkit.shapes import prompts
+
+
+def test_the_tasks_are_those_of_the_shapes_prompts() -> None:
+    # Written twice: what is for everybody never imports the drawn world.
+    assert (TASKS, COLOR_POSITION) == (prompts.TASKS, prompts.EXTRA_TASK)
 
 
 def test_macro_weighs_tasks_and_micro_weighs_prompts() -> None:

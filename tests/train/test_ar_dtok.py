@@ -82,7 +82,7 @@ def test_a_batch_holds_the_condition_and_the_codes_of_the_same_pictures(
     batch = made.batch(1, 3, 0, 1)
     raw = [made.stream[3 + i].pixels() for i in range(3)]
     images = torch.from_numpy(np.stack(raw)).permute(0, 3, 1, 2).float() / 255
-    codes = made.ta_tok.encode(images, Scale.HALF)
+    codes = made.ta_tok.encode_scales(images, [Scale.HALF])[Scale.HALF]
     assert torch.equal(batch.condition, made.ta_tok.condition(codes))
     assert torch.equal(batch.codes, made.vqvae.encode(images))
     assert batch.condition.shape == (3, 4, 16) and batch.codes.shape == (3, 16)

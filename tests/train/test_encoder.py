@@ -204,6 +204,6 @@ def test_pictures_without_a_caption_and_captions_without_room_are_refused(
     made = open_artifact(pictures).read("00000").to_pylist()[:1]
     mute = parts.write_pictures(tmp_path / "mute", [["train"]])
     blank = {**made[0], "prompt": None, "captions": []}
-    mute.write_images("00000", [blank], [("png", b"never read")])
+    mute.write_pictures("00000", zip([blank], [("png", b"never read")], strict=True))
     with pytest.raises(UserError, match="picture 00000-000000 has no caption"):
         encoder.run(config(tmp_path), images=mute.path, out=tmp_path / "mute_out")

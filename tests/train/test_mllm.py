@@ -24,7 +24,7 @@ from tarkit.train.chat_batches import ChatStreams, TaskName, encode_chat
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
-from tests.checkpoints.test_published_lm import publish
+from tests.checkpoints.test_language_model import publish
 
 SETTINGS: dict[str, Any] = {
     "lm": parts.LM,

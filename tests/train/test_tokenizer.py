@@ -203,7 +203,8 @@ def test_what_is_measured_is_of_argmax_codes_at_every_scale(
         assert found["used"] + found["dead"] == 10 and 1 <= found["perplexity"] <= found["used"]
     stream = picture_stream(open_artifact(pictures), seed=0)
     x = torch.stack([torch.from_numpy(stream[i].pixels()) for i in range(12)])
-    codes = load_ta_tok(out).encode(x.permute(0, 3, 1, 2).float() / 255, Scale.FULL)
+    images = x.permute(0, 3, 1, 2).float() / 255
+    codes = load_ta_tok(out).encode_scales(images, [Scale.FULL])[Scale.FULL]
     assert len(codes.unique()) == figures["scale_1"]["used"]
 
 

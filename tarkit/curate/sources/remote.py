@@ -49,16 +49,12 @@ class SourceLost(UserError):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as its server described it: `url` may carry a signature and is shown by `name`."""
+    """A file as its server described it: `url` may carry a signature."""
 
     url: str
     num_bytes: int
     etag: str | None
     allow_private: bool
-
-    @property
-    def name(self) -> str:
-        return shown_url(self.url)
 
 
 def shown_url(url: str) -> str:

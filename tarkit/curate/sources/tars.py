@@ -81,7 +81,7 @@ class _TarReader:
         return self.last
 
 
-class _Sample:
+class _TarSample:
     """The members of one key, added in their order."""
 
     def __init__(self, key: str) -> None:
@@ -108,7 +108,7 @@ class _Sample:
 def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> Iterator[SourceItem]:
     from webdataset.tariterators import base_plus_ext
 
-    sample: _Sample | None = None
+    sample: _TarSample | None = None
     keys: set[str] = set()
     reader = _TarReader(file)
     try:
@@ -126,7 +126,7 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
                     continue
                 if sample is None or key != sample.key:
                     yield from _sample_items(label, sample, keys, read)
-                    sample = _Sample(key)
+                    sample = _TarSample(key)
                 sample.add(suffix.lower(), member, file)
                 tar.members = []  # tarfile keeps every header it has read
         # tarfile ends in silence at a torn or damaged header, as if it were the end of the archive.
@@ -154,7 +154,7 @@ def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:
 
 
 def _sample_items(
-    label: str, sample: _Sample | None, keys: set[str], read: ReadBytes
+    label: str, sample: _TarSample | None, keys: set[str], read: ReadBytes
 ) -> Iterator[SourceItem]:
     """An item for every picture of a sample; `keys` are those of the samples before it."""
     if sample is None:

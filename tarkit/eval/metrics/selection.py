@@ -198,7 +198,22 @@ def _figures(result: _ArmResult, slots: Slots, single: _Values) -> dict[str, Any
 
 def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> list[Table]:
     """Arms over budgets, their gains and costs; the judges; the judges on corrupted renders."""
-    budgets = list(next(iter(results["arms"].values())))
+    duration = Table(
+        "Seconds a candidate, on the machine that drew it",
+        ["codes drawn", "codes judged", "pixels drawn", "pixels judged"],
+        [[f"{seconds[n]:.4f}" for n in ("words", "judge", "pixels", "judge_pixels")]],
+        "Both judges together, in batches.",
+    )
+    return [
+        *_arm_tables(results["arms"]),
+        _own_pictures_table(results["judge"]),
+        _renders_table(results["renders"]),
+        duration,
+    ]
+
+
+def _arm_tables(by_arm: Mapping[str, Any]) -> list[Table]:
+    budgets = list(next(iter(by_arm.values())))
     last = budgets[-1]
     return [
         Table(
@@ -211,7 +226,7 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                     _interval(figures[last].get("heldout")),
                     f"{figures[last]['tokens']:.0f}",
                 ]
-                for name, figures in results["arms"].items()
+                for name, figures in by_arm.items()
             ],
             "95 % intervals redraw prompts. oracle is the scorer itself: a bound and no result.",
         ),
@@ -224,59 +239,59 @@ def reflect_tables(results: Mapping[str, Any], seconds: Mapping[str, float]) -> 
                     *(_delta(figures[n]["gain"]) for n in budgets),
                     *(_delta(figures[n].get("heldout_gain")) for n in budgets),
                 ]
-                for name, figures in results["arms"].items()
+                for name, figures in by_arm.items()
                 if name != "single"
             ],
         ),
-        Table(
-            "Judges on the model's own pictures",
-            [
-                "judge",
-                "prompts",
-                "AUROC",
-                "within",
-                "TPR",
-                "TNR",
-                "balanced",
-                "right",
-                "accepted",
-                "predicted",
-            ],
-            [
-                [
-                    name.replace("_", " on "),
-                    column,
-                    _interval(figures["auroc"]),
-                    *(
-                        _share(figures.get(key))
-                        for key in (
-                            *("auroc_within", "tpr", "tnr", "balanced_accuracy"),
-                            *("base_accuracy", "accepted_accuracy", "predicted"),
-                        )
-                    ),
-                ]
-                for name, columns in results["judge"].items()
-                for column, figures in columns.items()
-            ],
-            "within: AUROC among the pictures of one prompt, all that a choice needs. right: of "
-            "all pictures; accepted: of those judged yes; predicted: from TPR and TNR. "
-            "There is no gain where TPR + TNR is 1 or less.",
-        ),
-        Table(
-            "Judges on true pictures against corrupted ones, AUROC",
-            ["judge", *next(iter(results["renders"].values()))],
-            [
-                [by, *(_interval(figures["auroc"]) for figures in kinds.values())]
-                for by, kinds in results["renders"].items()
-            ],
-        ),
-        Table(
-            "Seconds a candidate, on the machine that drew it",
-            ["codes drawn", "codes judged", "pixels drawn", "pixels judged"],
-            [[f"{seconds[n]:.4f}" for n in ("words", "judge", "pixels", "judge_pixels")]],
-            "Both judges together, in batches.",
-        ),
     ]
+
+
+def _own_pictures_table(judges: Mapping[str, Any]) -> Table:
+    return Table(
+        "Judges on the model's own pictures",
+        [
+            "judge",
+            "prompts",
+            "AUROC",
+            "within",
+            "TPR",
+            "TNR",
+            "balanced",
+            "right",
+            "accepted",
+            "predicted",
+        ],
+        [
+            [
+                name.replace("_", " on "),
+                column,
+                _interval(figures["auroc"]),
+                *(
+                    _share(figures.get(key))
+                    for key in (
+                        *("auroc_within", "tpr", "tnr", "balanced_accuracy"),
+                        *("base_accuracy", "accepted_accuracy", "predicted"),
+                    )
+                ),
+            ]
+            for name, columns in judges.items()
+            for column, figures in columns.items()
+        ],
+        "within: AUROC among the pictures of one prompt, all that a choice needs. right: of "
+        "all pictures; accepted: of those judged yes; predicted: from TPR and TNR. "
+        "There is no gain where TPR + TNR is 1 or less.",
+    )
+
+
+def _renders_table(renders: Mapping[str, Any]) -> Table:
+    return Table(
+        "Judges on true pictures against corrupted ones, AUROC",
+        ["judge", *next(iter(renders.values()))],
+        [
+            [by, *(_interval(figures["auroc"]) for figures in kinds.values())]
+            for by, kinds in renders.items()
+        ],
+    )
 
 
 def _interval(figure: Mapping[str, Any] | None) -> str:

@@ -1,50 +1,19 @@
-"""Many shards by one name, and shards at URLs: what is read, and what never is."""
+"""Shards at URLs: what is read, and what never is."""
 
-import io
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tarkit.artifacts.manifest import read_manifest
 from tarkit.curate import ingest, url_safety
 from tarkit.curate.ingest import IngestPlan
 from tarkit.curate.sources import list_source, remote
-from tarkit.curate.sources.items import SourceItem
 from tarkit.curate.sources.remote import RemoteReader, SourceLost
-from tarkit.errors import UserError
-from tarkit.images import png_bytes
 from tests.curate.sources.shard_server import ShardServer, serving
-
-
-def tar_bytes(*members: tuple[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def png(value: int) -> bytes:
-    return png_bytes(np.full((16, 16, 3), value, np.uint8))
-
-
-def shard(*numbers: int) -> bytes:
-    members = []
-    for n in numbers:
-        members += [(f"{n:04d}.png", png(n)), (f"{n:04d}.txt", f"number {n}".encode())]
-    return tar_bytes(*members)
-
-
-def facts(items: tuple[SourceItem, ...]) -> list[tuple[str, tuple[str, ...], str | None]]:
-    return [(item.name, item.captions, item.error) for item in items]
+from tests.curate.sources.shards import facts, png, shard, tar_bytes
 
 
 @pytest.fixture
@@ -53,177 +22,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShardServer]:
     monkeypatch.setattr(remote, "PAUSE_S", 0.0)
     with serving() as running:
         yield running
-
-
-# ---- names
-
-
-def test_braces_colons_and_a_list_name_the_same_shards(tmp_path: Path) -> None:
-    for n in range(3):
-        (tmp_path / f"d-{n:02d}.tar").write_bytes(shard(n))
-    (tmp_path / "list.txt").write_text("d-00.tar\n\nd-01.tar\n./d-02.tar\n")
-    listing = list_source(f"{tmp_path}/d-{{00..02}}.tar")
-    assert (listing.form, facts(listing.items)) == (
-        "tar",
-        [(f"d-{n:02d}.tar/{n:04d}.png", (f"number {n}",), None) for n in range(3)],
-    )
-    assert [item.read() for item in listing.items] == [png(n) for n in range(3)]
-    joined = "::".join(f"{tmp_path}/d-{n:02d}.tar" for n in range(3))
-    for source in (tmp_path / "list.txt", joined, tmp_path):
-        assert facts(list_source(source).items) == facts(listing.items)
-
-
-def test_shards_in_several_folders_keep_their_paths_and_parquet_has_patterns_too(
-    tmp_path: Path,
-) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        pq.write_table(pa.table({"image": [b"x"]}), tmp_path / name / "0.parquet")
-    listing = list_source(f"{tmp_path}/{{a,b}}/0.parquet")
-    assert [item.name for item in listing.items] == ["a/0.parquet#0", "b/0.parquet#0"]
-
-
-def test_a_file_whose_name_has_braces_is_that_file(tmp_path: Path) -> None:
-    (tmp_path / "{0..9}.tar").write_bytes(shard(1))
-    assert [i.name for i in list_source(tmp_path / "{0..9}.tar").items] == ["{0..9}.tar/0001.png"]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "reason"),
-    [
-        ("{dir}/d-{0..9}.tar", "d-3.tar does not exist .7 of 10 do not"),
-        ("{dir}/d-{0..999999999}.tar", "stands for 1000000000 shards"),
-        ("{dir}/d-{0..9.tar", "not a pattern of shard names"),
-        ("{dir}/d-${{HOME}}.tar", "not a pattern of shard names: missing environment variable"),
-        ("{dir}/d-{0..2}.tar::{dir}/x.parquet", "2 forms of shards are named: .parquet, .tar"),
-        ("{dir}/d-{0..2}.tar.gz", "not a shard: .* .unpack the compression first"),
-    ],
-)
-def test_a_wrong_pattern_is_an_error(tmp_path: Path, pattern: str, reason: str) -> None:
-    for n in range(3):
-        (tmp_path / f"d-{n}.tar").write_bytes(shard(n))
-    source = pattern.replace("{dir}", str(tmp_path)).replace("{{", "{").replace("}}", "}")
-    with pytest.raises(UserError, match=reason):
-        list_source(source)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pipe:touch {made} #.tar",
-        "PIPE:touch {made} #.tar",
-        "file://{made}/x.tar",
-        "ftp://127.0.0.1/x.tar",
-        "gs://bucket/x.tar",
-        "hf://datasets/a/b/x.tar",
-        "s3://bucket/{{0..9}}.tar",
-    ],
-)
-def test_no_other_scheme_is_opened_and_nothing_runs_in_a_shell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError(f"a process was begun: {args}")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    name = name.replace("{{", "{").replace("}}", "}").replace("{made}", str(tmp_path / "made"))
-    (tmp_path / "list.txt").write_text(name + "\n")
-    for source in (name, tmp_path / "list.txt"):
-        with pytest.raises(UserError, match="only files and http and https URLs are read"):
-            list_source(source)
-    assert not (tmp_path / "made").exists()
-
-
-def test_a_list_names_nothing_outside_its_folder_and_expands_nothing(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "secret.tar").write_bytes(shard(1))
-    for line, reason in (
-        ("../secret.tar", "list.txt:2 names .*, which is outside the folder"),
-        (str(tmp_path / "secret.tar"), "list.txt:2 names .*, which is outside the folder"),
-        ("d-{0..9}.tar", "{0..9}.tar does not exist"),
-    ):
-        (tmp_path / "in" / "list.txt").write_text(f"\n{line}\n")
-        with pytest.raises(UserError, match=reason):
-            list_source(tmp_path / "in" / "list.txt")
-
-
-# ---- samples
-
-
-def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    members = [
-        ("a/1.left.png", b"l"),
-        ("a/1.Right.PNG", b"r"),
-        ("a/1.txt", b"two"),
-        ("b/1.jpg", b"b"),
-    ]
-    (tmp_path / "x.tar").write_bytes(tar_bytes(*members))
-    samples = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
-    keys = {"a/1": {"left.png": b"l", "right.png": b"r"}, "b/1": {"jpg": b"b"}}
-    assert {
-        sample["__key__"]: {k: v for k, v in sample.items() if k[0] != "_" and k != "txt"}
-        for sample in samples
-    } == keys
-    items = list_source(tmp_path / "x.tar").items
-    assert [(item.aliases[1], item.captions, item.read()) for item in items] == [
-        ("a/1", ("two",), b"l"),
-        ("a/1", ("two",), b"r"),
-        ("b/1", (), b"b"),
-    ]
-
-
-def test_a_sample_with_two_of_one_suffix_or_torn_apart_has_an_error(tmp_path: Path) -> None:
-    twice = [("a.jpg", b"1"), ("a.txt", b"one"), ("a.JPG", b"2")]
-    apart = [("b.jpg", b"3"), ("c.jpg", b"4"), ("b.txt", b"three")]
-    hidden = [("d/._e.png", b"5"), ("f.__bad__", b"6"), ("f.png", b"7")]
-    (tmp_path / "x.tar").write_bytes(tar_bytes(*twice, *apart, *hidden))
-    double = "its sample has two members with the suffix jpg"
-    assert facts(list_source(tmp_path / "x.tar").items) == [
-        ("x.tar/a.jpg", ("one",), double),
-        ("x.tar/a.JPG", ("one",), double),
-        ("x.tar/b.jpg", (), None),
-        ("x.tar/c.jpg", (), None),
-        # The item of a member without a key comes before that of the sample which it stands in.
-        ("x.tar/d/._e.png", (), "its name has no key and suffix as in KEY.jpg"),
-        (
-            "x.tar/b",
-            ("three",),
-            "the sample has no picture, only txt: other members of its key stand elsewhere in the "
-            "tar, and not next to it",
-        ),
-        ("x.tar/f.png", (), None),
-    ]
-
-
-def test_a_header_that_announces_more_than_a_picture_may_have_is_not_read(tmp_path: Path) -> None:
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 7 << 30
-    with (tmp_path / "x.tar").open("wb") as file:  # sparse: 7 GiB that take no place on the disk
-        file.write(shard(1)[: 4 * 512] + info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(8 << 30)
-    items = list_source(tmp_path / "x.tar").items
-    assert items[0].name == "x.tar/0001.png"
-    assert "a header announces 7516192768 bytes, more than" in str(items[-1].error)
-
-
-def test_webdataset_reads_what_ingest_writes_with_keys_and_extensions(tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    (tmp_path / "in.tar").write_bytes(shard(1, 2, 3))
-    made = IngestPlan(tmp_path / "in.tar", out=tmp_path / "out", overrides=["shard_size=2"]).run()
-    shards = str(tmp_path / "out" / "{00000..00001}.tar")
-    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
-    assert [(s["__key__"], set(s) - {"__key__", "__url__", "__local_path__"}) for s in samples] == [
-        ("00000-000000", {"png", "json"}),
-        ("00000-000001", {"png", "json"}),
-        ("00001-000000", {"png", "json"}),
-    ]
-    assert [sample["png"] for sample in samples] == [png(1), png(2), png(3)]
-    # And so does ingest itself, which a folder with a manifest would not be given to.
-    again = list_source(shards)
-    assert [item.read() for item in again.items] == [png(1), png(2), png(3)]
-    assert [item.captions for item in again.items] == [(f"number {n}",) for n in (1, 2, 3)]
-    assert made.counts == {"00000": 2, "00001": 1}
 
 
 # ---- URLs

@@ -1,6 +1,6 @@
 """Slow: a real server, `transformers serve`, with SmolLM2 out of its package or another model.
 
-Run by hand: SERVED_MODEL=work/emoji/smollm2 pytest -m slow tests/assistants/test_served.py
+Run by hand: SERVED_MODEL=work/emoji/smollm2 pytest -m slow tests/test_served.py
 It needs pip install 'transformers[serving]'; pipelines/emoji/smollm2.py makes the folder.
 """
 

@@ -22,7 +22,7 @@ from tarkit.errors import UserError
 from tarkit.inference.self_reflect import Reflection
 from tarkit.shapes.regions import regions_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tarkit(*words: str) -> Result:
