@@ -491,7 +491,7 @@ def eval_lmms(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Score a model with lmms-eval on its tasks; needs pip install 'tarkit[lmms]'."""
+    """Score a model with lmms-eval on its tasks; needs the extra `lmms` of the package."""
     from tarkit.eval import lmms
 
     path = lmms.run(
