@@ -144,7 +144,7 @@ TOKENS = VISUAL.tokens()
             ),
             ["config.json", "not in that folder"],
         ),
-        (rewritten("model.safetensors.index.json", lambda i: [1]), ["no index of weights"]),
+        (rewritten("model.safetensors.index.json", lambda i: [1]), ["not an index of weights"]),
         (lambda path: (path / "tokenizer.json").unlink(), ["no tokenizer.json"]),
         (
             lambda path: (path / "tokenizer.json").write_text("{") and None,
