@@ -2,19 +2,23 @@
 
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.embeddings import read_embeddings
 from tarkit.checkpoints.load import load_encoder, load_ta_tok
+from tarkit.cli.app import app
 from tarkit.config import load_config, write_toml
 from tarkit.errors import UserError
 from tarkit.models.codebook import representative_rows
@@ -53,24 +57,26 @@ def config(tmp_path: Path, **changes: Any) -> Path:
             **{"freeze_encoder": True, "whiten": 1.0, "whiten_floor": 1e-3, "centre": 1.5},
             **{"start": "data", "start_rank": 4},
         },
+        {"images_weights": (2, 1)},
     ],
-    ids=["as published", "as in miniature"],
+    ids=["as published", "as in miniature", "two sources"],
 )
 def test_a_stopped_training_ends_with_the_same_bytes(
     pictures: Path, models: dict[str, Path], tmp_path: Path, resumes: Any, changes: dict[str, Any]
 ) -> None:
     file = config(tmp_path, **changes)
+    images = [pictures] * len(changes.get("images_weights", (1,)))
     resumes(
         TokenizerTask,
         lambda out: tokenizer.run(
-            file, images=[pictures], encoder=models["encoder"], lm=models["lm"], out=out
+            file, images=images, encoder=models["encoder"], lm=models["lm"], out=out
         ),
         stops=(3, 6),
     )
     before = load_encoder(models["encoder"]).state_dict()
     after = load_ta_tok(tmp_path / "whole").model.encoder.state_dict()
     name = "encoder.layers.0.mlp.fc1.weight"
-    assert torch.equal(before[name], after[name]) is bool(changes)
+    assert torch.equal(before[name], after[name]) is changes.get("freeze_encoder", False)
 
 
 def task(pictures: Path, models: dict[str, Path], **changes: Any) -> TokenizerTask:
@@ -345,6 +351,27 @@ def test_published_parts_train_a_tokenizer_whose_codebook_is_e_w_of_the_chosen_r
         z = loaded.model.project(loaded.model.features(x * 2 - 1), Scale.HALF)[0]
     z = z if form else torch.nn.functional.normalize(z, dim=-1)
     assert loaded.encode(x, Scale.HALF).tolist() == [torch.cdist(z, expected).argmin(1).tolist()]
+
+
+def test_hub_ids_are_taken_from_the_cache(
+    pictures: Path,
+    published: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["train", "tokenizer", str(config(tmp_path, steps=2)), "--images", str(pictures)]
+    words += ["--encoder", "google/siglip2", "--lm", "Qwen/qwen2", "--out", str(tmp_path / "out")]
+    missing = CliRunner().invoke(app, words)
+    assert missing.exit_code == 1 and not (tmp_path / "out").exists()
+    for repo, part in (("google--siglip2", "encoder"), ("Qwen--qwen2", "lm")):
+        root = tmp_path / "hub" / f"models--{repo}"
+        shutil.copytree(published[part], root / "snapshots" / "0123abc")
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("0123abc")
+    trained = CliRunner().invoke(app, words)
+    assert trained.exit_code == 0, trained.output
+    assert load_ta_tok(tmp_path / "out").size_px == 30
 
 
 def test_a_siglip_is_encoder_and_frozen_teacher(
