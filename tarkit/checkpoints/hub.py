@@ -208,6 +208,30 @@ def find_part(named: Path, part: str) -> Path:
     return path
 
 
+def find_folder(named: Path) -> Path:
+    """A file or folder of transformers' layout, or the cached folder of a hub id.
+
+    Nothing is fetched. Raises UserError for neither, and for a hub id whose config.json or weights
+    are not all in the cache.
+    """
+    if named.exists():
+        return named
+    repo = str(named)
+    if not HUB_ID.fullmatch(repo):
+        raise UserError(
+            f"there is no folder {named}, and it is not a hub id",
+            hint="name a folder that exists, or an id such as Qwen/Qwen2.5-1.5B-Instruct",
+        )
+    config = _cached(repo, "config.json")
+    folder = config.parent if config else None
+    if folder is None or not all((folder / name).exists() for name in _shards(folder)):
+        raise UserError(
+            f"there is no folder {named}, and no whole model of that hub id in {cache_dir()}",
+            hint=f"name a folder that exists, or: hf download {repo}",
+        )
+    return folder
+
+
 def _in_folder(mllm: Path | HubFile, place: HubFile) -> Path | None:
     """A published file in the language model's folder; Dif-DTok's is in a subfolder of it."""
     if not isinstance(mllm, Path):

@@ -1,4 +1,4 @@
-"""Language models read from disk: weights, text tokenizer, vocabulary, token embeddings.
+"""Language models read from disk: weights, text tokenizer, vocabulary.
 
 Two layouts are read: tarkit's model directory, and the published one, a transformers directory
 whose tokenizer.json has Tar's visual tokens as added tokens.
@@ -6,7 +6,6 @@ whose tokenizer.json has Tar's visual tokens as added tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from tarkit.checkpoints.directory import (
     CONFIG,
     REFETCH,
     TOKENIZER,
-    WEIGHTS,
-    damaged,
     fill,
     fill_directory,
     in_precision,
@@ -30,6 +27,7 @@ from tarkit.checkpoints.directory import (
     require_weights,
 )
 from tarkit.checkpoints.hub import PUBLISHED_LMS
+from tarkit.checkpoints.stored_tensors import indexed_files
 from tarkit.errors import UserError
 from tarkit.vocab import (
     CHAT_END,
@@ -91,7 +89,7 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
             hint="tarkit train mllm CONFIG.toml --lm DIR --tokenizer DIR --chats DIR --out DIR",
         )
     state: dict[str, Tensor] = {}
-    for file in _weight_files(path):
+    for file in indexed_files(path) or [require_weights(path)]:
         state |= read_tensors(file)
     table = state.get("model.embed_tokens.weight")
     rows = len(table) if table is not None else 0
@@ -118,22 +116,6 @@ def _tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     return state
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors of a transformers directory: those of its index, or the only one."""
-    index = path / f"{WEIGHTS}.index.json"
-    if not index.exists():
-        return [require_weights(path)]
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is not an index of weights: {error!r}", hint=REFETCH) from None
-    files = [path / str(name) for name in names]
-    for file in files:
-        if file.parent != path or not file.is_file():
-            raise UserError(f"{index} names {file.name}, which is not in that folder", hint=REFETCH)
-    return files
 
 
 # ---- tokenizers and vocabularies -----------------------------------------------------------------
@@ -189,46 +171,3 @@ def _check_tags(text: TextTokenizer, file: Path) -> None:
             f"{file} has no {', '.join(missing)}: chats are written with Qwen's tags",
             hint="name a model of the Qwen family",
         )
-
-
-# ---- embeddings ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TokenEmbeddings:
-    """A language model's input embeddings, and the rows of tokens in its training text."""
-
-    table: Tensor  # (V, E) float32, E: embedding width
-    used: Tensor  # (U,) int64 row numbers, ascending
-
-
-def read_embeddings(path: Path) -> TokenEmbeddings:
-    """The input embeddings of any causal LM directory; no other tensor is read.
-
-    The used rows of a tarkit model are those of the tokens counted in its training; of another
-    model all rows are used. Raises UserError when the directory has no such tensor.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    names = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{path} holds no safetensors weights to take embeddings from",
-            hint="name the directory of a causal language model with --lm",
-        )
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                present = [name for name in names if name in opened.keys()]  # noqa: SIM118 (no dict)
-                table = opened.get_tensor(present[0]).float() if present else None
-        except SafetensorError as error:
-            raise damaged(file, error) from None
-        if table is not None:
-            counts = read_config(path).get("token_counts")
-            used = torch.tensor(counts) > 0 if counts else torch.ones(len(table)).bool()
-            return TokenEmbeddings(table, used.nonzero()[:, 0])
-    raise UserError(
-        f"no embedding table in {path}: looked for {', '.join(names)}",
-        hint="name the directory of a causal language model with --lm",
-    )

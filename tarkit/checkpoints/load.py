@@ -28,6 +28,7 @@ from tarkit.checkpoints.directory import (
     read_weights,
 )
 from tarkit.checkpoints.published_pth import Published, read_published
+from tarkit.checkpoints.siglip import is_siglip, read_siglip
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import resize as resize_picture
@@ -89,7 +90,13 @@ def load_vqvae(path: Path) -> Vqvae:
 
 
 def load_encoder(path: Path) -> VisionEncoder:
-    """A vision encoder in eval mode, float32; `path` is a model directory."""
+    """A vision encoder in eval mode, float32.
+
+    `path` is a model directory, or a transformers folder of SigLIP or SigLIP 2 (siglip.py).
+    """
+    if is_siglip(path):
+        arch, state = read_siglip(path)
+        return fill(_empty(VisionEncoder, arch), state, path, REFETCH)
     return _load(Path(path), "encoder", VisionEncoder)[0]
 
 

@@ -40,21 +40,40 @@ def train_encoder(
 @command(group, "tokenizer")
 def train_tokenizer(
     config: ConfigFile,
-    images: Images,
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="An images artifact; several are mixed by images_weights.",
+        ),
+    ],
     encoder: Annotated[
-        Path, typer.Option("--encoder", metavar="DIR", help="The vision encoder to start from.")
+        Path,
+        typer.Option(
+            "--encoder",
+            metavar="DIR|HUB-ID",
+            help="The vision encoder: SigLIP or SigLIP 2 of a fixed resolution, or a trained one.",
+        ),
     ],
     lm: Annotated[
         Path,
         typer.Option(
-            "--lm", metavar="DIR", help="The language model whose embeddings make the codebook."
+            "--lm",
+            metavar="DIR|HUB-ID|FILE",
+            help="The causal language model whose embeddings make the codebook, or a safetensors "
+            "file of it.",
         ),
     ],
     out: Out,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train TA-Tok, whose codebook is made of the embeddings of a language model."""
+    """Train TA-Tok, whose codebook is made of the embeddings of a language model.
+
+    The encoder is also the frozen teacher. Of the language model only its table of embeddings is
+    read. Hub ids are taken from the local cache; nothing is downloaded.
+    """
     from tarkit.train import tokenizer
 
     path = tokenizer.run(

@@ -1,7 +1,10 @@
 """The text-aligned codebook: codes are projected rows of a language model's embedding table.
 
-Source: paper Sec. 3.1, Eq. 1-3. As published: C = E W with E frozen; the released model adds a
-bias and l2-normalises rows and features (spec of the checkpoints), and so does this one.
+Source: paper Sec. 3.1, Eq. 1-3: C = E W with E frozen, and the nearest row by distance. The
+released model departs from it twice: its projection has a bias, and rows and features are
+l2-normalised. Both are the default here, and each can be switched off.
+
+Codes are chosen in float32, also under autocast: bfloat16 would choose others.
 
 Letters: K codes, V rows of the language model's table, E width of a row, D width of a code,
 (...) any batch.
@@ -10,6 +13,7 @@ Letters: K codes, V rows of the language model's table, E width of a row, D widt
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,7 +27,7 @@ class Quantised(NamedTuple):
     """Features quantised by the codebook."""
 
     codes: Tensor  # (...) int64
-    z_q: Tensor  # (..., D) unit-norm codebook rows, straight-through to z
+    z_q: Tensor  # (..., D) codebook rows, straight-through to z
     codebook_loss: Tensor  # () Eq. 3, |C - sg(z)|^2
     commitment_loss: Tensor  # () Eq. 3, |sg(C) - z|^2
 
@@ -46,7 +50,10 @@ def representative_rows(table: Tensor, num_codes: int, *, how: Representative = 
 
 
 class TextAlignedCodebook(nn.Module):
-    """K frozen embeddings, one learned projection, nearest neighbour on the unit sphere."""
+    """K frozen embeddings, one learned projection, nearest neighbour (on the unit sphere).
+
+    With `bias=False` and `l2_normalized=False` it is the paper's own C = E W.
+    """
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class TextAlignedCodebook(nn.Module):
         num_codes: int,
         embedding_width: int,
         width: int,
+        bias: bool = True,
         l2_normalized: bool = True,
         stochastic: bool = True,
         temperature: float = 0.03,
@@ -61,7 +69,7 @@ class TextAlignedCodebook(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_codes, embedding_width)
         self.embedding.weight.requires_grad_(False)
-        self.embedding_proj = nn.Linear(embedding_width, width)
+        self.embedding_proj = nn.Linear(embedding_width, width, bias=bias)
         self.l2_normalized = l2_normalized
         self.stochastic = stochastic
         self.temperature = temperature
@@ -81,7 +89,8 @@ class TextAlignedCodebook(nn.Module):
         """C, (K, D). Computed once in eval mode: at paper size it costs 309 GFLOP."""
         if self._projected is not None and not self.training:
             return self._projected
-        rows: Tensor = self.embedding_proj(self.embedding.weight)
+        with _float32(self.embedding.weight):
+            rows: Tensor = self.embedding_proj(self.embedding.weight)
         if self.l2_normalized:
             rows = F.normalize(rows, dim=-1, eps=1e-12)
         if not self.training and not torch.is_grad_enabled():
@@ -90,9 +99,11 @@ class TextAlignedCodebook(nn.Module):
 
     def scores(self, z: Tensor, rows: Tensor) -> Tensor:
         """(..., K): cosine, or the negative squared distance where nothing is normalised."""
-        if self.l2_normalized:
-            return F.normalize(z, dim=-1, eps=1e-12) @ rows.T
-        return 2 * z @ rows.T - rows.pow(2).sum(-1) - z.pow(2).sum(-1, keepdim=True)
+        z, rows = z.float(), rows.float()
+        with _float32(z):
+            if self.l2_normalized:
+                return F.normalize(z, dim=-1, eps=1e-12) @ rows.T
+            return 2 * z @ rows.T - rows.pow(2).sum(-1) - z.pow(2).sum(-1, keepdim=True)
 
     def nearest(self, z: Tensor) -> Tensor:
         """(..., D) -> (...) int64 codes: argmax, the lowest index on ties."""
@@ -130,10 +141,18 @@ class TextAlignedCodebook(nn.Module):
             else:
                 codes = score.argmax(dim=-1)
         c = F.embedding(codes, rows)
+        z = z.float()
         z = F.normalize(z, dim=-1, eps=1e-12) if self.l2_normalized else z
         codebook_loss = (c - z.detach()).pow(2).sum(-1).mean()
         commitment_loss = (c.detach() - z).pow(2).sum(-1).mean()
         return Quantised(codes, z + (c - z).detach(), codebook_loss, commitment_loss)
+
+
+def _float32(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device (the meta device has none to turn off)."""
+    if tensor.is_meta:
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def distinct_codes(rows: Tensor, counts: Tensor, *, cosine: float) -> Tensor:

@@ -31,6 +31,7 @@ class TaTokArch(Config):
     num_codes: int = 65536
     embedding_width: int = 1536
     code_width: int = 1536
+    projection_bias: bool = True
     l2_normalized: bool = True
     stochastic: bool = True
     temperature: float = 0.03
@@ -113,6 +114,7 @@ class TaTokBottleneck(nn.Module):
             num_codes=arch.num_codes,
             embedding_width=arch.embedding_width,
             width=arch.code_width,
+            bias=arch.projection_bias,
             l2_normalized=arch.l2_normalized,
             stochastic=arch.stochastic,
             temperature=arch.temperature,

@@ -23,7 +23,7 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Stream, draw_scale
+from tarkit.train.streams import Rounds, Stream, draw_scale
 from tarkit.vocab import END_OF_TEXT, Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class ChatStreams:
         for artifact in artifacts:
             artifact.require_complete()
         self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
-        self.seed = seed
         self.ratio = {task: count for task, count in ratio.items() if count > 0}
-        self.round = [task for task, count in sorted(self.ratio.items()) for _ in range(count)]
+        self.tasks = sorted(self.ratio)
+        self.rounds = Rounds([self.ratio[task] for task in self.tasks], seed=seed)
         self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
         for task in self.ratio:
             rows = [self.shards.of_task(task, i) for i in range(len(self.shards.shards))]
@@ -108,12 +108,8 @@ class ChatStreams:
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
-        number, within = divmod(slot, len(self.round))
-        rng = np.random.default_rng(training_seed(self.seed, number, "round"))
-        order = rng.permutation(len(self.round))
-        task = self.round[int(order[within])]
-        earlier = sum(self.round[int(i)] == task for i in order[:within])
-        shard, row = self.streams[task][number * self.ratio[task] + earlier]
+        number, position = self.rounds[slot]
+        shard, row = self.streams[self.tasks[number]][position]
         return self.shards.row(shard, row)
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:

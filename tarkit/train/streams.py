@@ -83,6 +83,49 @@ class Stream(Generic[StreamRow]):
         return [self[first + i] for i in range(size)]
 
 
+class Rounds:
+    """The order in which sources are mixed by weight: each round holds every source that often.
+
+    Which source a slot takes, and which of that source's rows, are functions of the seed and the
+    slot's number.
+    """
+
+    def __init__(self, weights: Sequence[int], *, seed: int) -> None:
+        """`weights`: slots of each source in a round, by its number."""
+        self.weights = weights
+        self.seed = seed
+        self.sources = [i for i, weight in enumerate(weights) for _ in range(weight)]
+
+    def __getitem__(self, slot: int) -> tuple[int, int]:
+        """(source, position in that source's own stream) of a slot."""
+        number, within = divmod(slot, len(self.sources))
+        rng = np.random.default_rng(training_seed(self.seed, number, "round"))
+        order = [self.sources[int(i)] for i in rng.permutation(len(self.sources))]
+        source = order[within]
+        return source, number * self.weights[source] + order[:within].count(source)
+
+
+class MixedStream(Generic[StreamRow]):
+    """Several streams as one, mixed by weight; random access by position, as in each of them."""
+
+    def __init__(
+        self, streams: Sequence[Stream[StreamRow]], weights: Sequence[int], *, seed: int
+    ) -> None:
+        self.streams = streams
+        self.rounds = Rounds(weights, seed=seed)
+        self.total = sum(stream.total for stream in streams)
+
+    def __getitem__(self, position: int) -> StreamRow:
+        """The row at a position of the endless stream."""
+        source, of_source = self.rounds[position]
+        return self.streams[source][of_source]
+
+    def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[StreamRow]:
+        """This rank's rows of a step: `size` of the step's `size * world`."""
+        first = (step * world + rank) * size
+        return [self[first + i] for i in range(size)]
+
+
 class PictureRow(dict[str, Any]):
     """One row of an images artifact; its pixels are read from the tar file on demand."""
 
@@ -136,6 +179,27 @@ def picture_stream(
             hint=f"tarkit inspect {artifact.path}",
         )
     return Stream(counts, load, seed=seed)
+
+
+def mixed_pictures(
+    artifacts: Sequence[Artifact], weights: Sequence[int] | None, *, seed: int
+) -> MixedStream[PictureRow]:
+    """The usable training pictures of several images artifacts, mixed by weight (None: equally).
+
+    Of a single artifact the order is that of its own stream. Raises UserError for another number
+    of weights than of artifacts, and where `picture_stream` does.
+    """
+    weights = [1] * len(artifacts) if weights is None else weights
+    if len(weights) != len(artifacts):
+        raise UserError(
+            f"images_weights has {len(weights)} weights, but there are {len(artifacts)} --images",
+            hint="give a weight for each --images, in their order",
+        )
+    streams = [
+        picture_stream(artifact, seed=training_seed(seed, number, "images") if number else seed)
+        for number, artifact in enumerate(artifacts)
+    ]
+    return MixedStream(streams, weights, seed=seed)
 
 
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:

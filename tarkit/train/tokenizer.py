@@ -1,8 +1,8 @@
 """`tarkit train tokenizer`: TA-Tok, whose codebook is projected from a language model's embeddings.
 
-Source: paper Sec. 3.1 and App. C.1 (losses of Eq. 3 and L_rec, scales drawn 2:1:1), Table 8.
-Options beyond the paper: a whitened teacher, a frozen encoder, and a projection that starts from
-the principal directions of the data.
+Source: paper Sec. 3.1, App. C.1 (losses of Eq. 3 and L_rec, scales drawn 2:1:1), Tables 7 and 8.
+The encoder to start from is also the frozen teacher. Options beyond the paper: a whitened teacher,
+a frozen encoder, and a projection that starts from the principal directions of the data.
 
 Letters: B pictures, N codes of a picture at one scale, M features, K codes, W encoder width,
 D code width, E width of an embedding.
@@ -17,11 +17,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.checkpoints.language_model import TokenEmbeddings, read_embeddings
+from tarkit.checkpoints.embeddings import TokenEmbeddings, read_embeddings
+from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.load import load_encoder
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
@@ -30,7 +31,7 @@ from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized
+from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
 from tarkit.vocab import Scale
 
 
@@ -40,8 +41,16 @@ class TaTokSizes(Config):
     num_codes: int = 65536
     code_width: int | None = None
     """None: the language model's width, so that codes can be its embeddings (paper Sec. 3.3)."""
+    projection_bias: bool | None = None
+    """Whether C = E W + b, as in the released model (None means so too), or C = E W (Eq. 1)."""
+    l2_normalized: bool | None = None
+    """Whether rows of C and features are normalised, so that the nearest code is the one of the
+    largest cosine, as in the released model (None means so too), or not (paper Sec. 3.1). The
+    paper's plain codebook has both options false, and `stochastic` too."""
     select_layer: int = -2
     stochastic: bool = True
+    """Whether training draws codes from softmax(cosine / temperature), as the released model, or
+    takes the nearest (paper Sec. 3.1)."""
     temperature: float = 0.03
     decoder_layers: int = 3
     decoder_heads: int = 12
@@ -53,6 +62,9 @@ class TokenizerConfig(LoopConfig):
     """Settings of TA-Tok's training; loss weights are the paper's (Table 8) unless noted."""
 
     sizes: TaTokSizes = TaTokSizes()
+    images_weights: tuple[PositiveInt, ...] | None = None
+    """Pictures that a round takes from each --images, in their order; None: one of each (Table 7:
+    as many of LAION as of LAION Aesthetics)."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"
@@ -98,7 +110,7 @@ class TokenizerModel(nn.Module):
         arch = TaTokArch(
             encoder=encoder.arch.model_copy(update={"head": False}),
             embedding_width=table.shape[1],
-            **{**sizes.model_dump(), "code_width": sizes.code_width or table.shape[1]},
+            **{"code_width": table.shape[1], **sizes.model_dump(exclude_none=True)},
         )
         self.config = config
         self.ta_tok = TaTok(arch)
@@ -143,7 +155,10 @@ class TokenizerModel(nn.Module):
             self._cover(z)
 
     def _cover(self, z: Tensor) -> None:
-        """Set W and b so that the rows of E W + b have the mean and covariance of z (M, D)."""
+        """Set W and b so that the rows of E W + b have the mean and covariance of z (M, D).
+
+        Without b the covariance alone is theirs.
+        """
         codebook = self.ta_tok.codebook
         rows = codebook.embedding.weight
         rank = self.config.start_rank or min(rows.shape[1], z.shape[1])
@@ -154,7 +169,8 @@ class TokenizerModel(nn.Module):
         grow = (z_vectors[:, -rank:] * z_values[-rank:].clamp(min=0).sqrt()).T
         weight = shrink @ grow
         codebook.embedding_proj.weight.copy_(weight.T)
-        codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
+        if codebook.embedding_proj.bias is not None:
+            codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
 
     def forward(self, pixels: Tensor, scale: Scale) -> tuple[Tensor, dict[str, float]]:
         """Pixels (B, 3, size, size) in [-1, 1] -> the loss () at one scale, and figures.
@@ -187,17 +203,18 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[PictureRow],
+        stream: Stream[PictureRow] | MixedStream[PictureRow],
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
     ) -> None:
         self.config = config
         self.stream = stream
+        _require_fit(config.sizes, encoder)
         usable = embeddings.used
         if len(usable) < config.sizes.num_codes:
             raise UserError(
                 f"num_codes = {config.sizes.num_codes}, but only {len(usable)} rows of the "
-                "language model's table were used by its training text",
+                "language model's table are words (that its training text used, where it is known)",
                 hint=f"--set sizes.num_codes={len(usable)}",
             )
         rows = representative_rows(
@@ -205,7 +222,9 @@ class TokenizerTask:
         )
         self.rows = usable[rows]
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
-        self.model.start_from(self._pixels([stream[i] for i in range(min(256, stream.total))]))
+        if config.whiten or config.centre or config.start == "data":
+            first = [stream[i] for i in range(min(256, stream.total))]
+            self.model.start_from(self._pixels(first))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
         size = self.model.ta_tok.arch.encoder.size_px
@@ -284,24 +303,44 @@ def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:
     return {"used": health.used, "dead": health.dead, "perplexity": round(health.perplexity, 2)}
 
 
+def _require_fit(sizes: TaTokSizes, encoder: VisionEncoder) -> None:
+    """Raise UserError where the sizes do not fit the encoder."""
+    arch = encoder.arch
+    if arch.width % sizes.decoder_heads:
+        fitting = max(n for n in range(1, sizes.decoder_heads) if arch.width % n == 0)
+        raise UserError(
+            f"decoder_heads = {sizes.decoder_heads} does not divide the encoder's width "
+            f"{arch.width}",
+            hint=f"--set sizes.decoder_heads={fitting}",
+        )
+    if not -arch.layers - 1 <= sizes.select_layer <= arch.layers:
+        raise UserError(
+            f"select_layer = {sizes.select_layer}, but the encoder has {arch.layers} layers: "
+            f"{-arch.layers - 1} to {arch.layers}",
+            hint="--set sizes.select_layer=-2",
+        )
+
+
 def run(
     config: Path | None,
     *,
-    images: Path,
+    images: Sequence[Path],
     encoder: Path,
     lm: Path,
     out: Path,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train TA-Tok from a vision encoder and a language model; returns the model directory."""
+    """Train TA-Tok from a vision encoder and a language model; returns the model directory.
+
+    `encoder`: a model directory, or a SigLIP of transformers; `lm`: any causal language model, or a
+    safetensors file of it. Both may be hub ids in the local cache.
+    """
     settings = load_config(TokenizerConfig, config, overrides)
     begin_training(settings.seed)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    encoder, lm = find_folder(encoder), find_folder(lm)
+    artifacts = [open_artifact(path, "images") for path in images]
+    stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
     task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
-    return train(
-        task,
-        settings,
-        out=out,
-        name="tokenizer",
-        parents={"images": images, "encoder": encoder, "lm": lm},
-    )
+    parents = {"images" if i == 0 else f"images_{i}": path for i, path in enumerate(images)}
+    parents |= {"encoder": encoder, "lm": lm}
+    return train(task, settings, out=out, name="tokenizer", parents=parents)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from tarkit.artifacts.manifest import begin_directory, file_sha256
-from tarkit.checkpoints.directory import half, read_config, save_model
-from tarkit.checkpoints.language_model import load_mllm, read_embeddings, read_text_tokenizer
+from tarkit.checkpoints.directory import half, save_model
+from tarkit.checkpoints.language_model import load_mllm, read_text_tokenizer
 from tarkit.checkpoints.load import load_ar_dtok, load_encoder, load_ta_tok, load_vqvae
 from tarkit.errors import UserError
 from tarkit.models.mllm import build, from_scratch
@@ -233,35 +233,6 @@ def test_a_tokenizer_file_that_is_none_or_has_no_chat_is_refused(tmp_path: Path)
         refused(read_text_tokenizer, tmp_path, r"tokenizer\.json is not a tokenizer")
     file.write_text(parts.text_tokenizer().json.replace("<|im_start|>", "<s>"))
     refused(read_text_tokenizer, tmp_path, r"tokenizer\.json has no <\|im_start\|>:")
-
-
-# ---- embeddings
-
-
-def test_embeddings_know_which_rows_their_text_used(models: dict[str, Path]) -> None:
-    found = read_embeddings(models["lm"])
-    counts = read_config(models["lm"])["token_counts"]
-    assert found.used.tolist() == [i for i, count in enumerate(counts) if count]
-    assert torch.equal(found.table, weights_of(models["lm"])["model.embed_tokens.weight"])
-
-
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "transformer.wte.weight"])
-def test_any_language_models_table_is_found_in_any_of_its_files(tmp_path: Path, name: str) -> None:
-    table = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    save_file({"other": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({name: table.bfloat16()}, tmp_path / "model-00002-of-00002.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
-    found = read_embeddings(tmp_path)
-    assert torch.equal(found.table, table.bfloat16().float())
-    assert found.used.tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_a_directory_without_a_table_is_refused(tmp_path: Path) -> None:
-    assert "--lm" in refused(read_embeddings, tmp_path, "holds no safetensors weights")
-    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert "--lm" in refused(read_embeddings, tmp_path, "no embedding table in .*wte")
-    (tmp_path / "model.safetensors").write_bytes(b"torn")
-    refused(read_embeddings, tmp_path, r"model\.safetensors is damaged")
 
 
 # ---- TA-Tok as it is used

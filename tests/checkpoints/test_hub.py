@@ -196,6 +196,25 @@ def test_fetch_asks_for_what_a_model_needs_and_says_what_failed(
     assert "ar_dtok_lp_512px.pth" in (error.value.hint or "")
 
 
+def test_a_hub_id_stands_for_its_cached_folder_and_nothing_is_fetched(
+    empty_cache: Path, tmp_path: Path
+) -> None:
+    repo = "google/siglip2-tiny"
+    with pytest.raises(UserError, match=f"no folder {repo}, and no whole model of that hub") as e:
+        hub.find_folder(Path(repo))
+    assert str(empty_cache) in e.value.message and f"hf download {repo}" in (e.value.hint or "")
+    folder = snapshot(empty_cache, repo)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no whole model"):
+        hub.find_folder(Path(repo))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert hub.find_folder(Path(repo)) == folder
+    # A path that exists is itself, also where it looks like an id.
+    assert hub.find_folder(tmp_path) == tmp_path
+    with pytest.raises(UserError, match="and it is not a hub id"):
+        hub.find_folder(tmp_path / "missing")
+
+
 def test_one_part_is_found_by_a_models_name_or_its_own(empty_cache: Path, tmp_path: Path) -> None:
     assert find_part(tmp_path, "ta_tok") == tmp_path
     assert find_part(Path("mini"), "vqvae") == hub.EMBEDDED["mini"] / "vqvae"

@@ -78,8 +78,8 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
         ("encoder", ["--images", "i"], {"images": Path("i"), "regions_of": regions_of}),
         (
             "tokenizer",
-            ["--images", "i", "--encoder", "e", "--lm", "l"],
-            {"images": Path("i"), "encoder": Path("e"), "lm": Path("l")},
+            ["--images", "i", "--images", "j", "--encoder", "e", "--lm", "l"],
+            {"images": [Path("i"), Path("j")], "encoder": Path("e"), "lm": Path("l")},
         ),
         (
             "ar-dtok",

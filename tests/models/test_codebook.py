@@ -216,3 +216,48 @@ def test_what_is_kept_of_the_codebook_moves_with_it() -> None:
         assert made.projected().dtype == torch.float32
         assert made.double().projected().dtype == torch.float64
         assert made.to("meta").projected().device.type == "meta"
+
+
+# ---- the paper's own codebook, and precision
+
+
+def test_without_bias_and_norm_the_codebook_is_e_times_w_and_codes_are_the_nearest_rows() -> None:
+    torch.manual_seed(0)
+    codebook = TextAlignedCodebook(
+        num_codes=9, embedding_width=5, width=3, bias=False, l2_normalized=False, stochastic=False
+    )
+    assert set(codebook.state_dict()) == {"embedding.weight", "embedding_proj.weight"}
+    E, W = codebook.embedding.weight, codebook.embedding_proj.weight.T  # noqa: N806
+    z = torch.randn(4, 6, 3, requires_grad=True)
+    quantised = codebook(z)
+    rows = (E @ W).detach()
+    assert torch.equal(codebook.projected().detach(), rows)
+    # Eq. "argmin |z - c|^2" by all distances.
+    nearest = torch.cdist(z.detach().flatten(0, 1), rows).argmin(1).view(4, 6)
+    assert torch.equal(quantised.codes, nearest)
+    assert_close(quantised.z_q.detach(), rows[nearest])
+    # Eq. 3: both halves are the mean squared distance; one pulls W, the other z.
+    distance = (rows[nearest] - z.detach()).pow(2).sum(-1).mean()
+    assert_close(quantised.codebook_loss.detach(), distance)
+    assert_close(quantised.commitment_loss.detach(), distance)
+    quantised.codebook_loss.backward()
+    assert z.grad is None and codebook.embedding.weight.grad is None
+    assert codebook.embedding_proj.weight.grad is not None
+
+
+def test_codes_are_chosen_in_float32_under_autocast_too() -> None:
+    torch.manual_seed(0)
+    codebook = TextAlignedCodebook(num_codes=512, embedding_width=32, width=32, stochastic=False)
+    z = torch.randn(2000, 32).bfloat16()
+    plain = codebook(z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = codebook(z)
+        rough = codebook.embedding_proj(codebook.embedding.weight)
+        again = codebook.nearest(z)
+    assert rough.dtype == torch.bfloat16  # autocast does reach such a layer
+    assert torch.equal(mixed.codes, plain.codes) and torch.equal(again, plain.codes)
+    assert torch.equal(mixed.codebook_loss, plain.codebook_loss)
+    # In bfloat16 1.6 % would be others.
+    unit = torch.nn.functional.normalize
+    others = (unit(z, dim=-1) @ unit(rough, dim=-1).T).argmax(-1) != plain.codes
+    assert float(others.float().mean()) > 0.01

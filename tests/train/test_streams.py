@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
-from tarkit.train.streams import Stream, draw_scale, picture_stream, sized
+from tarkit.train.streams import (
+    MixedStream,
+    Rounds,
+    Stream,
+    draw_scale,
+    mixed_pictures,
+    picture_stream,
+    sized,
+)
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -152,3 +160,73 @@ def test_scales_are_drawn_in_their_ratio_by_step_and_seed() -> None:
     assert drawn[:50] == [draw_scale((2, 1, 1), 0, step) for step in range(50)]
     assert drawn[:50] != [draw_scale((2, 1, 1), 1, step) for step in range(50)]
     assert {draw_scale((0, 1, 0), 0, step) for step in range(50)} == {Scale.HALF}
+
+
+# ---- mixtures
+
+WEIGHTS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+@unhurried
+@given(weights=WEIGHTS, seed=st.integers(0, 99))
+def test_a_round_takes_its_weight_of_each_source_and_none_of_its_rows_twice(
+    weights: list[int], seed: int
+) -> None:
+    rounds = Rounds(weights, seed=seed)
+    slots = [rounds[i] for i in range(5 * sum(weights))]
+    for number in range(5):
+        first = number * sum(weights)
+        sources = [source for source, _ in slots[first : first + sum(weights)]]
+        assert [sources.count(i) for i in range(len(weights))] == weights
+    # Every source is read in its own order, from its first position on.
+    for source, weight in enumerate(weights):
+        assert [p for s, p in slots if s == source] == list(range(5 * weight))
+
+
+def test_rounds_differ_from_each_other_and_by_seed() -> None:
+    def order(seed: int, number: int) -> tuple[int, ...]:
+        rounds = Rounds([3, 3], seed=seed)
+        return tuple(rounds[6 * number + i][0] for i in range(6))
+
+    # Three and three have 20 orders.
+    assert len({order(0, number) for number in range(8)}) > 2
+    assert len({order(seed, 0) for seed in range(8)}) > 2
+
+
+def test_a_far_position_of_a_mixture_reads_no_earlier_row() -> None:
+    loaded: list[int] = []
+
+    def load(shard: int) -> list[int]:
+        loaded.append(shard)
+        return [10 * shard + i for i in range(3)]
+
+    small = [Stream([3] * 400, load, seed=i, shards_together=2) for i in range(2)]
+    mixed = MixedStream(small, [2, 1], seed=0)
+    assert mixed.total == 2 * 400 * 3
+    far = mixed[3 * 10**12]
+    assert len(loaded) == 1 and far == MixedStream(small, [2, 1], seed=0)[3 * 10**12]
+
+
+def test_ranks_share_a_mixtures_rows() -> None:
+    mixed = MixedStream([stream([4, 3]), stream([5], seed=1)], [1, 2], seed=3)
+    whole = mixed.batch(7, 6)
+    assert whole == [mixed[42 + i] for i in range(6)]
+    assert [row for rank in range(3) for row in mixed.batch(7, 2, rank=rank, world=3)] == whole
+
+
+def test_pictures_of_several_artifacts_are_mixed_and_one_is_read_as_ever(tmp_path: Path) -> None:
+    made = [
+        parts.write_pictures(tmp_path / name, [["train"] * count, ["train"] * count])
+        for name, count in (("raw", 4), ("aesthetic", 3))
+    ]
+    alone = mixed_pictures(made[:1], None, seed=5)
+    plain = picture_stream(made[0], seed=5)
+    assert [alone[i]["key"] for i in range(20)] == [plain[i]["key"] for i in range(20)]
+    assert alone.total == plain.total == 8
+    folders = [
+        [Path(mixed[i]._location[0]).parent.name for i in range(40)]
+        for mixed in (mixed_pictures(made, None, seed=5), mixed_pictures(made, [3, 1], seed=5))
+    ]
+    assert [names.count("raw") for names in folders] == [20, 30]
+    with pytest.raises(UserError, match="has 3 weights, but there are 2 --images"):
+        mixed_pictures(made, [1, 1, 1], seed=5)

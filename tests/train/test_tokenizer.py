@@ -1,19 +1,28 @@
 """Training TA-Tok: exact resume, the start from data by its moments, what is refused."""
 
+import json
+import re
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import read_config
-from tarkit.checkpoints.language_model import read_embeddings
+from tarkit.checkpoints.embeddings import read_embeddings
 from tarkit.checkpoints.load import load_encoder, load_ta_tok
-from tarkit.config import write_toml
+from tarkit.cli.app import app
+from tarkit.config import load_config, write_toml
 from tarkit.errors import UserError
 from tarkit.models.codebook import representative_rows
+from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import pool
 from tarkit.train import tokenizer
 from tarkit.train.streams import picture_stream
@@ -48,24 +57,26 @@ def config(tmp_path: Path, **changes: Any) -> Path:
             **{"freeze_encoder": True, "whiten": 1.0, "whiten_floor": 1e-3, "centre": 1.5},
             **{"start": "data", "start_rank": 4},
         },
+        {"images_weights": (2, 1)},
     ],
-    ids=["as published", "as in miniature"],
+    ids=["as published", "as in miniature", "two sources"],
 )
 def test_a_stopped_training_ends_with_the_same_bytes(
     pictures: Path, models: dict[str, Path], tmp_path: Path, resumes: Any, changes: dict[str, Any]
 ) -> None:
     file = config(tmp_path, **changes)
+    images = [pictures] * len(changes.get("images_weights", (1,)))
     resumes(
         TokenizerTask,
         lambda out: tokenizer.run(
-            file, images=pictures, encoder=models["encoder"], lm=models["lm"], out=out
+            file, images=images, encoder=models["encoder"], lm=models["lm"], out=out
         ),
         stops=(3, 6),
     )
     before = load_encoder(models["encoder"]).state_dict()
     after = load_ta_tok(tmp_path / "whole").model.encoder.state_dict()
     name = "encoder.layers.0.mlp.fc1.weight"
-    assert torch.equal(before[name], after[name]) is bool(changes)
+    assert torch.equal(before[name], after[name]) is changes.get("freeze_encoder", False)
 
 
 def task(pictures: Path, models: dict[str, Path], **changes: Any) -> TokenizerTask:
@@ -101,7 +112,7 @@ def test_rows_of_the_language_model_are_frozen_unless_the_codebook_is_free(
     out = tmp_path / "out"
     tokenizer.run(
         config(tmp_path, free_codebook=free),
-        images=pictures,
+        images=[pictures],
         encoder=models["encoder"],
         lm=models["lm"],
         out=out,
@@ -191,7 +202,7 @@ def test_what_is_measured_is_of_argmax_codes_at_every_scale(
 ) -> None:
     out = tokenizer.run(
         config(tmp_path, steps=2),
-        images=pictures,
+        images=[pictures],
         encoder=models["encoder"],
         lm=models["lm"],
         out=tmp_path / "out",
@@ -211,7 +222,7 @@ def test_what_is_measured_is_of_argmax_codes_at_every_scale(
 def test_near_copies_are_dropped_when_training_is_over(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    where: dict[str, Any] = {"images": pictures, "encoder": models["encoder"], "lm": models["lm"]}
+    where: dict[str, Any] = {"images": [pictures], "encoder": models["encoder"], "lm": models["lm"]}
     plain = tokenizer.run(config(tmp_path), out=tmp_path / "plain", **where)
     file = config(tmp_path, drop_copies=0.8)
     dropped = tokenizer.run(file, out=tmp_path / "dropped", **where)
@@ -242,7 +253,11 @@ def test_more_codes_than_used_rows_are_refused(
     expected = rf"num_codes = {used + 1}, but only {used} rows"
     with pytest.raises(UserError, match=expected) as error:
         tokenizer.run(
-            file, images=pictures, encoder=models["encoder"], lm=models["lm"], out=tmp_path / "out"
+            file,
+            images=[pictures],
+            encoder=models["encoder"],
+            lm=models["lm"],
+            out=tmp_path / "out",
         )
     assert error.value.hint == f"--set sizes.num_codes={used}"
 
@@ -253,9 +268,211 @@ def test_a_directory_of_another_kind_is_refused(
     with pytest.raises(UserError, match=r"vqvae is vqvae, where a model of kind encoder") as error:
         tokenizer.run(
             config(tmp_path),
-            images=pictures,
+            images=[pictures],
             encoder=models["vqvae"],
             lm=models["lm"],
             out=tmp_path / "out",
         )
     assert error.value.hint == f"tarkit inspect {models['vqvae']}"
+
+
+# ---- from published parts
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny SigLIP 2 and a tiny Qwen2 as transformers saves them, of widths 24 and 20.
+
+    The table has 8 rows more than the tokenizer has tokens.
+    """
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("published")
+    # SigLIP 2 of a fixed resolution is a `siglip` model of transformers.
+    layers = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4}
+    vision = transformers.SiglipVisionConfig(
+        **layers, num_hidden_layers=3, image_size=30, patch_size=7
+    )
+    siglip = transformers.SiglipVisionModel(vision)
+    with torch.no_grad():
+        siglip.embeddings.patch_embedding.weight.mul_(8)
+    siglip.save_pretrained(folder / "siglip2")
+    text = parts.text_tokenizer()
+    qwen = transformers.Qwen2Config(
+        vocab_size=text.size + 8,
+        **{"hidden_size": 20, "intermediate_size": 24, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        **{"bos_token_id": None, "eos_token_id": None},
+    )
+    transformers.Qwen2ForCausalLM(qwen).save_pretrained(folder / "qwen2", max_shard_size="20KB")
+    (folder / "qwen2" / "tokenizer.json").write_text(text.json)
+    return {"encoder": folder / "siglip2", "lm": folder / "qwen2"}
+
+
+PLAIN: dict[str, Any] = {"projection_bias": False, "l2_normalized": False, "stochastic": False}
+
+
+@pytest.mark.parametrize("form", [{}, PLAIN], ids=["as released", "plain E W"])
+@pytest.mark.parametrize("code_width", [None, 14])
+def test_published_parts_train_a_tokenizer_whose_codebook_is_e_w_of_the_chosen_rows(
+    pictures: Path,
+    published: dict[str, Path],
+    tmp_path: Path,
+    form: dict[str, Any],
+    code_width: int | None,
+) -> None:
+    sizes = SIZES.model_copy(update={"num_codes": 200, "code_width": code_width, **form})
+    out = tokenizer.run(
+        config(tmp_path, steps=2, sizes=sizes),
+        images=[pictures],
+        encoder=published["encoder"],
+        lm=published["lm"],
+        out=tmp_path / "out",
+    )
+    language_model = transformers.Qwen2ForCausalLM.from_pretrained(published["lm"])
+    table = language_model.get_input_embeddings().weight.detach()
+    # Words are ids 0 to 266: the last three tokens are tags, eight rows are padding.
+    words = parts.text_tokenizer().size - 3
+    assert (words, len(table)) == (267, 278)
+    rows = read_config(out, "ta_tok")["codebook_rows"]
+    assert rows == representative_rows(table[:words], 200).tolist()
+    loaded = load_ta_tok(out)
+    state = loaded.model.codebook.state_dict()
+    E, W = table[rows], state["embedding_proj.weight"].T  # noqa: N806
+    assert torch.equal(state["embedding.weight"], E)
+    assert W.shape == (20, code_width or 20)
+    if form:
+        assert "embedding_proj.bias" not in state
+        expected = E @ W
+    else:
+        expected = torch.nn.functional.normalize(E @ W + state["embedding_proj.bias"], dim=-1)
+    assert_close(loaded.model.codebook.projected().detach(), expected)
+    # The nearest rows of C are the codes of a picture.
+    x = torch.rand(1, 3, 30, 30, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = loaded.model.project(loaded.model.features(x * 2 - 1), Scale.HALF)[0]
+    z = z if form else torch.nn.functional.normalize(z, dim=-1)
+    codes = loaded.encode_scales(loaded.sized(x, "pil-bicubic"), [Scale.HALF])[Scale.HALF]
+    assert codes.tolist() == [torch.cdist(z, expected).argmin(1).tolist()]
+
+
+def test_hub_ids_are_taken_from_the_cache(
+    pictures: Path,
+    published: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["train", "tokenizer", str(config(tmp_path, steps=2)), "--images", str(pictures)]
+    words += ["--encoder", "google/siglip2", "--lm", "Qwen/qwen2", "--out", str(tmp_path / "out")]
+    missing = CliRunner().invoke(app, words)
+    assert missing.exit_code == 1 and not (tmp_path / "out").exists()
+    for repo, part in (("google--siglip2", "encoder"), ("Qwen--qwen2", "lm")):
+        root = tmp_path / "hub" / f"models--{repo}"
+        shutil.copytree(published[part], root / "snapshots" / "0123abc")
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("0123abc")
+    trained = CliRunner().invoke(app, words)
+    assert trained.exit_code == 0, trained.output
+    assert load_ta_tok(tmp_path / "out").size_px == 30
+
+
+def test_a_siglip_is_encoder_and_frozen_teacher(
+    pictures: Path, published: dict[str, Path], tmp_path: Path
+) -> None:
+    made = task(pictures, published, start="data")
+    pixels = made._pixels([made.stream[i] for i in range(4)])
+    theirs = transformers.SiglipVisionModel.from_pretrained(published["encoder"])
+    with torch.no_grad():
+        state = theirs(pixels, output_hidden_states=True).hidden_states[-2]
+    assert_close(made.model.teacher_features(pixels), state, atol=1e-5, rtol=1e-5)
+    assert_close(made.model.ta_tok.features(pixels).detach(), state, atol=1e-5, rtol=1e-5)
+    assert not any(weight.requires_grad for weight in made.model.teacher.parameters())
+    assert all(weight.requires_grad for weight in made.model.ta_tok.encoder.parameters())
+
+
+def test_sources_are_mixed_and_each_is_a_parent(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    second = parts.write_pictures(tmp_path / "aesthetic", [["train"] * 3]).path
+    parents: dict[str, Any] = {"encoder": models["encoder"], "lm": models["lm"]}
+    file = config(tmp_path, steps=2, images_weights=(3, 1))
+    out = tokenizer.run(file, images=[pictures, second], out=tmp_path / "out", **parents)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["parents"]) == {"images", "images_1", "encoder", "lm"}
+    assert read_config(out)["figures"]["pictures"] == 12 + 3
+    with pytest.raises(UserError, match="images_weights has 2 weights, but there are 1 --images"):
+        tokenizer.run(file, images=[pictures], out=tmp_path / "one", **parents)
+
+
+def test_sizes_that_do_not_fit_the_encoder_are_refused(
+    pictures: Path, models: dict[str, Path], published: dict[str, Path]
+) -> None:
+    for changes, match, hint in (
+        ({"decoder_heads": 10}, "decoder_heads = 10 does not divide the encoder's width 24", "8"),
+        ({"select_layer": -5}, "select_layer = -5, but the encoder has 3 layers: -4 to 3", "-2"),
+    ):
+        with pytest.raises(UserError, match=match) as error:
+            task(pictures, published, sizes=SIZES.model_copy(update=changes))
+        assert (error.value.hint or "").endswith(f"={hint}")
+
+
+def test_a_run_begun_before_these_options_goes_on(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    file, out = config(tmp_path, steps=2), tmp_path / "out"
+    parents: dict[str, Any] = {"encoder": models["encoder"], "lm": models["lm"]}
+    tokenizer.run(file, images=[pictures], out=out, **parents)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["parents"]) == {"images", "encoder", "lm"}
+    del manifest["settings"]["images_weights"]
+    for name in ("projection_bias", "l2_normalized"):
+        del manifest["settings"]["sizes"][name]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert tokenizer.run(file, images=[pictures], out=out, **parents) == out
+
+
+# ---- the paper's numbers
+
+PAPER_TOML = Path(__file__).parents[2] / "pipelines" / "paper" / "tokenizer.toml"
+SAMPLES = 100_000_000 + 100_000_000  # Table 7: LAION (100M), LAION Aes (100M)
+PAPER: dict[str, Any] = {
+    "steps": SAMPLES // 512,
+    "batch_size": 512,
+    "images_weights": (1, 1),
+    **{"learning_rate": 2e-4, "schedule": "cosine", "optimizer": "adamw", "betas": (0.9, 0.99)},
+    **{"weight_decay": 1e-4, "warmup": 0.04, "clip": 1.0},
+    **{"codebook": 1.0, "reconstruction": 1.0},
+    "scale_ratio": (2, 1, 1),
+    **{"num_codes": 65536, "code_width": 1536, "decoder_layers": 3},
+}
+# What the released file has in place of the paper's value: (released, paper).
+RELEASED: dict[str, Any] = {
+    "commitment": (0.25, "Eq. 3: 1.0"),
+    "projection_bias": (True, "Eq. 1: false"),
+    "l2_normalized": (True, "Sec. 3.1: false"),
+    "stochastic": (True, "Sec. 3.1: false"),
+    "temperature": (0.03, "Sec. 3.1"),
+}
+OPEN = ["representative", "precision", "checkpoint_every", "select_layer"]
+OPEN += ["decoder_heads", "decoder_mlp_width", "decoder_side"]
+
+
+def test_every_cell_of_the_papers_toml_is_the_papers_or_says_why_not() -> None:
+    settings = load_config(TokenizerConfig, PAPER_TOML)
+    values = {**settings.model_dump(), **settings.sizes.model_dump()}
+    text = PAPER_TOML.read_text()
+    sources = dict(re.findall(r"^(\w+) = .*?# (.*)$", text, re.MULTILINE))
+    data = tomllib.loads(text)
+    assert list(sources) == [k for k in data if k != "sizes"] + list(data["sizes"])
+    assert sorted(sources) == sorted([*PAPER, *RELEASED, *OPEN])
+    for name, value in PAPER.items():
+        assert values[name] == value, name
+        assert re.match(r"(Table|Sec\.|App\.) ", sources[name]), name
+    for name, (value, paper) in RELEASED.items():
+        assert values[name] == value, name
+        assert sources[name].startswith(f"released ({paper}"), name
+    assert all(sources[name].startswith("open") for name in OPEN)
+    # Table 8: one epoch of whole batches at the encoder's 384 px; Sec. 4.1: {729, 169, 81} codes.
+    assert settings.steps * settings.batch_size == SAMPLES
+    arch = EncoderArch()
+    assert arch.size_px == 384 and [s.num_codes(arch.grid) for s in Scale] == [729, 169, 81]
