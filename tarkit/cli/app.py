@@ -18,6 +18,7 @@ app = new_group(
 )
 app.add_typer(inference.group)
 app.add_typer(models.top)
+app.add_typer(train.top)
 app.add_typer(report.group)
 app.add_typer(curate.group, name="curate")
 app.add_typer(train.group, name="train")

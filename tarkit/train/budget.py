@@ -1,0 +1,454 @@
+"""`tarkit plan`: what a training will take, before anything runs.
+
+Steps, tokens, FLOPs, memory of a GPU by part, disk and hours, from the training's TOML and what it
+starts from. A training that does not fit is refused with the keys that mend it. The formulas stand
+in `tarkit.train.costs`, the GPUs in `tarkit.train.gpus`.
+
+Memory is that of `tarkit.train.loop` today: float32 weights, gradients and optimizer states, whole
+on every GPU (data parallel), and under bf16 a copy of the weights while a pass runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, TypeVar
+
+from tarkit.checkpoints.directory import read_arch, read_config
+from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.models.encoder import EncoderArch
+from tarkit.models.ta_tok import TaTokArch
+from tarkit.models.vqvae import VqvaeArch
+from tarkit.train.costs import count
+from tarkit.train.gpus import GPUS, USABLE
+from tarkit.train.loop import LoopConfig
+from tarkit.train.optimizers import hidden_matrices
+from tarkit.train.workloads import (
+    WORKLOADS,
+    Settings,
+    Start,
+    Workload,
+    ta_tok_arch,
+)
+
+# The beginning of a TOML's name says which trainer reads it: mllm_sft.toml is train mllm's.
+CONFIGS = {
+    "encoder": "tarkit.train.encoder:EncoderConfig",
+    "vqvae": "tarkit.train.vqvae:VqvaeConfig",
+    "tokenizer": "tarkit.train.tokenizer:TokenizerConfig",
+    "ar_dtok": "tarkit.train.ar_dtok:ArDtokConfig",
+    "mllm": "tarkit.train.mllm:MllmConfig",
+    "lm": "tarkit.train.mllm:MllmConfig",
+}
+ArchT = TypeVar("ArchT", bound=Config)
+LENGTH_STEP = 64  # tokens between the lengths that are tried
+LETTERS = ("", "k", "M", "G", "T", "P", "E", "Z")
+
+
+class Memory(NamedTuple):
+    """Bytes of one GPU by part."""
+
+    weights: float
+    weight_copies: float  # in bf16, while a pass runs
+    gradients: float
+    gradient_buckets: float  # of data parallel training
+    optimizer: float
+    frozen: float
+    activations: float
+    loss: float
+    accumulates: bool  # gradients of earlier passes are there while a pass runs
+
+    @property
+    def peak(self) -> float:
+        """The larger of two moments: the end of a forward pass, and the optimizer's step."""
+        always = self.weights + self.gradient_buckets + self.optimizer + self.frozen
+        forward = self.weight_copies + self.activations + self.loss
+        forward += self.gradients if self.accumulates else 0
+        # AdamW on GPUs computes the roots of all second moments at once.
+        return always + max(forward, 2 * self.gradients)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The figures of a plan: bytes, FLOPs, seconds."""
+
+    stage: str
+    gpu: str
+    gpus: int
+    mfu: float
+    precision: str
+    steps: int
+    batch_size: int
+    unit: str
+    rows_per_gpu: int
+    rows_per_pass: int
+    passes: int
+    tokens_per_step: float
+    trained: int
+    frozen: int
+    flops_per_step: float
+    frozen_flops_per_step: float
+    float32_flops_per_step: float  # part of flops_per_step, whatever `precision` is
+    memory: Memory
+    checkpointed: float
+    checkpoint_bytes: float
+    model_bytes: float
+    models: int
+    read_bytes: float
+    assumptions: tuple[str, ...]
+
+    @property
+    def peak_flops(self) -> float:
+        return GPUS[self.gpu].peak(self.precision)
+
+    @property
+    def seconds(self) -> float:
+        slow = self.float32_flops_per_step
+        fast = self.flops_per_step + self.frozen_flops_per_step - slow
+        at_peak = fast / self.peak_flops + slow / GPUS[self.gpu].peak("no")
+        return self.steps * at_peak / (self.gpus * self.mfu)
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a GPU for tensors."""
+        return GPUS[self.gpu].memory * USABLE
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.usable
+
+    @property
+    def disk_bytes(self) -> float:
+        """At the most: the old checkpoint while the next one is written, and the kept models."""
+        return 2 * self.checkpoint_bytes + self.models * self.model_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        memory = {k: v for k, v in self.memory._asdict().items() if k != "accumulates"}
+        return asdict(self) | {
+            "memory": memory | {"peak": self.memory.peak, "usable": self.usable},
+            "tokens": self.steps * self.tokens_per_step,
+            "flops": self.steps * (self.flops_per_step + self.frozen_flops_per_step),
+            "peak_flops": self.peak_flops,
+            "disk_bytes": self.disk_bytes,
+            "hours": self.seconds / 3600,
+            "gpu_hours": self.gpus * self.seconds / 3600,
+        }
+
+
+def run(
+    config: Path,
+    *,
+    gpus: int,
+    gpu: str,
+    stage: str | None = None,
+    lm: Path | None = None,
+    tokenizer: Path | None = None,
+    encoder: Path | None = None,
+    vqvae: Path | None = None,
+    size_px: int | None = None,
+    text_tokens: int = 100,
+    picture_kb: float = 100.0,
+    mfu: float = 0.4,
+    overrides: Sequence[str] = (),
+) -> Budget:
+    """The budget of a training on `gpus` GPUs that run at the share `mfu` of their peak.
+
+    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. Raises
+    UserError where the trainer or the GPU is unknown, where a size is missing, and where the
+    training does not fit.
+    """
+    name = _stage(config, stage)
+    if gpu not in GPUS:
+        raise UserError(
+            f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))
+        )
+    cls: type[LoopConfig] = resolve_name(CONFIGS[name])
+    settings = load_config(cls, config, overrides).model_dump(mode="json")
+    start = Start(
+        lm=lm,
+        tokenizer=_tokenizer_arch(tokenizer, encoder, lm) if tokenizer else None,
+        encoder=_arch(EncoderArch, encoder, "encoder") if encoder else None,
+        vqvae=_arch(VqvaeArch, vqvae, "vqvae") if vqvae else None,
+        size_px=size_px,
+        text_tokens=text_tokens,
+        picture_bytes=1e3 * picture_kb,
+    )
+    stage = "mllm" if name == "lm" else name
+    budget = plan(stage, settings, start, gpus=gpus, gpu=gpu, mfu=mfu)
+    if not budget.fits:
+        raise _does_not_fit(budget, settings, start)
+    return budget
+
+
+def _stage(config: Path, stage: str | None) -> str:
+    """The trainer whose settings a TOML holds, by `stage` or by the longest name that fits."""
+    word = (stage or config.stem).replace("-", "_")
+    fitting = [name for name in (*WORKLOADS, "lm") if word == name or word.startswith(f"{name}_")]
+    if not fitting:
+        known = ", ".join(name.replace("_", "-") for name in WORKLOADS)
+        raise UserError(
+            f"{stage or config.name} names no training whose costs are known ({known})",
+            hint="tarkit plan CONFIG.toml --stage mllm",
+        )
+    return max(fitting, key=len)
+
+
+def _arch(cls: type[ArchT], path: Path, kind: str) -> ArchT:
+    """The sizes of a trained model of a kind, or of the one that a TOML will train."""
+    if path.suffix != ".toml":
+        return read_arch(cls, path, read_config(path, kind))
+    arch: ArchT = load_config(resolve_name(CONFIGS[kind]), path).arch
+    return arch
+
+
+def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokArch:
+    """The sizes of a trained TA-Tok, or of the one that a TOML will train."""
+    if path.suffix != ".toml":
+        return read_arch(TaTokArch, path, read_config(path, "ta_tok"))
+    settings = load_config(resolve_name(CONFIGS["tokenizer"]), path).model_dump(mode="json")
+    width = TaTokArch().embedding_width
+    if lm is not None:
+        config = read_config(lm)
+        width = config.get("arch", config).get("hidden_size", width)
+    grid = _arch(EncoderArch, encoder, "encoder") if encoder else EncoderArch()
+    return ta_tok_arch(settings["sizes"], grid, width)
+
+
+def plan(
+    stage: str, settings: Settings, start: Start, *, gpus: int, gpu: str, mfu: float
+) -> Budget:
+    """The budget of a training, whether or not it fits; UserError where rows do not divide."""
+    batch = settings["batch_size"]
+    if batch % gpus:
+        fewer = max(n for n in range(1, gpus + 1) if batch % n == 0)
+        raise UserError(
+            f"batch_size = {batch:,} does not divide by {gpus} GPUs",
+            hint=f"--gpus {fewer}, or --set batch_size={max(1, batch // gpus) * gpus}",
+        )
+    workload = WORKLOADS[stage](settings, start)
+    return _budget(stage, settings, workload, gpus=gpus, gpu=gpu, mfu=mfu)
+
+
+def _rows_of_pass(settings: Settings, rows: int) -> int:
+    """Rows of one forward pass out of a GPU's `rows`: where the loop has micro-batches, theirs."""
+    return min(rows, settings.get("micro_batch_size") or rows)
+
+
+def _budget(
+    stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
+) -> Budget:
+    steps, batch = settings["steps"], settings["batch_size"]
+    rows = _rows_of_pass(settings, batch // gpus)
+    passes = math.ceil(batch // gpus / rows)
+    once = gpus * passes * workload.pass_flops
+    memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
+    values = count(workload.model)
+    saved = values + (workload.frozen if workload.frozen_in_checkpoint else 0)
+    models = steps // settings["keep_every"] if settings["keep_every"] else 0
+    return Budget(
+        stage=stage,
+        gpu=gpu,
+        gpus=gpus,
+        mfu=mfu,
+        precision=settings["precision"],
+        steps=steps,
+        batch_size=batch,
+        unit=workload.unit,
+        rows_per_gpu=batch // gpus,
+        rows_per_pass=rows,
+        passes=passes,
+        tokens_per_step=batch * workload.tokens,
+        trained=_trained(workload),
+        frozen=values - _trained(workload) + workload.frozen,
+        flops_per_step=batch * workload.flops + once,
+        float32_flops_per_step=batch * workload.float32_flops + once,
+        frozen_flops_per_step=batch * workload.frozen_flops,
+        memory=memory,
+        checkpointed=checkpointed,
+        checkpoint_bytes=4 * saved + memory.optimizer,
+        model_bytes=4 * values,
+        models=models + 1,
+        read_bytes=steps * batch * workload.read_bytes,
+        assumptions=workload.assumptions,
+    )
+
+
+def _trained(workload: Workload) -> int:
+    """Values that get a gradient."""
+    trainable = (p.numel() for p in workload.model.parameters() if p.requires_grad)
+    return sum(trainable) - workload.idle
+
+
+def _memory(
+    settings: Settings, workload: Workload, rows: int, *, passes: int, gpus: int
+) -> tuple[Memory, float]:
+    """The parts of a GPU's memory, and its activations with activation checkpointing."""
+    trained, kept = _trained(workload), workload.kept(rows)
+    # AdamW keeps two moments of a value, Muon one.
+    muon = settings["optimizer"] == "muon"
+    single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
+    memory = Memory(
+        weights=4 * count(workload.model),
+        weight_copies=2 * trained if settings["precision"] == "bf16" else 0,
+        gradients=4 * trained,
+        gradient_buckets=4 * trained if gpus > 1 else 0,
+        optimizer=8 * trained - 4 * single,
+        frozen=4 * workload.frozen,
+        activations=kept.activations,
+        loss=kept.loss,
+        accumulates=passes > 1,
+    )
+    return memory, kept.checkpointed
+
+
+# ---- what does not fit ---------------------------------------------------------------------------
+
+
+def _does_not_fit(budget: Budget, settings: Settings, start: Start) -> UserError:
+    """The error that says what is too large and which options mend it."""
+    parts = sorted(
+        ((v, k) for k, v in budget.memory._asdict().items() if k != "accumulates"), reverse=True
+    )
+    largest = ", ".join(f"{name.replace('_', ' ')} {_size(size)}" for size, name in parts[:3])
+    return UserError(
+        f"{budget.rows_per_pass:,} {budget.unit} a pass need {_size(budget.memory.peak)} on each "
+        f"GPU at the fullest; {budget.gpu} has {_size(budget.usable)} for tensors ({largest})",
+        hint="; or ".join(_mends(budget, settings, start)),
+    )
+
+
+def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
+    """Options with each of which alone the training fits."""
+    workload = WORKLOADS[budget.stage](settings, start)
+    mends = []
+
+    def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
+        return plan(budget.stage, changed, start, gpus=budget.gpus, gpu=gpu, mfu=budget.mfu).fits
+
+    most = _most_rows(budget, settings, workload, accumulate="micro_batch_size" in settings)
+    if most and "micro_batch_size" in settings:
+        mends.append(f"--set micro_batch_size={most}")
+    elif most:
+        batch = settings["batch_size"]
+        enough = next(n for n in range(-(-batch // most), batch + 1) if batch % n == 0)
+        mends.append(f"--gpus {enough} ({batch // enough} {budget.unit} on each)")
+        mends.append(f"--set batch_size={most * budget.gpus}, another recipe")
+    if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
+        mends.append("--set precision=bf16")
+    if "length" in settings:
+        mends += _shorter(settings, fits)
+    larger = [
+        name
+        for name, gpu in sorted(GPUS.items(), key=lambda item: item[1].memory)
+        if gpu.memory > GPUS[budget.gpu].memory and fits(settings, name)
+    ]
+    mends += [f"--gpu {name}" for name in larger[:1]]
+    memory = budget.memory
+    fixed = _size(memory.weights + memory.gradients + memory.gradient_buckets + memory.optimizer)
+    return mends or [f"a smaller model: what does not depend on the rows alone is {fixed}"]
+
+
+def _most_rows(budget: Budget, settings: Settings, workload: Workload, *, accumulate: bool) -> int:
+    """The largest number of rows of a pass that fits; 0 where one row does not."""
+
+    def fits(rows: int) -> bool:
+        passes = math.ceil(budget.rows_per_gpu / rows) if accumulate else 1
+        memory, _ = _memory(settings, workload, rows, passes=passes, gpus=budget.gpus)
+        return memory.peak <= budget.usable
+
+    low, high = 0, budget.rows_per_pass
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _shorter(settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:
+    """The option for the longest packed row that fits, if a shorter one does."""
+    low, high = 0, settings["length"] // LENGTH_STEP
+    found = 0
+    while low + 1 < high:
+        middle = (low + high) // 2
+        try:
+            fitting = fits({**settings, "length": middle * LENGTH_STEP})
+        except UserError:  # a chat does not fit into such a row
+            low = middle
+            continue
+        found = middle if fitting else found
+        low, high = (middle, high) if fitting else (low, middle)
+    return [f"--set length={found * LENGTH_STEP}"] if found else []
+
+
+# ---- in words ------------------------------------------------------------------------------------
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e12:,.1f} TB" if size >= 1e12 else f"{size / 1e9:,.1f} GB"
+
+
+def _short(number: float) -> str:
+    """A number with three digits and the letter of its thousands."""
+    power = min(int(math.log10(max(number, 1)) / 3), len(LETTERS) - 1)
+    return f"{number / 1000**power:.3g} {LETTERS[power]}".strip()
+
+
+def in_words(budget: Budget) -> str:
+    """The budget as a page of text."""
+    memory, rows = budget.memory, budget.rows_per_gpu
+    slow = budget.float32_flops_per_step
+    flops = budget.flops_per_step + budget.frozen_flops_per_step
+    share = 100 * budget.frozen_flops_per_step / flops
+    parts = {
+        "weights, float32": memory.weights,
+        "weights, bf16 copy": memory.weight_copies,
+        "gradients": memory.gradients,
+        "gradient buckets": memory.gradient_buckets,
+        "optimizer": memory.optimizer,
+        "frozen models": memory.frozen,
+        "activations": memory.activations,
+        "loss": memory.loss,
+    }
+    lines = [
+        ("steps", f"{budget.steps:,} of {budget.batch_size:,} {budget.unit}"),
+        ("on a GPU", f"{rows:,} {budget.unit} a step, {budget.rows_per_pass:,} at a time"),
+        (
+            "tokens",
+            f"{_short(budget.tokens_per_step)} a step, "
+            f"{_short(budget.steps * budget.tokens_per_step)} in all",
+        ),
+        ("parameters", f"{_short(budget.trained)} trained, {_short(budget.frozen)} frozen"),
+        (
+            "FLOPs",
+            f"{_short(flops)} a step, {_short(budget.steps * flops)} in all"
+            + (f", {share:.0f} % of them in frozen models" if share else ""),
+        ),
+        (
+            "memory",
+            f"{_size(memory.peak)} of the {_size(budget.usable)} that {budget.gpu} has for tensors",
+        ),
+        *((f"  {name}", _size(size)) for name, size in parts.items() if size),
+        *([] if memory.accumulates else [("", "(gradients come as activations and loss go)")]),
+        ("", f"(activations with activation checkpointing: {_size(budget.checkpointed)})"),
+        (
+            "disk",
+            f"{_size(budget.disk_bytes)}: two checkpoints of {_size(budget.checkpoint_bytes)}, "
+            f"{budget.models} x a model of {_size(budget.model_bytes)}",
+        ),
+        ("read", _size(budget.read_bytes)),
+        (
+            "time",
+            f"{budget.seconds / 3600:,.1f} hours, {budget.gpus * budget.seconds / 3600:,.0f} GPU-"
+            f"hours at {100 * budget.mfu:g} % of {budget.peak_flops / 1e12:g} TFLOP/s"
+            + (
+                f", {_short(budget.float32_flops_per_step)} FLOPs a step in float32" if slow else ""
+            ),
+        ),
+        *(("assumed", text) for text in budget.assumptions),
+    ]
+    head = f"train {budget.stage.replace('_', '-')} on {budget.gpus} x {budget.gpu}"
+    return "\n".join([head, *(f"{name:<22}{text}" for name, text in lines)])
