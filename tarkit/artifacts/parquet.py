@@ -11,8 +11,9 @@ from tarkit.errors import UserError
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """zstd; codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split."""
-    codes = [name for name in table.schema.names if name.startswith("codes_")]
+    """zstd; codes are near-uniform numbers, of 32 bits in the file, so their bytes are split."""
+    names = table.schema.names
+    codes = [name for name in names if name.startswith("codes_") or name == "vq_codes"]
     pq.write_table(
         table,
         path,
