@@ -85,23 +85,46 @@ def train_tokenizer(
 @command(group, "ar-dtok")
 def train_ar_dtok(
     config: ConfigFile,
-    images: Images,
     tokenizer: Tokenizer,
     vqvae: Vqvae,
     out: Out,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="Codes made by `tarkit encode --vqvae`; may be repeated.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="An images artifact to encode while training, in place of --tokens.",
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to start from."),
+        typer.Option(
+            "--start",
+            metavar="DIR|NAME",
+            help="An AR-DTok to start from; one of another resolution fits too.",
+        ),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the autoregressive de-tokenizer, from codes of TA-Tok to codes of the image VQ."""
+    """Train the autoregressive de-tokenizer, from codes of TA-Tok to codes of the image VQ.
+
+    Give --tokens or --images.
+    """
     from tarkit.train import ar_dtok
 
     path = ar_dtok.run(
         config,
         images=images,
+        tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae"),
         out=out,

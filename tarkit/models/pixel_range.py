@@ -26,8 +26,13 @@ def channels_first(
 
 def to_unit(rows: np.ndarray | Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]."""
+    return bytes_to_unit(channels_first(rows, device))
+
+
+def bytes_to_unit(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 of the same shape in [0, 1], on the same device."""
     # On the device: a GPU divides by multiplying with the reciprocal, which differs in a last bit.
-    return channels_first(rows, device).float() / 255
+    return images.float() / 255
 
 
 def to_signed(rows: np.ndarray | Sequence[np.ndarray]) -> Tensor:

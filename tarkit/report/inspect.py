@@ -159,13 +159,15 @@ def _codes(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     Perplexity is exp of the entropy of the codes' frequencies: K if all K codes are equally common.
     """
     codebook_size = int(artifact.settings["codebook_size"])
-    columns = [name for name in artifact.schema.names if name.startswith("codes_")]
+    sizes = {n: codebook_size for n in artifact.schema.names if n.startswith("codes_")}
+    if "vq_codebook_size" in artifact.settings:
+        sizes["vq_codes"] = int(artifact.settings["vq_codebook_size"])
     usage: dict[str, Any] = {}
-    for column in columns:
-        counts = np.zeros(codebook_size, dtype=np.int64)
+    for column, size in sizes.items():
+        counts = np.zeros(size, dtype=np.int64)
         for name in names:
             codes = artifact.read(name, [column])[column].combine_chunks().flatten().to_numpy()
-            counts += np.bincount(codes, minlength=codebook_size)
+            counts += np.bincount(codes, minlength=size)
         shares = counts[counts > 0] / max(1, counts.sum())
         usage[column] = {
             "per_picture": artifact.schema.field(column).type.list_size,
