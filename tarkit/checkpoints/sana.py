@@ -8,6 +8,7 @@ classes that the folder names are neither loaded nor run.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tarkit.artifacts.files import whole_file, whole_folder
+from tarkit.checkpoints.directory import CONFIG
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
 from tarkit.checkpoints.published_pth import read_tensor
 from tarkit.errors import UserError
@@ -116,6 +118,29 @@ def read_negative(folder: Path, width: int, *, hint: str) -> Tensor:
             hint=hint,
         )
     return negative
+
+
+def copy_dif_dtok(folder: Path, out: Path) -> None:
+    """Copy what a trained Dif-DTok draws with and its config.json to `out`, in place of another.
+
+    Its trained parameters alone (model.safetensors) stay behind: they are in the transformer too.
+    Raises UserError when the folder was not written to its end.
+    """
+    if not (folder / NEGATIVE).exists():
+        raise UserError(
+            f"{folder} is no whole Dif-DTok: it lacks {NEGATIVE}",
+            hint=f"run the `tarkit train dif-dtok` command with --out {folder} again",
+        )
+    # First away with what marks a whole one.
+    (out / NEGATIVE).unlink(missing_ok=True)
+    for part in SANA_PARTS:
+        if (out / part).exists():
+            shutil.rmtree(out / part)
+        with whole_folder(out / part) as temporary:
+            shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
+    for file in (CONFIG, NEGATIVE):
+        with whole_file(out / file) as temporary:
+            shutil.copyfile(folder / file, temporary)
 
 
 def _check_sizes(sana: Sana, folder: Path, hint: str) -> None:

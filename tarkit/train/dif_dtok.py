@@ -41,6 +41,9 @@ from tarkit.vocab import Scale
 
 # Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
 TRAINED = ("attn2.", "caption_projection.", "caption_norm.")
+# Without a norm behind it, a bias of all keys alike changes no attention: its gradient is rounding,
+# which CAME would scale up to whole steps, others on each machine.
+WITHOUT_EFFECT = "attn2.to_k.bias"
 HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 
 
@@ -89,11 +92,14 @@ class DifDtok(nn.Module):
     the model.
     """
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.transformer: Any = transformer
+        frozen = () if transformer.config.qk_norm else (WITHOUT_EFFECT,)
         for name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(any(part in name for part in TRAINED))
+            parameter.requires_grad_(
+                any(part in name for part in TRAINED) and not name.endswith(frozen)
+            )
         self._frozen = {
             f"transformer.{name}"
             for name, tensor in transformer.state_dict(keep_vars=True).items()
