@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -71,6 +71,13 @@ class DifDtokConfig(LoopConfig):
     sample_pictures: PositiveInt = 4
     sample_guidance: float = 4.0
     sample_steps: PositiveInt = 20
+
+    @field_validator("scale_ratio")
+    @classmethod
+    def _some_scale_is_drawn(cls, ratio: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(ratio) < 0 or not sum(ratio):
+            raise ValueError(f"odds of scales must be 0 or more, and one above 0: {list(ratio)}")
+        return ratio
 
 
 class DifBatch(NamedTuple):

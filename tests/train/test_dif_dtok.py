@@ -245,14 +245,14 @@ def test_an_assembled_model_draws_with_it_and_knows_its_tokenizer(
 def test_it_learns_to_draw_one_picture(models: dict[str, Path], tmp_path: Path, sana: Path) -> None:
     one = parts.write_pictures(tmp_path / "one", [["train"]]).path
     changes: dict[str, Any] = {"scale_ratio": (1, 0, 0), "condition_dropout": 0.0}
-    changes |= {"steps": 60, "batch_size": 8, "learning_rate": 3e-3, "keep_every": None}
+    changes |= {"steps": 40, "batch_size": 8, "learning_rate": 3e-3, "keep_every": None}
     changes |= {"sample_every": 1000, "checkpoint_every": 1000, "sample_pictures": 1}
     out = run(tmp_path, one, models, sana, tmp_path / "out", **changes)
 
     def errors(folder: Path) -> tuple[float, float]:
-        """The loss on 64 noises and times, and the mean square distance of a drawn picture."""
+        """The loss on 32 noises and times, and the mean square distance of a drawn picture."""
         made = task(one, models, folder, **changes)
-        batch = made.batch(10_000, 64, 0, 1)
+        batch = made.batch(10_000, 32, 0, 1)
         generators = [torch.Generator().manual_seed(0)]
         with torch.no_grad():
             loss = float(made.loss(made.model, batch, 0)[0])
@@ -263,9 +263,9 @@ def test_it_learns_to_draw_one_picture(models: dict[str, Path], tmp_path: Path, 
         return loss, float((drawn - (decoded * 0.5 + 0.5).clamp(0, 1)).square().mean())
 
     (loss, distance), (learned, closer) = errors(sana), errors(out)
-    # Measured: .495 of 1.322 (.37) and .0301 of .0393 (.77).
-    assert learned < 0.5 * loss, (learned, loss)
-    assert closer < 0.9 * distance, (closer, distance)
+    # Measured: .61 of 1.33 (.46) and .025 of .039 (.65).
+    assert learned < 0.6 * loss, (learned, loss)
+    assert closer < 0.85 * distance, (closer, distance)
     drawer = DifDetokenizer.load(out)
     condition = torch.randn(1, 16, 16)
     drawn = drawer.draw(condition, guidance=4.0, steps=2, generators=[torch.Generator()])
@@ -468,6 +468,13 @@ def test_a_size_that_the_weights_do_not_allow_is_refused(
     with pytest.raises(UserError, match="cannot draw size_px = 64: it has a table of positions"):
         load_start(placed, ta_tok, 64)
     assert load_start(placed, ta_tok, SIDE)[0].size_px == SIDE
+
+
+@pytest.mark.parametrize("ratio", [(0, 0, 0), (2, -1, 1)])
+def test_odds_that_draw_no_scale_are_refused(ratio: tuple[int, int, int], tmp_path: Path) -> None:
+    overrides = [f"scale_ratio={list(ratio)}", "steps=1", "batch_size=1", "learning_rate=0.1"]
+    with pytest.raises(UserError, match="scale_ratio.*odds of scales must be 0 or more"):
+        load_config(DifDtokConfig, None, overrides)
 
 
 # ---- the paper
