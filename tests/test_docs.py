@@ -182,6 +182,7 @@ NUMBERS = {
     "train encoder": "encoder",
     "train tokenizer": "tokenizer",
     "train ar-dtok": "ar_dtok",
+    "train dif-dtok": "dif_dtok",
     "train mllm": "mllm",
     "train grpo": "grpo",
     "assemble": "assemble",

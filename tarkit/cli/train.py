@@ -134,6 +134,42 @@ def train_ar_dtok(
     return trained(path, as_json)
 
 
+@command(group, "dif-dtok")
+def train_dif_dtok(
+    config: ConfigFile,
+    images: Images,
+    tokenizer: Tokenizer,
+    sana: Annotated[
+        str,
+        typer.Option(
+            "--sana",
+            metavar="DIR|HUB-ID",
+            help="The SANA (or Dif-DTok) to start from, in the layout of diffusers.",
+        ),
+    ],
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the diffusion de-tokenizer: a pretrained SANA learns to draw from codes of TA-Tok.
+
+    Only its cross-attention and its condition embedding are trained.
+    A hub id is looked for in the hub's cache; nothing is downloaded.
+    The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
+    """
+    from tarkit.train import dif_dtok
+
+    path = dif_dtok.run(
+        config,
+        images=images,
+        tokenizer=part_of(tokenizer, "ta_tok"),
+        sana=sana,
+        out=out,
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
+
+
 @command(group, "mllm")
 def train_mllm(
     config: ConfigFile,

@@ -37,7 +37,12 @@ def bytes_to_unit(images: Tensor) -> Tensor:
 
 def to_signed(rows: np.ndarray | Sequence[np.ndarray]) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], as models are trained on."""
-    return channels_first(rows).float() / 127.5 - 1
+    return signed(channels_first(rows))
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 in [-1, 1], on the device that they are on."""
+    return pixels.float() / 127.5 - 1
 
 
 def from_unit(images: Tensor) -> np.ndarray:
