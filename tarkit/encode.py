@@ -64,7 +64,7 @@ class EncodeConfig(Config):
     scales: tuple[Scale, ...] = tuple(Scale)
     """Any subset; by default all scales."""
     resize: Resize = "pil-bicubic"
-    """One of the three published ways, which give different codes (`LoadedTaTok.encode`)."""
+    """One of the three published ways, which give different codes (`LoadedTaTok.sized`)."""
     square: Literal["crop"] | None = None
     """"crop" keeps the middle square of a picture, for both models; by default the whole picture is
     squashed, as for the published language model."""
