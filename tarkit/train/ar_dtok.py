@@ -60,6 +60,8 @@ Codes = dict[Scale | None, Tensor]
 class ArDtokTask:
     """Cross-entropy of image-VQ codes given TA-Tok's features of the same square picture."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: ArDtokConfig,
@@ -146,13 +148,19 @@ class ArDtokTask:
                 self._tables[name][row] = codes[index]
         return encoded
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
+    def batch(self, step: int, size: int, part: int, parts: int) -> DtokBatch:
+        rows = self.stream.batch(step, size, rank=part, world=parts)
         scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
-        rng = np.random.default_rng([self.config.seed, step, rank])
-        dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
+        rng = np.random.default_rng([self.config.seed, step, 0])
+        # Drawn for the whole step, so that a row's number depends on its place alone.
+        numbers = rng.random(size * parts)[part * size : (part + 1) * size]
+        dropped = torch.from_numpy(numbers < self.config.condition_dropout)
         codes = self._cached_codes(rows)
         return DtokBatch(self.ta_tok.condition(codes[scale]), codes[None], dropped)
+
+    def weight(self, batch: DtokBatch) -> float:
+        """Pictures: all have as many codes."""
+        return len(batch.codes)
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
@@ -161,8 +169,8 @@ class ArDtokTask:
         loss = model(condition, batch.codes)
         return loss, {"condition_tokens": batch.condition.shape[1]}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image:
         """Eight pictures, and each drawn again, greedily, from its codes at every scale."""
