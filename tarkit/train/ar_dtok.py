@@ -83,6 +83,8 @@ class DtokBatch(NamedTuple):
 class ArDtokTask:
     """Cross-entropy of image-VQ codes given TA-Tok's features of the same square picture."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: ArDtokConfig,
@@ -106,12 +108,18 @@ class ArDtokTask:
         else:
             self.model = _start_from(start, config.arch, ta_tok.sha256, vqvae_sha256)
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
+    def batch(self, step: int, size: int, part: int, parts: int) -> DtokBatch:
+        rows = self.stream.batch(step, size, rank=part, world=parts)
         scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
-        rng = np.random.default_rng([self.config.seed, step, rank])
-        dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
+        rng = np.random.default_rng([self.config.seed, step, 0])
+        # Drawn for the whole step, so that a row's number depends on its place alone.
+        numbers = rng.random(size * parts)[part * size : (part + 1) * size]
+        dropped = torch.from_numpy(numbers < self.config.condition_dropout)
         return DtokBatch(scale, self.source.read(rows), dropped)
+
+    def weight(self, batch: DtokBatch) -> float:
+        """Pictures: all have as many codes."""
+        return len(batch.dropped)
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
@@ -128,8 +136,8 @@ class ArDtokTask:
         with exact_float32(codes.device):
             return self.ta_tok.condition(codes)
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image:
         """Eight pictures, and each drawn again, greedily, from its codes at every scale."""

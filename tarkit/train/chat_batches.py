@@ -23,6 +23,7 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Packed, pack
 from tarkit.seeds import training_seed
+from tarkit.train.loop import Figure, Mean
 from tarkit.train.streams import Rounds, Stream, draw_scale
 from tarkit.vocab import END_OF_TEXT, Scale, Vocabulary
 
@@ -203,23 +204,38 @@ def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dic
     return chat | {"messages": messages}
 
 
+def supervision(packed: Packed, vocabulary: Vocabulary, text_weight: float) -> float:
+    """The sum of the weights of the supervised tokens of packed chats, as `weighted_loss` has it.
+
+    A text token weighs `text_weight`, a code 1.
+    """
+    targets = packed.labels[:, 1:]
+    supervised = int((targets != -100).sum())
+    visual = vocabulary.visual
+    if visual is None:
+        return supervised
+    codes = int((targets >= visual.first_code).sum())
+    return codes + text_weight * (supervised - codes)
+
+
 def weighted_loss(
     losses: Tensor, targets: Tensor, vocabulary: Vocabulary, text_weight: float
-) -> tuple[Tensor, dict[str, float]]:
-    """The weighted mean () of losses (M,) whose targets (M,) are token ids.
+) -> tuple[Tensor, dict[str, Figure]]:
+    """The weighted mean () of losses (M,) whose targets (M,) are token ids; 0 of none.
 
     A text token weighs `text_weight`, a code 1. The figures are the unweighted means over codes
     and over text tokens.
     """
     weights = torch.ones_like(losses)
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
     if vocabulary.visual is not None:
         is_code = targets >= vocabulary.visual.first_code
         weights[~is_code] = text_weight
         for name, mask in (("code_loss", is_code), ("text_loss", ~is_code)):
             if mask.any():
-                figures[name] = float(losses.detach()[mask].mean())
-    return (losses * weights).sum() / weights.sum(), figures
+                figures[name] = Mean(float(losses.detach()[mask].mean()), int(mask.sum()))
+    total = weights.sum() if len(losses) else 1.0
+    return (losses * weights).sum() / total, figures
 
 
 def model_description(

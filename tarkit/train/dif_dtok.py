@@ -143,6 +143,8 @@ def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
 class DifDtokTask:
     """Flow matching of the VAE's latents given TA-Tok's features of the same square picture."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: DifDtokConfig,
@@ -173,10 +175,10 @@ class DifDtokTask:
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         return trained, sum(p.numel() for p in parameters)
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> DifBatch:
+    def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
         """Every picture's numbers are drawn from the seed and its position in the stream."""
-        rows = self.stream.batch(step, size, rank=rank, world=world)
-        first = (step * world + rank) * size
+        rows = self.stream.batch(step, size, rank=part, world=parts)
+        first = (step * parts + part) * size
         drawn = [self._draw(first + i) for i in range(size)]
         noise, normals, scales, dropped = zip(*drawn, strict=True)
         time = 1 / (1 + np.exp(-np.asarray(normals)))
@@ -201,6 +203,10 @@ class DifDtokTask:
         dropped = bool(rng.random() < self.config.condition_dropout)
         normal = rng.normal(self.config.logit_mean, self.config.logit_std)
         return rng.standard_normal(self.latent_shape, dtype=np.float32), normal, scale, dropped
+
+    def weight(self, batch: DifBatch) -> float:
+        """Pictures: all have as many latents."""
+        return len(batch.inputs)
 
     def loss(self, model: nn.Module, batch: DifBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the velocity: every element of every picture weighs the same."""
@@ -246,8 +252,8 @@ class DifDtokTask:
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image:
         """Pictures of the stream, and each drawn from its codes at every scale that is trained."""

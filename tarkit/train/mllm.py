@@ -44,9 +44,10 @@ from tarkit.train.chat_batches import (
     check_codes,
     model_description,
     packed_chats,
+    supervision,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import Figure, LoopConfig, Total, begin_training, train
 from tarkit.train.optimizers import shrink
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
@@ -88,6 +89,8 @@ class LmStart(NamedTuple):
 class MllmTask:
     """Cross-entropy on chats of all tasks, several in each row."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: MllmConfig,
@@ -113,22 +116,26 @@ class MllmTask:
         self.vocabulary = Vocabulary(text=start.text, visual=visual, system=config.system)
         self.model: PackedLoss = PackedLoss(start.model)
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Packed:
+    def batch(self, step: int, size: int, part: int, parts: int) -> Packed:
         return packed_chats(
             self.streams,
             self.config,
             self.vocabulary,
-            first=(step * world + rank) * size,
+            first=(step * parts + part) * size,
             size=size,
         )
 
-    def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, float]]:
+    def weight(self, batch: Packed) -> float:
+        """Supervised tokens, by their weight."""
+        return supervision(batch, self.vocabulary, self.config.text_weight)
+
+    def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, Figure]]:
         losses, targets = model(batch)
         loss, figures = weighted_loss(losses, targets, self.vocabulary, self.config.text_weight)
-        return loss, figures | {"tokens": int((batch.chats >= 0).sum())}
+        return loss, figures | {"tokens": Total(int((batch.chats >= 0).sum()))}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image | None:
         """Pictures that the model draws of eight training prompts; None without a de-tokenizer."""

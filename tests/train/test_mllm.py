@@ -21,6 +21,7 @@ from tarkit.errors import UserError
 from tarkit.models.mllm import build, from_scratch
 from tarkit.train import mllm
 from tarkit.train.chat_batches import ChatStreams, TaskName, encode_chat
+from tarkit.train.loop import Mean
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
@@ -281,8 +282,27 @@ def test_the_loss_is_the_mean_over_tokens_and_words_weigh_as_told(
     expected = (codes.sum() + 5 * words.sum()) / (len(codes) + 5 * len(words))
     assert float(weighted) == pytest.approx(float(expected))
     assert same == figures  # what is logged is not weighted
-    assert figures["code_loss"] == pytest.approx(float(codes.mean()))
-    assert figures["text_loss"] == pytest.approx(float(words.mean()))
+    # Each is a mean over its own tokens.
+    for name, tokens in (("code_loss", codes), ("text_loss", words)):
+        figure = figures[name]
+        assert isinstance(figure, Mean) and figure.weight == len(tokens)
+        assert figure.value == pytest.approx(float(tokens.mean()))
+    assert plain.weight(batch) == len(losses)
+    assert heavy.weight(batch) == len(codes) + 5 * len(words)
+
+
+def test_chats_without_a_supervised_token_weigh_and_cost_nothing(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    made = task(chats, models, models["lm"])
+    batch = made.batch(0, 2, 0, 1)
+    mute = batch._replace(labels=torch.full_like(batch.labels, -100))
+    assert made.weight(mute) == 0
+    loss, figures = made.loss(made.model, mute, 0)
+    loss.backward()
+    assert float(loss.detach()) == 0 and figures.keys() == {"tokens"}
+    gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
+    assert gradients and not any(bool(gradient.any()) for gradient in gradients)
 
 
 def test_pictures_may_be_read_at_other_scales_than_they_are_drawn_at(
