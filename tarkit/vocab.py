@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,6 +25,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 IMAGE_MARK = "<image>"
 """Where a picture stands in the text of a chat row or a prompt; never a token."""
+
+
+Supervised = Literal["answers", "published"]
+"""Which tokens of a chat are learned: see `Vocabulary.chat`."""
 
 
 class Scale(IntEnum):
@@ -236,11 +240,15 @@ class Vocabulary:
         self,
         messages: Sequence[Mapping[str, str]],
         pictures: Sequence[tuple[Scale, Sequence[int]]] = (),
+        *,
+        supervise: Supervised = "answers",
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels of a whole chat; only what the assistant says is supervised.
+        """Ids and labels of a whole chat.
 
-        The published program also supervises the assistant's header and every newline and turn
-        tag of all turns; a header is never predicted at inference, so it is not trained here.
+        "answers": only what the assistant says is supervised, and its `<|im_end|>`. "published": as
+        in the published program also the assistant's header, the newline after its turn, and every
+        turn tag and newline of all turns, which inference never predicts. The first token has
+        nothing to be predicted from and is never supervised.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -252,17 +260,23 @@ class Vocabulary:
             marks = turn["content"].count(IMAGE_MARK)
             mine, rest = rest[:marks], rest[marks:]
             turn_ids = self.turn(turn["role"], turn["content"], mine)
-            if turn["role"] == "assistant":
-                header = 1 + len(self.text.encode("assistant\n"))
-                tail = len(self.text.encode("\n"))
-                labels += [self.IGNORED] * header + turn_ids[header : len(turn_ids) - tail]
-                labels += [self.IGNORED] * tail
-            else:
-                labels += [self.IGNORED] * len(turn_ids)
             ids += turn_ids
+            labels += self._labels(turn_ids, turn["role"] == "assistant", supervise)
         if rest:
             raise ValueError(f"{len(rest)} pictures more than {IMAGE_MARK} marks")
+        if labels:
+            labels[0] = self.IGNORED
         return ids, labels
+
+    def _labels(self, turn: list[int], answer: bool, supervise: Supervised) -> list[int]:
+        newline = self.text.encode("\n")
+        if supervise == "published":
+            everywhere = {self.chat_start, self.chat_end, *newline}
+            return [i if answer or i in everywhere else self.IGNORED for i in turn]
+        if not answer:
+            return [self.IGNORED] * len(turn)
+        header, end = 1 + len(self.text.encode("assistant\n")), len(turn) - len(newline)
+        return [self.IGNORED] * header + turn[header:end] + [self.IGNORED] * len(newline)
 
     def prompt(
         self,

@@ -42,9 +42,11 @@ from tarkit.seeds import training_seed
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,
+    TooLongChats,
     check_codes,
     model_description,
     packed_chats,
+    require_fitting,
     weighted_loss,
 )
 from tarkit.train.loop import LoopConfig, begin_training, train
@@ -97,7 +99,9 @@ class Policy(PackedLoss):
     """The language model as a policy over codes: one forward pass for pictures and chats."""
 
     def __init__(self, lm: PreTrainedModel, vocabulary: Vocabulary, config: GrpoConfig) -> None:
-        super().__init__(lm)
+        super().__init__(
+            lm, chunk_tokens=config.loss_chunk_tokens, attention=config.packed_attention
+        )
         self.vocabulary = vocabulary
         self.config = config
 
@@ -187,7 +191,9 @@ class GrpoTask:
         column: str,
         prompts: Sequence[str],
         streams: ChatStreams | None,
+        too_long: Path | None = None,
     ) -> None:
+        """`too_long`: the file that lists the chats which are left out, longer than a row."""
         if tar.mllm.vocabulary.visual is None:
             raise UserError(f"{tar.places.mllm} has no visual tokens and cannot draw")
         self.config = config
@@ -197,6 +203,9 @@ class GrpoTask:
         self.column = column
         self.vocabulary = tar.mllm.vocabulary
         self.streams = streams
+        self.too_long = TooLongChats(too_long)
+        if streams is not None:
+            require_fitting(streams, config, self.vocabulary, size=config.chats_size)
         self.prompts = Stream(
             [len(prompts)], lambda _: prompts, seed=training_seed(config.seed, "grpo")
         )
@@ -221,7 +230,14 @@ class GrpoTask:
         if self.streams is not None:
             rows = config.chats_size // world
             first = (step * world + rank) * rows
-            chats = packed_chats(self.streams, config, self.vocabulary, first=first, size=rows)
+            chats = packed_chats(
+                self.streams,
+                config,
+                self.vocabulary,
+                first=first,
+                size=rows,
+                too_long=self.too_long,
+            )
         return GrpoBatch([prompt for prompt in prompts for _ in range(config.group)], chats)
 
     @torch.no_grad()
@@ -416,6 +432,7 @@ def run(
         column=column,
         prompts=lines,
         streams=ChatStreams(artifacts, settings.ratio, settings.seed) if artifacts else None,
+        too_long=out / "too_long.jsonl",
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"prompts": prompts, "lm": tar.places.mllm}
