@@ -413,6 +413,7 @@ def test_codes_and_words_are_drawn_from_the_familys_own_logits() -> None:
 
 # torch's compiler imports what torch itself deprecates, and transformers gives it an old argument.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "cohere"])
 @torch.no_grad()
 def test_flex_attention_computes_what_the_dense_mask_does(family: str) -> None:
