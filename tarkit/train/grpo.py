@@ -42,9 +42,11 @@ from tarkit.seeds import training_seed
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,
+    TooLongChats,
     check_codes,
     model_description,
     packed_chats,
+    require_fitting,
     supervision,
     weighted_loss,
 )
@@ -62,6 +64,8 @@ log = logging.getLogger("tarkit")
 
 class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Settings of the training; `batch_size` is the number of pictures of a step."""
+
+    LATER_KEYS = frozenset({"supervise"})
 
     group: int = Field(default=8, ge=2)
     """Pictures of one prompt, whose scores are compared."""
@@ -104,7 +108,9 @@ class Policy(PackedLoss):
     """The language model as a policy over codes: one forward pass for pictures and chats."""
 
     def __init__(self, lm: PreTrainedModel, vocabulary: Vocabulary, config: GrpoConfig) -> None:
-        super().__init__(lm)
+        super().__init__(
+            lm, chunk_tokens=config.loss_chunk_tokens, attention=config.packed_attention
+        )
         self.vocabulary = vocabulary
         self.config = config
 
@@ -198,7 +204,9 @@ class GrpoTask:
         column: str,
         prompts: Sequence[str],
         streams: ChatStreams | None,
+        too_long: Path | None = None,
     ) -> None:
+        """`too_long`: the file that lists the chats which are left out, longer than a row."""
         if tar.mllm.vocabulary.visual is None:
             raise UserError(f"{tar.places.mllm} has no visual tokens and cannot draw")
         self.config = config
@@ -208,6 +216,9 @@ class GrpoTask:
         self.column = column
         self.vocabulary = tar.mllm.vocabulary
         self.streams = streams
+        self.too_long = TooLongChats(too_long)
+        if streams is not None:
+            require_fitting(streams, config, self.vocabulary, size=config.chats_size)
         self.prompts = Stream(
             [len(prompts)], lambda _: prompts, seed=training_seed(config.seed, "grpo")
         )
@@ -239,7 +250,14 @@ class GrpoTask:
         if self.streams is not None:
             rows = config.chats_size // parts
             first = (step * parts + part) * rows
-            chats = packed_chats(self.streams, config, self.vocabulary, first=first, size=rows)
+            chats = packed_chats(
+                self.streams,
+                config,
+                self.vocabulary,
+                first=first,
+                size=rows,
+                too_long=self.too_long,
+            )
         return GrpoBatch(prompts, seeds, chats)
 
     def weight(self, batch: GrpoBatch) -> float:
@@ -443,6 +461,7 @@ def run(
         column=column,
         prompts=lines,
         streams=ChatStreams(artifacts, settings.ratio, settings.seed) if artifacts else None,
+        too_long=out / "too_long.jsonl",
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"prompts": prompts, "lm": tar.places.mllm}

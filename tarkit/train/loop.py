@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, PositiveInt
@@ -63,6 +63,16 @@ class LoopConfig(OptimizerConfig):
     sample_every: PositiveInt = 1000
     keep_every: PositiveInt | None = None
     """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Keys that older versions did not have. The manifest holds them only where they differ from
+    their default, so that a training begun by an older version can be resumed."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide the weights, as the manifest holds them."""
+        settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
+        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
 
 class Mean(NamedTuple):
@@ -166,8 +176,7 @@ def train(
     """
     accelerator = _accelerator(config, unused_parameters=task.unused_parameters)
     rows = _rows_per_pass(config, accelerator.num_processes)
-    numbers = config.model_dump(mode="json", exclude={"micro_batch_size"})
-    settings = {"stage": name, **numbers, **(more or {})}
+    settings = {"stage": name, **config.recorded(), **(more or {})}
     begin_directory(out, "model", settings=settings, parents=parents)
     if (out / "model.safetensors").exists():
         return out
@@ -298,13 +307,9 @@ def _take_step(
     model.train()
     torch.manual_seed(training_seed(config.seed, step, accelerator.process_index, "step"))
     total = _sum([weight for _, weight in batches])
-    if not total:
-        raise UserError(
-            f"no token of step {step} is supervised", hint="raise batch_size, or look at the data"
-        )
     losses, measured = [], []
     for number, (batch, weight) in enumerate(batches, 1):
-        share = weight / total
+        share = weight / total if total else 0.0  # every chat of the step was too long
         last = number == len(batches)
         # Processes exchange gradients once a step, after the last pass.
         with nullcontext() if last else accelerator.no_sync(model):
