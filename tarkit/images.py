@@ -100,13 +100,18 @@ def resize(image: Image.Image, size_px: int, mode: ResizeMode) -> Image.Image:
     resizes the middle square. Raises ValueError for another mode.
     """
     if mode == "crop":
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
         # Not resize(box=): its filter would mix in pixels from outside the square.
-        image = image.crop((left, top, left + side, top + side))
+        image = middle_square(image)
     elif mode != "squash":
         raise ValueError(f"resize mode {mode!r}: expected 'squash' or 'crop'")
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
+
+
+def middle_square(image: Image.Image) -> Image.Image:
+    """The largest square around the middle of a picture."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> bytes:

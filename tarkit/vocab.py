@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,6 +26,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 IMAGE_MARK = "<image>"
 """Marks the place of a picture in the text of a chat row or a prompt; it is never a token."""
+
+
+Supervised = Literal["answers", "published"]
+"""Which tokens of a chat are learned: see `Vocabulary.chat`."""
 
 
 class Scale(IntEnum):
@@ -243,13 +247,16 @@ class Vocabulary:
         self,
         messages: Sequence[Mapping[str, str]],
         pictures: Sequence[tuple[Scale, Sequence[int]]] = (),
+        *,
+        supervise: Supervised = "answers",
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels, of equal length, of a whole chat; only the answers are supervised.
+        """Ids and labels, of equal length, of a whole chat.
 
-        An answer is what the assistant says, with its `<|im_end|>`. The published program also
-        supervises the assistant's header and every newline and turn tag of all turns; a header is
-        never predicted at inference, so it is not trained here. Raises ValueError when marks and
-        pictures differ in number.
+        "answers": only the answers are supervised, which are what the assistant says with its
+        `<|im_end|>`. "published": as in the published program also the assistant's header, the
+        newline after its turn, and every turn tag and newline of all turns, which inference never
+        predicts. The first token is never supervised: nothing comes before it. Raises ValueError
+        when marks and pictures differ in number.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -261,17 +268,23 @@ class Vocabulary:
             marks = turn["content"].count(IMAGE_MARK)
             own, remaining = remaining[:marks], remaining[marks:]
             turn_ids = self.turn(turn["role"], turn["content"], own)
-            if turn["role"] == "assistant":
-                header = 1 + len(self.text.encode("assistant\n"))
-                tail = len(self.text.encode("\n"))
-                labels += [self.IGNORED] * header + turn_ids[header : len(turn_ids) - tail]
-                labels += [self.IGNORED] * tail
-            else:
-                labels += [self.IGNORED] * len(turn_ids)
             ids += turn_ids
+            labels += self._labels(turn_ids, turn["role"] == "assistant", supervise)
         if remaining:
             raise ValueError(f"{len(remaining)} pictures more than {IMAGE_MARK} marks")
+        if labels:
+            labels[0] = self.IGNORED
         return ids, labels
+
+    def _labels(self, turn: list[int], answer: bool, supervise: Supervised) -> list[int]:
+        newline = self.text.encode("\n")
+        if supervise == "published":
+            everywhere = {self.chat_start, self.chat_end, *newline}
+            return [i if answer or i in everywhere else self.IGNORED for i in turn]
+        if not answer:
+            return [self.IGNORED] * len(turn)
+        header, end = 1 + len(self.text.encode("assistant\n")), len(turn) - len(newline)
+        return [self.IGNORED] * header + turn[header:end] + [self.IGNORED] * len(newline)
 
     def prompt(
         self,

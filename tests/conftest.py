@@ -84,6 +84,7 @@ CLASSES = {
     "encoder": "tarkit.train.encoder.EncoderConfig",
     "tokenizer": "tarkit.train.tokenizer.TokenizerConfig",
     "ar_dtok": "tarkit.train.ar_dtok.ArDtokConfig",
+    "dif_dtok": "tarkit.train.dif_dtok.DifDtokConfig",
     "mllm": "tarkit.train.mllm.MllmConfig",
     "grpo": "tarkit.train.grpo.GrpoConfig",
     "lm": "tarkit.train.mllm.MllmConfig",

@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
 # Commands. Nothing but the command line imports them, so none of them knows another.
 STAGE_VERBS = {
     "curate": "render ingest prompts download caption split synthesize score judge chats",
-    "train": "vqvae encoder tokenizer ar_dtok mllm grpo budget",
+    "train": "vqvae encoder tokenizer ar_dtok dif_dtok mllm grpo budget",
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect",

@@ -182,6 +182,7 @@ NUMBERS = {
     "train encoder": "encoder",
     "train tokenizer": "tokenizer",
     "train ar-dtok": "ar_dtok",
+    "train dif-dtok": "dif_dtok",
     "train mllm": "mllm",
     "train grpo": "grpo",
     "assemble": "assemble",
@@ -205,7 +206,7 @@ def test_readme_and_pipelines_show_the_whole_chain() -> None:
     stages = {f"train {part}" for part in ("vqvae", "encoder", "tokenizer", "ar-dtok", "mllm")}
     assert stages | {"curate render", "curate chats", "eval shapes"} <= shown
     assert any(command.place.startswith("README.md") for command in COMMANDS)
-    for folder in ("smoke", "mini"):
+    for folder in ("smoke", "mini", "paper"):
         assert any(command.place.startswith(f"pipelines/{folder}/") for command in COMMANDS)
 
 

@@ -1,10 +1,13 @@
 """Pictures to codes: a row in, a row out, the same bytes however often it is stopped."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from tarkit import encode
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.checkpoints.load import Resize, load_ta_tok
+from tarkit.checkpoints.load import Resize, load_ta_tok, load_vqvae
 from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.images import decode, png_bytes, to_uint8
@@ -21,6 +24,24 @@ from tests import parts
 
 ROWS = 6
 FAILED_ROW, TORN_ROW = 2, 4
+
+
+class GreyVq:
+    """Squares of 4 px: the code of a square is its mean red, 0 to 255, and 256 for one of 255."""
+
+    def __init__(self, num_codes: int = 257) -> None:
+        self.arch = SimpleNamespace(num_codes=num_codes, downsampling=4)
+        self.shapes: list[tuple[int, ...]] = []
+
+    def to(self, device: torch.device) -> "GreyVq":
+        return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        self.shapes.append(tuple(images.shape))
+        red = torch.nn.functional.avg_pool2d(images[:, :1], 4).flatten(1)
+        levels = (red * 255).round().long()
+        return torch.where((levels == 255) & (self.arch.num_codes > 256), 256, levels)
 
 
 class GreyTokenizer:
@@ -259,3 +280,168 @@ def test_pictures_are_resized_as_asked(tmp_path: Path, way: Resize) -> None:
     expected = ta_tok.encode_scales(ta_tok.sized(images, way), [Scale.FULL])[Scale.FULL]
     assert done.read("00000")["codes_1"].to_pylist() == expected.tolist()
     assert done.settings["resize"] == f"{way}, 16 px"
+
+
+# ---- codes of an image VQ
+
+
+@pytest.fixture
+def image_vq(monkeypatch: pytest.MonkeyPatch) -> GreyVq:
+    fake = GreyVq()
+    monkeypatch.setattr(encode, "load_vqvae", lambda path: fake)
+    monkeypatch.setattr(encode, "model_sha256", lambda path, kind: "beef")
+    return fake
+
+
+def run_vq(pictures: Artifact, out: str = "tokens", size_px: int = 12, **known: Any) -> Artifact:
+    overrides = [f"vq_size_px={size_px}", *known.pop("overrides", ())]
+    return run(pictures, out, vqvae=pictures.path.parent / "tok", overrides=overrides, **known)
+
+
+def test_codes_of_the_image_vq_stand_beside_those_of_every_scale(
+    pictures: Artifact, tokenizer: GreyTokenizer, image_vq: GreyVq
+) -> None:
+    plain, artifact = run(pictures, out="plain"), run_vq(pictures)
+    rows = artifact.rows("00001")
+    # Picture 3 of shard 1 is grey 13; 12 px are 3 x 3 squares of 4 px.
+    assert rows[3]["vq_codes"] == [13] * 9
+    assert rows[FAILED_ROW]["vq_codes"] is None and rows[TORN_ROW]["vq_codes"] is None
+    assert image_vq.shapes == [(32, 3, 12, 12)] * 2, "one pass a shard, as the tokenizer's"
+    for name in artifact.shards:
+        assert artifact.read(name).drop(["vq_codes"]).equals(plain.read(name))
+
+
+def test_what_decides_the_image_vqs_codes_is_in_manifest_and_shards(
+    pictures: Artifact, tokenizer: GreyTokenizer, image_vq: GreyVq
+) -> None:
+    artifact = run_vq(pictures)
+    expected = {
+        "vqvae_sha256": "beef",
+        "vq_codebook_size": 257,
+        "vq_side": 3,
+        "vq_size_px": 12,
+    }
+    assert {key: artifact.settings[key] for key in expected} == expected
+    assert set(artifact.parents) == {"images", "tokenizer", "vqvae"}
+    metadata = artifact.read("00000").schema.metadata
+    shown = {key: metadata[f"tarkit.{key}".encode()].decode() for key in expected}
+    assert shown == {key: str(value) for key, value in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("num_codes", "width"), [(256, pa.uint8()), (257, pa.uint16()), (65_537, pa.uint32())]
+)
+def test_image_vq_codes_are_as_wide_as_the_codebook_needs(
+    pictures: Artifact,
+    tokenizer: GreyTokenizer,
+    image_vq: GreyVq,
+    num_codes: int,
+    width: pa.DataType,
+) -> None:
+    image_vq.arch.num_codes = num_codes
+    table = run_vq(pictures).read("00000")
+    assert table.schema.field("vq_codes").type == pa.list_(width, 9)
+    image_vq.arch.num_codes = 2  # fewer than the greys
+    with pytest.raises(ValueError, match="vq_codes has the code 5 of a codebook of 2"):
+        run_vq(pictures, out="other")
+
+
+def test_pictures_that_are_enlarged_for_the_image_vq_are_counted(
+    pictures: Artifact,
+    tokenizer: GreyTokenizer,
+    image_vq: GreyVq,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Pictures are 24 x 16, and four of each of two shards can be read.
+    run_vq(pictures, out="small", size_px=16)
+    assert "enlarged" not in capsys.readouterr().err
+    run_vq(pictures, out="large", size_px=20)
+    said = "8 pictures are smaller than vq_size_px = 20 and were enlarged"
+    assert said in capsys.readouterr().err
+
+
+def test_without_an_image_vq_the_artifact_names_none(
+    pictures: Artifact, tokenizer: GreyTokenizer
+) -> None:
+    artifact = run(pictures)
+    text = (artifact.path / "manifest.json").read_text()
+    assert "vq" not in text and "square" not in text
+    names = [key.decode() for key in artifact.read("00000").schema.metadata]
+    assert not [name for name in names if "vq" in name]
+
+
+def test_one_square_of_the_picture_feeds_both_models(
+    tmp_path: Path, tokenizer: GreyTokenizer, image_vq: GreyVq
+) -> None:
+    # 24 x 8: black left and right of a white square in the middle.
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = 255
+    source = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000"])
+    row = dict.fromkeys(source.schema.names) | {"key": "0", "role": "target", "status": "ok"}
+    source.write_pictures("00000", [(row, ("png", png_bytes(pixels)))])
+    (tmp_path / "tok").mkdir()
+    (tmp_path / "tok/config.json").write_text("{}")
+    cropped = run_vq(source, out="cropped", overrides=["square=crop"])
+    squashed = run_vq(source, out="squashed")
+    white = cropped.rows("00000")[0]
+    assert set(white["codes_1"]) == {255} and set(white["vq_codes"]) == {256}
+    whole = squashed.rows("00000")[0]
+    assert min(whole["codes_1"]) == 0 and min(whole["vq_codes"]) < 10
+    assert cropped.settings["resize"] == "pil-bicubic, 8 px, the middle square"
+
+
+def test_shards_and_rows_that_are_made_again_have_the_same_codes_of_the_image_vq(
+    pictures: Artifact,
+    tokenizer: GreyTokenizer,
+    image_vq: GreyVq,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = all_bytes(run_vq(pictures, out="whole"))
+    tokens = run_vq(pictures)
+    tokens.shard_path("00001").unlink()
+    assert all_bytes(run_vq(pictures)) == whole
+    monkeypatch.setattr(encode, "decode", lambda blob: Image.new("RGB", (8, 8), (99, 99, 99)))
+    rows = run_vq(pictures, retry_failed=True).rows("00000")
+    assert rows[TORN_ROW]["vq_codes"] == [99] * 9 and rows[5]["vq_codes"] == [5] * 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "message", "hint"),
+    [
+        (["vq_size_px=12"], False, "and there is no --vqvae", "name the image VQ with --vqvae"),
+        ([], True, "needs vq_size_px", "--set vq_size_px=256"),
+        (["vq_size_px=14"], True, "vq_size_px = 14 does not divide by 4", "--set vq_size_px=16"),
+    ],
+)
+def test_a_size_without_an_image_vq_and_the_reverse_are_refused(
+    pictures: Artifact,
+    tokenizer: GreyTokenizer,
+    image_vq: GreyVq,
+    overrides: list[str],
+    named: bool,
+    message: str,
+    hint: str,
+) -> None:
+    vqvae = pictures.path.parent / "tok" if named else None
+    with pytest.raises(UserError, match=message) as error:
+        run(pictures, vqvae=vqvae, overrides=overrides)
+    assert hint in str(error.value.hint)
+    assert not (pictures.path.parent / "tokens").exists()
+
+
+def test_the_published_image_vq_is_named_by_the_sha256_of_its_file(tmp_path: Path) -> None:
+    source = parts.write_pictures(tmp_path / "pictures", [["train"]])
+    file = Path(__file__).parent / "goldens/vq_tiny.pt"
+    plan = EncodePlan(
+        source.path,
+        tokenizer=parts.save_ta_tok(tmp_path / "ta_tok"),
+        vqvae=file,
+        out=tmp_path / "tokens",
+        overrides=["vq_size_px=32"],
+    )
+    done = plan.run()
+    assert done.settings["vqvae_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    (blob,) = [blob for _, blob in source.read_images("00000")]
+    resized = decode(blob or b"").resize((32, 32), Image.Resampling.BICUBIC)
+    images = torch.from_numpy(to_uint8(resized)).permute(2, 0, 1)[None].float() / 255
+    assert done.read("00000")["vq_codes"].to_pylist() == load_vqvae(file).encode(images).tolist()

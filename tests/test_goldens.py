@@ -321,6 +321,10 @@ def test_chats_have_the_published_ids(
     pictures = [(Scale(scale), codes[i].tolist()) for i in expected.get("image_index", [])]
     ids, labels = vocabulary.chat(messages, pictures)
     assert ids == expected["input_ids"]
+    same, published = vocabulary.chat(messages, pictures, supervise="published")
+    # The first token follows nothing: its label counts in neither program.
+    assert same == ids and published[1:] == expected["labels"][1:]
+    assert published[0] == vocabulary.IGNORED
     # Tarkit's labels are the published ones less what the published program supervises by accident:
     # tags and newlines everywhere, and the header of an answer, all of which stand in the prompt.
     accidents = {vocabulary.chat_start, vocabulary.chat_end, *vocabulary.text.encode("\nassistant")}

@@ -20,7 +20,7 @@ from tarkit.artifacts.files import whole_file
 from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
 from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
-from tarkit.artifacts.schema import KINDS, NEEDED_SETTINGS, Row, checked_table, schema_of
+from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 
 PREFIX = "tarkit."
@@ -216,7 +216,7 @@ class Artifact:
         metadata = metadata | {PREFIX + "kind": self.kind}
         if source_sha256:
             metadata[PREFIX + "source_sha256"] = source_sha256
-        for key in NEEDED_SETTINGS.get(self.kind, ()):
+        for key in needed_settings(self.kind, self.settings):
             value = self.settings[key]
             metadata[PREFIX + key] = (
                 value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -243,7 +243,7 @@ def begin_artifact(
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
-    for key in NEEDED_SETTINGS.get(kind, ()):
+    for key in needed_settings(kind, settings):
         if key not in settings:
             raise ValueError(f"{kind} need the setting {key!r}")
     bad = [name for name in shards if not SHARD_NAME.fullmatch(name)]

@@ -13,9 +13,10 @@ from tarkit.errors import UserError
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table with zstd.
 
-    Codes are near-uniform 16-bit numbers in 32-bit columns, so their bytes are split into streams.
+    Codes are near-uniform numbers in 32-bit columns, so their bytes are split into streams.
     """
-    codes = [name for name in table.schema.names if name.startswith("codes_")]
+    names = table.schema.names
+    codes = [name for name in names if name.startswith("codes_") or name == "vq_codes"]
     pq.write_table(
         table,
         path,

@@ -80,6 +80,21 @@ NEEDED_SETTINGS = {
     "tokens": ("tokenizer_sha256", "codebook_size", "sides", "resize", "dtype"),
     "scores": ("columns",),
 }
+# Further settings of tokens that hold the codes of an image VQ, all of them or none: its sha256,
+# the size of its codebook, the side of its grid of codes, and the side of the pictures in pixels.
+VQ_SETTINGS = ("vqvae_sha256", "vq_codebook_size", "vq_side", "vq_size_px")
+
+
+def needed_settings(kind: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings that an artifact of the kind needs, and that every shard holds as metadata."""
+    has_vq_codes = kind == "tokens" and any(key in settings for key in VQ_SETTINGS)
+    return NEEDED_SETTINGS.get(kind, ()) + (VQ_SETTINGS if has_vq_codes else ())
+
+
+def code_type(codebook_size: int) -> pa.DataType:
+    """The narrowest unsigned integer that holds every code of a book of this size."""
+    fitting = (t for bits, t in ((8, pa.uint8()), (16, pa.uint16())) if codebook_size <= 2**bits)
+    return next(fitting, pa.uint32())
 
 
 def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
@@ -89,6 +104,9 @@ def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
             (f"codes_{scale}", pa.list_(pa.uint16(), side * side))
             for scale, side in sorted(settings["sides"].items())
         ]
+        if "vq_side" in settings:
+            width = code_type(settings["vq_codebook_size"])
+            codes.append(("vq_codes", pa.list_(width, settings["vq_side"] ** 2)))
         return pa.schema([*ABOUT_PICTURE, *TEXTS, *codes, *OUTCOME])
     if kind == "scores":
         scores = [(name, pa.float64()) for name in settings["columns"]]
@@ -111,7 +129,7 @@ def checked_table(
         table = pa.Table.from_pylist(list(rows), schema=schema)
     _check_columns(table)
     if kind == "tokens":
-        _check_codes(table, settings["codebook_size"])
+        _check_codes(table, settings["codebook_size"], settings.get("vq_codebook_size"))
     return table
 
 
@@ -172,15 +190,16 @@ def _only_failed(table: pa.Table, column: str) -> bool:
     return pc.all(pc.equal(nulls["status"], "failed"), min_count=0).as_py() is True
 
 
-def _check_codes(table: pa.Table, codebook_size: int) -> None:
+def _check_codes(table: pa.Table, codebook_size: int, vq_codebook_size: int | None) -> None:
     if not 0 < codebook_size <= NUM_CODES_MAX:
         raise ValueError(f"codebook_size {codebook_size}: codes are stored in 16 bits")
+    sizes = {n: codebook_size for n in table.schema.names if n.startswith("codes_")}
+    if vq_codebook_size is not None:
+        sizes["vq_codes"] = vq_codebook_size
     sound = pc.equal(table["status"], "ok")
-    for name in table.schema.names:
-        if not name.startswith("codes_"):
-            continue
+    for name, size in sizes.items():
         if not pc.all(pc.equal(sound, pc.is_valid(table[name])), min_count=0).as_py():
             raise ValueError(f"{name}: an ok row has codes and a failed row has none")
         highest = pc.max(pc.list_flatten(table[name])).as_py()
-        if highest is not None and highest >= codebook_size:
-            raise ValueError(f"{name} has the code {highest} of a codebook of {codebook_size}")
+        if highest is not None and highest >= size:
+            raise ValueError(f"{name} has the code {highest} of a codebook of {size}")

@@ -17,6 +17,7 @@ from tarkit.checkpoints.directory import (
     read_config,
     require_weights,
 )
+from tarkit.checkpoints.sana import copy_dif_dtok
 from tarkit.checkpoints.tar_config import AssembleConfig
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -29,29 +30,34 @@ def run(
     ar_dtok: Path,
     vqvae: Path,
     out: Path,
+    dif_dtok: Path | None = None,
     half_precision: bool = False,
     config: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Copy the parts into `out`, with `half_precision` as float16; returns `out`.
 
+    `dif_dtok` is a trained Dif-DTok that the model may draw with as well; it is copied as it is.
     Raises UserError when a part is unfinished, or was trained with another tokenizer or image VQ.
     """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
-    configs = {kind: read_config(path, kind) for kind, path in parts.items()}
+    given = {**parts, "dif_dtok": dif_dtok} if dif_dtok else parts
+    configs = {kind: read_config(path, kind) for kind, path in given.items()}
     tokenizer_sha256 = configs["ta_tok"]["sha256"]
-    for kind in ("mllm", "ar_dtok"):
+    for kind in [kind for kind in configs if kind not in ("ta_tok", "vqvae")]:
         trained_with = configs[kind].get("tokenizer_sha256")
         if trained_with != tokenizer_sha256:
             raise UserError(
-                f"{parts[kind]} was trained with tokenizer {str(trained_with)[:12]}, "
+                f"{given[kind]} was trained with tokenizer {str(trained_with)[:12]}, "
                 f"{tokenizer} is {tokenizer_sha256[:12]}",
-                hint="name the tokenizer that both were trained with",
+                hint="name the tokenizer that all were trained with",
             )
     _check_vqvae(configs, parts)
-    for path in parts.values():
+    for path in given.values():
         require_weights(path)
+    if dif_dtok:
+        copy_dif_dtok(dif_dtok, out / "dif_dtok")
     for kind, path in parts.items():
         for name in (CONFIG, "run.toml", TOKENIZER, WEIGHTS):
             if (path / name).exists():

@@ -57,7 +57,7 @@ def save_model(
     """
     if run is not None:
         write_whole(out / "run.toml", write_toml(run).encode())
-    write_model(out, _unshared(model), config)
+    write_model(out, unshared(model), config)
 
 
 def write_model(
@@ -92,7 +92,7 @@ def half(path: Path) -> None:
         save_file(halved, weights, metadata={"format": "pt"})
 
 
-def _unshared(model: nn.Module) -> dict[str, Tensor]:
+def unshared(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without the second name of a tied tensor."""
     seen: dict[int, str] = {}
     state = {}

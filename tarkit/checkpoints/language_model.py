@@ -18,6 +18,7 @@ from tarkit.checkpoints.directory import (
     CONFIG,
     REFETCH,
     TOKENIZER,
+    WEIGHTS,
     fill,
     fill_directory,
     in_precision,
@@ -25,6 +26,7 @@ from tarkit.checkpoints.directory import (
     read_tensors,
     read_weights,
     require_weights,
+    unshared,
 )
 from tarkit.checkpoints.hub import PUBLISHED_LMS
 from tarkit.checkpoints.stored_tensors import indexed_files
@@ -68,7 +70,7 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
         return _published_mllm(path, config, dtype)
     config = read_config(path, "mllm")
     model = skeleton(config["arch"])
-    state = _tied(model, read_weights(path, dtype))
+    state = _with_tied(model, read_weights(path, dtype))
     fill_directory(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
@@ -106,16 +108,47 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
         model = skeleton(arch)
     except Exception as error:  # transformers raises many types for a bad config
         raise UserError(f"{path / CONFIG} makes no model: {error}", hint=REFETCH) from None
-    fill(model, _tied(model, state), path, REFETCH)
+    fill(model, _with_tied(model, state), path, REFETCH)
     model.tie_weights()
     return LoadedMllm(model, Vocabulary(text=text, visual=visual), dict(config))
 
 
-def _tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state`, with `lm_head.weight` added where it is tied to the embeddings."""
-    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+def _with_tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the head where it is tied to the embeddings, and so stored once."""
+    for tied, source in model.all_tied_weights_keys.items():
+        if source in state:
+            state[tied] = state[source]
     return state
+
+
+def require_readable(model: PreTrainedModel) -> None:
+    """Raise ValueError unless `load_mllm` would make this model again of its config and weights."""
+    from tarkit.models.mllm import head_logits, skeleton
+
+    family = model.config.model_type
+    try:
+        copy = skeleton(stored_arch(model))
+        fill(copy, _with_tied(copy, unshared(model)), Path(WEIGHTS), "")
+        copy.tie_weights()
+        copy = copy.to(model.device)
+        ids = torch.arange(1, 12, device=model.device)[None]
+        training = model.training
+        with torch.no_grad():
+            ours, theirs = (
+                head_logits(lm, lm.base_model(input_ids=ids).last_hidden_state)
+                for lm in (copy, model.eval())
+            )
+        model.train(training)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"{family} models cannot be loaded again: {error}") from None
+    if not (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max():
+        raise ValueError(f"{family} models compute something else when they are loaded again")
+
+
+def stored_arch(model: PreTrainedModel) -> dict[str, Any]:
+    """The transformers config of a model as its config.json holds it."""
+    arch = model.config.to_diff_dict()
+    return {k: v for k, v in arch.items() if k not in ("dtype", "transformers_version")}
 
 
 # ---- tokenizers and vocabularies -----------------------------------------------------------------

@@ -84,6 +84,11 @@ def _from_published(
     return fill(_empty(build, published.arch), state, path, REFETCH)
 
 
+def model_sha256(path: Path, kind: str) -> str:
+    """The identity of a model: its config.json's sha256, or that of a published file."""
+    return file_sha256(path) if path.is_file() else str(read_config(path, kind)["sha256"])
+
+
 def load_vqvae(path: Path) -> Vqvae:
     """An image VQ in eval mode, float32; `path` is a model directory or a published file."""
     return _load(Path(path), "vqvae", Vqvae)[0]

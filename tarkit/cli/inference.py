@@ -33,6 +33,15 @@ def encode(
     images: Annotated[Path, typer.Argument(help="An images artifact.")],
     tokenizer: Tokenizer,
     out: Out,
+    vqvae: Annotated[
+        Path | None,
+        typer.Option(
+            "--vqvae",
+            metavar="DIR|NAME",
+            help="An image VQ, whose codes are stored too, for train ar-dtok; "
+            "needs --set vq_size_px=PIXELS.",
+        ),
+    ] = None,
     *,
     stage: StageOptions,
     retry_failed: RetryFailed = False,
@@ -46,6 +55,7 @@ def encode(
     plan = EncodePlan(
         images,
         tokenizer=part_of(tokenizer, "ta_tok"),
+        vqvae=part_of(vqvae, "vqvae") if vqvae else None,
         out=out,
         config=stage.config,
         overrides=stage.overrides or (),

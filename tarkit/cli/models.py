@@ -41,6 +41,14 @@ def assemble(
     ],
     vqvae: Vqvae,
     out: Out,
+    dif_dtok: Annotated[
+        Path | None,
+        typer.Option(
+            "--dif-dtok",
+            metavar="DIR",
+            help="A trained diffusion de-tokenizer, for --dtok dif; keeps its precision.",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
     config: ConfigOption = None,
     overrides: Set = None,
@@ -55,6 +63,7 @@ def assemble(
         ar_dtok=ar_dtok,
         vqvae=vqvae,
         out=out,
+        dif_dtok=dif_dtok,
         half_precision=half,
         config=config,
         overrides=overrides or (),

@@ -51,6 +51,12 @@ class StartOptions:
     picture_kb: Annotated[
         float, typer.Option("--picture-kb", min=0, help="Kilobytes of a picture on the disk.")
     ] = 100.0
+    from_images: Annotated[
+        bool,
+        typer.Option(
+            "--from-images", help="AR-DTok encodes --images while it trains; default: --tokens."
+        ),
+    ] = False
 
 
 @command(top, "plan", recorded_in=None)
@@ -170,27 +176,86 @@ def train_tokenizer(
 @command(group, "ar-dtok")
 def train_ar_dtok(
     config: ConfigFile,
-    images: Images,
     tokenizer: Tokenizer,
     vqvae: Vqvae,
     out: Out,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="Codes made by `tarkit encode --vqvae`; may be repeated.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="An images artifact to encode while training, in place of --tokens.",
+        ),
+    ] = None,
     start: Annotated[
         Path | None,
-        typer.Option("--start", metavar="DIR|NAME", help="An AR-DTok to start from."),
+        typer.Option(
+            "--start",
+            metavar="DIR|NAME",
+            help="An AR-DTok to start from; one of another resolution fits too.",
+        ),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the autoregressive de-tokenizer, from codes of TA-Tok to codes of the image VQ."""
+    """Train the autoregressive de-tokenizer, from codes of TA-Tok to codes of the image VQ.
+
+    Give --tokens or --images.
+    """
     from tarkit.train import ar_dtok
 
     path = ar_dtok.run(
         config,
         images=images,
+        tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae"),
         out=out,
         start=part_of(start, "ar_dtok") if start else None,
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
+
+
+@command(group, "dif-dtok")
+def train_dif_dtok(
+    config: ConfigFile,
+    images: Images,
+    tokenizer: Tokenizer,
+    sana: Annotated[
+        str,
+        typer.Option(
+            "--sana",
+            metavar="DIR|HUB-ID",
+            help="The SANA (or Dif-DTok) to start from, in the layout of diffusers.",
+        ),
+    ],
+    out: Out,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> int:
+    """Train the diffusion de-tokenizer: a pretrained SANA learns to draw from codes of TA-Tok.
+
+    Only its cross-attention and its condition embedding are trained.
+    A hub id is looked for in the hub's cache; nothing is downloaded.
+    The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
+    """
+    from tarkit.train import dif_dtok
+
+    path = dif_dtok.run(
+        config,
+        images=images,
+        tokenizer=part_of(tokenizer, "ta_tok"),
+        sana=sana,
+        out=out,
         overrides=overrides or (),
     )
     return trained(path, as_json)

@@ -244,3 +244,30 @@ class ArDtok(nn.Module):
                 x = self.tok_embeddings(code)[:, None] + self.abs_pe[:, n + step : n + step + 1]
                 x = torch.cat([x, x]) if guided else x
         return torch.stack(codes, dim=1)
+
+
+def resize_positions(table: Tensor, *, max_condition: int, num_codes: int) -> Tensor:
+    """A position table (1, n + N - 1, D) for N' codes: (1, n + N' - 1, D), n = `max_condition`.
+
+    With s = sqrt(N), row n + t of a table belongs to the code of cell (t div s, t mod s) of an
+    s x s grid, where the condition has n positions (scale 1). These rows are interpolated over the
+    grid: cell (i, j) of the new one takes the bilinear value at
+
+        ((i + 1/2) s / s' - 1/2, (j + 1/2) s / s' - 1/2), each clamped to [0, s - 1].
+
+    The last code is never an input and has no row: its cell takes the value of the cell on its
+    left. The rows of the condition stay, and so does the whole table where N' = N. At scales 2 and
+    3 the condition is shorter: their first codes use rows that the condition has at scale 1, so
+    these stay too, and training has to adapt them. Raises ValueError where N or N' is no square.
+    """
+    width = table.shape[-1]
+    old = table.shape[1] - max_condition + 1
+    side, new_side = round(old**0.5), round(num_codes**0.5)
+    if side**2 != old or new_side**2 != num_codes:
+        raise ValueError(f"{old} and {num_codes} codes: each must be a square number")
+    if num_codes == old:
+        return table
+    condition, rows = table[:, :max_condition], table[:, max_condition:]
+    grid = torch.cat([rows, rows[:, -1:]], dim=1).transpose(1, 2).reshape(1, width, side, side)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bilinear", align_corners=False)
+    return torch.cat([condition, grid.flatten(2).transpose(1, 2)[:, :-1]], dim=1)

@@ -12,7 +12,7 @@ Letters: K codes, V rows of the language model's table, E width of a row, D widt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -114,9 +114,22 @@ class TextAlignedCodebook(nn.Module):
 
         What the released tokenizer trains with, and what its scripts do at inference by mistake.
         """
-        p = torch.softmax(self.scores(z, self.projected()) / self.temperature, dim=-1)
+        return self._draw(self.scores(z, self.projected()), generator)
+
+    def _draw(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Scores (..., K) -> codes (...)."""
+        p = torch.softmax(scores / self.temperature, dim=-1)
         flat = torch.multinomial(p.view(-1, p.shape[-1]), 1, generator=generator)
         return flat.view(p.shape[:-1])
+
+    def _draw_rows(self, scores: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Scores (B, ..., K) -> codes (B, ...), each row by its seed."""
+        generator = torch.Generator(scores.device)
+        rows = [
+            self._draw(row, generator.manual_seed(seed))
+            for row, seed in zip(scores, seeds, strict=True)
+        ]
+        return torch.stack(rows)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """(...) codes -> (..., D) rows of C."""
@@ -130,14 +143,17 @@ class TextAlignedCodebook(nn.Module):
         self.embedding.weight.requires_grad_(old.requires_grad)
         self._projected = None
 
-    def forward(self, z: Tensor) -> Quantised:
-        """Quantise (..., D) for training, with both losses of Eq. 3 (means, not sums)."""
+    def forward(self, z: Tensor, seeds: Sequence[int] | None = None) -> Quantised:
+        """Quantise (B, ..., D) for training, with both losses of Eq. 3 (means, not sums).
+
+        Where codes are drawn, `seeds` holds one of each of the B rows, and a row's codes do not
+        depend on its batch; with None torch's global generator draws.
+        """
         rows = self.projected()
         with torch.no_grad():
             score = self.scores(z, rows)
             if self.stochastic and self.training:
-                p = torch.softmax(score / self.temperature, dim=-1)
-                codes = torch.multinomial(p.view(-1, p.shape[-1]), 1).view(score.shape[:-1])
+                codes = self._draw(score) if seeds is None else self._draw_rows(score, seeds)
             else:
                 codes = score.argmax(dim=-1)
         c = F.embedding(codes, rows)
@@ -180,7 +196,12 @@ class Usage(NamedTuple):
 
 def usage(codes: Tensor, num_codes: int) -> Usage:
     """Usage of `codes` (any shape, int) in a codebook of `num_codes`."""
-    counts = torch.bincount(codes.reshape(-1), minlength=num_codes).double()
+    return usage_of_counts(torch.bincount(codes.reshape(-1), minlength=num_codes))
+
+
+def usage_of_counts(counts: Tensor) -> Usage:
+    """Usage of a codebook whose K codes occur so often (K,)."""
+    num_codes, counts = len(counts), counts.double()
     p = counts / counts.sum()
     entropy = -(p[p > 0] * p[p > 0].log()).sum()
     used = int((counts > 0).sum())

@@ -9,12 +9,14 @@ picture, M supervised tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tarkit.config import Config
 from tarkit.models.sampling import Generators, draw
@@ -22,6 +24,8 @@ from tarkit.vocab import VisualVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger("tarkit")
 
 EmbeddingStart = Literal["codebook", "mean", "random"]
 
@@ -57,18 +61,20 @@ def build(arch: Mapping[str, Any]) -> PreTrainedModel:
     """A causal LM from a transformers config, with its own random weights, in float32."""
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        _config(arch), dtype=torch.float32, attn_implementation="sdpa"
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(arch), dtype=torch.float32)
     return model
 
 
 def skeleton(arch: Mapping[str, Any]) -> PreTrainedModel:
-    """The same on the meta device, but with rotary frequencies, which no file holds."""
+    """The same on the meta device, but with the buffers that no file holds (rotary frequencies)."""
     with torch.device("meta"):
         model = build(arch)
-    rotary = model.base_model.rotary_emb
-    model.base_model.rotary_emb = type(rotary)(model.config)
+    for module in model.modules():
+        # There is no public way: transformers' own loading makes these buffers as here.
+        if names := module._non_persistent_buffers_set:
+            for name in names:
+                module._buffers[name] = torch.empty_like(getattr(module, name), device="cpu")
+            model._init_weights(module)
     return model
 
 
@@ -127,18 +133,13 @@ class Packed(NamedTuple):
     positions: Tensor  # (P, T) int64, each chat from 0
     chats: Tensor  # (P, T) int64, number of the chat in its row; -1: padding
 
-    @property
-    def mask(self) -> Tensor:
-        """(P, 1, T, T) bool: causal, and only within one chat."""
-        same = self.chats[:, :, None] == self.chats[:, None, :]
-        return (same & torch.ones_like(same[:1]).tril())[:, None]
-
 
 def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
     """Pack chats (ids, labels) into rows of at most `length` tokens.
 
-    First-fit decreasing: longest chat first, each into the first row with room. Raises ValueError
-    for a chat longer than a row: to cut it could cut a picture.
+    First-fit decreasing: longest chat first, each into the first row with room. No chats make one
+    row of one padding token. Raises ValueError for a chat longer than a row: to cut it could cut a
+    picture.
     """
     order = sorted(range(len(chats)), key=lambda i: (-len(chats[i][0]), i))
     rows: list[list[int]] = []
@@ -154,6 +155,8 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
             place = len(rows) - 1
         rows[place].append(index)
         room[place] -= need
+    if not rows:
+        rows, room = [[]], [length - 1]
     width = length - min(room)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100, dtype=torch.long)
@@ -172,32 +175,178 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
     return Packed(ids, labels, positions, numbers)
 
 
-def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
-    """The last hidden states (P, T, D) of packed chats."""
-    out = model.base_model(
-        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions
+# ---- attention of packed rows ------------------------------------------------------------------
+
+Attention = Literal["flex_attention", "sdpa", "eager"]
+
+
+def packed_attention(model: PreTrainedModel, device: torch.device) -> str:
+    """The attention implementation, by transformers' name, of packed rows on a device.
+
+    On CUDA flex attention, whose block mask takes no (P, 1, T, T) memory, where the family has it,
+    heads are at least 16 wide (less has no kernel) and there is no attention dropout (which it
+    lacks). Otherwise the family's default, SDPA or eager, with a dense mask: on a CPU, flex
+    attention has no backward pass.
+    """
+    config = model.config
+    heads = int(getattr(config, "num_attention_heads", 1))
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    flex = (
+        device.type == "cuda"
+        and model._supports_flex_attn
+        and head_width >= 16
+        and not getattr(config, "attention_dropout", 0.0)
     )
+    return "flex_attention" if flex else _default_attention(model)
+
+
+def _default_attention(model: PreTrainedModel) -> str:
+    """SDPA, or eager for a family without it."""
+    return str(model.get_correct_attn_implementation(None))
+
+
+def _use_attention(model: PreTrainedModel, name: str) -> None:
+    if model.config._attn_implementation != name:
+        model.set_attn_implementation(name)
+        log.info("attention of the %s: %s", model.config.model_type, name)
+
+
+def hidden_states(
+    model: PreTrainedModel, packed: Packed, *, attention: Attention | None = None
+) -> Tensor:
+    """The last hidden states (P, T, D) of packed chats; `attention` None: `packed_attention`.
+
+    No chat attends to another. The model itself makes the mask, each layer its own kind: it takes
+    a position that does not follow the one before for the beginning of a chat. That needs neither
+    a padding mask nor a cache. `require_packable` says whether a family does so. The setting stays
+    on the model, as the layers may run again in the backward pass.
+    """
+    _use_attention(model, attention or packed_attention(model, packed.ids.device))
+    out = model.base_model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
+
+
+# ---- loss --------------------------------------------------------------------------------------
+
+# Logits that are held at once by default: 256 MB in float32, of which the loss holds three copies.
+LOGITS_AT_ONCE = 2**26
+
+
+def rescaled(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Logits of the head as the model's family scales or caps them.
+
+    Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`, Gemma 2 and others cap
+    at `final_logit_softcapping`; `require_packable` finds families that do something else.
+    """
+    config = model.config
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """The model's own logits (..., V) after hidden states (..., D)."""
+    return rescaled(model, model.get_output_embeddings()(states))
+
+
+def _token_losses(model: PreTrainedModel, states: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head_logits(model, states).float(), targets, reduction="none")
+
+
+def vocabulary_losses(
+    model: PreTrainedModel, states: Tensor, targets: Tensor, *, chunk_tokens: int | None = None
+) -> Tensor:
+    """Cross-entropy (M,) float32 of targets (M,) after hidden states (M, D), chunk by chunk.
+
+    Only the logits of `chunk_tokens` tokens are held at once, and those of more than one chunk are
+    computed again in the backward pass. None: as many tokens as make 2^26 logits.
+    """
+    size = chunk_tokens or max(1, LOGITS_AT_ONCE // int(model.config.vocab_size))
+    if len(targets) <= size:
+        return _token_losses(model, states, targets)
+    losses = [
+        checkpoint(_token_losses, model, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(states.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat(losses)
 
 
 class PackedLoss(nn.Module):
     """Cross-entropy of the supervised tokens of packed chats (paper Sec. 3.3)."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        chunk_tokens: int | None = None,
+        attention: Attention | None = None,
+    ) -> None:
+        """`chunk_tokens`: see `vocabulary_losses`; `attention`: see `hidden_states`."""
         super().__init__()
         self.lm = lm
+        self.chunk_tokens = chunk_tokens
+        self.attention = attention
 
     def forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Loss (M,) and target (M,) of every supervised token."""
         # A label is predicted from the position before it, which must be of the same chat; the
         # first token of a chat is never supervised.
-        states = hidden_states(self.lm, packed)[:, :-1]
+        states = hidden_states(self.lm, packed, attention=self.attention)[:, :-1]
         targets = packed.labels[:, 1:]
         supervised = targets != -100
-        logits = self.lm.get_output_embeddings()(states[supervised])
-        losses = F.cross_entropy(logits.float(), targets[supervised], reduction="none")
+        losses = vocabulary_losses(
+            self.lm, states[supervised], targets[supervised], chunk_tokens=self.chunk_tokens
+        )
         return losses, targets[supervised]
+
+
+# ---- which families can be trained -------------------------------------------------------------
+
+# Token ids of two chats that can stand first in a row, and of a shorter one that then follows.
+_FIRST, _OTHER_FIRST, _SECOND = (1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11, 12), (3, 9, 5, 2)
+
+
+@torch.no_grad()
+def require_packable(model: PreTrainedModel) -> None:
+    """Raise ValueError unless the packed loss of a model is its own loss of each chat.
+
+    Two small forward passes decide, not the family's name: the hidden states of a chat must not
+    depend on the chat before it (layers with a state or a convolution carry one chat into the
+    next), and `head_logits` must be the model's own logits.
+    """
+    family = model.config.model_type
+    training = model.training
+    model.eval()
+    try:
+        states = []
+        for first in (_FIRST, _OTHER_FIRST):
+            packed = pack([(first, first), (_SECOND, _SECOND)], 16)
+            packed = Packed(*(part.to(model.device) for part in packed))
+            states.append(hidden_states(model, packed)[packed.chats == 1])
+        alone = torch.tensor([_FIRST], device=model.device)
+        ours = head_logits(model, model.base_model(input_ids=alone).last_hidden_state)
+        theirs = model(input_ids=alone).logits
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{family} models cannot read packed chats: {error}") from None
+    finally:
+        model.train(training)
+    if not _agree(*states):
+        raise ValueError(
+            f"{family} models carry one packed chat into the next, as layers with a state or a "
+            "convolution do"
+        )
+    if not _agree(ours, theirs):
+        raise ValueError(f"{family} models change their logits after the head in an unknown way")
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two results of the same computation are equal but for rounding."""
+    return bool((a - b).abs().max() <= 1e-5 * b.abs().max())
 
 
 class CachedDecoding:
@@ -208,6 +357,7 @@ class CachedDecoding:
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.model = model
+        _use_attention(model, _default_attention(model))
         longest = max(map(len, prompts))
         padding = [[0] * (longest - len(p)) for p in prompts]
         rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
@@ -266,7 +416,7 @@ def generate_codes(
     decoding = CachedDecoding(model, [*prompts, *unguided] if guided else prompts)
     codes: list[Tensor] = []
     for step in range(num_codes):
-        logits = decoding.hidden @ head.T
+        logits = rescaled(model, decoding.hidden @ head.T)
         if guided:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + (conditional - unconditional) * guidance
@@ -306,7 +456,7 @@ def generate_text(
     unfinished = set(range(len(prompts)))
     for _ in range(max_tokens):
         token = draw(
-            decoding.hidden @ head.T,
+            rescaled(model, decoding.hidden @ head.T),
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -327,8 +477,7 @@ def generate_text(
 @torch.no_grad()
 def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """The logits (B, V) of the first token after each prompt."""
-    logits: Tensor = model.get_output_embeddings()(CachedDecoding(model, prompts).hidden)
-    return logits
+    return head_logits(model, CachedDecoding(model, prompts).hidden)
 
 
 def code_log_probs(
@@ -378,8 +527,8 @@ def _code_logits(
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
     places = starts[:, None] + torch.arange(num_codes, device=model.device)
     before = hidden[torch.arange(len(prompts), device=model.device)[:, None], places]
-    logits: Tensor = (before @ model.get_output_embeddings().weight[first:last].T).float()
-    return logits
+    head = model.get_output_embeddings().weight[first:last]
+    return rescaled(model, before @ head.T).float()
 
 
 @torch.no_grad()

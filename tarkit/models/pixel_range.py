@@ -26,13 +26,23 @@ def channels_first(
 
 def to_unit(rows: np.ndarray | Sequence[np.ndarray], device: str | torch.device = "cpu") -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]."""
+    return bytes_to_unit(channels_first(rows, device))
+
+
+def bytes_to_unit(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 of the same shape in [0, 1], on the same device."""
     # On the device: a GPU divides by multiplying with the reciprocal, which differs in a last bit.
-    return channels_first(rows, device).float() / 255
+    return images.float() / 255
 
 
 def to_signed(rows: np.ndarray | Sequence[np.ndarray]) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], as models are trained on."""
-    return channels_first(rows).float() / 127.5 - 1
+    return signed(channels_first(rows))
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 in [-1, 1], on the device that they are on."""
+    return pixels.float() / 127.5 - 1
 
 
 def from_unit(images: Tensor) -> np.ndarray:

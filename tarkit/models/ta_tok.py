@@ -209,9 +209,14 @@ class TaTok(nn.Module):
             )
         return self.decode(self.codebook.lookup(codes))
 
-    def forward(self, features: Tensor, scale: Scale) -> TaTokOutput:
-        """One training pass from the encoder's features (B, grid**2, W)."""
-        quantised = self.codebook(self.project(features, scale))
+    def forward(
+        self, features: Tensor, scale: Scale, *, seeds: Sequence[int] | None = None
+    ) -> TaTokOutput:
+        """One training pass from the encoder's features (B, grid**2, W).
+
+        `seeds`: one of each picture, where codes are drawn.
+        """
+        quantised = self.codebook(self.project(features, scale), seeds)
         return TaTokOutput(
             self.decode(quantised.z_q),
             quantised.codes,

@@ -271,11 +271,13 @@ class Vqvae(nn.Module):
         """One training pass on pixels in [-1, 1].
 
         `quantised` in [0, 1] fades quantisation in: with it on from step 0 the codebook collapses
-        to about ten codes, so training starts from the encoder's unquantised latents.
+        to about ten codes, so training starts from the encoder's unquantised latents. At 0 the
+        codebook gets no gradient.
         """
         z, size = self.latents(x)
         codes = self.quantize.nearest(z.detach())
-        e = F.embedding(codes, self.quantize.codebook())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and quantised > 0):
+            e = F.embedding(codes, self.quantize.codebook())
         codebook_loss = (z.detach() - e).pow(2).mean()
         commitment_loss = (z - e.detach()).pow(2).mean()
         q = z + quantised * (e - z).detach()  # straight-through

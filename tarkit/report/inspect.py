@@ -32,6 +32,8 @@ MAX_SHEET = 36
 MAX_FAILED = 20
 MAX_NUMBERS = 12  # of a list on one line
 MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
+# Of a model, and of a part of a Dif-DTok.
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 COUNTED_COLUMNS = ("status", "split", "role", "task")
 
 
@@ -159,13 +161,15 @@ def _codes(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     Perplexity is exp of the entropy of the codes' frequencies: K if all K codes are equally common.
     """
     codebook_size = int(artifact.settings["codebook_size"])
-    columns = [name for name in artifact.schema.names if name.startswith("codes_")]
+    sizes = {n: codebook_size for n in artifact.schema.names if n.startswith("codes_")}
+    if "vq_codebook_size" in artifact.settings:
+        sizes["vq_codes"] = int(artifact.settings["vq_codebook_size"])
     usage: dict[str, Any] = {}
-    for column in columns:
-        counts = np.zeros(codebook_size, dtype=np.int64)
+    for column, size in sizes.items():
+        counts = np.zeros(size, dtype=np.int64)
         for name in names:
             codes = artifact.read(name, [column])[column].combine_chunks().flatten().to_numpy()
-            counts += np.bincount(codes, minlength=codebook_size)
+            counts += np.bincount(codes, minlength=size)
         shares = counts[counts > 0] / max(1, counts.sum())
         usage[column] = {
             "per_picture": artifact.schema.field(column).type.list_size,
@@ -246,11 +250,11 @@ def _model(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if (path / "config.json").exists():
         facts["config"] = read_table(path / "config.json")
-    if (path / "model.safetensors").exists():
-        tensors = _safetensors_header(path / "model.safetensors")
+    for weights in filter(Path.exists, (path / name for name in WEIGHTS)):
+        tensors = _safetensors_header(weights)
         facts["num_parameters"] = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
         facts["dtypes"] = dict(Counter(tensor["dtype"] for tensor in tensors.values()))
-        facts["num_bytes"] = (path / "model.safetensors").stat().st_size
+        facts["num_bytes"] = weights.stat().st_size
     log = read_log(path / "metrics.jsonl")
     if log.rows:
         facts["last_metrics"] = log.rows[-1]
@@ -264,9 +268,9 @@ def _model(path: Path) -> dict[str, Any]:
     }
     if parts:
         facts["parts"] = parts
-        facts["num_parameters"] = facts.get("num_parameters", 0) + sum(
-            part.get("num_parameters", 0) for part in parts.values()
-        )
+        # A trained Dif-DTok has weights of its own, the trained ones, which its parts hold again.
+        if not has_weights:
+            facts["num_parameters"] = sum(p.get("num_parameters", 0) for p in parts.values())
     elif not has_weights:
         facts["unfinished"] = True
     return facts

@@ -1,15 +1,17 @@
 """`tarkit train ar-dtok`: a transformer that predicts image-VQ codes from TA-Tok's features.
 
-Source: paper Sec. 3.2, Eq. 4; scales drawn as for the tokenizer (App. C.1); Table 8.
+Source: paper Sec. 3.2, Eq. 4; scales drawn as for the tokenizer, and resolutions trained one after
+another, 256, 512 and 1024 px, each from the last (App. C.1); Table 8.
 
 Letters: B pictures, n condition positions, N image-VQ codes, C condition width.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +20,33 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import read_config
-from tarkit.checkpoints.load import LoadedTaTok, load_ar_dtok, load_ta_tok, load_vqvae
+from tarkit.checkpoints.load import (
+    LoadedTaTok,
+    load_ar_dtok,
+    load_ta_tok,
+    load_vqvae,
+    model_sha256,
+)
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
-from tarkit.models.ar_dtok import ArDtok, ArDtokArch
-from tarkit.models.pixel_range import from_unit_truncated, to_signed
+from tarkit.models.ar_dtok import ArDtok, ArDtokArch, resize_positions
+from tarkit.models.exact import exact_float32
+from tarkit.models.pixel_range import from_unit_truncated
 from tarkit.models.vqvae import Vqvae
+from tarkit.train.code_batches import (
+    Codes,
+    CodeSource,
+    PictureCodes,
+    SizedPixels,
+    StoredCodes,
+    require_codes,
+)
 from tarkit.train.loop import LoopConfig, begin_training, train
-from tarkit.train.streams import PictureRow, Stream, draw_scale, picture_stream, sized
+from tarkit.train.streams import draw_scale, picture_stream
 from tarkit.vocab import Scale
+
+log = logging.getLogger("tarkit")
 
 
 class ArDtokConfig(LoopConfig):
@@ -37,33 +56,39 @@ class ArDtokConfig(LoopConfig):
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     condition_dropout: float = 0.1
-    """Share of pictures whose condition is set to zero, for classifier-free guidance (Table 8:
-    token drop prob)."""
+    """Share of pictures whose condition is set to zero, for classifier-free guidance (released
+    arguments: class_dropout_prob; Table 8's token drop prob is arch.token_dropout)."""
     sample_guidance: float = 1.5
+    square: Literal["crop"] | None = None
+    """How --images become square: "crop" keeps the middle square; by default the whole picture is
+    squashed. It holds for both models; with --tokens the encoder's own setting does."""
     remember: int = 200_000
-    """Pictures whose codes are kept in memory (0.6 kB each in miniature), so that later epochs run
-    neither encoder. When it is full, it is emptied."""
+    """Pictures of --images whose codes are kept in memory (0.6 kB each in miniature), so that later
+    epochs run neither encoder. When it is full, it is emptied."""
+
+    @property
+    def scales(self) -> list[Scale]:
+        """The scales that are trained."""
+        return [s for s, weight in zip(Scale, self.scale_ratio, strict=True) if weight]
 
 
 class DtokBatch(NamedTuple):
-    """Conditions, and the codes to predict from them."""
+    """A step's pictures: their codes, or their pixels where those are yet to be encoded."""
 
-    condition: Tensor  # (B, n, C) decoded TA-Tok features
-    codes: Tensor  # (B, N) image-VQ codes
+    scale: Scale
+    codes: Codes | SizedPixels
     dropped: Tensor  # (B,) bool: set the condition to zero
-
-
-# TA-Tok's codes (B, n) of each scale, and under None the image VQ's (B, N).
-Codes = dict[Scale | None, Tensor]
 
 
 class ArDtokTask:
     """Cross-entropy of image-VQ codes given TA-Tok's features of the same square picture."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: ArDtokConfig,
-        stream: Stream[PictureRow],
+        source: CodeSource,
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
         *,
@@ -71,108 +96,59 @@ class ArDtokTask:
         start: Path | None = None,
     ) -> None:
         self.config = config
-        self.stream = stream
+        self.source = source
+        self.stream = source.stream
         self.ta_tok = ta_tok
         self.vqvae = vqvae
         self.vqvae_sha256 = vqvae_sha256
-        arch = config.arch
-        required = {
-            "vocab_size": vqvae.arch.num_codes,
-            "condition_width": ta_tok.model.arch.encoder.width,
-            "max_condition": ta_tok.grid**2,
-        }
-        wrong = [
-            f"{k} = {getattr(arch, k)} (is {v})"
-            for k, v in required.items()
-            if getattr(arch, k) != v
-        ]
-        if wrong:
-            flags = " ".join(f"--set arch.{k}={v}" for k, v in required.items())
-            raise UserError(
-                f"arch does not fit the tokenizer and the image VQ: {', '.join(wrong)}",
-                hint=flags,
-            )
-        if arch.side**2 != arch.num_codes:
-            raise UserError(
-                f"arch.num_codes = {arch.num_codes} is not a square number: pictures are square",
-                hint=f"--set arch.num_codes={arch.side**2}",
-            )
-        self.size_px = arch.side * vqvae.arch.downsampling
+        self.model: ArDtok
         if start is None:
-            self.model: ArDtok = ArDtok(arch)
+            self.model = ArDtok(config.arch)
             self.model.reset_parameters()
         else:
-            self.model = _start_from(start, arch, ta_tok.sha256, vqvae_sha256)
-        self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
-        self._rows: dict[str, int] = {}  # a picture's row in the tables
-        self._tables: Codes = {}
+            self.model = _start_from(start, config.arch, ta_tok.sha256, vqvae_sha256)
 
-    def _encode(self, rows: Sequence[PictureRow]) -> Codes:
-        """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
-        raw = [row.pixels() for row in rows]
-        inputs = to_signed([sized(a, self.ta_tok.size_px) for a in raw]) * 0.5 + 0.5
-        targets = to_signed([sized(a, self.size_px) for a in raw]) * 0.5 + 0.5
-        codes: Codes = {None: self.vqvae.encode(targets)}
-        for scale, scale_codes in self.ta_tok.encode_scales(inputs, self.scales).items():
-            codes[scale] = scale_codes
-        return codes
-
-    def _cached_codes(self, rows: Sequence[PictureRow]) -> Codes:
-        """The codes of a step's pictures: from memory if it holds them all, else encoded.
-
-        A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
-        codes must not depend on the pictures that this process encoded before.
-        """
-        keys = [row["key"] for row in rows]
-        if all(key in self._rows for key in keys):
-            cached = torch.tensor([self._rows[key] for key in keys])
-            return {name: table[cached].long() for name, table in self._tables.items()}
-        encoded = self._encode(rows)
-        new = len(set(keys) - self._rows.keys())
-        if len(self._rows) + new > self.config.remember:
-            self._rows.clear()
-        if len(set(keys)) > self.config.remember:
-            return encoded
-        for name, codes in encoded.items():
-            if name not in self._tables:
-                # One block for all: small tensors kept between a step's large ones would leave
-                # holes that no later step fits into.
-                self._tables[name] = torch.zeros(
-                    self.config.remember, codes.shape[1], dtype=torch.int32
-                )
-        for index, key in enumerate(keys):
-            row = self._rows.setdefault(key, len(self._rows))
-            for name, codes in encoded.items():
-                self._tables[name][row] = codes[index]
-        return encoded
-
-    def batch(self, step: int, size: int, rank: int, world: int) -> DtokBatch:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
+    def batch(self, step: int, size: int, part: int, parts: int) -> DtokBatch:
+        rows = self.stream.batch(step, size, rank=part, world=parts)
         scale = draw_scale(self.config.scale_ratio, self.config.seed, step)
-        rng = np.random.default_rng([self.config.seed, step, rank])
-        dropped = torch.from_numpy(rng.random(size) < self.config.condition_dropout)
-        codes = self._cached_codes(rows)
-        return DtokBatch(self.ta_tok.condition(codes[scale]), codes[None], dropped)
+        rng = np.random.default_rng([self.config.seed, step, 0])
+        # Drawn for the whole step, so that a row's number depends on its place alone.
+        numbers = rng.random(size * parts)[part * size : (part + 1) * size]
+        dropped = torch.from_numpy(numbers < self.config.condition_dropout)
+        return DtokBatch(scale, self.source.read(rows), dropped)
+
+    def weight(self, batch: DtokBatch) -> float:
+        """Pictures: all have as many codes."""
+        return len(batch.dropped)
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        condition = batch.condition.masked_fill(batch.dropped[:, None, None], 0.0)
-        loss = model(condition, batch.codes)
-        return loss, {"condition_tokens": batch.condition.shape[1]}
+        codes = self.source.codes(batch.codes)
+        condition = self._condition(codes[batch.scale])
+        condition = condition.masked_fill(batch.dropped[:, None, None], 0.0)
+        loss = model(condition, codes[None])
+        return loss, {"condition_tokens": condition.shape[1]}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def _condition(self, codes: Tensor) -> Tensor:
+        """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""
+        self.ta_tok.model.to(codes.device)
+        with exact_float32(codes.device):
+            return self.ta_tok.condition(codes)
+
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image:
         """Eight pictures, and each drawn again, greedily, from its codes at every scale."""
         self.model.eval()
-        rows = [self.stream[i] for i in range(8)]
-        encoded = self._encode(rows)
-        cells = [Image.fromarray(sized(row.pixels(), self.size_px)) for row in rows]
-        captions = ["original"] * 8
-        for scale in self.scales:
-            condition = self.ta_tok.condition(encoded[scale])
+        device = self.model.abs_pe.device
+        examples = self.source.examples(8, device)
+        cells = examples.pictures
+        captions = [examples.caption] * 8
+        self.vqvae.to(device)
+        for scale in self.config.scales:
+            condition = self._condition(examples.codes[scale])
             codes = self.model.sample(
                 condition, guidance=self.config.sample_guidance, temperature=0.0
             )
@@ -189,58 +165,140 @@ class ArDtokTask:
         }
 
 
+def _require_fit(arch: ArDtokArch, ta_tok: LoadedTaTok, vqvae: Vqvae) -> None:
+    """Raises UserError where the sizes are not those of the tokenizer and the image VQ."""
+    required = {
+        "vocab_size": vqvae.arch.num_codes,
+        "condition_width": ta_tok.model.arch.encoder.width,
+        "max_condition": ta_tok.grid**2,
+    }
+    wrong = [
+        f"{k} = {getattr(arch, k)} (is {v})" for k, v in required.items() if getattr(arch, k) != v
+    ]
+    if wrong:
+        flags = " ".join(f"--set arch.{k}={v}" for k, v in required.items())
+        raise UserError(
+            f"arch does not fit the tokenizer and the image VQ: {', '.join(wrong)}",
+            hint=flags,
+        )
+    if arch.side**2 != arch.num_codes:
+        raise UserError(
+            f"arch.num_codes = {arch.num_codes} is not a square number: pictures are square",
+            hint=f"--set arch.num_codes={arch.side**2}",
+        )
+
+
 def _start_from(start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256: str) -> ArDtok:
-    """The AR-DTok of a directory; UserError where it has other codes or other sizes."""
-    config = read_config(start, "ar_dtok")
-    for part, trained_with, given in (
-        ("tokenizer", config.get("tokenizer_sha256"), ta_tok_sha256),
-        ("vqvae", config.get("vqvae_sha256"), vqvae_sha256),
-    ):
-        if trained_with != given:
+    """The AR-DTok at `start`, its position table resized to the `num_codes` of `arch`.
+
+    UserError where it has other codes or other sizes. A published file does not say which models
+    it was trained with.
+    """
+    config = read_config(start, "ar_dtok") if start.is_dir() else {}
+    for part, given in (("tokenizer", ta_tok_sha256), ("vqvae", vqvae_sha256)):
+        trained_with = config.get(f"{part}_sha256")
+        if config and trained_with != given:
             raise UserError(
                 f"{start} was trained with {part} {str(trained_with)[:12]}, "
                 f"--{part} is {given[:12]}",
                 hint=f"name the --{part} it was trained with, or leave --start out",
             )
-    model = load_ar_dtok(start)
-    if model.arch != arch:
-        wrong = [
-            f"{name} = {configured} (is {trained})"
-            for (name, configured), (_, trained) in zip(arch, model.arch, strict=True)
-            if configured != trained
-        ]
+    trained = load_ar_dtok(start)
+    wrong = [
+        f"{name} = {configured} (is {there})"
+        for (name, configured), (_, there) in zip(arch, trained.arch, strict=True)
+        if configured != there and name != "num_codes"
+    ]
+    if wrong:
         raise UserError(
             f"arch is not that of {start}: {', '.join(wrong)}",
             hint=f"give the arch of {start}/config.json, or leave --start out",
         )
+    state = trained.state_dict()
+    state["abs_pe"] = resize_positions(
+        state["abs_pe"], max_condition=arch.max_condition, num_codes=arch.num_codes
+    )
+    model = ArDtok(arch)
+    model.load_state_dict(state)
     return model
 
 
 def run(
     config: Path | None,
     *,
-    images: Path,
     tokenizer: Path,
     vqvae: Path,
     out: Path,
+    images: Path | None = None,
+    tokens: Sequence[Path] = (),
     start: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train the autoregressive de-tokenizer on pictures; returns the model directory.
+    """Train the autoregressive de-tokenizer; returns the model directory.
 
-    `start`: a trained AR-DTok to start from, in place of random weights.
+    `tokens`: tokens artifacts with image-VQ codes, from which it is trained, or `images`: pictures,
+    which are encoded as they come. `start`: a trained AR-DTok to start from, in place of random
+    weights, of the same or of another resolution. Raises UserError unless just one of `tokens` and
+    `images` is there, and where sizes or models do not fit.
     """
+    if bool(tokens) == bool(images):
+        raise UserError(
+            "AR-DTok is trained from --tokens or from --images: name one of the two",
+            hint="tarkit train ar-dtok --help",
+        )
     settings = load_config(ArDtokConfig, config, overrides)
     begin_training(settings.seed)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
-    task = ArDtokTask(
-        settings,
-        stream,
-        load_ta_tok(tokenizer),
-        load_vqvae(vqvae),
-        vqvae_sha256=str(read_config(vqvae, "vqvae")["sha256"]),
-        start=start,
-    )
-    parents = {"images": images, "tokenizer": tokenizer, "vqvae": vqvae}
-    parents |= {"start": start} if start else {}
-    return train(task, settings, out=out, name="ar-dtok", parents=parents)
+    ta_tok, image_vq = load_ta_tok(tokenizer), load_vqvae(vqvae)
+    vqvae_sha256 = model_sha256(vqvae, "vqvae")
+    _require_fit(settings.arch, ta_tok, image_vq)
+    parents = {"tokenizer": tokenizer, "vqvae": vqvae} | ({"start": start} if start else {})
+    more: dict[str, Any] = {}
+    source: CodeSource
+    if images:
+        source = PictureCodes(
+            picture_stream(open_artifact(images, "images"), seed=settings.seed),
+            settings.scales,
+            ta_tok,
+            image_vq,
+            vq_size_px=settings.arch.side * image_vq.arch.downsampling,
+            square=settings.square,
+            remember=settings.remember,
+        )
+        parents |= {"images": images}
+    else:
+        source = _stored_codes(tokens, settings, ta_tok, image_vq, vqvae_sha256)
+        parents |= {f"tokens_{i}": path for i, path in enumerate(tokens)}
+        # The order of the rows follows from their number, which a repaired artifact changes.
+        more = {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
+    task = ArDtokTask(settings, source, ta_tok, image_vq, vqvae_sha256=vqvae_sha256, start=start)
+    return train(task, settings, out=out, name="ar-dtok", parents=parents, more=more)
+
+
+def _stored_codes(
+    tokens: Sequence[Path],
+    settings: ArDtokConfig,
+    ta_tok: LoadedTaTok,
+    vqvae: Vqvae,
+    vqvae_sha256: str,
+) -> StoredCodes:
+    """The codes in tokens artifacts; UserError where they are not those that are trained on."""
+    if settings.square:
+        raise UserError(
+            f"square = {settings.square!r} is for --images; `tarkit encode` made the pictures of "
+            "--tokens square",
+            hint="leave square out, or encode the pictures with --set square=crop",
+        )
+    artifacts = [open_artifact(path, "tokens") for path in tokens]
+    for artifact in artifacts:
+        require_codes(
+            artifact,
+            scales=settings.scales,
+            num_codes=settings.arch.num_codes,
+            tokenizer_sha256=ta_tok.sha256,
+            vqvae_sha256=vqvae_sha256,
+        )
+    source = StoredCodes(artifacts, settings.scales, vqvae, seed=settings.seed)
+    for path, num_failed in source.num_failed.items():
+        if num_failed:
+            log.warning("%s: %d failed rows are left out", path, num_failed)
+    return source

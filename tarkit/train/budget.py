@@ -153,6 +153,7 @@ def run(
     size_px: int | None = None,
     text_tokens: int = 100,
     picture_kb: float = 100.0,
+    from_images: bool = False,
     mfu: float = 0.4,
     overrides: Sequence[str] = (),
 ) -> Budget:
@@ -177,6 +178,7 @@ def run(
         size_px=size_px,
         text_tokens=text_tokens,
         picture_bytes=1e3 * picture_kb,
+        from_images=from_images,
     )
     stage = "mllm" if name == "lm" else name
     budget = plan(stage, settings, start, gpus=gpus, gpu=gpu, mfu=mfu)
@@ -235,8 +237,16 @@ def plan(
 
 
 def _rows_of_pass(settings: Settings, rows: int) -> int:
-    """Rows of one forward pass out of a GPU's `rows`: where the loop has micro-batches, theirs."""
-    return min(rows, settings.get("micro_batch_size") or rows)
+    """Rows of one forward pass out of a GPU's `rows`; UserError where they do not divide."""
+    micro: int = settings["micro_batch_size"] or rows
+    if rows % micro:
+        divisor = max(d for d in range(1, min(micro, rows) + 1) if rows % d == 0)
+        raise UserError(
+            f"micro_batch_size = {micro:,} does not divide the {rows:,} rows of a step that each "
+            "GPU reads",
+            hint=f"--set micro_batch_size={divisor}",
+        )
+    return micro
 
 
 def _budget(
@@ -244,7 +254,8 @@ def _budget(
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
     rows = _rows_of_pass(settings, batch // gpus)
-    passes = math.ceil(batch // gpus / rows)
+    passes = batch // gpus // rows
+    row_flops = workload.flops + workload.recomputed_flops(rows)
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
     values = count(workload.model)
@@ -265,7 +276,7 @@ def _budget(
         tokens_per_step=batch * workload.tokens,
         trained=_trained(workload),
         frozen=values - _trained(workload) + workload.frozen,
-        flops_per_step=batch * workload.flops + once,
+        flops_per_step=batch * row_flops + once,
         float32_flops_per_step=batch * workload.float32_flops + once,
         frozen_flops_per_step=batch * workload.frozen_flops,
         memory=memory,
@@ -288,6 +299,11 @@ def _memory(
     settings: Settings, workload: Workload, rows: int, *, passes: int, gpus: int
 ) -> tuple[Memory, float]:
     """The parts of a GPU's memory, and its activations with activation checkpointing."""
+    if settings["optimizer"] == "came":
+        raise UserError(
+            "what CAME keeps of this training is not known",
+            hint="--set optimizer=adamw, or muon",
+        )
     trained, kept = _trained(workload), workload.kept(rows)
     # AdamW keeps two moments of a value, Muon one.
     muon = settings["optimizer"] == "muon"
@@ -330,14 +346,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
         return plan(budget.stage, changed, start, gpus=budget.gpus, gpu=gpu, mfu=budget.mfu).fits
 
-    most = _most_rows(budget, settings, workload, accumulate="micro_batch_size" in settings)
-    if most and "micro_batch_size" in settings:
+    if most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
-    elif most:
-        batch = settings["batch_size"]
-        enough = next(n for n in range(-(-batch // most), batch + 1) if batch % n == 0)
-        mends.append(f"--gpus {enough} ({batch // enough} {budget.unit} on each)")
-        mends.append(f"--set batch_size={most * budget.gpus}, another recipe")
     if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
         mends.append("--set precision=bf16")
     if "length" in settings:
@@ -353,19 +363,15 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     return mends or [f"a smaller model: what does not depend on the rows alone is {fixed}"]
 
 
-def _most_rows(budget: Budget, settings: Settings, workload: Workload, *, accumulate: bool) -> int:
-    """The largest number of rows of a pass that fits; 0 where one row does not."""
-
-    def fits(rows: int) -> bool:
-        passes = math.ceil(budget.rows_per_gpu / rows) if accumulate else 1
-        memory, _ = _memory(settings, workload, rows, passes=passes, gpus=budget.gpus)
-        return memory.peak <= budget.usable
-
-    low, high = 0, budget.rows_per_pass
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _most_rows(budget: Budget, settings: Settings, workload: Workload) -> int:
+    """The largest `micro_batch_size` below the present one that fits; 0 where none does."""
+    step = budget.rows_per_gpu
+    for rows in range(budget.rows_per_pass - 1, 0, -1):
+        if step % rows == 0:
+            memory, _ = _memory(settings, workload, rows, passes=step // rows, gpus=budget.gpus)
+            if memory.peak <= budget.usable:
+                return rows
+    return 0
 
 
 def _shorter(settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:

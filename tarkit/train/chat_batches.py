@@ -7,27 +7,35 @@ Letters: P packed rows, T positions, M supervised tokens.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.files import write_whole
+from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.config import Config
 from tarkit.errors import UserError
-from tarkit.models.mllm import Packed, pack
+from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
+from tarkit.train.loop import Figure, Mean
 from tarkit.train.streams import Rounds, Stream, draw_scale
-from tarkit.vocab import END_OF_TEXT, Scale, Vocabulary
+from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger("tarkit")
 
 TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
 
@@ -47,7 +55,55 @@ class ChatBatchesConfig(Config):
     text_weight: float = Field(default=1.0, gt=0)
     """Weight of a supervised text token; a code weighs 1 (the paper weighs all the same)."""
     length: int = 2048
-    """Tokens of a packed row. A longer chat is an error; it is never cut."""
+    """Tokens of a packed row. A longer chat is left out and listed in `too_long.jsonl`; no chat is
+    cut."""
+    supervise: Supervised = "answers"
+    """What is learned of a chat. "answers": what the assistant says (paper Sec. 3.3, and what
+    inference needs). "published": as the published program does, which adds the header of each
+    answer and the turn tags and newlines of all turns. A lone document is learned whole."""
+    loss_chunk_tokens: PositiveInt | None = None
+    """Supervised tokens whose logits are held at once; more are computed chunk by chunk, twice.
+    Default: as many as make 2^26 logits (308 tokens of Tar's vocabulary), which takes an eighth
+    of the memory that 2,560 tokens take at once."""
+    packed_attention: Attention | None = None
+    """Attention of packed rows. Default: flex attention on CUDA, for families that have it;
+    elsewhere the family's own with a dense mask."""
+
+
+class TooLongChats:
+    """The chats that are longer than a packed row: each is listed once, the first is logged."""
+
+    def __init__(self, file: Path | None) -> None:
+        """`file`: a line is {"chats", "key", "tokens", "length"} in JSON; None: only the log."""
+        self.file = file
+        self.listed: set[tuple[str, str]] | None = None
+
+    def add(self, chats: str, key: str, *, tokens: int, length: int) -> None:
+        """List a chat of an artifact, unless an earlier step or start of this training has."""
+        if self.listed is None:
+            self.listed = self._read()
+            log.warning(
+                "chat %s has %d tokens, length is %d: it is left out, as all longer ones are%s",
+                key,
+                tokens,
+                length,
+                f"; {self.file} lists them" if self.file else "",
+            )
+        if (chats, key) in self.listed:
+            return
+        self.listed.add((chats, key))
+        if self.file:
+            with self.file.open("a") as file:
+                line = {"chats": chats, "key": key, "tokens": tokens, "length": length}
+                file.write(json.dumps(line) + "\n")
+
+    def _read(self) -> set[tuple[str, str]]:
+        if self.file is None or not self.file.exists():
+            return set()
+        *lines, half = self.file.read_text().split("\n")
+        if half:  # of a killed run
+            write_whole(self.file, "".join(f"{line}\n" for line in lines).encode())
+        return {(row["chats"], row["key"]) for row in map(json.loads, lines)}
 
 
 class _Shards:
@@ -63,9 +119,9 @@ class _Shards:
         return artifact.read(name, columns=list(self.columns))
 
     def row(self, index: int, row: int) -> dict[str, Any]:
-        """The chat in a row of shard `index`."""
+        """The chat in a row of shard `index`, with the path of its artifact as "chats"."""
         chat: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
-        return chat
+        return {**chat, "chats": str(self.shards[index][0].path)}
 
     def of_task(self, task: TaskName, index: int) -> np.ndarray:
         """Row numbers of a shard's usable training chats of one task."""
@@ -139,7 +195,11 @@ def _row_stream(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]
 
 
 def encode_chat(
-    vocabulary: Vocabulary, chat: Mapping[str, Any], scale: Scale
+    vocabulary: Vocabulary,
+    chat: Mapping[str, Any],
+    scale: Scale,
+    *,
+    supervise: Supervised = "answers",
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels (-100: not supervised) of one chat, its pictures at one scale.
 
@@ -158,7 +218,7 @@ def encode_chat(
             hint="set scale_ratio to the scales that tarkit encode stored",
         )
     try:
-        return vocabulary.chat(messages, pictures)
+        return vocabulary.chat(messages, pictures, supervise=supervise)
     except ValueError as error:
         raise UserError(
             f"chat {chat['key']}: {error}", hint="leave the row out, or make the chats again"
@@ -172,24 +232,49 @@ def packed_chats(
     *,
     first: int,
     size: int,
+    too_long: TooLongChats,
 ) -> Packed:
     """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
 
-    Raises UserError for a chat that is longer than a row.
+    Chats longer than a row are left out and listed in `too_long`.
     """
     chats = []
     for slot in range(first, first + size):
-        chat = _prompted(streams[slot], slot, config)
-        ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
-        scale = draw_scale(ratio, config.seed, slot)
-        ids, labels = encode_chat(vocabulary, chat, scale)
+        chat, ids, labels = _chat_of_slot(streams, config, vocabulary, slot)
         if len(ids) > config.length:
-            raise UserError(
-                f"chat {chat['key']} has {len(ids)} tokens, length is {config.length}",
-                hint=f"--set length={len(ids)}, or leave such rows out of the chats",
-            )
-        chats.append((ids, labels))
+            too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
+        else:
+            chats.append((ids, labels))
     return pack(chats, config.length)
+
+
+def require_fitting(
+    streams: ChatStreams, config: ChatBatchesConfig, vocabulary: Vocabulary, *, size: int
+) -> None:
+    """Raise UserError where none of the first `size` chats fits into a row."""
+    shortest = None
+    for slot in range(size):
+        _, ids, _ = _chat_of_slot(streams, config, vocabulary, slot)
+        if len(ids) <= config.length:
+            return
+        shortest = min(shortest or len(ids), len(ids))
+    if shortest:
+        raise UserError(
+            f"none of the first {size} chats fits into length = {config.length}: the shortest has "
+            f"{shortest} tokens",
+            hint=f"--set length={shortest} or more",
+        )
+
+
+def _chat_of_slot(
+    streams: ChatStreams, config: ChatBatchesConfig, vocabulary: Vocabulary, slot: int
+) -> tuple[dict[str, Any], list[int], list[int]]:
+    """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
+    chat = _prompted(streams[slot], slot, config)
+    ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
+    scale = draw_scale(ratio, config.seed, slot)
+    ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
+    return chat, ids, labels
 
 
 def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
@@ -203,23 +288,39 @@ def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dic
     return chat | {"messages": messages}
 
 
+def supervision(packed: Packed, vocabulary: Vocabulary, text_weight: float) -> float:
+    """The sum of the weights of the supervised tokens of packed chats, as `weighted_loss` has it.
+
+    A text token weighs `text_weight`, a code 1.
+    """
+    targets = packed.labels[:, 1:]
+    supervised = int((targets != -100).sum())
+    visual = vocabulary.visual
+    if visual is None:
+        return supervised
+    codes = int((targets >= visual.first_code).sum())
+    return codes + text_weight * (supervised - codes)
+
+
 def weighted_loss(
     losses: Tensor, targets: Tensor, vocabulary: Vocabulary, text_weight: float
-) -> tuple[Tensor, dict[str, float]]:
-    """The weighted mean () of losses (M,) whose targets (M,) are token ids.
+) -> tuple[Tensor, dict[str, Figure]]:
+    """The weighted mean () of losses (M,) whose targets (M,) are token ids; 0 of none.
 
     A text token weighs `text_weight`, a code 1. The figures are the unweighted means over codes
     and over text tokens.
     """
     weights = torch.ones_like(losses)
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
     if vocabulary.visual is not None:
         is_code = targets >= vocabulary.visual.first_code
         weights[~is_code] = text_weight
         for name, mask in (("code_loss", is_code), ("text_loss", ~is_code)):
             if mask.any():
-                figures[name] = float(losses.detach()[mask].mean())
-    return (losses * weights).sum() / weights.sum(), figures
+                figures[name] = Mean(float(losses.detach()[mask].mean()), int(mask.sum()))
+    # Where every chat of a step was too long, the loss is 0.
+    total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return (losses * weights).sum() / total, figures
 
 
 def model_description(
@@ -230,11 +331,10 @@ def model_description(
     grid: int | None,
 ) -> dict[str, Any]:
     """The config.json of a language model; sha256 and grid are those of its codes' tokenizer."""
-    arch = model.config.to_diff_dict()
     visual = vocabulary.visual
     return {
         "kind": "mllm",
-        "arch": {k: v for k, v in arch.items() if k not in ("dtype", "transformers_version")},
+        "arch": stored_arch(model),
         "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
         "system": vocabulary.system,
         "tokenizer_sha256": tokenizer_sha256,

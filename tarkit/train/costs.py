@@ -33,9 +33,9 @@ from tarkit.models.vqvae import (
 LOGIT_BYTES = 12
 """Bytes of a logit when a cross-entropy goes backward: the float32 log-softmax that it kept, its
 gradient, and the gradient of the logit."""
-SCORE_BYTES = 12
-"""Bytes of the score of one feature and one code while TA-Tok draws a code: score, probability, and
-the random number that `torch.multinomial` divides it by."""
+SCORE_BYTES, DRAW_BYTES = 4, 8
+"""Bytes of the score of one feature and one code; and, of the one picture whose codes TA-Tok draws,
+of the probability and the random number that `torch.multinomial` divides it by."""
 TRAINED, FROZEN = 3, 1
 """Forward passes that one training step costs."""
 
@@ -88,6 +88,13 @@ class Stack(NamedTuple):
         mlp = (4 if self.gated else 2) * c * self.mlp_width
         masks = 2 * self.width if self.dropout else 0
         return positions * self.layers * (norms + inputs + attention + mlp + masks)
+
+    def gradient_bytes(self, positions: float, c: int) -> float:
+        """Bytes of the gradients that the MLP of one block holds at once in its backward pass.
+
+        Of a SwiGLU's product and both its factors, or of a GELU's output and input, each F wide.
+        """
+        return positions * (3 if self.gated else 2) * c * self.mlp_width
 
     def checkpointed_bytes(self, positions: float, c: int) -> float:
         """Bytes kept with activation checkpointing: each block's input, and one block whole."""

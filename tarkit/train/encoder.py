@@ -4,7 +4,8 @@ It replaces, in miniature, the pretrained siglip2 that the paper uses (Sec. 4.1)
 one is loaded. As in SigLIP 2, a grounding loss is added to the sigmoid contrastive loss: the object
 at a position, its phrase and its box are predicted from the position's feature.
 
-Letters: B pictures, N positions (grid**2), D width, T caption tokens, P phrases.
+Letters: B pictures of a process, S pictures of a step, N positions (grid**2), D width, T caption
+tokens, P phrases.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -32,6 +33,7 @@ from tarkit.models.encoder import (
 )
 from tarkit.models.pixel_range import to_signed
 from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.processes import rows_of_all_processes
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
@@ -62,23 +64,33 @@ class EncoderConfig(LoopConfig):
     caption: Literal["longest", "first"] = "longest"
     """The caption that a picture is compared with: a long one fits few other pictures."""
 
+    @model_validator(mode="after")
+    def _one_pass(self) -> EncoderConfig:
+        if self.micro_batch_size not in (None, self.batch_size):
+            raise ValueError(
+                "micro_batch_size splits a step, but every other picture of a step is a negative "
+                "of the contrastive loss: leave it out, and use more processes where memory is "
+                "short"
+            )
+        return self
+
 
 class Pair(NamedTuple):
-    """A batch of pictures, each with one caption."""
+    """The B pictures of one process, each with one caption, among the S of its step."""
 
     pixels: Tensor  # (B, 3, size, size) in [-1, 1]
     ids: Tensor  # (B, T) caption tokens
     mask: Tensor  # (B, T) 1 where a token is real
-    same: Tensor  # (B, B) bool: caption j is also picture i's
+    same: Tensor  # (S, S) bool: caption j is also picture i's
     regions: Regions | None = None
 
 
 class Regions(NamedTuple):
-    """The object, if any, at each of N positions of the pictures of a batch."""
+    """The object, if any, at each of N positions of the S pictures of a step."""
 
-    known: Tensor  # (B,) bool: whether the picture's regions are known
-    phrase: Tensor  # (B, N) index of a phrase, -1 where there is no object
-    box: Tensor  # (B, N, 4) centre x, y relative to the position's, width, height; in patches
+    known: Tensor  # (S,) bool: whether the picture's regions are known
+    phrase: Tensor  # (S, N) index of a phrase, -1 where there is no object
+    box: Tensor  # (S, N, 4) centre x, y relative to the position's, width, height; in patches
     ids: Tensor  # (P, T) phrase tokens
     mask: Tensor  # (P, T)
 
@@ -104,15 +116,18 @@ class SigLip(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def forward(self, pair: Pair) -> tuple[Tensor, dict[str, float]]:
-        """The loss (), and figures: its parts; how many pictures match their own caption best."""
+        """The loss (), and figures: its parts; how many pictures match their own caption best.
+
+        Both are those of the whole step, and every process has the same.
+        """
         states = self.vision.hidden_states(pair.pixels)
-        pictures = self.vision.pool(states[-1])
-        captions = self.text(pair.ids, pair.mask)
+        pictures = rows_of_all_processes(self.vision.pool(states[-1]))
+        captions = rows_of_all_processes(self.text(pair.ids, pair.mask))
         loss = sigmoid_contrastive_loss(pictures, captions, pair.same, self.log_scale, self.bias)
         figures = {"contrastive": float(loss.detach())}
         if pair.regions is not None:
             phrases = self.text(pair.regions.ids, pair.regions.mask)
-            grounded = states[self.config.grounding_layer]
+            grounded = rows_of_all_processes(states[self.config.grounding_layer])
             grounding, measured = self.grounding(grounded, phrases, pair.regions)
             loss = loss + self.config.grounding * grounding
             figures |= measured
@@ -184,7 +199,8 @@ class Grounding(nn.Module):
 
 
 class EncoderTask:
-    """Pictures against captions: those of other pictures in the batch are the negatives.
+    """Pictures against captions: those of the step's other pictures, on all processes, are the
+    negatives.
 
     `regions_of` is needed for a grounding weight above 0.
     """
@@ -204,6 +220,8 @@ class EncoderTask:
         self.config = config
         self.stream = stream
         self.regions_of = regions_of
+        # The grounding heads, where no picture of a step has known regions.
+        self.unused_parameters = config.grounding > 0
         self.model: SigLip = SigLip(config)
         texts = [self._caption(stream[i]) for i in range(min(stream.total, 4096))]
         self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
@@ -218,14 +236,19 @@ class EncoderTask:
             )
         return captions[0] if self.config.caption == "first" else max(captions, key=len)
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Pair:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
+    def batch(self, step: int, size: int, part: int, parts: int) -> Pair:
+        rows = self.stream.batch(step, size * parts)
+        own = slice(part * size, (part + 1) * size)
         captions = [self._caption(row) for row in rows]
         table, mask = self._tokens(captions)
         same = torch.tensor([[a == b for b in captions] for a in captions])
-        pictures = [sized(row.pixels(), self.config.arch.size_px) for row in rows]
+        pictures = [sized(row.pixels(), self.config.arch.size_px) for row in rows[own]]
         regions = self._regions(rows) if self.config.grounding else None
-        return Pair(to_signed(pictures), table, mask, same, regions)
+        return Pair(to_signed(pictures), table[own], mask[own], same, regions)
+
+    def weight(self, batch: Pair) -> float:
+        """Pictures."""
+        return len(batch.pixels)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> ids (B, T) and mask (B, T); UserError where one exceeds `text_length`."""
@@ -267,8 +290,8 @@ class EncoderTask:
         loss, figures = model(batch)
         return loss, figures
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image | None:
         return None

@@ -42,12 +42,16 @@ from tarkit.seeds import training_seed
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,
+    TooLongChats,
     check_codes,
     model_description,
     packed_chats,
+    require_fitting,
+    supervision,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import Figure, LoopConfig, Mean, begin_training, train
+from tarkit.train.processes import num_processes, sum_over_processes
 from tarkit.train.streams import Stream
 from tarkit.vocab import Scale, Vocabulary
 
@@ -60,6 +64,8 @@ log = logging.getLogger("tarkit")
 
 class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Settings of the training; `batch_size` is the number of pictures of a step."""
+
+    LATER_KEYS = frozenset({"supervise"})
 
     group: int = Field(default=8, ge=2)
     """Pictures of one prompt, whose scores are compared."""
@@ -86,6 +92,11 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
     def _rounds_are_whole(self) -> GrpoConfig:
         if self.batch_size % self.group:
             raise ValueError(f"batch_size must be a multiple of group, {self.group}")
+        if self.micro_batch_size not in (None, self.batch_size):
+            raise ValueError(
+                "micro_batch_size splits a step, but the pictures of a round are drawn and scored "
+                "together: leave it out, and use more processes where memory is short"
+            )
         for name in ("checkpoint_every", "keep_every"):
             steps = getattr(self, name)
             if steps and steps % self.round_steps:
@@ -97,7 +108,9 @@ class Policy(PackedLoss):
     """The language model as a policy over codes: one forward pass for pictures and chats."""
 
     def __init__(self, lm: PreTrainedModel, vocabulary: Vocabulary, config: GrpoConfig) -> None:
-        super().__init__(lm)
+        super().__init__(
+            lm, chunk_tokens=config.loss_chunk_tokens, attention=config.packed_attention
+        )
         self.vocabulary = vocabulary
         self.config = config
 
@@ -134,6 +147,8 @@ class GrpoBatch(NamedTuple):
 
     prompts: list[str]
     """The prompts of a whole round, for the step that begins it; else empty."""
+    seeds: list[int]
+    """One of each of those pictures, by its place in the round."""
     chats: Packed | None
 
 
@@ -144,7 +159,7 @@ class Round(NamedTuple):
     codes: Tensor  # (B, N) int64
     log_probs: Tensor  # (B, N), when drawn; NaN where no step needs them
     advantages: Tensor  # (B,)
-    figures: dict[str, float]
+    figures: dict[str, Figure]
 
 
 def advantages(scores: np.ndarray) -> np.ndarray:
@@ -177,6 +192,8 @@ def clipped_objective(
 class GrpoTask:
     """Draws and scores the pictures of a round, then descends on them over the round's steps."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: GrpoConfig,
@@ -187,7 +204,9 @@ class GrpoTask:
         column: str,
         prompts: Sequence[str],
         streams: ChatStreams | None,
+        too_long: Path | None = None,
     ) -> None:
+        """`too_long`: the file that lists the chats which are left out, longer than a row."""
         if tar.mllm.vocabulary.visual is None:
             raise UserError(f"{tar.places.mllm} has no visual tokens and cannot draw")
         self.config = config
@@ -197,6 +216,9 @@ class GrpoTask:
         self.column = column
         self.vocabulary = tar.mllm.vocabulary
         self.streams = streams
+        self.too_long = TooLongChats(too_long)
+        if streams is not None:
+            require_fitting(streams, config, self.vocabulary, size=config.chats_size)
         self.prompts = Stream(
             [len(prompts)], lambda _: prompts, seed=training_seed(config.seed, "grpo")
         )
@@ -212,24 +234,41 @@ class GrpoTask:
         self.round: Round | None = None
         self.unscored: set[str] = set()
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> GrpoBatch:
+    def batch(self, step: int, size: int, part: int, parts: int) -> GrpoBatch:
         config = self.config
-        number, within = divmod(step, config.round_steps)
-        groups = 0 if within else config.round_steps * size // config.group
-        prompts = self.prompts.batch(number, groups, rank=rank, world=world) if groups else []
+        prompts, seeds = list[str](), list[int]()
+        if step % config.round_steps == 0:
+            seed = training_seed(config.seed, step, 0, "round")
+            for later in range(config.round_steps):
+                groups = self.prompts.batch(
+                    step + later, size // config.group, rank=part, world=parts
+                )
+                prompts += [prompt for prompt in groups for _ in range(config.group)]
+                first = (later * parts + part) * size
+                seeds += [training_seed(seed, place) >> 2 for place in range(first, first + size)]
         chats = None
         if self.streams is not None:
-            rows = config.chats_size // world
-            first = (step * world + rank) * rows
-            chats = packed_chats(self.streams, config, self.vocabulary, first=first, size=rows)
-        return GrpoBatch([prompt for prompt in prompts for _ in range(config.group)], chats)
+            rows = config.chats_size // parts
+            first = (step * parts + part) * rows
+            chats = packed_chats(
+                self.streams,
+                config,
+                self.vocabulary,
+                first=first,
+                size=rows,
+                too_long=self.too_long,
+            )
+        return GrpoBatch(prompts, seeds, chats)
+
+    def weight(self, batch: GrpoBatch) -> float:
+        """Pictures of a step: every process has as many."""
+        return self.config.batch_size / num_processes()
 
     @torch.no_grad()
-    def _draw_round(self, prompts: list[str], seed: int) -> Round:
+    def _draw_round(self, prompts: list[str], seeds: list[int]) -> Round:
         """Draw a picture of each prompt and score it; `log_probs` are filled for later steps."""
         device = self.tar.mllm.model.device
         self.tar.to(device)
-        seeds = [training_seed(seed, place) >> 2 for place in range(len(prompts))]
         codes, scores = self._drawn_and_scored(prompts, seeds)
         table = np.array(scores).reshape(-1, self.config.group)
         gains = advantages(table)
@@ -280,15 +319,12 @@ class GrpoTask:
 
     def loss(
         self, model: nn.Module, batch: GrpoBatch, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         config = self.config
         if batch.prompts:
             # Not in the background, as a round must be drawn with what the one before has taught.
             model.eval()
-            rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else 0
-            self.round = self._draw_round(
-                batch.prompts, training_seed(config.seed, step, rank, "round")
-            )
+            self.round = self._draw_round(batch.prompts, batch.seeds)
             model.train()
         current = self.round
         assert current is not None
@@ -309,17 +345,26 @@ class GrpoTask:
         )
         # The loss is the mean over all of the step's pictures, the two figures over those read.
         loss = loss * (len(part) / size)
-        figures = current.figures | {"stopped": stopped, "nats": -float(log_probs.detach().mean())}
-        if chat_losses is not None:
+        figures: dict[str, Figure] = {
+            **current.figures,
+            "stopped": Mean(stopped, len(part)),
+            "nats": Mean(-float(log_probs.detach().mean()), len(part)),
+        }
+        if chat_losses is not None and batch.chats is not None:
             losses, targets = chat_losses
             chat_loss, chat_figures = weighted_loss(
                 losses, targets, self.vocabulary, config.text_weight
             )
-            loss, figures = loss + config.chats_weight * chat_loss, figures | chat_figures
+            # The mean over the supervised tokens of all processes, which have different numbers.
+            own = supervision(batch.chats, self.vocabulary, config.text_weight)
+            total = float(sum_over_processes(torch.tensor(own, dtype=torch.float64)))
+            share = own / total * num_processes() if total else 0.0
+            loss = loss + config.chats_weight * (chat_loss * share)
+            figures |= chat_figures
         return loss, figures
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image | None:
         """Pictures of eight of the prompts, drawn with the model's own sampling settings."""
@@ -340,16 +385,16 @@ class GrpoTask:
         return self.tar.mllm.model, description | {"token_counts": config.get("token_counts")}
 
 
-def _round_figures(scores: np.ndarray, gains: np.ndarray) -> dict[str, float]:
+def _round_figures(scores: np.ndarray, gains: np.ndarray) -> dict[str, Figure]:
     """What to log of scores (G, S) and advantages (G, S): shares, mean reward and its spread."""
-    figures = {
+    figures: dict[str, Figure] = {
         "groups_that_teach": float((gains != 0).any(axis=1).mean()),
         "unscored": float(np.isnan(scores).mean()),
     }
     complete = scores[np.isfinite(scores).all(axis=1)]
     if len(complete):
-        figures["reward"] = float(complete.mean())
-        figures["reward_spread"] = float(complete.std(axis=1).mean())
+        figures["reward"] = Mean(float(complete.mean()), len(complete))
+        figures["reward_spread"] = Mean(float(complete.std(axis=1).mean()), len(complete))
     return figures
 
 
@@ -416,6 +461,7 @@ def run(
         column=column,
         prompts=lines,
         streams=ChatStreams(artifacts, settings.ratio, settings.seed) if artifacts else None,
+        too_long=out / "too_long.jsonl",
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"prompts": prompts, "lm": tar.places.mllm}

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
-from tarkit.checkpoints.language_model import has_visual_tokens, load_mllm, read_text_tokenizer
+from tarkit.checkpoints.language_model import (
+    has_visual_tokens,
+    load_mllm,
+    read_text_tokenizer,
+    require_readable,
+)
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -36,17 +41,21 @@ from tarkit.models.mllm import (
     from_scratch,
     generate_codes,
     grow,
+    require_packable,
 )
 from tarkit.models.pixel_range import from_unit_truncated
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,
+    TooLongChats,
     check_codes,
     model_description,
     packed_chats,
+    require_fitting,
+    supervision,
     weighted_loss,
 )
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import Figure, LoopConfig, Total, begin_training, train
 from tarkit.train.optimizers import shrink
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
@@ -56,6 +65,8 @@ if TYPE_CHECKING:
 
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
+
+    LATER_KEYS = frozenset({"supervise"})
 
     lm: LmArch = LmArch()
     """Sizes of a model made from nothing; unused with `--lm`."""
@@ -88,6 +99,8 @@ class LmStart(NamedTuple):
 class MllmTask:
     """Cross-entropy on chats of all tasks, several in each row."""
 
+    unused_parameters = False
+
     def __init__(
         self,
         config: MllmConfig,
@@ -96,7 +109,9 @@ class MllmTask:
         tokenizer: LoadedTaTok | None,
         lm: Path | None,
         dtok: ArDetokenizer | None = None,
+        too_long: Path | None = None,
     ) -> None:
+        """`too_long`: the file that lists the chats which are left out, longer than a row."""
         self.config = config
         self.streams = streams
         self.tokenizer = tokenizer
@@ -111,24 +126,36 @@ class MllmTask:
             shrink(start.model, config.shrink)
         self.token_counts = start.token_counts
         self.vocabulary = Vocabulary(text=start.text, visual=visual, system=config.system)
-        self.model: PackedLoss = PackedLoss(start.model)
+        _require_trainable(start.model)
+        require_fitting(streams, config, self.vocabulary, size=config.batch_size)
+        self.too_long = TooLongChats(too_long)
+        self.model: PackedLoss = PackedLoss(
+            start.model,
+            chunk_tokens=config.loss_chunk_tokens,
+            attention=config.packed_attention,
+        )
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Packed:
+    def batch(self, step: int, size: int, part: int, parts: int) -> Packed:
         return packed_chats(
             self.streams,
             self.config,
             self.vocabulary,
-            first=(step * world + rank) * size,
+            first=(step * parts + part) * size,
             size=size,
+            too_long=self.too_long,
         )
 
-    def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, float]]:
+    def weight(self, batch: Packed) -> float:
+        """Supervised tokens, by their weight."""
+        return supervision(batch, self.vocabulary, self.config.text_weight)
+
+    def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, Figure]]:
         losses, targets = model(batch)
         loss, figures = weighted_loss(losses, targets, self.vocabulary, self.config.text_weight)
-        return loss, figures | {"tokens": int((batch.chats >= 0).sum())}
+        return loss, figures | {"tokens": Total(int((batch.chats >= 0).sum()))}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> Image.Image | None:
         """Pictures that the model draws of eight training prompts; None without a de-tokenizer."""
@@ -223,6 +250,18 @@ def _start_from(lm: Path) -> LmStart:
     return LmStart(text, network, None, None)
 
 
+def _require_trainable(model: PreTrainedModel) -> None:
+    """Raise UserError for a family that packing changes, or that cannot be loaded again."""
+    try:
+        require_packable(model)
+        require_readable(model)
+    except ValueError as error:
+        raise UserError(
+            f"this language model cannot be trained: {error}",
+            hint="name a model whose layers are all attention, such as Qwen2.5 or Llama",
+        ) from None
+
+
 def _require_same_codes(
     lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | None
 ) -> None:
@@ -263,7 +302,14 @@ def run(
     check_codes(artifacts, ta_tok)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
     detokenizer = ArDetokenizer.load(*dtok) if dtok else None
-    task = MllmTask(settings, streams, tokenizer=ta_tok, lm=lm, dtok=detokenizer)
+    task = MllmTask(
+        settings,
+        streams,
+        tokenizer=ta_tok,
+        lm=lm,
+        dtok=detokenizer,
+        too_long=out / "too_long.jsonl",
+    )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}

@@ -1,7 +1,7 @@
 """Optimizers, and the hidden matrices that they and weight measures treat apart from tables.
 
-Sources: AdamW (paper Table 8); Muon as in `torch.optim.Muon` (Jordan et al. 2024); shrinking
-(Ash & Adams 2020).
+Sources: AdamW and CAME (paper Table 8; came.py); Muon as in `torch.optim.Muon` (Jordan et al.
+2024); shrinking (Ash & Adams 2020).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import math
 from typing import Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from tarkit.config import Config
+from tarkit.train.came import Came
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -21,11 +23,21 @@ class OptimizerConfig(Config):
     """Settings of the optimizers. Defaults: paper, Table 8."""
 
     learning_rate: float
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "came"] = "adamw"
     muon_rate: float = 0.02
     """Learning rate of Muon, for hidden matrices; AdamW trains everything else."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.95)
+    """Decay of the means that the optimizer keeps: two for AdamW, three for CAME."""
     weight_decay: float = 0.0
+
+    @model_validator(mode="after")
+    def _betas_fit(self) -> OptimizerConfig:
+        needed = 3 if self.optimizer == "came" else 2
+        if len(self.betas) != needed:
+            raise ValueError(
+                f"optimizer {self.optimizer} has {needed} betas, betas has {len(self.betas)}"
+            )
+        return self
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -66,7 +78,7 @@ def weight_rms(model: nn.Module) -> float:
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest.
+    """AdamW or CAME for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
     """
@@ -79,13 +91,12 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.learning_rate,
-            betas=config.betas,
-        )
-    ]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer]
+    if len(config.betas) == 3:
+        optimizers = [Came(groups, lr=config.learning_rate, betas=config.betas)]
+    else:
+        optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)]
     if hidden:
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)

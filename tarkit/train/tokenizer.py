@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,19 @@ from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.load import load_encoder
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.models.codebook import Representative, distinct_codes, representative_rows, usage
+from tarkit.models.codebook import (
+    Representative,
+    distinct_codes,
+    representative_rows,
+    usage,
+    usage_of_counts,
+)
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
+from tarkit.seeds import training_seed
 from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.processes import sum_over_processes
 from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
 from tarkit.vocab import Scale
 
@@ -96,6 +104,14 @@ class TokenizerConfig(LoopConfig):
     drop_copies: float = Field(default=1.0, gt=0)
     """After training, drop a code whose cosine with a more frequent code is at least this; at 1 all
     stay."""
+
+
+class TokenizerBatch(NamedTuple):
+    """Pictures, the scale of their step, and a seed for the codes of each."""
+
+    pixels: Tensor  # (B, 3, size, size) in [-1, 1]
+    scale: Scale
+    seeds: list[int]  # B
 
 
 class TokenizerModel(nn.Module):
@@ -172,16 +188,16 @@ class TokenizerModel(nn.Module):
         if codebook.embedding_proj.bias is not None:
             codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
 
-    def forward(self, pixels: Tensor, scale: Scale) -> tuple[Tensor, dict[str, float]]:
-        """Pixels (B, 3, size, size) in [-1, 1] -> the loss () at one scale, and figures.
+    def forward(self, batch: TokenizerBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """A batch -> the loss () at its scale, the codes (B, N), and figures.
 
         Reconstruction is one minus the mean cosine of decoded and target features.
         """
-        config = self.config
+        config, (pixels, scale, seeds) = self.config, batch
         teacher_features = self.teacher_features(pixels)
         # A frozen encoder is the teacher: one pass serves both.
         features = teacher_features if config.freeze_encoder else self.ta_tok.features(pixels)
-        out = self.ta_tok(features, scale)
+        out = self.ta_tok(features, scale, seeds=seeds)
         target = self.target(teacher_features, scale)
         reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
         loss = (
@@ -189,12 +205,12 @@ class TokenizerModel(nn.Module):
             + config.codebook * out.codebook_loss
             + config.commitment * out.commitment_loss
         )
-        return loss, {
+        figures = {
             "cosine": 1 - float(reconstruction.detach()),
             "codebook": float(out.codebook_loss.detach()),
-            "perplexity": usage(out.codes, config.sizes.num_codes).perplexity,
             "scale": int(scale),
         }
+        return loss, out.codes, figures
 
 
 class TokenizerTask:
@@ -222,6 +238,9 @@ class TokenizerTask:
         )
         self.rows = usable[rows]
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
+        # The encoder's layers above the one that is read.
+        self.unused_parameters = not config.freeze_encoder
+        self._codes: list[Tensor] = []  # of the step's micro-batches
         if config.whiten or config.centre or config.start == "data":
             first = [stream[i] for i in range(min(256, stream.total))]
             self.model.start_from(self._pixels(first))
@@ -230,18 +249,33 @@ class TokenizerTask:
         size = self.model.ta_tok.arch.encoder.size_px
         return to_signed([sized(row.pixels(), size) for row in rows])
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> tuple[Tensor, Scale]:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
-        return self._pixels(rows), draw_scale(self.config.scale_ratio, self.config.seed, step)
+    def batch(self, step: int, size: int, part: int, parts: int) -> TokenizerBatch:
+        config = self.config
+        rows = self.stream.batch(step, size, rank=part, world=parts)
+        seeds = [
+            training_seed(config.seed, step, place, "codes")
+            for place in range(part * size, (part + 1) * size)
+        ]
+        scale = draw_scale(config.scale_ratio, config.seed, step)
+        return TokenizerBatch(self._pixels(rows), scale, seeds)
+
+    def weight(self, batch: TokenizerBatch) -> float:
+        """Pictures: all of a step have as many codes."""
+        return len(batch.pixels)
 
     def loss(
-        self, model: nn.Module, batch: tuple[Tensor, Scale], step: int
+        self, model: nn.Module, batch: TokenizerBatch, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        loss, figures = model(*batch)
+        loss, codes, figures = model(batch)
+        self._codes.append(codes)
         return loss, figures
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        """The perplexity of the step's codes."""
+        codes = torch.cat(self._codes).flatten()
+        self._codes.clear()
+        counts = torch.bincount(codes, minlength=self.config.sizes.num_codes)
+        return {"perplexity": usage_of_counts(sum_over_processes(counts)).perplexity}
 
     def samples(self, step: int) -> Image.Image | None:
         return None

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.images import contact_sheet
-from tarkit.models.codebook import usage
+from tarkit.models.codebook import usage, usage_of_counts
 from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.processes import rows_of_all_processes, sum_over_processes
 from tarkit.train.streams import PictureRow, Stream, picture_stream
 
 
@@ -42,7 +43,7 @@ class VqvaeConfig(LoopConfig):
     tolerance: float = Field(default=0.0, ge=0)
     """Pixel errors up to this many grey levels (of 255) are free: faint texture needs no codes."""
     restart_every: int = 50
-    """Steps between restarts: an unused code moves to one of the batch's latents, most likely to
+    """Steps between restarts: an unused code moves to one of the step's latents, most likely to
     one far from its own code (D^2 sampling, as in k-means++)."""
     restart_until: float = 0.8
     """Share of the steps after which no code restarts."""
@@ -51,17 +52,24 @@ class VqvaeConfig(LoopConfig):
 class VqvaeTask:
     """Reconstruction of pixels through codes."""
 
+    unused_parameters = True  # the codebook, before quantisation
+
     def __init__(self, config: VqvaeConfig, stream: Stream[PictureRow]) -> None:
         self.config = config
         self.stream = stream
         # Channels last: a tenth faster on CPUs, same numbers.
         self.model: Vqvae = Vqvae(config.arch).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._latents: Tensor | None = None
-        self._codes: Tensor | None = None
+        # Of the step's micro-batches, (B, M, D) and (B, M).
+        self._latents: list[Tensor] = []
+        self._codes: list[Tensor] = []
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Tensor:
-        rows = self.stream.batch(step, size, rank=rank, world=world)
+    def batch(self, step: int, size: int, part: int, parts: int) -> Tensor:
+        rows = self.stream.batch(step, size, rank=part, world=parts)
         return to_signed([row.pixels() for row in rows])
+
+    def weight(self, batch: Tensor) -> float:
+        """Pictures."""
+        return len(batch)
 
     def blend(self, step: int) -> float:
         """The share of quantisation at a step, in [0, 1]."""
@@ -72,7 +80,8 @@ class VqvaeTask:
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         blend = self.blend(step)
         out = model(batch, quantised=blend)
-        self._latents, self._codes = out.latents.detach(), out.codes
+        self._latents.append(out.latents.detach())
+        self._codes.append(out.codes)
         tolerance = self.config.tolerance / 127.5
         reconstruction = F.softshrink(out.pixels - batch, tolerance).pow(2).mean()
         total = reconstruction
@@ -84,37 +93,39 @@ class VqvaeTask:
             )
         figures = {
             "reconstruction": float(reconstruction.detach()),
-            "perplexity": usage(out.codes, self.config.arch.num_codes).perplexity,
             "quantised": blend,
         }
         return total, figures
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        """Start the codebook from the batch's latents; later, restart unused codes from them."""
-        assert isinstance(model, Vqvae) and self._latents is not None and self._codes is not None
-        flat = self._latents.reshape(-1, self._latents.shape[-1])
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        """Start the codebook from the step's latents; later, restart unused codes from them.
+
+        The figure is the perplexity of the step's codes.
+        """
+        assert isinstance(model, Vqvae)
+        latents, codes = torch.cat(self._latents), torch.cat(self._codes)
+        self._latents.clear()
+        self._codes.clear()
         table = model.quantize.embedding.weight.data
         used = model.quantize.codebook_used[: len(table)]
+        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(table)))
         start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         if step + 1 == start:
-            table.copy_(_random_rows(flat, len(table)))
+            table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), len(table)))
             used.fill_(1.0)
         elif step + 1 > start:
-            counts = torch.bincount(self._codes.flatten(), minlength=len(table))
             used.mul_(0.97).add_(counts.to(used.dtype), alpha=0.03)
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = self._far_latents(flat, table, len(dead))
+                table[dead] = _far_latents(
+                    rows_of_all_processes(latents).flatten(0, 1),
+                    rows_of_all_processes(codes).flatten(),
+                    table,
+                    count=len(dead),
+                )
                 used[dead] = 1.0
-
-    def _far_latents(self, flat: Tensor, table: Tensor, count: int) -> Tensor:
-        """(count, D): latents of (M, D), with odds of their squared distance to their code."""
-        assert self._codes is not None
-        if not count:
-            return flat[:0]
-        error = (flat - table[self._codes.flatten()]).pow(2).sum(1)
-        return flat[torch.multinomial(error + 1e-12, count, replacement=count > len(flat))]
+        return {"perplexity": usage_of_counts(counts).perplexity}
 
     def samples(self, step: int) -> Image.Image:
         """Eight pictures and their reconstructions."""
@@ -145,6 +156,14 @@ class VqvaeTask:
             "arch": self.config.arch.model_dump(mode="json"),
             "figures": {**figures, "pictures": count},
         }
+
+
+def _far_latents(flat: Tensor, codes: Tensor, table: Tensor, *, count: int) -> Tensor:
+    """(count, D) of latents (M, D), with odds of their squared distance to their codes (M,)."""
+    if not count:
+        return flat[:0]
+    error = (flat - table[codes]).pow(2).sum(1)
+    return flat[torch.multinomial(error + 1e-12, count, replacement=count > len(flat))]
 
 
 def _random_rows(flat: Tensor, count: int) -> Tensor:

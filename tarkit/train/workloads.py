@@ -23,10 +23,17 @@ from tarkit.checkpoints.language_model import has_visual_tokens, read_text_token
 from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
-from tarkit.models.mllm import LmArch, from_scratch, skeleton
+from tarkit.models.mllm import (
+    LOGITS_AT_ONCE,
+    LmArch,
+    from_scratch,
+    packed_attention,
+    skeleton,
+)
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.costs import (
+    DRAW_BYTES,
     FROZEN,
     LOGIT_BYTES,
     SCORE_BYTES,
@@ -61,6 +68,7 @@ class Start:
     size_px: int | None = None
     text_tokens: int = 100
     picture_bytes: float = 100e3
+    from_images: bool = False  # AR-DTok encodes pictures while it trains
 
 
 class Kept(NamedTuple):
@@ -68,7 +76,7 @@ class Kept(NamedTuple):
 
     activations: float
     checkpointed: float  # activations with activation checkpointing
-    loss: float  # logits of a cross-entropy, scores of a codebook
+    loss: float  # logits of a cross-entropy (if larger: a block's gradients); scores of a codebook
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Workload:
     frozen: int = 0  # values of frozen models
     frozen_in_checkpoint: bool = False
     frozen_flops: float = 0.0  # of a row
+    recomputed_flops: Callable[[int], float] = lambda rows: 0.0  # B -> of a row, in a pass of B
     float32_flops: float = 0.0  # those of a row's that autocast is switched off for
     pass_flops: float = 0.0  # of a pass, however many rows it has; in float32
     assumptions: tuple[str, ...] = ()
@@ -171,7 +180,7 @@ def _fullest(chats: Sequence[ChatKind], field: str, rows: int) -> float:
 
 
 def mllm(settings: Settings, start: Start) -> Workload:
-    """Cross-entropy of packed chats. Raises UserError where no chat fits into `length`."""
+    """Cross-entropy of packed chats. Raises UserError where a kind of chat exceeds `length`."""
     grid = start.tokenizer.encoder.grid if start.tokenizer else 1
     drawing = [task for task, n in settings["ratio"].items() if n and PICTURES[task]]
     if drawing and not start.tokenizer:
@@ -183,7 +192,8 @@ def mllm(settings: Settings, start: Start) -> Workload:
     longest, length = max(chat.tokens for chat in chats), settings["length"]
     if longest > length:
         raise UserError(
-            f"the longest chat has about {longest:,} tokens, length is {length:,}",
+            f"the longest chat has about {longest:,} tokens, length is {length:,}: such chats "
+            "would be left out",
             hint=f"--set length={longest}",
         )
     arch, assumptions = _lm_arch(settings, start)
@@ -203,19 +213,29 @@ def mllm(settings: Settings, start: Start) -> Workload:
     head = config.vocab_size * config.hidden_size
     tokens, supervised = _mean(chats, "tokens"), _mean(chats, "supervised")
     packed = min(length, tokens * settings["batch_size"])  # tokens of a packed row
+    attention = settings["packed_attention"] or packed_attention(model, torch.device("cuda"))
+    if attention == "eager":
+        raise UserError(
+            "the memory of eager attention is not known",
+            hint="--set packed_attention=sdpa, or leave packed_attention out",
+        )
+    chunk = settings["loss_chunk_tokens"] or max(1, LOGITS_AT_ONCE // config.vocab_size)
 
     def kept(rows: int) -> Kept:
         fullest = _fullest(chats, "tokens", rows)
         packs = math.ceil(fullest / length)
         positions = fullest if packs == 1 else packs * length
-        # The dense mask in float, as attention keeps it in every layer, and as it is made.
-        mask = positions * (positions / packs) * c
+        # Flex attention has no dense mask. SDPA makes a float one of the bool one in every layer.
+        pairs = positions * (positions / packs) if attention == "sdpa" else 0.0
         targets = _fullest(chats, "supervised", rows)
+        # While chunks add up, the head's gradient is held up to twice more.
+        summed = 2 * 4 * head if targets > chunk else 0
+        loss = min(targets, chunk) * config.vocab_size * LOGIT_BYTES + summed
         ends = positions * 8 * stack.width + targets * c * stack.width
         return Kept(
-            stack.kept_bytes(positions, c) + stack.layers * mask + ends,
-            stack.checkpointed_bytes(positions, c) + mask + ends,
-            targets * config.vocab_size * LOGIT_BYTES,
+            stack.kept_bytes(positions, c) + (1 + stack.layers * c) * pairs + ends,
+            stack.checkpointed_bytes(positions, c) + (1 + c) * pairs + ends,
+            max(loss, stack.gradient_bytes(positions, c)),
         )
 
     return Workload(
@@ -223,6 +243,8 @@ def mllm(settings: Settings, start: Start) -> Workload:
         model=model,
         tokens=tokens,
         flops=TRAINED * (stack.flops(tokens, packed) + 2 * head * supervised),
+        # The logits of more than one chunk are computed again in the backward pass.
+        recomputed_flops=lambda rows: 2 * head * supervised if rows * supervised > chunk else 0.0,
         kept=kept,
         # Codes are 16 bits each; text is about four bytes a token.
         read_bytes=2 * _mean(chats, "stored_codes") + 4 * start.text_tokens,
@@ -281,7 +303,8 @@ class TaTokParts(NamedTuple):
     encoder: Stack  # the blocks up to the selected layer
     patches: int  # values of the patch embedding's convolution
     decoder: Stack
-    linears: int  # values of the layers around the codebook, which each code passes
+    project: int  # values of the layers before the codebook, which each code passes
+    after: int  # and of those behind it
 
 
 def _ta_tok_parts(arch: TaTokArch) -> TaTokParts:
@@ -292,7 +315,8 @@ def _ta_tok_parts(arch: TaTokArch) -> TaTokParts:
         _vit_stack(blocks, width, encoder.heads, encoder.mlp_width),
         0 if encoder.stem_channels else 3 * encoder.patch_px**2 * width,
         _vit_stack(arch.decoder_layers, width, arch.decoder_heads, arch.decoder_mlp_width),
-        3 * width**2 + 2 * width * arch.code_width + arch.code_width**2,
+        width**2 + width * arch.code_width,
+        arch.code_width**2 + arch.code_width * width + 2 * width**2,
     )
 
 
@@ -300,9 +324,9 @@ def _encoder_flops(parts: TaTokParts, positions: int) -> float:
     return parts.encoder.flops(positions, positions) + 2 * parts.patches * positions
 
 
-def _code_flops(arch: TaTokArch, parts: TaTokParts, codes: int) -> float:
-    """FLOPs after the encoder, without the scores, for the `codes` codes of a picture."""
-    return 2 * parts.linears * codes + parts.decoder.flops(codes, codes)
+def _decode_flops(parts: TaTokParts, codes: int) -> float:
+    """FLOPs from the `codes` codes of a picture to its features."""
+    return 2 * parts.after * codes + parts.decoder.flops(codes, codes)
 
 
 def tokenizer(settings: Settings, start: Start) -> Workload:
@@ -329,7 +353,8 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
     scores = 2 * arch.num_codes * arch.code_width
     codes = sum(share * scale.num_codes(encoder.grid) for scale, share in odds)
     most = max(scale.num_codes(encoder.grid) for scale, _ in odds)
-    after = sum(p * _code_flops(arch, parts, s.num_codes(encoder.grid)) for s, p in odds)
+    after = sum(p * _decode_flops(parts, s.num_codes(encoder.grid)) for s, p in odds)
+    after += 2 * parts.project * codes
     encoding = _encoder_flops(parts, positions)
     flops = TRAINED * after + (0 if fixed else TRAINED * encoding) + scores * codes
 
@@ -344,7 +369,9 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
         less = parts.encoder.checkpointed_bytes(picture, c)
         less += parts.decoder.checkpointed_bytes(rows * most, c)
         rest = around + pixels + projected
-        return Kept(whole + rest, less + rest, rows * most * arch.num_codes * SCORE_BYTES)
+        # Codes are drawn picture by picture from the scores of all.
+        drawn = (rows * SCORE_BYTES + DRAW_BYTES) * most * arch.num_codes
+        return Kept(whole + rest, less + rest, drawn)
 
     return Workload(
         unit="pictures",
@@ -371,7 +398,7 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
 
 
 def ar_dtok(settings: Settings, start: Start) -> Workload:
-    """Cross-entropy of image-VQ codes after the condition; both encoders are frozen."""
+    """Cross-entropy of image-VQ codes after the condition; frozen models run in float32."""
     arch = ArDtokArch.model_validate(settings["arch"])
     model: ArDtok = _on_meta(ArDtok, arch)
     stack, c = _ar_dtok_stack(arch), _bytes_of(settings)
@@ -389,12 +416,17 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
     )
     parts = _ta_tok_parts(ta_tok)
     every_scale = sum(scale.num_codes(grid) for scale, _ in odds)
-    frozen_flops = (
-        _encoder_flops(parts, grid**2)
-        + 2 * ta_tok.num_codes * ta_tok.code_width * every_scale
-        + sum(share * _code_flops(ta_tok, parts, n) for n, share in conditions)
-        + conv_flops(image_vq.encoder, arch.side * image_vq.arch.downsampling)
-    )
+    frozen_flops = sum(share * _decode_flops(parts, n) for n, share in conditions)
+    read_bytes = 2.0 * (every_scale + codes)  # codes are 16 bits each
+    source = "codes come from --tokens; TA-Tok turns them into features on the same GPUs"
+    if start.from_images:
+        frozen_flops += (
+            _encoder_flops(parts, grid**2)
+            + 2 * (parts.project + ta_tok.num_codes * ta_tok.code_width) * every_scale
+            + conv_flops(image_vq.encoder, arch.side * image_vq.arch.downsampling)
+        )
+        read_bytes = start.picture_bytes
+        source = "the tokenizer and the image VQ run on the same GPUs, once for each picture"
 
     def kept(rows: int) -> Kept:
         positions = rows * (most + codes - 1)
@@ -405,7 +437,7 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
         return Kept(
             stack.kept_bytes(positions, c) + ends,
             stack.checkpointed_bytes(positions, c) + ends,
-            rows * codes * arch.vocab_size * LOGIT_BYTES,
+            max(rows * codes * arch.vocab_size * LOGIT_BYTES, stack.gradient_bytes(positions, c)),
         )
 
     return Workload(
@@ -414,12 +446,14 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
         tokens=tokens,
         flops=TRAINED * (forward + 2 * head * codes),
         kept=kept,
-        read_bytes=start.picture_bytes,
+        read_bytes=read_bytes,
+        # Sample sheets bring the image VQ to the GPU, where it stays.
         frozen=count(_on_meta(TaTok, ta_tok)) + count(image_vq),
         frozen_flops=FROZEN * frozen_flops,
+        float32_flops=FROZEN * frozen_flops,
         assumptions=(
-            f"{start.picture_bytes / 1e3:g} kB a picture on the disk",
-            "the tokenizer and the image VQ run on the same GPUs, once for each picture",
+            source,
+            *((f"{start.picture_bytes / 1e3:g} kB a picture on the disk",) * start.from_images),
             *(() if start.tokenizer else ("the tokenizer is the released TA-Tok",)),
             *(() if start.vqvae else ("the image VQ is LlamaGen's VQ-16",)),
         ),

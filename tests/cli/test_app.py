@@ -86,9 +86,21 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
             ["--images", "i", "--start", "s", *PARTS],
             {
                 "images": Path("i"),
+                "tokens": (),
                 "tokenizer": Path("t"),
                 "vqvae": Path("v"),
                 "start": Path("s"),
+            },
+        ),
+        (
+            "ar-dtok",
+            ["--tokens", "a", "--tokens", "b", *PARTS],
+            {
+                "images": None,
+                "tokens": [Path("a"), Path("b")],
+                "tokenizer": Path("t"),
+                "vqvae": Path("v"),
+                "start": None,
             },
         ),
         (
@@ -128,13 +140,18 @@ def test_a_training_gets_its_own_arguments_and_no_others(
     )
 
 
-def test_encode_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, chats: Artifact) -> None:
+@pytest.mark.parametrize("vqvae", [None, Path("v")])
+def test_encode_gets_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, chats: Artifact, vqvae: Path | None
+) -> None:
     plan = pretend_plan(monkeypatch, "tarkit.encode", "EncodePlan", chats)
     words = ["--tokenizer", "t", "--out", "o", "--limit", "3", "--retry-failed", "--device", "cpu"]
+    words += ["--vqvae", str(vqvae)] if vqvae else []
     assert tarkit("encode", "pictures", *words).exit_code == 0
     plan.assert_called_once_with(
         Path("pictures"),
         tokenizer=Path("t"),
+        vqvae=vqvae,
         out=Path("o"),
         config=None,
         overrides=(),

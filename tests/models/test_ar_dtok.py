@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tarkit.models.ar_dtok import ArDtok, ArDtokArch, RMSNorm
+from tarkit.models.ar_dtok import ArDtok, ArDtokArch, RMSNorm, resize_positions
 
 ARCH = ArDtokArch(
     layers=2,
@@ -196,3 +196,49 @@ def test_training_starts_near_chance_with_no_position_at_zero() -> None:
     w2 = model.state_dict()["layers.0.feed_forward.w2.weight"]
     assert float(w2.std()) == pytest.approx(0.01, rel=0.2)
     assert_close(model.norm.weight.detach(), torch.ones(16))
+
+
+# ---- another resolution
+
+
+def position_table(cells: Tensor, condition: Tensor) -> Tensor:
+    """(1, n + N - 1, D) from the codes' rows (s, s, D), the last left out, and (n, D)."""
+    return torch.cat([condition, cells.flatten(0, 1)[:-1]])[None]
+
+
+def test_positions_are_interpolated_over_the_grid_of_codes() -> None:
+    # 2 x 2 codes; row (i, j) is (10 i + j), the condition's rows are -1 and -2.
+    condition = torch.tensor([[-1.0], [-2.0]])
+    cells = torch.tensor([[[0.0], [1.0]], [[10.0], [11.0]]])
+    made = resize_positions(position_table(cells, condition), max_condition=2, num_codes=16)
+    assert made.shape == (1, 2 + 15, 1)
+    assert made[0, :2].flatten().tolist() == [-1, -2]
+    # The last cell has no row and takes its left neighbour's: 10 in place of 11. New cell i lies
+    # at (i + .5) / 2 - .5 = -.25, .25, .75, 1.25 of the old ones, clamped to 0, .25, .75, 1.
+    places = [0.0, 0.25, 0.75, 1.0]
+    # The upper row is x at place x, the lower one 10 everywhere.
+    expected = [[x + (10 - x) * y for x in places] for y in places]
+    assert_close(made[0, 2:, 0], torch.tensor(expected).flatten()[:-1])
+
+
+def test_positions_of_the_same_resolution_are_the_same() -> None:
+    table = torch.randn(1, 5 + 15, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resize_positions(table, max_condition=5, num_codes=16), table)
+
+
+def test_positions_that_are_linear_in_the_place_stay_so_within_the_grid() -> None:
+    # A plane a i + b j is its own bilinear interpolation, away from the edges and the last cell.
+    side, new = 8, 16
+    i, j = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    cells = torch.stack([i.float(), j.float()], dim=-1)
+    table = position_table(cells, torch.zeros(3, 2))
+    made = resize_positions(table, max_condition=3, num_codes=new**2)[0, 3:]
+    grid = torch.cat([made, made[-1:]]).unflatten(0, (new, new))
+    places = (torch.arange(new) + 0.5) / 2 - 0.5
+    assert_close(grid[1:13, 1:13, 0], places[1:13, None].expand(12, 12))
+    assert_close(grid[1:13, 1:13, 1], places[None, 1:13].expand(12, 12))
+
+
+def test_codes_that_are_no_square_have_no_positions() -> None:
+    with pytest.raises(ValueError, match="16 and 15 codes: each must be a square number"):
+        resize_positions(torch.zeros(1, 20, 8), max_condition=5, num_codes=15)

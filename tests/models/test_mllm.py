@@ -1,5 +1,7 @@
 """The language model: growing its vocabulary, packing without leaks, drawing codes and words."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from tarkit.models import mllm
 from tarkit.models.mllm import (
     LmArch,
     Packed,
     PackedLoss,
     build,
+    code_log_probs,
     from_scratch,
     generate_codes,
     generate_text,
@@ -21,7 +25,10 @@ from tarkit.models.mllm import (
     hidden_states,
     next_logits,
     pack,
+    packed_attention,
+    require_packable,
 )
+from tarkit.models.sampling import draw
 from tarkit.vocab import VisualVocabulary
 
 IGNORED = -100
@@ -118,16 +125,17 @@ def test_chats_are_packed_longest_first_into_the_first_row_with_room() -> None:
         pack(chats, 4)
 
 
-def test_the_mask_is_causal_within_a_chat() -> None:
-    packed = pack([chat(1, 2, 3, answer=1), chat(4, 5, answer=1)], 8)
-    assert packed.mask.shape == (1, 1, 5, 5)
-    assert packed.mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [0, 0, 0, 1, 0],
-        [0, 0, 0, 1, 1],
-    ]
+def dense_mask(packed: Packed) -> Tensor:
+    """(P, 1, T, T) bool: causal, and only within one chat."""
+    same = packed.chats[:, :, None] == packed.chats[:, None, :]
+    return (same & torch.ones_like(same[:1]).tril())[:, None]
+
+
+def test_no_chats_are_one_row_of_padding(model: Any) -> None:
+    packed = pack([], 8)
+    assert packed.ids.shape == (1, 1) and packed.chats.tolist() == [[-1]]
+    losses, targets = PackedLoss(model)(packed)
+    assert len(losses) == len(targets) == 0
 
 
 CHATS = [
@@ -169,6 +177,19 @@ def test_no_chat_sees_another(model: Any) -> None:
 
 
 @torch.no_grad()
+def test_the_models_own_mask_is_the_dense_one(model: Any) -> None:
+    packed = pack(CHATS, 12)
+    assert (packed.chats < 0).any()
+    mask = dense_mask(packed)
+    assert mask[1, 0, 6, :8].tolist() == [False] * 4 + [True] * 3 + [False]  # 4 tokens, then 3
+    expected = model.base_model(
+        input_ids=packed.ids, attention_mask=mask, position_ids=packed.positions
+    ).last_hidden_state
+    real = packed.chats >= 0
+    assert torch.equal(hidden_states(model, packed)[real], expected[real])
+
+
+@torch.no_grad()
 def test_the_packed_loss_is_of_every_supervised_token(model: Any) -> None:
     losses, targets = PackedLoss(model)(pack(CHATS, 10))
     alone = []
@@ -190,6 +211,234 @@ def test_packing_otherwise_changes_nothing(model: Any) -> None:
     for length in (7, 10, 18):
         assert loss(pack(CHATS, length)) == pytest.approx(expected, rel=1e-4)
     assert loss(pack(CHATS[::-1], 10)) == pytest.approx(expected, rel=1e-4)
+
+
+# ---- the loss in chunks
+
+
+def gradients(model: Any, losses: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    losses.square().sum().backward()
+    return [w.grad.clone() for w in model.parameters()]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 9])
+def test_the_loss_in_chunks_is_the_whole_one(tied: bool, chunk_tokens: int) -> None:
+    model, packed = lm(VISUAL.size, tied=tied), pack(CHATS, 10)
+    whole, targets = PackedLoss(model)(packed)
+    expected = gradients(model, whole)
+    chunked, same = PackedLoss(model, chunk_tokens=chunk_tokens)(packed)
+    assert torch.equal(targets, same) and len(targets) == 10
+    assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients(model, chunked), expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_a_loss_of_one_chunk_has_the_bits_of_the_whole_one(model: Any) -> None:
+    packed = pack(CHATS, 10)
+    states = hidden_states(model, packed)[:, :-1]
+    supervised = packed.labels[:, 1:] != IGNORED
+    logits = model.get_output_embeddings()(states[supervised])
+    whole = F.cross_entropy(logits, packed.labels[:, 1:][supervised], reduction="none")
+    for chunk_tokens in (None, 10):
+        assert torch.equal(PackedLoss(model, chunk_tokens=chunk_tokens)(packed)[0], whole)
+
+
+def test_the_logits_of_a_chunk_alone_are_made(model: Any, monkeypatch: Any) -> None:
+    sizes: list[int] = []
+    head = model.get_output_embeddings()
+    with head.register_forward_hook(lambda *args: sizes.append(len(args[2]))):
+        losses, _ = PackedLoss(model, chunk_tokens=4)(pack(CHATS, 10))
+        losses.sum().backward()
+        # The default is a number of logits, whatever the vocabulary.
+        monkeypatch.setattr(mllm, "LOGITS_AT_ONCE", 5 * VISUAL.size + 1)
+        PackedLoss(model)(pack(CHATS, 10))
+    assert sizes == [4, 4, 2] + [2, 4, 4] + [5, 5]
+
+
+MEMORY = """
+import resource, sys, torch
+from tarkit.models.mllm import LmArch, build, from_scratch, vocabulary_losses
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+torch.manual_seed(0)
+model = build(from_scratch(LmArch(width=64, layers=1, heads=4, kv_heads=2, mlp_width=64), 217_206))
+states = torch.randn(2560, 64, requires_grad=True)
+targets = torch.randint(217_206, (2560,))
+before = peak()
+losses = vocabulary_losses(model, states, targets, chunk_tokens=int(sys.argv[1]) or None)
+losses.mean().backward()
+head = model.get_output_embeddings().weight.grad
+print(peak() - before, float(losses.detach().mean()), float(states.grad.norm()), float(head.norm()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_default_takes_a_quarter_of_the_memory_at_most() -> None:
+    def measured(chunk_tokens: int) -> list[float]:
+        command = [sys.executable, "-c", MEMORY, str(chunk_tokens)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return [float(x) for x in text.split()]
+
+    (whole, *expected), (chunked, *figures) = measured(2560), measured(0)
+    print(f"whole {whole:.0f} MB, in chunks {chunked:.0f} MB")
+    assert chunked <= whole / 4
+    assert figures == pytest.approx(expected, rel=1e-5)
+
+
+# ---- families of language models
+
+
+BODY: dict[str, Any] = {
+    **{"vocab_size": VISUAL.size, "hidden_size": WIDTH, "intermediate_size": 32},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6},
+    **{"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+# The window is shorter than a chat, and the scales and caps move the loss.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 3},
+    "gemma2": {
+        **{"sliding_window": 3, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 3.0},
+        **{"query_pre_attn_scalar": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    },
+    "gemma3_text": {"sliding_window": 3, "query_pre_attn_scalar": 6},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "cohere": {"logit_scale": 0.3},
+}
+LINEAR: dict[str, Any] = {
+    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6},
+    **{"linear_value_head_dim": 6, "layer_types": ["linear_attention", "full_attention"]},
+    **{"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+    "shared_expert_intermediate_size": 16,
+}
+MAMBA: dict[str, Any] = {
+    **{"mamba_d_ssm": 24, "mamba_n_heads": 4, "mamba_d_head": 6, "mamba_n_groups": 1},
+    **{"mamba_d_state": 4, "mamba_chunk_size": 8},
+}
+CARRYING: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 4},
+    "mamba2": {"state_size": 4, "num_heads": 4, "head_dim": 12, "n_groups": 1, "chunk_size": 8},
+    "falcon_h1": MAMBA,
+    "qwen3_next": LINEAR,
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 32},
+}
+
+
+def of_family(family: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    model = build({"model_type": family, **BODY, **settings}).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:
+                weight.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_packed_loss_is_the_familys_own(family: str) -> None:
+    model = of_family(family, **FAMILIES[family])
+    require_packable(model)
+    losses, _ = PackedLoss(model, chunk_tokens=4)(pack(CHATS, 10))
+    ours = losses.sum()
+    # transformers' own loss of each chat alone: a mean over its supervised tokens.
+    own = sum(
+        model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        * sum(label != IGNORED for label in labels)
+        for ids, labels in CHATS
+    )
+    assert_close(ours, own, rtol=1e-5, atol=1e-5)
+    table = model.get_input_embeddings().weight
+    (expected,) = torch.autograd.grad(own, table)
+    (gradient,) = torch.autograd.grad(ours, table)
+    assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "granite", "cohere"])
+def test_windows_caps_and_scales_move_the_loss(family: str) -> None:
+    """Else the test above would pass where they are ignored."""
+    model, packed = of_family(family, **FAMILIES[family]), pack(CHATS, 10)
+    neutral = {"sliding_window": 64, "final_logit_softcapping": None, "logits_scaling": 1.0}
+    given = FAMILIES[family] | {k: v for k, v in neutral.items() if k in FAMILIES[family]}
+    given |= {"logit_scale": 1.0} if family == "cohere" else {}
+    plain = of_family(family, **given)
+    with torch.no_grad():
+        a, b = (float(PackedLoss(m)(packed)[0].sum()) for m in (model, plain))
+    assert abs(a - b) > 0.1
+
+
+@pytest.mark.parametrize("family", CARRYING)
+def test_families_that_carry_a_chat_into_the_next_are_refused(family: str) -> None:
+    model = of_family(family, **CARRYING[family]).train()
+    with pytest.raises(ValueError, match=f"{family} models carry one packed chat into the next"):
+        require_packable(model)
+    assert model.training
+
+
+def test_families_with_other_logits_are_refused() -> None:
+    # It multiplies by what Granite, under the same name, divides by.
+    with pytest.raises(ValueError, match="hyperclovax models change their logits after the head"):
+        require_packable(of_family("hyperclovax", logits_scaling=2.0))
+
+
+@torch.no_grad()
+def test_codes_and_words_are_drawn_from_the_familys_own_logits() -> None:
+    model = of_family("granite", **FAMILIES["granite"])
+    logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
+    assert_close(next_logits(model, PROMPTS)[0], logits)
+    codes = torch.tensor([[5], [2], [9]])
+    log_probs = code_log_probs(model, PROMPTS, codes, visual=VISUAL)
+    assert_close(log_probs[0, 0], logits[VISUAL.first_code :].log_softmax(-1)[5])
+    # A draw with a seed tells a temperature from three times it.
+    generators = [torch.Generator().manual_seed(n) for n in range(50)]
+    drawn = codes_of(model, PROMPTS[:1] * 50, num_codes=1, temperature=1.0, generator=generators)
+    expected = [
+        draw(
+            logits[None, VISUAL.first_code :],
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            generator=[torch.Generator().manual_seed(n)],
+        )
+        for n in range(50)
+    ]
+    assert torch.equal(drawn[:, 0], torch.cat(expected))
+
+
+# ---- attention by device
+
+
+# torch's compiler imports what torch itself deprecates, and transformers gives it an old argument.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "cohere"])
+@torch.no_grad()
+def test_flex_attention_computes_what_the_dense_mask_does(family: str) -> None:
+    model, packed = of_family(family, **FAMILIES[family]), pack(CHATS, 12)
+    dense = hidden_states(model, packed)
+    with torch.compiler.set_stance("force_eager"):
+        flex = hidden_states(model, packed, attention="flex_attention")
+    assert model.config._attn_implementation == "flex_attention"
+    real = packed.chats >= 0
+    assert_close(flex[real], dense[real], rtol=1e-5, atol=1e-5)
+    # Prompts are read with the default again: it has a cache, and no compiling.
+    next_logits(model, PROMPTS)
+    assert model.config._attn_implementation != "flex_attention"
+
+
+def test_the_attention_is_decided_by_the_device() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    wide = of_family("qwen2", hidden_size=64, head_dim=16)
+    assert packed_attention(wide, cpu) == "sdpa"
+    assert packed_attention(wide, cuda) == "flex_attention"
+    assert packed_attention(of_family("qwen2"), cuda) == "sdpa"  # heads 6 wide
+    dropping = of_family("qwen2", hidden_size=64, head_dim=16, attention_dropout=0.1)
+    assert packed_attention(dropping, cuda) == "sdpa"
+    assert packed_attention(of_family("gemma2"), cpu) == "eager"
+    assert packed_attention(of_family("gpt2", n_head=1), cuda) == "sdpa"  # it has no flex
 
 
 # ---- drawing codes

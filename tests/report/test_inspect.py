@@ -104,6 +104,30 @@ def test_the_contact_sheet_shows_the_good_pictures_and_is_next_to_the_folder(
         inspect.run(pictures.path, out=tmp_path / "x.png" / "y.png")
 
 
+def test_codes_of_an_image_vq_are_counted_against_its_own_codebook(tmp_path: Path) -> None:
+    settings = {
+        "tokenizer_sha256": "00",
+        "codebook_size": 8,
+        "sides": {"1": 1},
+        "resize": "squash",
+        "dtype": "float32",
+        "vqvae_sha256": "11",
+        "vq_codebook_size": 16,
+        "vq_side": 2,
+        "vq_size_px": 32,
+    }
+    artifact = begin_artifact(tmp_path / "tokens", "tokens", settings=settings, shards=["00000"])
+    blank = dict.fromkeys(artifact.schema.names) | {"role": "target", "status": "ok"}
+    artifact.write("00000", [blank | {"key": "0", "codes_1": [7], "vq_codes": [15, 0, 15, 0]}])
+    # Two of 16 codes, alike: usage 1/8, perplexity exp(log 2) = 2.
+    assert inspect.describe(artifact.path)["codes"]["vq_codes"] == {
+        "per_picture": 4,
+        "num_used": 2,
+        "usage": 0.125,
+        "perplexity": pytest.approx(2.0),
+    }
+
+
 def test_usage_and_perplexity_of_codes_per_scale(pictures: Artifact, tmp_path: Path) -> None:
     facts = inspect.describe(tokens(tmp_path / "tokens", pictures).path)
     # Scale 1 uses 4 of 8 codes alike: usage 1/2, perplexity exp(log 4) = 4. Scale 3 uses one.

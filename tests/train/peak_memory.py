@@ -1,6 +1,6 @@
 """Trains two steps in a process of its own and prints its peak memory: python FILE STAGE.
 
-STAGE is mllm or ar_dtok. A tiny training runs first, so that what libraries
+STAGE is mllm, mllm_chunked or ar_dtok. A tiny training runs first, so that what libraries
 allocate once is not counted. Prints JSON: bytes of the large training's peak above that.
 """
 
@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ def mllm_config(large: bool) -> MllmConfig:
     size = {"batch_size": 8, "length": 1024} if large else {"batch_size": 2, "length": 64}
     return MllmConfig.model_validate(
         {**RATES, **size, "lm": lm, "text_vocab": VOCABULARY, "ratio": {"text": 1}}
+        | {"packed_attention": "sdpa"}  # CPUs have no flex attention
     )
+
+
+def mllm_chunked_config(large: bool) -> MllmConfig:
+    """The same, with the logits of 256 tokens at once."""
+    return mllm_config(large).model_copy(update={"loss_chunk_tokens": 256})
 
 
 def ar_dtok_config(large: bool) -> ArDtokConfig:
@@ -45,23 +52,35 @@ def ar_dtok_config(large: bool) -> ArDtokConfig:
     )
 
 
+CONFIGS: dict[str, Callable[[bool], LoopConfig]] = {
+    "mllm": mllm_config,
+    "mllm_chunked": mllm_chunked_config,
+    "ar_dtok": ar_dtok_config,
+}
+
+
 class FixedBatch:
     """A training on one batch."""
+
+    unused_parameters = False
 
     def __init__(self, model: nn.Module, data: Any) -> None:
         self.model = model
         self.data = data
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Any:
+    def batch(self, step: int, size: int, part: int, parts: int) -> Any:
         return self.data
+
+    def weight(self, batch: Any) -> float:
+        return 1.0
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, float]]:
         if isinstance(self.model, PackedLoss):
             return model(batch)[0].mean(), {}
         return model(*batch), {}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
-        return None
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
 
     def samples(self, step: int) -> None:
         return None
@@ -75,7 +94,11 @@ def run(config: LoopConfig) -> None:
     if isinstance(config, MllmConfig):
         ids = torch.randint(VOCABULARY, (config.length // 2,)).tolist()
         packed = pack([(ids, [-100, *ids[1:]])] * config.batch_size, config.length)
-        task = FixedBatch(PackedLoss(build(from_scratch(config.lm, VOCABULARY))), packed)
+        lm = build(from_scratch(config.lm, VOCABULARY))
+        loss = PackedLoss(
+            lm, chunk_tokens=config.loss_chunk_tokens, attention=config.packed_attention
+        )
+        task = FixedBatch(loss, packed)
     else:
         assert isinstance(config, ArDtokConfig)
         rows, arch = config.batch_size, config.arch
@@ -92,10 +115,10 @@ def resident() -> int:
 
 
 def main() -> None:
-    config = {"mllm": mllm_config, "ar_dtok": ar_dtok_config}[sys.argv[1]]
-    run(config(large=False))
+    config = CONFIGS[sys.argv[1]]
+    run(config(False))
     before = resident()
-    run(config(large=True))
+    run(config(True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"bytes": peak - before}))
 

@@ -2,22 +2,28 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.manifest import read_manifest
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import load_ar_dtok, load_ta_tok, load_vqvae
 from tarkit.config import write_toml
+from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
+from tarkit.models.ar_dtok import resize_positions
+from tarkit.models.ta_tok import TaTok
+from tarkit.models.vqvae import Vqvae
 from tarkit.train import ar_dtok
-from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask
+from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask, DtokBatch, _start_from
+from tarkit.train.code_batches import Codes, PictureCodes, SizedPixels
 from tarkit.train.streams import PictureRow, picture_stream
 from tarkit.vocab import Scale
 from tests import parts
@@ -66,26 +72,64 @@ def test_a_stopped_training_ends_with_the_same_bytes(
 
 def task(pictures: Path, models: dict[str, Path], **changes: Any) -> ArDtokTask:
     torch.manual_seed(0)
-    return ArDtokTask(
-        ArDtokConfig(**SETTINGS | changes),
+    settings = ArDtokConfig(**SETTINGS | changes)
+    ta_tok, vqvae = load_ta_tok(models["tokenizer"]), load_vqvae(models["vqvae"])
+    source = PictureCodes(
         picture_stream(open_artifact(pictures), seed=0),
-        load_ta_tok(models["tokenizer"]),
-        load_vqvae(models["vqvae"]),
-        vqvae_sha256="",
+        settings.scales,
+        ta_tok,
+        vqvae,
+        vq_size_px=parts.SIZE_PX,
+        square=settings.square,
+        remember=settings.remember,
     )
+    return ArDtokTask(settings, source, ta_tok, vqvae, vqvae_sha256="")
 
 
-def test_a_batch_holds_the_condition_and_the_codes_of_the_same_pictures(
+def picture_codes(made: ArDtokTask) -> PictureCodes:
+    assert isinstance(made.source, PictureCodes)
+    return made.source
+
+
+def codes_of(made: ArDtokTask, batch: DtokBatch) -> tuple[Tensor, Tensor]:
+    """The condition's and the image VQ's codes of a batch, encoded as a step does."""
+    codes = made.source.codes(batch.codes)
+    return codes[batch.scale], codes[None]
+
+
+def test_a_batch_holds_the_codes_of_the_same_pictures(
     pictures: Path, models: dict[str, Path]
 ) -> None:
     made = task(pictures, models, scale_ratio=(0, 1, 0))
     batch = made.batch(1, 3, 0, 1)
     raw = [made.stream[3 + i].pixels() for i in range(3)]
     images = torch.from_numpy(np.stack(raw)).permute(0, 3, 1, 2).float() / 255
-    codes = made.ta_tok.encode_scales(images, [Scale.HALF])[Scale.HALF]
-    assert torch.equal(batch.condition, made.ta_tok.condition(codes))
-    assert torch.equal(batch.codes, made.vqvae.encode(images))
-    assert batch.condition.shape == (3, 4, 16) and batch.codes.shape == (3, 16)
+    condition, codes = codes_of(made, batch)
+    assert torch.equal(condition, made.ta_tok.encode_scales(images, [Scale.HALF])[Scale.HALF])
+    assert torch.equal(codes, made.vqvae.encode(images))
+    assert condition.shape == (3, 4) and codes.shape == (3, 16)
+    assert made._condition(condition).shape == (3, 4, 16)
+
+
+class Oblong(PictureRow):
+    """20 x 12 pixels whose bytes count up."""
+
+    def pixels(self) -> np.ndarray:
+        return (np.arange(12 * 20 * 3) % 256).astype(np.uint8).reshape(12, 20, 3)
+
+
+@pytest.mark.parametrize("square", ["crop", None])
+def test_a_picture_is_cropped_or_squashed_for_both_models(
+    pictures: Path, models: dict[str, Path], square: str | None
+) -> None:
+    row = Oblong({"key": "0"}, "", 0, 0)
+    made = picture_codes(task(pictures, models, square=square)).read([row])
+    assert isinstance(made, SizedPixels)
+    # The middle square of 20 x 12 is columns 4 to 15.
+    seen = row.pixels()[:, 4:16] if square else row.pixels()
+    expected = np.asarray(Image.fromarray(seen).resize((16, 16), Image.Resampling.BICUBIC))
+    for pixels in (made.ta_tok, made.vqvae):
+        assert np.array_equal(pixels[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_remembered_codes_are_those_of_the_pictures(
@@ -93,37 +137,60 @@ def test_remembered_codes_are_those_of_the_pictures(
 ) -> None:
     made = task(pictures, models)
     encoded: list[int] = []
-    real = made._encode
+    source = picture_codes(made)
+    real = source.encode
 
-    def spy(rows: Sequence[PictureRow]) -> Any:
-        encoded.append(len(rows))
-        return real(rows)
+    def spy(pixels: SizedPixels) -> Codes:
+        encoded.append(len(pixels.keys))
+        return real(pixels)
 
-    monkeypatch.setattr(made, "_encode", spy)
+    monkeypatch.setattr(source, "encode", spy)
     # 12 pictures: the first epoch's three batches of four, and then never again.
-    batches = [made.batch(step, 4, 0, 1) for step in range(9)]
+    batches = [codes_of(made, made.batch(step, 4, 0, 1)) for step in range(9)]
     assert encoded == [4, 4, 4]
     forgetful = task(pictures, models, remember=0)
-    for step, batch in enumerate(batches):
-        again = forgetful.batch(step, 4, 0, 1)
-        assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
+    for step, codes in enumerate(batches):
+        again = codes_of(forgetful, forgetful.batch(step, 4, 0, 1))
+        assert all(torch.equal(one, two) for one, two in zip(codes, again, strict=True))
     # A batch with one new picture among four known ones is encoded whole.
-    made._rows.clear()
-    made.batch(0, 4, 0, 1)
-    made.batch(0, 5, 0, 1)
+    source._rows.clear()
+    codes_of(made, made.batch(0, 4, 0, 1))
+    codes_of(made, made.batch(0, 5, 0, 1))
     assert encoded == [4, 4, 4, 4, 5]
     # A sheet reads and leaves the memory as it is.
-    before = dict(made._rows)
+    before = dict(source._rows)
     made.samples(0)
-    assert encoded[-1] == 8 and made._rows == before
+    assert encoded[-1] == 8 and source._rows == before
 
 
 def test_memory_is_emptied_when_it_is_full(pictures: Path, models: dict[str, Path]) -> None:
     small, forgetful = (task(pictures, models, remember=n) for n in (9, 0))
     for step in range(7):
-        batch, again = small.batch(step, 4, 0, 1), forgetful.batch(step, 4, 0, 1)
-        assert all(torch.equal(one, two) for one, two in zip(batch, again, strict=True))
-        assert 0 < len(small._rows) <= 9
+        codes, again = (codes_of(made, made.batch(step, 4, 0, 1)) for made in (small, forgetful))
+        assert all(torch.equal(one, two) for one, two in zip(codes, again, strict=True))
+        assert 0 < len(picture_codes(small)._rows) <= 9
+
+
+def test_encoders_run_in_the_step_in_float32_and_not_in_the_thread_that_reads(
+    pictures: Path, models: dict[str, Path]
+) -> None:
+    made = task(pictures, models)
+    calls: list[str] = []
+    patches = made.ta_tok.model.encoder.embeddings.patch_embedding
+    patches.register_forward_hook(lambda *given: calls.append("ta_tok"))
+    made.vqvae.encoder.register_forward_hook(lambda *given: calls.append("vqvae"))
+    batch = made.batch(0, 4, 0, 1)
+    assert isinstance(batch.codes, SizedPixels) and not calls
+    plain = codes_of(made, batch)
+    assert sorted(calls) == ["ta_tok", "vqvae"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = codes_of(made, batch)
+        condition = made._condition(plain[0])
+        # What the switch prevents: the same models under bfloat16 choose other codes.
+        images = batch.codes.vqvae.float() / 255
+        assert not torch.equal(made.vqvae.encode(images), plain[1])
+    assert all(torch.equal(one, two) for one, two in zip(plain, under_autocast, strict=True))
+    assert torch.equal(condition, made.ta_tok.condition(plain[0]))
 
 
 def test_a_dropped_condition_is_all_zeros_and_only_that(
@@ -138,12 +205,11 @@ def test_a_dropped_condition_is_all_zeros_and_only_that(
             seen.append(condition)
             return condition.sum()
 
-    before = batch.condition.clone()
+    before = made.ta_tok.condition(codes_of(made, batch)[0])
     made.loss(Spy(), batch, 0)
     assert float(seen[0][1].abs().sum()) == float(seen[0][3].abs().sum()) == 0
     assert torch.equal(seen[0][[0, 2]], before[[0, 2]])
-    # The published program zeroes the caller's tensor.
-    assert torch.equal(batch.condition, before)
+    assert float(before.abs().sum(dim=(1, 2)).min()) > 0
     shares = [float(made.batch(step, 4, 0, 1).dropped.float().mean()) for step in range(60)]
     # 240 coins: standard error .032.
     assert sum(shares) / 60 == pytest.approx(0.5, abs=0.12)
@@ -205,3 +271,137 @@ def test_a_trained_one_goes_on_as_it_is_and_only_with_its_own_codes(
         ar_dtok.run(wide, vqvae=models["vqvae"], out=tmp_path / "fourth", **given)
     assert "leave --start out" in str(error.value.hint)
     assert not (tmp_path / "third").exists()
+
+
+# ---- from tokens
+
+
+def encoded(pictures: Path, models: dict[str, Path], out: Path, size_px: int = 16) -> Path:
+    """Pictures as tokens with the image VQ's codes."""
+    overrides = [f"vq_size_px={size_px}", "batch_size=4"]
+    tokenizer, vqvae = models["tokenizer"], models["vqvae"]
+    plan = EncodePlan(pictures, tokenizer=tokenizer, vqvae=vqvae, out=out, overrides=overrides)
+    return plan.run().path
+
+
+def run_tokens(
+    file: Path, tokens: Path, models: dict[str, Path], out: Path, start: Path | None = None
+) -> Path:
+    tokenizer, vqvae = models["tokenizer"], models["vqvae"]
+    return ar_dtok.run(
+        file, tokens=[tokens], tokenizer=tokenizer, vqvae=vqvae, out=out, start=start
+    )
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_tokens_train_as_the_pictures_do_and_no_encoder_runs(
+    pictures: Path,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = config(tmp_path)
+    tokens = encoded(pictures, models, tmp_path / "tokens")
+    of_pictures = run(file, pictures, models, tmp_path / "of_pictures")
+
+    def forbidden(*given: Any, **named: Any) -> Tensor:
+        raise AssertionError("an encoder ran")
+
+    monkeypatch.setattr(Vqvae, "encode", forbidden)
+    monkeypatch.setattr(TaTok, "features", forbidden)
+    of_tokens = run_tokens(file, tokens, models, tmp_path / "of_tokens")
+    assert losses(of_tokens) == losses(of_pictures) and len(losses(of_tokens)) == 8
+    weights = "model.safetensors"
+    assert (of_tokens / weights).read_bytes() == (of_pictures / weights).read_bytes()
+    # The pictures hold one failed row; the row of another split is not failed.
+    settings = read_manifest(of_tokens)["settings"]
+    assert (settings["rows"], settings["failed_rows"]) == (12, 1)
+    assert f"{tokens}: 1 failed rows are left out" in caplog.text
+
+
+def test_a_stopped_training_from_tokens_ends_with_the_same_bytes(
+    pictures: Path, models: dict[str, Path], tmp_path: Path, resumes: Any
+) -> None:
+    tokens = encoded(pictures, models, tmp_path / "tokens")
+    file = config(tmp_path)
+    resumes(ArDtokTask, lambda out: run_tokens(file, tokens, models, out), stops=(2, 5))
+
+
+def test_just_one_of_tokens_and_images_is_named(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"tokenizer": models["tokenizer"], "vqvae": models["vqvae"]}
+    sources: list[dict[str, Any]] = [{}, {"images": pictures, "tokens": [pictures]}]
+    for source in sources:
+        with pytest.raises(UserError, match="from --tokens or from --images: name one"):
+            ar_dtok.run(config(tmp_path), out=tmp_path / "out", **given, **source)
+
+
+def test_tokens_are_not_made_square_again(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    tokens = encoded(pictures, models, tmp_path / "tokens")
+    with pytest.raises(UserError, match="square = 'crop' is for --images"):
+        run_tokens(config(tmp_path, square="crop"), tokens, models, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_resumed_from_tokens_with_another_number_of_rows(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    tokens = encoded(pictures, models, tmp_path / "tokens")
+    file = config(tmp_path, steps=1)
+    run_tokens(file, tokens, models, tmp_path / "out")
+    artifact = open_artifact(tokens)
+    rows = artifact.rows("00002")
+    artifact.write("00002", [*rows[:3], artifact.failed_row(rows[3]["key"], "torn")])
+    with pytest.raises(UserError, match=r"failed_rows: 1 there, 2 now; rows: 12 there, 11 now"):
+        run_tokens(file, tokens, models, tmp_path / "out")
+
+
+# ---- from another resolution
+
+WIDE = parts.AR_DTOK.model_copy(update={"num_codes": 64})  # 32 px
+
+
+def test_another_resolution_changes_the_position_table_alone(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    tokens = encoded(pictures, models, tmp_path / "tokens", size_px=32)
+    still = config(tmp_path, arch=WIDE, steps=1, learning_rate=0.0)
+    out = run_tokens(still, tokens, models, tmp_path / "out", start=models["ar_dtok"])
+    before, after = (load_ar_dtok(path).state_dict() for path in (models["ar_dtok"], out))
+    assert load_ar_dtok(out).arch == WIDE
+    table = resize_positions(before.pop("abs_pe"), max_condition=16, num_codes=64)
+    assert torch.equal(after.pop("abs_pe"), table)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_of_16_px_goes_on_at_32_px_below_the_loss_of_a_new_one(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    small, large = (
+        encoded(pictures, models, tmp_path / f"tokens_{px}", size_px=px) for px in (16, 32)
+    )
+    quick: dict[str, Any] = {"learning_rate": 1e-2, "sample_every": 99}
+    at_16 = config(tmp_path, steps=40, **quick)
+    trained = run_tokens(at_16, small, models, tmp_path / "at_16")
+    at_32 = config(tmp_path, arch=WIDE, steps=4, **quick)
+    fresh = losses(run_tokens(at_32, large, models, tmp_path / "fresh"))
+    went_on = losses(run_tokens(at_32, large, models, tmp_path / "went_on", start=trained))
+    # A new model guesses: ln 12 = 2.48.
+    assert fresh[0] == pytest.approx(np.log(12), abs=0.1)
+    assert went_on[0] < fresh[0] - 0.1, (went_on, fresh)
+
+
+def test_a_published_file_starts_a_training_without_naming_its_parts(tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "goldens/ar_dtok_tiny.pth"
+    arch = load_ar_dtok(file).arch
+    assert torch.equal(
+        _start_from(file, arch, "a", "b").abs_pe, load_ar_dtok(file).state_dict()["abs_pe"]
+    )

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.mllm import LmArch, PackedLoss, build, from_scratch, pack, skeleton
-from tarkit.models.ta_tok import TaTokArch
+from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train import workloads
 from tarkit.train.ar_dtok import ArDtokConfig
@@ -32,7 +32,7 @@ from tarkit.train.costs import Stack, count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop import LoopConfig
 from tarkit.train.mllm import MllmConfig
-from tarkit.train.tokenizer import TaTokSizes, TokenizerConfig, TokenizerModel
+from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerModel
 from tarkit.train.vqvae import VqvaeConfig
 from tarkit.train.workloads import WORKLOADS, Start, Workload
 from tarkit.vocab import Scale
@@ -78,11 +78,11 @@ class Case:
 
 
 def mllm_case(tmp_path: Path, precision: str) -> Case:
-    """Eight text chats of 256 tokens in four packed rows of 512."""
+    """Eight text chats of 256 tokens in four packed rows of 512; SDPA, as CPUs have no flex."""
     lm = LmArch(width=256, layers=4, heads=4, kv_heads=2, mlp_width=640)
     config = MllmConfig.model_validate(
         {**ONE, "lm": lm, "text_vocab": 512, "ratio": {"text": 1}, "length": 512}
-        | {"precision": precision}
+        | {"precision": precision, "packed_attention": "sdpa"}
     )
     model = PackedLoss(build(from_scratch(lm, 512)))
     ids = torch.randint(512, (256,)).tolist()
@@ -136,8 +136,8 @@ def tokenizer_case(tmp_path: Path, precision: str) -> Case:
         encoder=ENCODER,
     )
     model = TokenizerModel(config, VisionEncoder(ENCODER), torch.randn(256, 64))
-    pixels = torch.randn(8, 3, 128, 128)
-    return Case("tokenizer", config, start, model, lambda: model(pixels, Scale.FULL)[0], 0)
+    batch = TokenizerBatch(torch.randn(8, 3, 128, 128), Scale.FULL, list(range(8)))
+    return Case("tokenizer", config, start, model, lambda: model(batch)[0], 0)
 
 
 def vqvae_case(tmp_path: Path, precision: str) -> Case:
@@ -159,12 +159,14 @@ CASES = {
     "tokenizer": tokenizer_case,
     "vqvae": vqvae_case,
 }
+STAGES = ["mllm", "ar_dtok", "tokenizer", pytest.param("vqvae", marks=pytest.mark.slow)]
+BF16 = [f"{stage} bf16" for stage in ("mllm", "ar_dtok", "tokenizer")]
 
 
 # ---- parameters ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", CASES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_trained_parameters_are_those_that_get_a_gradient(stage: str, tmp_path: Path) -> None:
     case = CASES[stage](tmp_path, "no")
     case.loss().backward()
@@ -177,8 +179,8 @@ def test_trained_parameters_are_those_that_get_a_gradient(stage: str, tmp_path: 
 
 def test_parameters_at_the_papers_size_are_the_published_ones(tmp_path: Path) -> None:
     # Qwen2.5-1.5B's model card gives 1.54B; the file holds 1,543,714,304 values.
+    assert count(skeleton(QWEN)) == 1_543_714_304
     with torch.device("meta"):
-        assert count(skeleton(QWEN)) == 1_543_714_304
         # LlamaGen's VQ-16 has 71.9M values, the released llama-abs-LP 654M.
         assert round(count(Vqvae(VqvaeArch())) / 1e6, 1) == 71.9
         assert round(count(ArDtok(ArDtokArch())) / 1e6) == 654
@@ -205,7 +207,7 @@ def test_the_matrices_of_a_stack_are_those_of_the_real_blocks(tmp_path: Path) ->
 # ---- FLOPs and kept bytes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", CASES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_flops_are_those_that_torch_counts(stage: str, tmp_path: Path) -> None:
     case = CASES[stage](tmp_path, "no")
     # Attention as plain matrix products, whose backward pass torch counts without recomputation.
@@ -216,6 +218,42 @@ def test_flops_are_those_that_torch_counts(stage: str, tmp_path: Path) -> None:
     if stage == "tokenizer":  # its teacher is part of the step
         planned += budget.frozen_flops_per_step
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.slow
+def test_chunks_of_logits_are_computed_twice(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    assert isinstance(case.model, PackedLoss)
+    case.model.chunk_tokens = 256
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        case.loss().backward()
+    settings = case.config.model_dump() | {"loss_chunk_tokens": 256}
+    planned = plan("mllm", settings, case.start, gpus=1, gpu="h100", mfu=1).flops_per_step
+    # All 2,048 tokens of eight chats have their logits again.
+    assert planned - case.budget.flops_per_step == 2 * 2048 * 512 * 256
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("from_images", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_frozen_flops_of_ar_dtok_are_those_that_torch_counts(
+    from_images: bool, tmp_path: Path
+) -> None:
+    case = CASES["ar_dtok"](tmp_path, "bf16")
+    arch, image_vq = case.start.tokenizer, VqvaeArch(channels=32, num_codes=512)
+    assert arch
+    start = replace(case.start, vqvae=image_vq, from_images=from_images)
+    settings = case.config.model_dump(mode="json")
+    budget = plan("ar_dtok", settings, start, gpus=1, gpu="h100", mfu=1)
+    ta_tok, codes = TaTok(arch).eval(), torch.randint(256, (8, 64))
+    ta_tok.condition(codes)  # the projected codebook stays
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        ta_tok.condition(codes)
+        if from_images:
+            ta_tok.encode(torch.randn(8, 3, 64, 64), [Scale.FULL])
+            Vqvae(image_vq).encoder(torch.randn(8, 3, 128, 128))
+    assert budget.frozen_flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.05)
+    # They run in float32, whatever the training does.
+    assert budget.float32_flops_per_step == budget.frozen_flops_per_step
 
 
 def kept_bytes(case: Case) -> int:
@@ -238,7 +276,9 @@ def kept_bytes(case: Case) -> int:
 
 
 # A GroupNorm runs in float32 under bf16 on GPUs and in bf16 on CPUs: no bf16 case of vqvae.
-@pytest.mark.parametrize("stage", [*CASES, "mllm bf16", "ar_dtok bf16", "tokenizer bf16"])
+@pytest.mark.parametrize(
+    "stage", [*CASES, *(pytest.param(stage, marks=pytest.mark.slow) for stage in BF16)]
+)
 def test_activations_are_what_autograd_keeps(stage: str, tmp_path: Path) -> None:
     name, _, precision = stage.partition(" ")
     case = CASES[name](tmp_path, precision or "no")
@@ -265,29 +305,32 @@ def test_the_image_vqs_flops_at_the_papers_size_are_those_that_torch_counts() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["mllm", "ar_dtok"])
-def test_peak_memory_is_within_15_percent_of_a_real_training(stage: str) -> None:
-    # Float32 steps of `tarkit.train.loop` on the CPU. When this was written: mllm 1.13 to 1.17 GB
-    # measured, 1.05 planned; ar_dtok 0.85 to 0.90 GB measured, 0.87 planned.
+@pytest.mark.parametrize("stage", peak_memory.CONFIGS)
+def test_peak_memory_is_within_5_percent_of_a_real_training(stage: str) -> None:
+    # Float32 steps of `tarkit.train.loop` on the CPU. When this was written, in GB: mllm 1.060
+    # measured, 1.057 planned; mllm_chunked 0.889 measured, 0.906 planned; ar_dtok 0.871 measured,
+    # 0.866 planned. Without a fixed threshold, glibc keeps freed tensors: up to 0.2 GB more.
     done = subprocess.run(
         [sys.executable, str(MEASURE), stage],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        | {"MALLOC_MMAP_THRESHOLD_": "65536"},
         capture_output=True,
         text=True,
         check=True,
         timeout=110,
     )
     measured = json.loads(done.stdout.splitlines()[-1])["bytes"]
-    sizes = {"mllm": peak_memory.mllm_config, "ar_dtok": peak_memory.ar_dtok_config}
     encoder = EncoderArch(size_px=12 * 14)  # 12 x 12 positions: the condition's 144
     tokenizer = TaTokArch(encoder=encoder) if stage == "ar_dtok" else None
     start = Start(text_tokens=512, tokenizer=tokenizer)
-    settings = sizes[stage](large=True).model_dump(mode="json")
-    memory = plan(stage, settings, start, gpus=1, gpu="h100", mfu=1).memory
+    settings = peak_memory.CONFIGS[stage](True).model_dump(mode="json")
+    name = stage.removesuffix("_chunked")
+    memory = plan(name, settings, start, gpus=1, gpu="h100", mfu=1).memory
     # The measured process trains on finished codes: it holds no frozen encoder.
     planned = memory._replace(frozen=0).peak
     print(f"{stage}: measured {measured / 1e9:.3f} GB, planned {planned / 1e9:.3f} GB")
-    assert planned == pytest.approx(measured, rel=0.15)
+    assert planned == pytest.approx(measured, rel=0.05)
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -358,20 +401,25 @@ def test_a_training_that_does_not_fit_names_what_mends_it(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="16 chats a pass need 1") as refused:
         peak([])
     hint = refused.value.hint or ""
-    assert "--gpu h200" not in hint  # it needs 134.8 GB, more than an h200 has for tensors
-    batch, gpus = (int(re.findall(rf"{key}[= ](\d+)", hint)[0]) for key in ("batch_size", "gpus"))
-    assert peak([f"batch_size={batch}"]) <= USABLE
-    assert peak([], gpus=gpus) <= USABLE
-    with pytest.raises(UserError, match="a pass need"):  # one more row does not fit
-        peak([f"batch_size={batch + 16}"])
-    with pytest.raises(UserError) as refused:
-        peak([], gpu="h200")
-    length = int(re.findall(r"length=(\d+)", refused.value.hint or "")[0])
-    assert peak([f"length={length}"], gpu="h200") <= USABLE
+    assert "--gpu h200" in hint
+    assert peak([], gpu="h200") <= USABLE
+    micro = int(re.findall(r"micro_batch_size=(\d+)", hint)[0])
+    assert peak([f"micro_batch_size={micro}"]) <= USABLE
+    assert "precision" not in hint  # 16 chats do not fit in bf16 either
     with pytest.raises(UserError, match="a pass need"):
-        peak([f"length={length + 64}"], gpu="h200")
-    assert "--set precision=bf16" in (refused.value.hint or "")
-    assert peak(["precision=bf16"], gpu="h200") <= USABLE
+        peak(["precision=bf16"])
+    with pytest.raises(UserError, match="a pass need") as refused:  # the next divisor of 16
+        peak([f"micro_batch_size={2 * micro}"])
+    hint = refused.value.hint or ""
+    assert "--set precision=bf16" in hint
+    assert peak([f"micro_batch_size={2 * micro}", "precision=bf16"]) <= USABLE
+    length = int(re.findall(r"length=(\d+)", hint)[0])
+    assert peak([f"micro_batch_size={2 * micro}", f"length={length}"]) <= USABLE
+    with pytest.raises(UserError, match="a pass need"):
+        peak([f"micro_batch_size={2 * micro}", f"length={length + 64}"])
+    with pytest.raises(UserError, match="does not divide the 16 rows") as refused:
+        peak(["micro_batch_size=3"])
+    assert refused.value.hint == "--set micro_batch_size=2"
 
 
 def test_what_will_be_trained_can_be_named_by_its_toml() -> None:
@@ -400,6 +448,54 @@ def test_micro_batches_are_read_where_a_config_has_them(tmp_path: Path) -> None:
     assert budget.memory.accumulates  # and so gradients are there while a pass runs
 
 
+def test_the_loss_holds_one_chunk_of_logits_and_the_heads_gradient_twice(tmp_path: Path) -> None:
+    start = Start(lm=written(tmp_path / "lm", QWEN), text_tokens=1000)
+    config = MllmConfig.model_validate({**ONE, "ratio": {"text": 1}, "precision": "bf16"})
+
+    def loss(**changes: Any) -> float:
+        settings = config.model_dump() | changes
+        return plan("mllm", settings, start, gpus=1, gpu="h200", mfu=1).memory.loss
+
+    vocabulary = 151_936
+    assert loss(loss_chunk_tokens=10_000) == 12 * 8000 * vocabulary  # all of eight chats
+    assert loss(loss_chunk_tokens=1000) == 12 * 1000 * vocabulary + 8 * vocabulary * 1536
+    assert loss() == 12 * (2**26 // vocabulary) * vocabulary + 8 * vocabulary * 1536
+    # One block's SwiGLU holds three gradients, 8960 wide, of eight chats in four rows of 2048.
+    assert loss(loss_chunk_tokens=1) == 12 * vocabulary + 8 * vocabulary * 1536
+    assert loss(batch_size=80) == 80 // 2 * 2048 * 3 * 2 * 8960
+
+
+def test_flex_attention_has_no_mask_and_sdpas_is_kept_in_every_layer(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    settings = case.config.model_dump() | {"packed_attention": None}
+    flex = plan("mllm", settings, case.start, gpus=1, gpu="h100", mfu=1).memory
+    # Four rows of 512 x 512: one byte a pair, and four in each of four layers.
+    dense = case.budget.memory.activations
+    assert dense - flex.activations == 4 * 512**2 * (1 + 4 * 4)
+    with pytest.raises(UserError, match="eager attention is not known"):
+        plan(
+            "mllm",
+            settings | {"packed_attention": "eager"},
+            case.start,
+            gpus=1,
+            gpu="h100",
+            mfu=1,
+        )
+
+
+def test_came_is_refused(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    with pytest.raises(UserError, match="CAME"):
+        plan(
+            "mllm",
+            case.config.model_dump() | {"optimizer": "came"},
+            case.start,
+            gpus=1,
+            gpu="h100",
+            mfu=1,
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -407,7 +503,11 @@ def test_micro_batches_are_read_where_a_config_has_them(tmp_path: Path) -> None:
         ("tokenizer.toml --gpus 64 --gpu h100", "how wide are they"),
         ("ar_dtok_512.toml --gpus 64 --gpu h100", "96 does not divide by 64 GPUs"),
         ("ar_dtok_512.toml --gpus 48 --gpu h1000", "no figures of a GPU named h1000"),
-        ("ar_dtok_512.toml --gpus 48 --gpu h100 --stage grpo", "no training whose costs"),
+        *(
+            (f"ar_dtok_512.toml --gpus 48 --gpu h100 --stage {stage}", f"{stage} names no training")
+            for stage in ("grpo", "encoder", "dif-dtok")
+        ),
+        ("dif_dtok_512.toml --gpus 8 --gpu h100", "dif_dtok_512.toml names no training whose"),
     ],
 )
 def test_what_cannot_be_planned_is_a_sentence(words: str, message: str) -> None:

@@ -206,9 +206,9 @@ def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
     advantage = torch.tensor(([0.0] * 4 + [1.0, -1.0, 1.0, -1.0]) * 2)
     old_log_probs = torch.cat([now[:8] * math.nan, now[8:] + 0.1])
     drawn = Round(ids, codes, old_log_probs, advantage, {})
-    monkeypatch.setattr(task, "_draw_round", lambda prompts, seed: drawn)
+    monkeypatch.setattr(task, "_draw_round", lambda prompts, seeds: drawn)
     task.round = drawn
-    loss, _ = task.loss(task.model, GrpoBatch(texts if step == 0 else [], None), step)
+    loss, _ = task.loss(task.model, GrpoBatch(texts if step == 0 else [], [], None), step)
     loss.backward()
     (table,) = [p.grad for n, p in task.model.named_parameters() if "embed_tokens" in n]
     assert table is not None
@@ -230,7 +230,7 @@ def test_groups_that_teach_nothing_are_not_read_and_weigh_as_before(
         return code_log_probs(prompts, codes, at)
 
     monkeypatch.setattr(task.model, "code_log_probs", counted)
-    task.loss(task.model, GrpoBatch(texts if step == 0 else [], None), step)
+    task.loss(task.model, GrpoBatch(texts if step == 0 else [], [], None), step)
     assert read == [4]
 
 

@@ -52,6 +52,8 @@ def test_the_rate_rises_in_a_line_and_falls_by_its_schedule() -> None:
 class Line:
     """Fits a line to noise that is drawn inside the loss, as dropout would."""
 
+    unused_parameters = False
+
     def __init__(self, *, bad_step: int = -1) -> None:
         torch.manual_seed(0)
         self.model = nn.Linear(3, 1)
@@ -60,8 +62,11 @@ class Line:
         self.steps: list[int] = []
         self.rates: list[float] = []
 
-    def batch(self, step: int, size: int, rank: int, world: int) -> Tensor:
+    def batch(self, step: int, size: int, part: int, parts: int) -> Tensor:
         return torch.arange(size * 3.0).view(size, 3) / 10 + step
+
+    def weight(self, batch: Tensor) -> float:
+        return len(batch)
 
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         if step == self.stop:
@@ -70,9 +75,10 @@ class Line:
         loss = (model(batch + torch.randn(batch.shape) * 0.1) - 1).pow(2).mean()
         return loss * (float("nan") if step == self.bad_step else 1.0), {"step_figure": step}
 
-    def after_step(self, step: int, model: nn.Module) -> None:
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             model.bias.add_(torch.randn(1) * 0.01)  # type: ignore[operator]
+        return {}
 
     def samples(self, step: int) -> Image.Image:
         torch.rand(step)  # must not disturb the steps' own numbers
@@ -174,10 +180,91 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> 
         fit(tmp_path / "early", Line(bad_step=1))
 
 
+class Explodes(Line):
+    """A finite loss whose gradient at a step is no number: the root of 0 has an infinite slope."""
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        loss = (model(batch) - 1).pow(2).mean()
+        if step == self.bad_step:
+            loss = loss + (self.model.weight.sum() * 0).sqrt()
+        return loss, {}
+
+
+class Breaks(Line):
+    """Its weights are no numbers after a step whose loss and gradient are finite."""
+
+    def __init__(self, *, bad_step: int) -> None:
+        super().__init__()
+        self.breaking_step = bad_step
+
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        if step == self.breaking_step:
+            self.model.weight.data[0, 1] = float("nan")
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Explodes, "gradient norm of step 7 is nan"),
+        (Line, "loss of step 7 is nan"),
+        (Breaks, "largest value of weight after the update of step 7 is nan"),
+    ],
+)
+def test_a_last_step_that_is_no_number_saves_no_model(
+    tmp_path: Path, task: type[Line], message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{message}; the last good state is .*checkpoint\.pt"):
+        fit(tmp_path, task(bad_step=7))
+    assert not (tmp_path / "model.safetensors").exists()
+    state = torch.load(tmp_path / "state/checkpoint.pt", weights_only=True)
+    assert state["step"] == 6
+
+
+@pytest.mark.parametrize("task", [Line, Explodes, Breaks])
+def test_no_checkpoint_is_overwritten_by_weights_that_are_no_numbers(
+    tmp_path: Path, task: type[Line]
+) -> None:
+    # Step 5 is the one after which the second checkpoint is due.
+    with pytest.raises(UserError, match="step 5 is nan"):
+        fit(tmp_path, task(bad_step=5))
+    state = torch.load(tmp_path / "state/checkpoint.pt", weights_only=True)
+    assert state["step"] == 3
+    assert all(values.isfinite().all() for values in state["model"].values())
+
+
+def test_a_resumed_run_may_read_other_micro_batches(tmp_path: Path) -> None:
+    stop_at(tmp_path, 5)
+    task = Line()
+    fit(tmp_path, task, micro_batch_size=2)
+    assert task.steps == [3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+
+
+def test_micro_batches_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    for micro, hint in ((3, 2), (5, 4)):
+        with pytest.raises(UserError, match="does not divide the 4 rows of a step") as error:
+            fit(tmp_path / "out", micro_batch_size=micro)
+        assert error.value.hint == f"--set micro_batch_size={hint}"
+    assert not (tmp_path / "out").exists()
+
+
 def test_numbers_that_make_no_run_are_refused() -> None:
     for key in ("steps", "batch_size", "log_every", "checkpoint_every", "sample_every"):
         with pytest.raises(ValueError, match=f"{key}\n.*greater than 0"):
             settings(**{key: 0})
+
+
+def test_processes_that_would_each_train_alone_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Alone(Pair):
+        num_processes, process_index, is_main_process = 1, 0, True
+
+    monkeypatch.setattr("accelerate.Accelerator", Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="started 2 processes, but accelerate trains with 1"):
+        fit(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class Pair:
@@ -185,7 +272,7 @@ class Pair:
 
     num_processes, process_index, is_main_process = 2, 1, False
 
-    def __init__(self, mixed_precision: str) -> None:
+    def __init__(self, **settings: Any) -> None:
         pass
 
 

@@ -18,10 +18,12 @@ from tarkit.checkpoints.language_model import load_mllm
 from tarkit.checkpoints.load import load_ta_tok
 from tarkit.config import write_toml
 from tarkit.errors import UserError
-from tarkit.models.mllm import build, from_scratch
+from tarkit.models.mllm import Packed, build, from_scratch, pack
 from tarkit.train import mllm
-from tarkit.train.chat_batches import ChatStreams, TaskName, encode_chat
+from tarkit.train.chat_batches import ChatStreams, TaskName, TooLongChats, encode_chat
+from tarkit.train.loop import Mean, Total
 from tarkit.train.mllm import MllmConfig, MllmTask
+from tarkit.train.streams import draw_scale
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
 from tests.checkpoints.test_language_model import publish
@@ -150,6 +152,57 @@ def test_a_published_language_model_is_read_and_its_padding_cut(
     with pytest.raises(UserError, match="qwen is no causal language model in safetensors") as error:
         task(chats, models, tmp_path / "qwen")
     assert error.value.hint == f"tarkit inspect {tmp_path / 'qwen'}"
+
+
+def foreign(path: Path, arch: dict[str, Any]) -> Path:
+    """A tiny model of any family in transformers' layout."""
+    text = parts.text_tokenizer()
+    torch.manual_seed(1)
+    sizes = {"vocab_size": text.size, "hidden_size": 16, "num_hidden_layers": 2}
+    build({**sizes, "num_attention_heads": 2, **arch}).save_pretrained(path)
+    (path / "tokenizer.json").write_text(text.json)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 128},
+        {
+            **{"model_type": "gemma2", "num_key_value_heads": 1, "head_dim": 8},
+            **{"intermediate_size": 24, "query_pre_attn_scalar": 8, "sliding_window": 4},
+            "final_logit_softcapping": 2.0,
+        },
+    ],
+    ids=["gpt2", "gemma2"],
+)
+def test_a_trained_family_is_loaded_again_as_it_was(
+    arch: dict[str, Any],
+    chats: Path,
+    models: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[Any] = []
+    real = MllmTask.finish
+
+    def finish(self: MllmTask) -> Any:
+        trained.append(self.model.lm)
+        return real(self)
+
+    monkeypatch.setattr(MllmTask, "finish", finish)
+    lm = foreign(tmp_path / "lm", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | arch)
+    out = mllm.run(
+        config(tmp_path, steps=2, optimizer="adamw"),
+        chats=[chats],
+        tokenizer=models["tokenizer"],
+        lm=lm,
+        out=tmp_path / "out",
+    )
+    loaded = load_mllm(out).model
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, trained[0].eval()(input_ids=ids).logits)
 
 
 def test_a_model_that_has_the_codes_goes_on_as_it_is(
@@ -281,8 +334,27 @@ def test_the_loss_is_the_mean_over_tokens_and_words_weigh_as_told(
     expected = (codes.sum() + 5 * words.sum()) / (len(codes) + 5 * len(words))
     assert float(weighted) == pytest.approx(float(expected))
     assert same == figures  # what is logged is not weighted
-    assert figures["code_loss"] == pytest.approx(float(codes.mean()))
-    assert figures["text_loss"] == pytest.approx(float(words.mean()))
+    # Each is a mean over its own tokens.
+    for name, tokens in (("code_loss", codes), ("text_loss", words)):
+        figure = figures[name]
+        assert isinstance(figure, Mean) and figure.weight == len(tokens)
+        assert figure.value == pytest.approx(float(tokens.mean()))
+    assert plain.weight(batch) == len(losses)
+    assert heavy.weight(batch) == len(codes) + 5 * len(words)
+
+
+def test_chats_without_a_supervised_token_weigh_and_cost_nothing(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    made = task(chats, models, models["lm"])
+    batch = made.batch(0, 2, 0, 1)
+    mute = batch._replace(labels=torch.full_like(batch.labels, -100))
+    assert made.weight(mute) == 0
+    loss, figures = made.loss(made.model, mute, 0)
+    loss.backward()
+    assert float(loss.detach()) == 0 and figures.keys() == {"tokens"}
+    gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
+    assert gradients and not any(bool(gradient.any()) for gradient in gradients)
 
 
 def test_pictures_may_be_read_at_other_scales_than_they_are_drawn_at(
@@ -308,19 +380,84 @@ def test_pictures_may_be_read_at_other_scales_than_they_are_drawn_at(
     assert lengths == {True: {1}, False: {16}}
 
 
+def dealt_chats(packed: Packed) -> Counter[tuple[int, ...]]:
+    """How often each chat, as token ids, is in the rows."""
+    chats: Counter[tuple[int, ...]] = Counter()
+    for row in range(len(packed.ids)):
+        for number in range(int(packed.chats[row].max()) + 1):
+            chats[tuple(packed.ids[row][packed.chats[row] == number].tolist())] += 1
+    return chats
+
+
 def test_ranks_share_a_steps_chats(chats: Path, models: dict[str, Path]) -> None:
     made = task(chats, models, models["lm"])
 
     def said(step: int, size: int, rank: int, world: int) -> Counter[tuple[int, ...]]:
-        packed = made.batch(step, size, rank, world)
-        found: Counter[tuple[int, ...]] = Counter()
-        for row in range(len(packed.ids)):
-            for number in range(int(packed.chats[row].max()) + 1):
-                found[tuple(packed.ids[row][packed.chats[row] == number].tolist())] += 1
-        return found
+        return dealt_chats(made.batch(step, size, rank, world))
 
     assert said(3, 8, 0, 1) == said(3, 4, 0, 2) + said(3, 4, 1, 2)
     assert sum(said(3, 8, 0, 1).values()) == 8
+
+
+def test_chats_longer_than_a_row_are_left_out_and_listed(
+    chats: Path,
+    models: dict[str, Path],
+    tmp_path: Path,
+    resumes: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Resumed or not, the same chats go to the rows, and each of the others is listed once."""
+    file = config(tmp_path, length=60, steps=12)
+
+    def run(out: Path) -> Path:
+        return mllm.run(
+            file, chats=[chats], tokenizer=models["tokenizer"], lm=models["lm"], out=out
+        )
+
+    resumes(MllmTask, run, stops=(3, 6))
+    made = task(chats, models, models["lm"], length=60)
+    long: dict[str, int] = {}
+    kept: Counter[tuple[int, ...]] = Counter()
+    for slot in range(48):
+        chat = made.streams[slot]
+        ids, _ = encode_chat(made.vocabulary, chat, draw_scale((2, 1, 1), 0, slot))
+        if len(ids) > 60:
+            long.setdefault(chat["key"], len(ids))
+        else:
+            kept[tuple(ids)] += 1
+    assert 3 < len(long) and 10 < kept.total()
+    for out in ("whole", "stopped"):
+        lines = (tmp_path / out / "too_long.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {"chats": str(chats), "key": key, "tokens": tokens, "length": 60}
+            for key, tokens in long.items()
+        ]
+    dealt = sum((dealt_chats(made.batch(step, 4, 0, 1)) for step in range(12)), Counter())
+    assert dealt == kept
+    first = next(iter(long))
+    assert f"chat {first} has {long[first]} tokens, length is 60: it is left out" in caplog.text
+
+
+def test_a_half_written_list_is_mended_and_two_artifacts_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "too_long.jsonl"
+    TooLongChats(file).add("one", "00000-000001", tokens=9, length=5)
+    first = file.read_text()
+    file.write_text(first + '{"chats": "one", "key": "00000-0')
+    again = TooLongChats(file)
+    for artifact in ("one", "two", "one"):
+        again.add(artifact, "00000-000001", tokens=9, length=5)
+    assert file.read_text() == first + first.replace("one", "two")
+
+
+def test_a_step_of_nothing_but_long_chats_learns_nothing(
+    chats: Path, models: dict[str, Path]
+) -> None:
+    made = task(chats, models, models["lm"])
+    loss, figures = made.loss(made.model, pack([], 128), 0)
+    loss.backward()
+    assert float(loss.detach()) == 0 and figures == {"tokens": Total(0)}
+    for weight in made.model.parameters():
+        assert weight.grad is None or not weight.grad.any()
 
 
 # ---- one chat
@@ -404,18 +541,42 @@ def test_codes_of_another_tokenizer_are_refused(
     assert "--tokenizer" in hint
 
 
-def test_a_longer_chat_than_a_row_is_refused_and_never_cut(
+def test_a_length_that_no_chat_fits_into_is_refused(
     chats: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
     hint = refused(
-        r"chat 0000\d-\d+ has \d+ tokens, length is 20",
+        r"none of the first 4 chats fits into length = 5: the shortest has \d+ tokens",
         chats=chats,
         out=tmp_path / "out",
-        file=config(tmp_path, length=20),
+        file=config(tmp_path, length=5),
         tokenizer=models["tokenizer"],
         lm=models["lm"],
     )
     assert hint.startswith("--set length=")
+
+
+@pytest.mark.parametrize(
+    ("family", "match"),
+    [
+        ({"model_type": "mamba", "state_size": 4}, "mamba models carry one packed chat into the"),
+        (
+            {"model_type": "hyperclovax", "logits_scaling": 2.0, "intermediate_size": 16},
+            "hyperclovax models change their logits after the head in an unknown way",
+        ),
+    ],
+)
+def test_a_family_that_packing_changes_is_refused_before_the_first_step(
+    family: dict[str, Any], match: str, texts: Path, tmp_path: Path
+) -> None:
+    lm = foreign(tmp_path / "lm", family)
+    hint = refused(
+        f"this language model cannot be trained: {match}",
+        chats=texts,
+        out=tmp_path / "out",
+        file=config(tmp_path, ratio={"text": 1}),
+        lm=lm,
+    )
+    assert "Qwen2.5" in hint
 
 
 def test_a_codebook_that_cannot_start_the_embeddings_is_refused(

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from torch import Tensor
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import pool
 from tarkit.train import tokenizer
 from tarkit.train.streams import picture_stream
-from tarkit.train.tokenizer import TaTokSizes, TokenizerConfig, TokenizerTask
+from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerTask
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -190,11 +191,37 @@ def test_the_loss_is_its_three_parts_with_their_weights(
     made = task(pictures, models, reconstruction=2.0, codebook=3.0, commitment=0.5)
     model = made.model.eval()
     pixels = made._pixels([made.stream[0], made.stream[1]])
-    loss, figures = model(pixels, Scale.HALF)
+    loss, codes, figures = model(TokenizerBatch(pixels, Scale.HALF, [0, 1]))
     # Both halves of Eq. 3 have one value; only whom they pull differs.
     expected = 2 * (1 - figures["cosine"]) + (3 + 0.5) * figures["codebook"]
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
-    assert figures["scale"] == 2 and 1 <= figures["perplexity"] <= 8  # 2 pictures of 4 codes
+    assert figures["scale"] == 2 and codes.shape == (2, 4)
+
+
+def test_a_pictures_codes_are_drawn_by_its_place_in_the_step(
+    pictures: Path, models: dict[str, Path]
+) -> None:
+    made = task(pictures, models)
+
+    def drawn(size: int, part: int, parts: int) -> Tensor:
+        torch.manual_seed(part)  # has no say
+        codes: Tensor = made.model(made.batch(3, size, part, parts))[1]
+        return codes
+
+    whole = drawn(4, 0, 1)
+    assert torch.equal(whole, torch.cat([drawn(2, 0, 2), drawn(2, 1, 2)]))
+    batch = made.batch(3, 4, 0, 1)
+    assert len(set(batch.seeds)) == 4
+    other = made.model(batch._replace(seeds=[seed + 1 for seed in batch.seeds]))[1]
+    assert not torch.equal(whole, other)
+
+
+def test_perplexity_is_that_of_all_micro_batches(pictures: Path, models: dict[str, Path]) -> None:
+    made = task(pictures, models)
+    made._codes = [torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)]
+    assert made.after_step(0, made.model) == {"perplexity": pytest.approx(2.0)}
+    made._codes = [torch.zeros(1, 4, dtype=torch.long)]  # the last step's are gone
+    assert made.after_step(1, made.model) == {"perplexity": pytest.approx(1.0)}
 
 
 def test_what_is_measured_is_of_argmax_codes_at_every_scale(

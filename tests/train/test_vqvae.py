@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import read_config
@@ -18,7 +19,7 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.train import vqvae
 from tarkit.train.streams import picture_stream
-from tarkit.train.vqvae import VqvaeConfig, VqvaeTask
+from tarkit.train.vqvae import VqvaeConfig, VqvaeTask, _far_latents
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -109,13 +110,19 @@ def test_the_codebook_starts_from_latents_and_dead_codes_move_to_them(pictures: 
     made = task(pictures)
     model = made.model
     latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
-    made._latents, made._codes = latents, torch.zeros(1, 40, dtype=torch.long)
+
+    def after(step: int, latents: Tensor) -> None:
+        """A step of two micro-batches whose latents all have code 0."""
+        made._latents = list(latents.view(2, 1, 20, 4))
+        made._codes = [torch.zeros(1, 20, dtype=torch.long)] * 2
+        made.after_step(step, model)
+
     table = model.quantize.embedding.weight.data
     before = table.clone()
-    made.after_step(0, model)
-    made.after_step(1, model)
+    after(0, latents)
+    after(1, latents)
     assert torch.equal(table, before)
-    made.after_step(2, model)  # the last of three steps without quantisation
+    after(2, latents)  # the last of three steps without quantisation
     among = {tuple(row) for row in latents[0].tolist()}
     assert {tuple(row) for row in table.tolist()} <= among
     assert len({tuple(row) for row in table.tolist()}) == 12
@@ -123,26 +130,26 @@ def test_the_codebook_starts_from_latents_and_dead_codes_move_to_them(pictures: 
     # Code 0 is used, code 5 has been unused for long; step 4 is no multiple of restart_every.
     model.quantize.codebook_used[5] = 0.005
     before = table.clone()
-    made.after_step(4, model)
+    after(4, latents)
     assert torch.equal(table, before)
     used = model.quantize.codebook_used
     assert float(used[0]) == pytest.approx(0.97 + 0.03 * 40)
     assert float(used[1]) == pytest.approx(0.97)
-    made._latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
-    made.after_step(5, model)
+    latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
+    after(5, latents)
     assert (table != before).any(1).nonzero()[:, 0].tolist() == [5]
-    assert table[5].tolist() in made._latents[0].tolist()
+    assert table[5].tolist() in latents[0].tolist()
     assert float(used[5]) == 1.0
     # After four fifths of the steps nothing restarts.
     used[5] = 0.0
-    made.after_step(11, model)
+    after(11, latents)
     assert float(used[5]) == 0.0
 
 
 def test_without_a_warm_up_the_codebook_starts_after_the_first_step(pictures: Path) -> None:
     made = task(pictures, warmup_unquantised=0.0)
     latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
-    made._latents, made._codes = latents, torch.zeros(1, 40, dtype=torch.long)
+    made._latents, made._codes = [latents], [torch.zeros(1, 40, dtype=torch.long)]
     made.after_step(0, made.model)
     table = made.model.quantize.embedding.weight
     assert {tuple(row) for row in table.tolist()} <= {tuple(row) for row in latents[0].tolist()}
@@ -152,14 +159,14 @@ def test_dead_codes_restart_where_quantisation_is_worst(pictures: Path) -> None:
     made = task(pictures)
     table = made.model.quantize.embedding.weight.data
     # Forty latents at their codes but two: those alone have anything to gain.
-    made._codes = torch.arange(40) % 12
-    latents = table[made._codes].clone()
+    codes = torch.arange(40) % 12
+    latents = table[codes].clone()
     latents[[7, 31]] += 1.0
-    found = made._far_latents(latents, table, 2)
+    found = _far_latents(latents, codes, table, count=2)
     assert sorted(found.tolist()) == sorted(latents[[7, 31]].tolist())
-    assert made._far_latents(latents, table, 0).shape == (0, 4)
+    assert _far_latents(latents, codes, table, count=0).shape == (0, 4)
     # More dead codes than latents: some are drawn twice.
-    assert made._far_latents(latents, table, 50).shape == (50, 4)
+    assert _far_latents(latents, codes, table, count=50).shape == (50, 4)
 
 
 def test_errors_within_the_tolerance_cost_nothing(pictures: Path) -> None:

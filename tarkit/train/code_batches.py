@@ -1,0 +1,297 @@
+"""The codes that AR-DTok is trained on: from tokens artifacts, or from pictures as they come.
+
+Source: paper Sec. 3.2: TA-Tok's codes are the condition, the image VQ's the target (Eq. 4).
+`tarkit encode --vqvae` stores both, and training then runs no encoder. A small set of pictures can
+do without: the device of the training encodes each batch.
+
+Letters: B pictures, n condition positions, N image-VQ codes, S and P sides in pixels of TA-Tok's
+and the image VQ's pictures.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tarkit.artifacts.artifact import Artifact
+from tarkit.checkpoints.load import LoadedTaTok
+from tarkit.errors import UserError
+from tarkit.images import resize, to_uint8
+from tarkit.models.exact import exact_float32
+from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
+from tarkit.models.vqvae import Vqvae
+from tarkit.train.streams import PictureRow, Stream
+from tarkit.vocab import Scale
+
+Codes = dict[Scale | None, Tensor]
+"""TA-Tok's codes (B, n) int64 of each scale, and under None the image VQ's (B, N)."""
+
+
+class SizedPixels(NamedTuple):
+    """Pictures that the device has yet to encode."""
+
+    keys: list[str]
+    ta_tok: Tensor  # (B, 3, S, S) uint8
+    vqvae: Tensor  # (B, 3, P, P) uint8
+
+
+class Examples(NamedTuple):
+    """Pictures for a sample sheet, and their codes."""
+
+    pictures: list[Image.Image]
+    caption: str
+    codes: Codes
+
+
+class CodeSource(Protocol):
+    """What the training needs to know of where its codes come from."""
+
+    @property
+    def stream(self) -> Stream[Any]:
+        """The rows in training's order."""
+
+    def read(self, rows: Sequence[Any]) -> Codes | SizedPixels:
+        """The rows of a step, as far as the CPU makes them; runs in a background thread."""
+
+    def codes(self, batch: Codes | SizedPixels) -> Codes:
+        """The codes of what `read` gave, on the device where that has been moved to."""
+
+    def examples(self, count: int, device: torch.device) -> Examples:
+        """The first pictures of the stream, with their codes on `device`."""
+
+
+# ---- from tokens ---------------------------------------------------------------------------------
+
+
+class CodesRow(NamedTuple):
+    """One row of a tokens artifact."""
+
+    key: str
+    codes: dict[Scale | None, np.ndarray]  # (n,) of each scale, (N,) under None
+
+
+class StoredCodes:
+    """The usable rows of tokens artifacts: status "ok", and of the split or without one.
+
+    The rows of all artifacts are one set: an epoch visits each once.
+    """
+
+    def __init__(
+        self,
+        artifacts: Sequence[Artifact],
+        scales: Sequence[Scale],
+        vqvae: Vqvae,
+        *,
+        seed: int,
+        split: str = "train",
+    ) -> None:
+        """Raises UserError for an incomplete artifact, and where no row is usable."""
+        self.split = split
+        self.vqvae = vqvae
+        self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
+        self.columns[None] = "vq_codes"
+        self.num_failed = {artifact.path: 0 for artifact in artifacts}
+        self._shards: list[tuple[Artifact, str]] = []
+        counts: list[int] = []
+        for artifact in artifacts:
+            artifact.require_complete()
+            for name in artifact.shards:
+                table = artifact.read(name, ["status", "split"])
+                failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+                self.num_failed[artifact.path] += failed
+                counts.append(pc.sum(self._usable(table)).as_py() or 0)
+                self._shards.append((artifact, name))
+        if not sum(counts):
+            paths = ", ".join(str(artifact.path) for artifact in artifacts)
+            raise UserError(
+                f"{paths}: no row is usable (status ok, split {split!r} or none)",
+                hint=f"tarkit inspect {artifacts[0].path}",
+            )
+        self.stream: Stream[CodesRow] = Stream(counts, self._load, seed=seed)
+
+    def _usable(self, table: pa.Table) -> pa.ChunkedArray:
+        in_split = pc.fill_null(pc.equal(table["split"], self.split), True)
+        return pc.and_(pc.equal(table["status"], "ok"), in_split)
+
+    def _load(self, index: int) -> list[CodesRow]:
+        artifact, name = self._shards[index]
+        table = artifact.read(name, ["key", "status", "split", *self.columns.values()])
+        table = table.filter(self._usable(table))
+        arrays = {
+            part: table[column]
+            .combine_chunks()
+            .flatten()
+            .to_numpy()
+            .reshape(table.num_rows, table.schema.field(column).type.list_size)
+            for part, column in self.columns.items()
+        }
+        return [
+            CodesRow(key, {part: array[row] for part, array in arrays.items()})
+            for row, key in enumerate(table["key"].to_pylist())
+        ]
+
+    def read(self, rows: Sequence[CodesRow]) -> Codes:
+        return {
+            part: torch.from_numpy(np.stack([row.codes[part] for row in rows]).astype(np.int64))
+            for part in self.columns
+        }
+
+    def codes(self, batch: Codes | SizedPixels) -> Codes:
+        assert not isinstance(batch, SizedPixels)
+        return batch
+
+    def examples(self, count: int, device: torch.device) -> Examples:
+        """The artifact holds no pictures: the image VQ draws them."""
+        codes = self.read([self.stream[i] for i in range(count)])
+        codes = {part: numbers.to(device) for part, numbers in codes.items()}
+        pixels = self.vqvae.to(device).decode(codes[None])
+        pictures = [Image.fromarray(a) for a in from_unit_truncated(pixels)]
+        return Examples(pictures, "image VQ", codes)
+
+
+def require_codes(
+    artifact: Artifact,
+    *,
+    scales: Sequence[Scale],
+    num_codes: int,
+    tokenizer_sha256: str,
+    vqvae_sha256: str,
+) -> None:
+    """Raises UserError unless tokens hold what an AR-DTok of `num_codes` codes is trained on."""
+    path, settings = artifact.path, artifact.settings
+    if "vq_side" not in settings:
+        raise UserError(
+            f"{path} has no codes of an image VQ (column vq_codes)",
+            hint="tarkit encode IMAGES --tokenizer T --vqvae V --set vq_size_px=256 --out DIR "
+            "stores them",
+        )
+    for option, key, given in (
+        ("--tokenizer", "tokenizer_sha256", tokenizer_sha256),
+        ("--vqvae", "vqvae_sha256", vqvae_sha256),
+    ):
+        if settings[key] != given:
+            raise UserError(
+                f"{path} was encoded with {option} {settings[key][:12]}, "
+                f"the {option} given is {given[:12]}",
+                hint=f"name the {option} that it was encoded with, or encode the pictures again",
+            )
+    stored = settings["vq_side"] ** 2
+    if stored != num_codes:
+        raise UserError(
+            f"{path} has {stored} image-VQ codes a picture ({settings['vq_size_px']} px), "
+            f"arch.num_codes is {num_codes}",
+            hint=f"--set arch.num_codes={stored}, or tokens of another vq_size_px",
+        )
+    missing = [int(scale) for scale in scales if str(int(scale)) not in settings["sides"]]
+    if missing:
+        raise UserError(
+            f"{path} has no codes of scale {missing[0]}, which scale_ratio draws",
+            hint=f"set the odds of scale {missing[0]} to 0 in scale_ratio, or encode the pictures "
+            "at every scale",
+        )
+
+
+# ---- from pictures -------------------------------------------------------------------------------
+
+
+class PictureCodes:
+    """Codes of pictures that are encoded when a step comes to them, and then remembered."""
+
+    def __init__(
+        self,
+        stream: Stream[PictureRow],
+        scales: Sequence[Scale],
+        ta_tok: LoadedTaTok,
+        vqvae: Vqvae,
+        *,
+        vq_size_px: int,
+        square: Literal["crop"] | None = None,
+        remember: int = 0,
+    ) -> None:
+        """`remember`: pictures whose codes are kept in memory; when it is full, it is emptied."""
+        self.stream = stream
+        self.scales = scales
+        self.ta_tok = ta_tok
+        self.vqvae = vqvae
+        self.vq_size_px = vq_size_px
+        self.square = square
+        self.remember = remember
+        # The background thread looks codes up while a step stores others.
+        self._lock = threading.Lock()
+        self._rows: dict[str, int] = {}  # a picture's row in the tables
+        self._tables: Codes = {}
+
+    def _sized(self, picture: np.ndarray, size_px: int) -> np.ndarray:
+        if picture.shape[:2] == (size_px, size_px):
+            return picture
+        return to_uint8(resize(Image.fromarray(picture), size_px, self.square or "squash"))
+
+    def _pixels(self, rows: Sequence[PictureRow]) -> SizedPixels:
+        pictures = [row.pixels() for row in rows]
+        return SizedPixels(
+            [row["key"] for row in rows],
+            channels_first([self._sized(a, self.ta_tok.size_px) for a in pictures]),
+            channels_first([self._sized(a, self.vq_size_px) for a in pictures]),
+        )
+
+    def read(self, rows: Sequence[PictureRow]) -> Codes | SizedPixels:
+        """The codes of a step's pictures if memory holds them all, else their pixels.
+
+        A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
+        codes must not depend on the pictures that this process encoded before.
+        """
+        keys = [row["key"] for row in rows]
+        with self._lock:
+            if all(key in self._rows for key in keys):
+                cached = torch.tensor([self._rows[key] for key in keys])
+                return {name: table[cached].long() for name, table in self._tables.items()}
+        return self._pixels(rows)
+
+    def encode(self, pixels: SizedPixels) -> Codes:
+        """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
+        device = pixels.ta_tok.device
+        self.ta_tok.model.to(device)
+        self.vqvae.to(device)
+        with exact_float32(device):
+            codes: Codes = {None: self.vqvae.encode(bytes_to_unit(pixels.vqvae))}
+            inputs = bytes_to_unit(pixels.ta_tok)
+            for scale, numbers in self.ta_tok.encode_scales(inputs, self.scales).items():
+                codes[scale] = numbers
+        return codes
+
+    def codes(self, batch: Codes | SizedPixels) -> Codes:
+        if not isinstance(batch, SizedPixels):
+            return batch
+        encoded = self.encode(batch)
+        with self._lock:
+            self._store(batch.keys, encoded)
+        return encoded
+
+    def _store(self, keys: Sequence[str], encoded: Codes) -> None:
+        new = len(set(keys) - self._rows.keys())
+        if len(self._rows) + new > self.remember:
+            self._rows.clear()
+        if len(set(keys)) > self.remember:
+            return
+        for name, codes in encoded.items():
+            if name not in self._tables:
+                # One block for all: small tensors kept between a step's large ones would leave
+                # holes that no later step fits into.
+                self._tables[name] = torch.zeros(self.remember, codes.shape[1], dtype=torch.int32)
+        places = torch.tensor([self._rows.setdefault(key, len(self._rows)) for key in keys])
+        for name, codes in encoded.items():
+            self._tables[name][places] = codes.to("cpu", torch.int32)
+
+    def examples(self, count: int, device: torch.device) -> Examples:
+        pixels = self._pixels([self.stream[i] for i in range(count)])
+        pictures = [Image.fromarray(a.numpy()) for a in pixels.vqvae.permute(0, 2, 3, 1)]
+        moved = SizedPixels(pixels.keys, pixels.ta_tok.to(device), pixels.vqvae.to(device))
+        return Examples(pictures, "original", self.encode(moved))

@@ -1,0 +1,425 @@
+"""`tarkit train dif-dtok`: a pretrained SANA learns to draw from TA-Tok's features.
+
+Source: paper Sec. 3.2 (Eq. 5) and Sec. 4.1: TA-Tok's features take the place of the text
+embeddings, and "cross attention and condition embedding layers" alone are trained; Table 8. The
+paper prints no noise schedule. It is SANA's own (NVlabs/Sana, Sana_600M_img512.yaml and its flow
+diffusion): sigma = i / 1000 for a logit-normal i, shifted; x = (1 - sigma) x0 + sigma noise; target
+noise - x0.
+
+Letters: B pictures, S side in pixels, C h w latents, n condition positions, M those of the negative
+embeddings, W condition width, T training steps of the schedule (1000).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor, nn
+
+from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.manifest import file_sha256
+from tarkit.checkpoints.directory import WEIGHTS, read_tensors
+from tarkit.checkpoints.hub import NEGATIVE, SANA_PARTS
+from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.sana import Sana, check_size_px, find_sana, load_sana, read_negative
+from tarkit.config import load_config
+from tarkit.errors import UserError
+from tarkit.images import contact_sheet
+from tarkit.inference.dif_detokenizer import DifDetokenizer
+from tarkit.models.pixel_range import channels_first, from_unit, signed
+from tarkit.seeds import training_seed
+from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
+from tarkit.vocab import Scale
+
+# Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
+TRAINED = ("attn2.", "caption_projection.", "caption_norm.")
+# Without a norm behind it, a bias of all keys alike changes no attention: its gradient is rounding,
+# which CAME would scale up to whole steps, others on each machine.
+WITHOUT_EFFECT = "attn2.to_k.bias"
+HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
+
+
+class DifDtokConfig(LoopConfig):
+    """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
+
+    optimizer: Literal["adamw", "muon", "came"] = "came"
+    betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.999, 0.9999)
+    schedule: Literal["cosine", "constant", "linear"] = "constant"
+    warmup: float = 0.01
+    clip: float = 0.1
+    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    """Odds of scales 1, 2, 3; each picture of a step draws its own (App. C.1)."""
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures whose condition is replaced by the negative embeddings, for classifier-free
+    guidance (Table 8: token drop prob; SANA's class_dropout_prob is the same)."""
+    logit_mean: float = 0.0
+    """Mean of the normal number whose sigmoid is the time of the noise (SANA's recipe)."""
+    logit_std: float = Field(default=1.0, ge=0)
+    """Standard deviation of that number (SANA's recipe)."""
+    flow_shift: float | None = Field(default=None, gt=0)
+    """Shift s of the noise: s t / (1 + (s - 1) t); without it that of SANA's saved scheduler."""
+    size_px: PositiveInt | None = None
+    """Side of the pictures; without it the one that SANA was trained on."""
+    sample_pictures: PositiveInt = 4
+    sample_guidance: float = 4.0
+    sample_steps: PositiveInt = 20
+
+    @field_validator("scale_ratio")
+    @classmethod
+    def _some_scale_is_drawn(cls, ratio: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(ratio) < 0 or not sum(ratio):
+            raise ValueError(f"odds of scales must be 0 or more, and one above 0: {list(ratio)}")
+        return ratio
+
+
+class DifBatch(NamedTuple):
+    """Pictures of a step, and what each of them draws by itself."""
+
+    inputs: Tensor  # (B, 3, s, s) uint8, at TA-Tok's size s
+    targets: Tensor  # (B, 3, S, S) uint8
+    noise: Tensor  # (B, C, h, w)
+    sigma: Tensor  # (B,) share of noise in [0, 1)
+    timestep: Tensor  # (B,) int64 in [0, T), that share as SANA reads it
+    scales: Tensor  # (B,) int64, 1 to 3
+    dropped: Tensor  # (B,) bool: the negative embeddings are the condition
+
+
+class DifDtok(nn.Module):
+    """SANA's transformer, whose trained parameters alone are in the state dict.
+
+    The others come from the SANA that the training started from: a checkpoint is about a quarter of
+    the model.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+        frozen = () if transformer.config.qk_norm else (WITHOUT_EFFECT,)
+        for name, parameter in transformer.named_parameters():
+            parameter.requires_grad_(
+                any(part in name for part in TRAINED) and not name.endswith(frozen)
+            )
+        self._frozen = {
+            f"transformer.{name}"
+            for name, tensor in transformer.state_dict(keep_vars=True).items()
+            if not tensor.requires_grad
+        }
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_expect_no_frozen)
+
+    def forward(self, latents: Tensor, condition: Tensor, mask: Tensor, timestep: Tensor) -> Tensor:
+        """Noised latents (B, C, h, w), condition (B, n, W), its mask (B, n) and times (B,) in
+        [0, T] -> the predicted velocity (B, C, h, w).
+        """
+        out: Tensor = self.transformer(
+            latents,
+            encoder_hidden_states=condition,
+            encoder_attention_mask=mask,
+            timestep=timestep * self.transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return out
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    assert isinstance(module, DifDtok)
+    for name in module._frozen:
+        del state[prefix + name]
+
+
+def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
+    assert isinstance(module, DifDtok)
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in module._frozen]
+
+
+class DifDtokTask:
+    """Flow matching of the VAE's latents given TA-Tok's features of the same square picture."""
+
+    unused_parameters = False
+
+    def __init__(
+        self,
+        config: DifDtokConfig,
+        stream: Stream[PictureRow],
+        ta_tok: LoadedTaTok,
+        sana: Sana,
+        negative: Tensor,
+    ) -> None:
+        """`sana` is changed: its transformer is trained in place. `negative`: (M, W)."""
+        self.config = config
+        self.stream = stream
+        self.ta_tok = ta_tok
+        self.sana = sana
+        self.negative = negative
+        self.shift, self.num_times = noise_schedule(sana.scheduler)
+        self.shift = config.flow_shift or self.shift
+        sana.vae.requires_grad_(False)
+        self.model = DifDtok(sana.transformer)
+        self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
+        odds = np.asarray(config.scale_ratio, dtype=float)
+        self.odds = odds / odds.sum()
+        side = sana.size_px // sana.downsampling
+        self.latent_shape = (int(sana.vae.config.latent_channels), side, side)
+
+    def counts(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many the transformer has."""
+        parameters = list(self.model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        return trained, sum(p.numel() for p in parameters)
+
+    def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
+        """Every picture's numbers are drawn from the seed and its position in the stream."""
+        rows = self.stream.batch(step, size, rank=part, world=parts)
+        first = (step * parts + part) * size
+        drawn = [self._draw(first + i) for i in range(size)]
+        noise, normals, scales, dropped = zip(*drawn, strict=True)
+        time = 1 / (1 + np.exp(-np.asarray(normals)))
+        whole = np.minimum(np.floor(time * self.num_times), self.num_times - 1)
+        sigma = shifted(whole / self.num_times, self.shift)
+        raw = [row.pixels() for row in rows]
+        return DifBatch(
+            inputs=channels_first([sized(a, self.ta_tok.size_px) for a in raw]),
+            targets=channels_first([sized(a, self.sana.size_px) for a in raw]),
+            noise=torch.from_numpy(np.stack(noise)),
+            sigma=torch.from_numpy(sigma.astype(np.float32)),
+            # Whole steps, as SANA was trained and as its schedulers give them.
+            timestep=torch.from_numpy((sigma * self.num_times).astype(np.int64)),
+            scales=torch.tensor(scales),
+            dropped=torch.tensor(dropped),
+        )
+
+    def _draw(self, position: int) -> tuple[np.ndarray, float, int, bool]:
+        """(noise, the normal number of its time, scale, dropped) of a position of the stream."""
+        rng = np.random.default_rng(training_seed(self.config.seed, position, "dif-dtok"))
+        scale = int(rng.choice(3, p=self.odds)) + 1
+        dropped = bool(rng.random() < self.config.condition_dropout)
+        normal = rng.normal(self.config.logit_mean, self.config.logit_std)
+        return rng.standard_normal(self.latent_shape, dtype=np.float32), normal, scale, dropped
+
+    def weight(self, batch: DifBatch) -> float:
+        """Pictures: all have as many latents."""
+        return len(batch.inputs)
+
+    def loss(self, model: nn.Module, batch: DifBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of the velocity: every element of every picture weighs the same."""
+        latents = self.latents(batch.targets)
+        condition, mask = self.condition(batch.inputs, batch.scales, batch.dropped)
+        weight = batch.sigma[:, None, None, None]
+        noised = (1 - weight) * latents + weight * batch.noise
+        predicted = model(noised, condition, mask, batch.timestep)
+        loss = (predicted.float() - (batch.noise - latents)).square().mean()
+        figures = {
+            "sigma": float(batch.sigma.mean()),
+            "condition_tokens": float(mask.sum(1).float().mean()),
+            "dropped": float(batch.dropped.float().mean()),
+        }
+        return loss, figures
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> the VAE's latents (B, C, h, w) in SANA's scale, in float32."""
+        vae = self.sana.vae.to(pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):
+            encoded: Tensor = vae.encode(signed(pixels)).latent
+        return encoded * float(vae.config.scaling_factor)
+
+    @torch.no_grad()
+    def condition(self, pixels: Tensor, scales: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, s, s), scales (B,) and dropped (B,) -> features (B, n, W), mask (B, n).
+
+        Rows that are shorter than the longest end in positions that the mask leaves out.
+        """
+        self.ta_tok.model.to(pixels.device)
+        present = [scale for scale in Scale if bool((scales == int(scale)).any())]
+        with torch.autocast(pixels.device.type, enabled=False):
+            codes = self.ta_tok.encode_scales(signed(pixels) * 0.5 + 0.5, present)
+            rows: list[Tensor] = [self.negative.to(pixels.device)] * len(pixels)
+            for scale in present:
+                own = ((scales == int(scale)) & ~dropped).nonzero()[:, 0]
+                if len(own):
+                    features = self.ta_tok.condition(codes[scale][own])
+                    for row, feature in zip(own.tolist(), features, strict=True):
+                        rows[row] = feature
+        mask = [torch.ones(len(row), dtype=torch.int16, device=row.device) for row in rows]
+        pad = nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(mask, batch_first=True)
+
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        return {}
+
+    def samples(self, step: int) -> Image.Image:
+        """Pictures of the stream, and each drawn from its codes at every scale that is trained."""
+        self.model.eval()
+        config, device = self.config, self.sana.transformer.device
+        rows = [self.stream[i] for i in range(config.sample_pictures)]
+        raw = [row.pixels() for row in rows]
+        inputs = channels_first([sized(a, self.ta_tok.size_px) for a in raw], device)
+        cells = [Image.fromarray(sized(a, self.sana.size_px)) for a in raw]
+        captions = ["original"] * len(rows)
+        self.sana.vae.to(device)
+        drawer = DifDetokenizer.of(self.sana, self.negative)
+        kept = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        for scale in self.scales:
+            condition, _ = self.condition(
+                inputs, torch.full_like(kept, int(scale), dtype=torch.int64), kept
+            )
+            pixels = drawer.draw(
+                condition,
+                guidance=config.sample_guidance,
+                steps=config.sample_steps,
+                generators=[torch.Generator().manual_seed(i) for i in range(len(rows))],
+            )
+            cells += [Image.fromarray(a) for a in from_unit(pixels)]
+            captions += [f"{condition.shape[1]} codes"] * len(rows)
+        return contact_sheet(cells, captions, columns=len(rows), cell_px=128)
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        trained, parameters = self.counts()
+        arch = {
+            key: value
+            for key, value in self.sana.transformer.config.items()
+            if not key.startswith("_")
+        }
+        return self.model, {
+            "kind": "dif_dtok",
+            "arch": arch,
+            "tokenizer_sha256": self.ta_tok.sha256,
+            "figures": {"trained_parameters": trained, "parameters": parameters},
+        }
+
+
+def shifted(time: np.ndarray, shift: float) -> np.ndarray:
+    """Times in [0, 1] -> shares of noise in [0, 1]: a shift above 1 trains more on much noise."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def noise_schedule(scheduler: Any) -> tuple[float, int]:
+    """(shift, T) of a saved scheduler; UserError for one that is not of flow matching.
+
+    A DPM-Solver names the shift flow_shift, and an Euler scheduler shift.
+    """
+    config = scheduler.config
+    euler = config.get("flow_shift") is None
+    if (config.get("use_dynamic_shifting") or euler and config.get("shift") is None) or not (
+        euler or config.get("use_flow_sigmas")
+    ):
+        raise UserError(
+            f"SANA's saved {type(scheduler).__name__} has no fixed flow shift", hint=HINT
+        )
+    return float(config["shift" if euler else "flow_shift"]), int(config["num_train_timesteps"])
+
+
+def fit_condition(sana: Sana, width: int) -> bool:
+    """Give SANA a new first layer of the condition embedding where its width is not `width`.
+
+    Returns whether it did. SANA reads text embeddings of 2304; all other weights fit and stay. The
+    new layer starts as SANA starts that layer: weights of standard deviation 0.02, bias 0.
+    """
+    if sana.condition_width == width:
+        return False
+    projection = sana.transformer.caption_projection
+    old = projection.linear_1
+    new = nn.Linear(width, old.out_features, dtype=old.weight.dtype)
+    nn.init.normal_(new.weight, std=0.02)
+    nn.init.zeros_(new.bias)
+    projection.linear_1 = new
+    sana.transformer.register_to_config(caption_channels=width)
+    return True
+
+
+def fit_size(sana: Sana, size_px: int | None, folder: Path) -> None:
+    """Make SANA one of pictures of `size_px`; UserError where its weights are tied to a size."""
+    if size_px is None or size_px == sana.size_px:
+        return
+    check_size_px(size_px, folder, "--set size_px=512")
+    side, rest = divmod(size_px, sana.downsampling)
+    if rest or sana.transformer.config.interpolation_scale is not None:
+        raise UserError(
+            f"{folder} draws {sana.size_px} px and cannot draw size_px = {size_px}"
+            + (
+                f": no multiple of {sana.downsampling}" if rest else ": it has a table of positions"
+            ),
+            hint="leave size_px out, or name a SANA of that size",
+        )
+    sana.transformer.register_to_config(sample_size=side)
+
+
+def load_start(
+    folder: Path, ta_tok: LoadedTaTok, size_px: int | None = None
+) -> tuple[Sana, Tensor]:
+    """The SANA to train, fitted to a TA-Tok, and its negative embeddings (M, W).
+
+    A Dif-DTok keeps the negative embeddings that it was trained with. For a SANA of text they are
+    zeros, the null condition of AR-DTok too: every position is then the same key and value, so
+    their number changes nothing and they serve every scale. There are as many as codes at scale 1,
+    where the published program needs both conditions to be of one length.
+    """
+    sana = load_sana(folder, torch.float32, hint=HINT)
+    width = ta_tok.model.arch.encoder.width
+    if fit_condition(sana, width) or not (folder / NEGATIVE).exists():
+        negative = torch.zeros(ta_tok.grid**2, width)
+    else:
+        negative = read_negative(folder, width, hint=HINT)
+    fit_size(sana, size_px, folder)
+    return sana, negative
+
+
+def publish(folder: Path, sana: Sana, negative: Tensor) -> None:
+    """Write the parts of a Dif-DTok into the model directory of its trained parameters."""
+    model = DifDtok(sana.transformer)
+    model.load_state_dict(read_tensors(folder / WEIGHTS))
+    sana.save(folder, negative)
+
+
+def _fingerprints(folder: Path) -> Mapping[str, str]:
+    """sha256 of every file of a SANA's parts, by its name in the folder."""
+    files = [file for part in SANA_PARTS for file in sorted((folder / part).iterdir())]
+    return {str(file.relative_to(folder)): file_sha256(file) for file in files if file.is_file()}
+
+
+def run(
+    config: Path | None,
+    *,
+    images: Path,
+    tokenizer: Path,
+    sana: str,
+    out: Path,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train the diffusion de-tokenizer on pictures; returns the model directory.
+
+    `sana`: a folder or a hub id in the hub's cache, of a SANA or a Dif-DTok. The directory holds
+    the trained parameters (model.safetensors) and a whole Dif-DTok in the published layout, and so
+    does each one that `keep_every` asked for, after the last step.
+    """
+    from accelerate import PartialState
+
+    settings = load_config(DifDtokConfig, config, overrides)
+    begin_training(settings.seed)
+    folder = find_sana(sana)
+    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    ta_tok = load_ta_tok(tokenizer)
+    start, negative = load_start(folder, ta_tok, settings.size_px)
+    task = DifDtokTask(settings, stream, ta_tok, start, negative)
+    trained, parameters = task.counts()
+    print(f"dif-dtok: trains {trained:,} of {parameters:,} parameters", file=sys.stderr)
+    path = train(
+        task,
+        settings,
+        out=out,
+        name="dif-dtok",
+        parents={"images": images, "tokenizer": tokenizer, "sana": folder},
+        more={"sana": _fingerprints(folder), "flow_shift": task.shift},
+    )
+    if PartialState().is_main_process:
+        for made in [*sorted((out / "steps").glob("*")), out]:
+            publish(made, start, negative)
+    return path
