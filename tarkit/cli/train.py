@@ -21,7 +21,11 @@ class StartOptions:
 
     lm: Annotated[
         Path | None,
-        typer.Option("--lm", metavar="DIR", help="The language model; its config.json is enough."),
+        typer.Option(
+            "--lm",
+            metavar="DIR|HUB-ID",
+            help="The language model; of a folder its config.json is enough.",
+        ),
     ] = None
     tokenizer: Annotated[
         Path | None,
@@ -32,7 +36,9 @@ class StartOptions:
     encoder: Annotated[
         Path | None,
         typer.Option(
-            "--encoder", metavar="DIR|TOML", help="The vision encoder; default: siglip2-so400m."
+            "--encoder",
+            metavar="DIR|HUB-ID|TOML",
+            help="The vision encoder; default: siglip2-so400m.",
         ),
     ] = None
     vqvae: Annotated[
@@ -276,7 +282,9 @@ def train_mllm(
     lm: Annotated[
         Path | None,
         typer.Option(
-            "--lm", metavar="DIR", help="The language model to extend; default: from scratch."
+            "--lm",
+            metavar="DIR|HUB-ID",
+            help="The language model to extend; default: from scratch.",
         ),
     ] = None,
     ar_dtok: Annotated[

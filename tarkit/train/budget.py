@@ -18,6 +18,8 @@ from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
 
 from tarkit.checkpoints.directory import read_arch, read_config
+from tarkit.checkpoints.hub import find_folder
+from tarkit.checkpoints.siglip import is_siglip, read_siglip_arch
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch
@@ -159,11 +161,13 @@ def run(
 ) -> Budget:
     """The budget of a training on `gpus` GPUs that run at the share `mfu` of their peak.
 
-    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. Raises
+    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. `lm` and
+    `encoder` may be models of transformers, by folder or by hub id in the local cache. Raises
     UserError where the trainer or the GPU is unknown, where a size is missing, and where the
     training does not fit.
     """
     name = _stage(config, stage)
+    lm, encoder = (find_folder(path) if path else None for path in (lm, encoder))
     if gpu not in GPUS:
         raise UserError(
             f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))
@@ -173,7 +177,7 @@ def run(
     start = Start(
         lm=lm,
         tokenizer=_tokenizer_arch(tokenizer, encoder, lm) if tokenizer else None,
-        encoder=_arch(EncoderArch, encoder, "encoder") if encoder else None,
+        encoder=_encoder_arch(encoder) if encoder else None,
         vqvae=_arch(VqvaeArch, vqvae, "vqvae") if vqvae else None,
         size_px=size_px,
         text_tokens=text_tokens,
@@ -208,6 +212,11 @@ def _arch(cls: type[ArchT], path: Path, kind: str) -> ArchT:
     return arch
 
 
+def _encoder_arch(path: Path) -> EncoderArch:
+    """The sizes of a SigLIP, of a trained encoder, or of the one that a TOML will train."""
+    return read_siglip_arch(path) if is_siglip(path) else _arch(EncoderArch, path, "encoder")
+
+
 def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokArch:
     """The sizes of a trained TA-Tok, or of the one that a TOML will train."""
     if path.suffix != ".toml":
@@ -217,7 +226,7 @@ def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokA
     if lm is not None:
         config = read_config(lm)
         width = config.get("arch", config).get("hidden_size", width)
-    grid = _arch(EncoderArch, encoder, "encoder") if encoder else EncoderArch()
+    grid = _encoder_arch(encoder) if encoder else EncoderArch()
     return ta_tok_arch(settings["sizes"], grid, width)
 
 
