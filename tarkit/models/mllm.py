@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,12 +34,22 @@ EmbeddingStart = Literal["codebook", "mean", "random"]
 class LmArch(Config):
     """Sizes of a language model made from nothing (Qwen2's architecture, tied embeddings)."""
 
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    kv_heads: int = 3
-    mlp_width: int = 512
-    max_positions: int = 1024
+    width: PositiveInt = 192
+    layers: PositiveInt = 6
+    heads: PositiveInt = 6
+    kv_heads: PositiveInt = 3
+    mlp_width: PositiveInt = 512
+    max_positions: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> LmArch:
+        # Rotary positions turn pairs of values.
+        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads = {self.heads} must divide width = {self.width} into even widths, and "
+                f"kv_heads = {self.kv_heads} must divide heads"
+            )
+        return self
 
 
 def from_scratch(arch: LmArch, vocab_size: int) -> dict[str, Any]:

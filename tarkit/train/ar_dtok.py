@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -44,7 +45,7 @@ from tarkit.train.code_batches import (
 )
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.streams import draw_scale, picture_stream
+from tarkit.train.streams import ScaleOdds, draw_scale, picture_stream
 from tarkit.vocab import Scale
 
 log = logging.getLogger("tarkit")
@@ -54,16 +55,16 @@ class ArDtokConfig(LoopConfig):
     """Settings of AR-DTok's training."""
 
     arch: ArDtokArch = ArDtokArch()
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
-    condition_dropout: float = 0.1
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of pictures whose condition is set to zero, for classifier-free guidance (released
     arguments: class_dropout_prob; Table 8's token drop prob is arch.token_dropout)."""
     sample_guidance: float = 1.5
     square: Literal["crop"] | None = None
     """How --images become square: "crop" keeps the middle square; by default the whole picture is
     squashed. It holds for both models; with --tokens the encoder's own setting does."""
-    remember: int = 200_000
+    remember: NonNegativeInt = 200_000
     """Pictures of --images whose codes are kept in memory (0.6 kB each in miniature), so that later
     epochs run neither encoder. When it is full, it is emptied."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from tarkit.train.optimizers import OptimizerConfig
 
@@ -26,13 +26,28 @@ class LoopConfig(OptimizerConfig):
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     clip: float = 1.0
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 50
     sample_every: PositiveInt = 1000
     keep_every: PositiveInt | None = None
     """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
+
+    # Not bounds of the fields: a trainer with defaults of its own replaces those.
+    @field_validator("warmup")
+    @classmethod
+    def _is_a_share(cls, warmup: float) -> float:
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"{warmup} is no share of the steps: it must be from 0 to 1")
+        return warmup
+
+    @field_validator("clip")
+    @classmethod
+    def _lets_gradients_through(cls, clip: float) -> float:
+        if clip <= 0:
+            raise ValueError(f"{clip} leaves no gradient: it must be above 0")
+        return clip
 
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
     """Keys that older versions did not have. The manifest holds them only where they differ from

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -50,6 +50,7 @@ from tarkit.train.chat_batches import (
     ChatStreams,
     TooLongChats,
     check_codes,
+    check_scales,
     model_description,
     packed_chats,
     require_fitting,
@@ -83,8 +84,8 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Factor on every hidden matrix of `--lm` before training (Ash & Adams 2020, "shrink and
     perturb", without the noise). Weights that have grown far too large saturate attention and stop
     moving; scaled down, the model soon recovers, and learns again."""
-    sample_temperature: float = 0.7
-    tokenizer_documents: int = 200_000
+    sample_temperature: float = Field(default=0.7, ge=0)
+    tokenizer_documents: PositiveInt = 200_000
     """At most this many documents train the text tokenizer."""
 
 
@@ -237,7 +238,9 @@ def _start_from(lm: Path) -> LmStart:
         raise UserError(f"{lm} is {kind}, not a language model", hint=f"tarkit inspect {lm}")
     if kind == "mllm" or has_visual_tokens(lm):
         loaded = load_mllm(lm)
-        return LmStart(loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None)
+        start = LmStart(loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None)
+        _require_embeddings(start, lm)
+        return start
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
@@ -250,7 +253,20 @@ def _start_from(lm: Path) -> LmStart:
             f"{lm} is no causal language model in safetensors: {error}",
             hint=f"tarkit inspect {lm}",
         ) from None
-    return LmStart(text, network, None, None)
+    start = LmStart(text, network, None, None)
+    _require_embeddings(start, lm)
+    return start
+
+
+def _require_embeddings(start: LmStart, lm: Path) -> None:
+    """Raise UserError where the tokenizer has ids for which the model has no embedding."""
+    tokens = start.visual.size if start.visual else start.text.size
+    rows = len(start.model.get_input_embeddings().weight)
+    if tokens > rows:
+        raise UserError(
+            f"{lm / TOKENIZER} has {tokens:,} tokens, but the model has {rows:,} embeddings",
+            hint="put the tokenizer.json of this language model into its folder",
+        )
 
 
 def _require_trainable(model: PreTrainedModel) -> None:
@@ -306,6 +322,7 @@ def run(
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)
+    check_scales(artifacts, settings)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
     detokenizer = ArDetokenizer.load(*dtok) if dtok else None
     task = MllmTask(

@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from tarkit.config import Config
@@ -22,16 +22,19 @@ TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 class OptimizerConfig(Config):
     """Settings of the optimizers. Defaults: paper, Table 8."""
 
-    learning_rate: float
+    learning_rate: float = Field(ge=0)
     optimizer: Literal["adamw", "muon", "came"] = "adamw"
-    muon_rate: float = 0.02
+    muon_rate: float = Field(default=0.02, gt=0)
     """Learning rate of Muon, for hidden matrices; AdamW trains everything else."""
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.95)
     """Decay of the means that the optimizer keeps: two for AdamW, three for CAME."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _betas_fit(self) -> OptimizerConfig:
+        # At 1 a mean never moves from its start, zero.
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: each must be at least 0 and below 1")
         needed = 3 if self.optimizer == "came" else 2
         if len(self.betas) != needed:
             raise ValueError(
