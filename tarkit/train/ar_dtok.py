@@ -58,8 +58,9 @@ class ArDtokConfig(LoopConfig):
     scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of pictures whose condition is set to zero, for classifier-free guidance (released
-    arguments: class_dropout_prob; Table 8's token drop prob is arch.token_dropout)."""
+    """Share of pictures whose condition is set to zero, for classifier-free guidance (Table 8:
+    token drop prob, as for Dif-DTok; released arguments: class_dropout_prob). Dropout of single
+    values within the network is `arch.token_dropout`."""
     sample_guidance: float = 1.5
     square: Literal["crop"] | None = None
     """How --images become square: "crop" keeps the middle square; by default the whole picture is
