@@ -45,8 +45,8 @@ from tarkit.train.code_batches import (
 )
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.streams import ScaleOdds, draw_scale, picture_stream
-from tarkit.vocab import Scale
+from tarkit.train.streams import draw_scale, picture_stream
+from tarkit.vocab import Scale, ScaleOdds
 
 log = logging.getLogger("tarkit")
 

@@ -28,9 +28,9 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Rounds, ScaleOdds, Stream, draw_scale
+from tarkit.train.streams import Rounds, Stream, draw_scale
 from tarkit.train.task import Figure, Mean
-from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
+from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

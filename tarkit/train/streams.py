@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator, NonNegativeInt
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
@@ -125,18 +124,6 @@ class MixedStream(Generic[StreamRow]):
         """This rank's rows of a step: `size` of the step's `size * world`."""
         first = (step * world + rank) * size
         return [self[first + i] for i in range(size)]
-
-
-def _some_odds(odds: tuple[int, ...]) -> tuple[int, ...]:
-    if not any(odds):
-        raise ValueError(f"odds of scales are all 0 in {list(odds)}: one must be above")
-    return odds
-
-
-ScaleOdds = Annotated[
-    tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_some_odds)
-]
-"""Odds of scales 1, 2 and 3 in a config, of which one is above 0."""
 
 
 class PictureRow(dict[str, Any]):

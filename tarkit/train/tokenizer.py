@@ -48,16 +48,8 @@ from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import sum_over_processes
-from tarkit.train.streams import (
-    MixedStream,
-    PictureRow,
-    ScaleOdds,
-    Stream,
-    draw_scale,
-    mixed_pictures,
-    sized,
-)
-from tarkit.vocab import Scale
+from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
+from tarkit.vocab import Scale, ScaleOdds
 
 
 class TaTokSizes(Config):
