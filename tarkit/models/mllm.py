@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
@@ -34,12 +34,12 @@ EmbeddingStart = Literal["codebook", "mean", "random"]
 class LmArch(Config):
     """Sizes of a language model made from nothing (Qwen2's architecture, tied embeddings)."""
 
-    width: PositiveInt = 192
-    layers: PositiveInt = 6
-    heads: PositiveInt = 6
-    kv_heads: PositiveInt = 3
-    mlp_width: PositiveInt = 512
-    max_positions: PositiveInt = 1024
+    width: Size = 192
+    layers: Count = 6
+    heads: Count = 6
+    kv_heads: Count = 3
+    mlp_width: Size = 512
+    max_positions: Size = 1024
 
     @model_validator(mode="after")
     def _heads_fit(self) -> LmArch:
