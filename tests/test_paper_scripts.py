@@ -4,6 +4,7 @@ A `tarkit` that only notes its words stands in for the program, so that bash its
 variables. The words are then read by the program's own parser, and their paths are followed.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 
 from tarkit.cli.output import device_of
 from tarkit.config import Config, load_config
+from tarkit.errors import UserError
+from tarkit.train import budget
 from tests.test_docs import NUMBERS, understood
 
 PAPER = Path(__file__).resolve().parents[1] / "pipelines" / "paper"
@@ -144,6 +147,26 @@ def test_failed_rows_stop_no_script_and_a_failed_command_does(
             with pytest.raises(AssertionError):
                 run(tmp_path, PAPER / "3-encode.sh", STATUS=status, GPUS=gpus)
             assert (tmp_path / "notes").read_text().count("\n\037") <= int(gpus)
+
+
+def test_a_plan_refuses_what_the_training_refuses(tmp_path: Path) -> None:
+    large = {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096}
+    (tmp_path / "encoder.toml").write_text(
+        "steps = 1\nbatch_size = 1\nlearning_rate = 1e-4\n[arch]\n"
+        + "".join(f"{key} = {value}\n" for key, value in large.items())
+    )
+    lm = tmp_path / "lm"
+    lm.mkdir()
+    (lm / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 1536}))
+    with pytest.raises(UserError, match="decoder_heads = 12 does not divide") as refused:
+        budget.run(
+            PAPER / "tokenizer.toml",
+            gpus=8,
+            gpu="h100",
+            encoder=tmp_path / "encoder.toml",
+            lm=lm,
+        )
+    assert refused.value.hint == "--set sizes.decoder_heads=8"
 
 
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,7 +289,14 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
 
 
 def ta_tok_arch(sizes: Settings, encoder: EncoderArch, embedding_width: int) -> TaTokArch:
-    """TA-Tok as the tokenizer's training builds it."""
+    """TA-Tok as the tokenizer's training builds it; UserError where the training refuses it."""
+    heads = sizes["decoder_heads"]
+    if encoder.width % heads:
+        fitting = max(n for n in range(1, heads) if encoder.width % n == 0)
+        raise UserError(
+            f"decoder_heads = {heads} does not divide the encoder's width {encoder.width}",
+            hint=f"--set sizes.decoder_heads={fitting}",
+        )
     return TaTokArch(
         encoder=encoder.model_copy(update={"head": False}),
         embedding_width=embedding_width,
