@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tarkit.artifacts.files import whole_file
+from tarkit.artifacts.files import remove_file, whole_file
 from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
 from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
@@ -186,7 +186,8 @@ class Artifact:
         """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
 
         One pair is in memory at a time. A failed row has None for a blob and stands in the index
-        alone.
+        alone. An index that exists is removed before its tar is replaced, so that a process killed
+        between the two leaves a shard that is missing, and never one whose parts do not fit.
         """
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
@@ -194,6 +195,7 @@ class Artifact:
             rows = write_tar(temporary, pictures)
             table = checked_table(self.kind, self.settings, rows)
             self._check_planned(name, table)
+            remove_file(self.shard_path(name))
         metadata = {PREFIX + "tar_sha256": file_sha256(self.tar_path(name))}
         self._write_table(name, table, metadata=metadata, source_sha256=source_sha256)
 

@@ -113,6 +113,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists, and wait until its name is gone from the disk."""
+    if path.exists():
+        path.unlink()
+        _sync(path.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder to write whole files to; at the end of the block it becomes `path`.

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +63,36 @@ def picture_members(path: Path) -> list[Member]:
     except (OSError, tarfile.TarError) as error:
         raise ValueError(str(error)) from None
     return members
+
+
+def stored_pictures(path: Path) -> Iterator[tuple[Row, bytes]]:
+    """The ok rows and pictures of a tar in order, from the tar alone: for one without an index.
+
+    Raises ValueError with the reason for a tar that `write_tar` has not written.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = iter(tar)
+            for picture in members:
+                text = next(members, None)
+                key = picture.name.partition(".")[0]
+                if text is None or text.name != f"{key}.json":
+                    raise ValueError(f"{picture.name} has no {key}.json after it")
+                row = json.loads(_content(tar, text))
+                if not isinstance(row, dict) or row.get("key") != key:
+                    raise ValueError(f"{text.name} is not the row of {picture.name}")
+                check_row(row, IMAGES, 0)
+                yield row, _content(tar, picture)
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if not member.isreg() or member.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"it has a member {member.name!r} of {member.size} bytes")
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
 
 
 def _add_picture(tar: tarfile.TarFile, row: Row, blob: Blob | None) -> None:

@@ -5,14 +5,16 @@ URL that gave no usable picture is a failed row with its reason. The bytes come 
 URLs of private addresses are never given to img2dataset, sizes are bounded, and every picture is
 decoded. JPEG, PNG and WebP files that decode without an error keep their bytes, other formats
 become PNG. A shard is fetched into OUT/.download, which is removed once the shard is written.
+
+The list is never held in memory: it is read once to count and fingerprint it, and once more to cut
+it into shards, one at a time.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import hashlib
-import json
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +28,21 @@ from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
-from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob
+from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob, stored_pictures
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.img2dataset import Downloader, FetchResult, fetch, find_program
-from tarkit.curate.sources.urls import Link, list_urls
+from tarkit.curate.sources.urls import (
+    Link,
+    ListSummary,
+    file_state,
+    read_urls,
+    summarise_urls,
+)
 from tarkit.curate.url_safety import RefusedUrl, fetchable
+from tarkit.errors import UserError
 from tarkit.images import KEPT_AS_THEY_ARE, MAX_PIXELS, ImageError, decode, image_format, kept_bytes
 from tarkit.progress import Progress
 
@@ -92,20 +101,35 @@ class DownloadPlan(ShardPlan):
         return load_config(DownloadConfig, self.config, self.overrides)
 
     @cached_property
-    def links(self) -> Sequence[Link]:
-        return list_urls(self.urls)[: self.limit]
+    def listing(self) -> ListSummary:
+        """The list in numbers; the first use reads it whole."""
+        return summarise_urls(self.urls, limit=self.limit)
+
+    def links_of(self, artifact: Artifact, names: Sequence[str]) -> Iterator[list[Link]]:
+        """The links of each of these shards, read anew; one shard is in memory at a time.
+
+        Raises UserError when the list was written to after it was counted.
+        """
+        links = read_urls(self.urls, limit=self.limit)
+        for name, shard_links in _cut(links, artifact, names):
+            if file_state(self.urls) != self.listing.state:
+                raise UserError(
+                    f"{self.urls} was changed while it was read",
+                    hint=f"restore the list that {self.out} was begun with, or give another --out",
+                )
+            yield shard_links
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         return {
             **self.settings.model_dump(include=RECORDED),
-            "num_urls": len(self.links),
-            "listing_sha256": _fingerprint(self.links),
+            "num_urls": self.listing.num_links,
+            "listing_sha256": self.listing.sha256,
         }
 
     @property
     def shards(self) -> Mapping[str, int]:
-        return shard_plan(len(self.links), self.settings.shard_size)
+        return shard_plan(self.listing.num_links, self.settings.shard_size)
 
     @property
     def parents(self) -> Mapping[str, Artifact | Path]:
@@ -114,9 +138,9 @@ class DownloadPlan(ShardPlan):
     @property
     def counts(self) -> Mapping[str, int]:
         return {
-            "urls": len(self.links),
-            "with_captions": sum(bool(link.captions) for link in self.links),
-            "known_unusable": sum(link.error is not None for link in self.links),
+            "urls": self.listing.num_links,
+            "with_captions": self.listing.num_with_captions,
+            "known_unusable": self.listing.num_unusable,
         }
 
     def make(self, artifact: Artifact) -> None:
@@ -127,24 +151,31 @@ class DownloadPlan(ShardPlan):
         if names:
             downloader = _downloader(self.settings, self.img2dataset)
             fetcher = _Fetcher(downloader, self.allow_private)
-            _make_shards(artifact, names, pending, self.links, self.settings, fetcher)
+            links = self.links_of(artifact, names)
+            _make_shards(artifact, names, pending, links, self.settings, fetcher)
         _remove_work(artifact, [name for name in own if name not in names])
 
 
-def _fingerprint(links: Sequence[Link]) -> str:
-    """A hash that changes with any URL, caption or licence, and with their order."""
-    digest = hashlib.sha256()
-    for link in links:
-        facts = [link.url, link.captions, link.licence, link.error]
-        digest.update(json.dumps(facts).encode() + b"\n")
-    return digest.hexdigest()
+def _cut(
+    links: Iterator[Link], artifact: Artifact, names: Sequence[str]
+) -> Iterator[tuple[str, list[Link]]]:
+    """The links of the shards `names`, which are in order; the others are skipped."""
+    remaining = collections.deque(names)
+    for name in artifact.shards:
+        if not remaining:
+            return
+        shard_links = itertools.islice(links, artifact.counts[name])
+        if name != remaining[0]:
+            collections.deque(shard_links, maxlen=0)
+        else:
+            yield remaining.popleft(), list(shard_links)
 
 
 def _make_shards(
     artifact: Artifact,
     names: Sequence[str],
     pending: Set[str],
-    links: Sequence[Link],
+    links: Iterable[Sequence[Link]],
     config: DownloadConfig,
     fetcher: _Fetcher,
 ) -> None:
@@ -152,15 +183,13 @@ def _make_shards(
     reasons: collections.Counter[str] = collections.Counter()
     total = sum(artifact.counts[name] for name in names)
     with Progress("download", total=total, unit="urls") as progress:
-        for name in names:
-            first = int(name) * config.shard_size
-            shard_links = links[first : first + artifact.counts[name]]
-            kept = set() if name in pending else _ok_places(artifact, name)
+        for name, shard_links in zip(names, links, strict=True):
+            kept = _kept_places(artifact, name, shard_links)
             progress.advance(len(kept))
             todo = {place: link for place, link in enumerate(shard_links) if place not in kept}
-            if todo:
+            if todo or name in pending:
                 results = fetcher.fetch(todo, artifact.path / WORK / name, progress)
-                old = artifact.read_images(name) if kept else None
+                old = _kept_pictures(artifact, name, shard_links)
                 pictures = _pictures(name, shard_links, results, old, config)
                 artifact.write_pictures(name, _counted(pictures, progress, reasons))
             _remove_work(artifact, [name])
@@ -168,9 +197,39 @@ def _make_shards(
             progress.message(f"{count} failed: {reason}")
 
 
-def _ok_places(artifact: Artifact, name: str) -> set[int]:
-    statuses = artifact.read(name, ["status"])["status"].to_pylist()
-    return {place for place, status in enumerate(statuses) if status == "ok"}
+def _kept_places(artifact: Artifact, name: str, links: Sequence[Link]) -> set[int]:
+    """The places of the rows that `_kept_pictures` gives."""
+    if artifact.shard_path(name).exists():  # its statuses are read much faster than its pictures
+        statuses = artifact.read(name, ["status"])["status"].to_pylist()
+        return {place for place, status in enumerate(statuses) if status == "ok"}
+    return {_place(row) for row, _ in _kept_pictures(artifact, name, links)}
+
+
+def _kept_pictures(
+    artifact: Artifact, name: str, links: Sequence[Link]
+) -> Iterator[tuple[Row, bytes]]:
+    """The rows and pictures of a shard that are not fetched again, in order.
+
+    A run that was killed while it replaced a shard leaves its tar without an index. The rows in the
+    tar say which links its pictures are of.
+    """
+    if artifact.shard_path(name).exists():
+        for row, blob in artifact.read_images(name):
+            if blob is not None:
+                yield row, blob
+    elif artifact.tar_path(name).exists():
+        # A ValueError: the tar is damaged from here on. An IndexError: it is another list's.
+        with contextlib.suppress(ValueError, IndexError):
+            for row, blob in stored_pictures(artifact.tar_path(name)):
+                place = _place(row)
+                expected = {"key": f"{name}-{place:06d}", "source": links[place].url}
+                if expected.items() <= row.items() and image_format(blob) in KEPT_AS_THEY_ARE:
+                    yield row, blob
+
+
+def _place(row: Row) -> int:
+    """The number of a row in its shard, which ends its key."""
+    return int(row["key"].rpartition("-")[2])
 
 
 def _remove_work(artifact: Artifact, names: Sequence[str]) -> None:
@@ -244,16 +303,16 @@ def _pictures(
     name: str,
     links: Sequence[Link],
     results: Mapping[int, FetchResult],
-    old: Iterator[tuple[Row, bytes | None]] | None,
+    old: Iterator[tuple[Row, bytes]],
     config: DownloadConfig,
 ) -> Iterator[tuple[Row, Blob | None]]:
-    """The rows of a shard in order: pictures that `old` has, and new rows for the others."""
+    """The rows of a shard in order: of `results`, and those of `old` at all other places."""
     for place, link in enumerate(links):
-        row, blob = next(old) if old else ({}, None)
-        if blob is not None:
-            yield row, (KEPT_AS_THEY_ARE[image_format(blob)], blob)
-        else:
+        if place in results:
             yield _picture(link, results[place], f"{name}-{place:06d}", config)
+        else:
+            row, blob = next(old)
+            yield row, (KEPT_AS_THEY_ARE[image_format(blob)], blob)
 
 
 def _counted(

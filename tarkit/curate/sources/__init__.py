@@ -22,7 +22,7 @@ from tarkit.curate.sources.shard_names import (
     read_shard_names,
 )
 from tarkit.curate.sources.tars import remote_tar_items, tar_items
-from tarkit.curate.sources.urls import Link, list_urls
+from tarkit.curate.sources.urls import Link, read_urls
 from tarkit.errors import UserError
 from tarkit.images import PICTURE_SUFFIXES
 from tarkit.progress import Progress
@@ -34,7 +34,7 @@ __all__ = [
     "add_captions",
     "add_questions",
     "list_source",
-    "list_urls",
+    "read_urls",
 ]
 
 READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
