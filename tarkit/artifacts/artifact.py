@@ -192,7 +192,7 @@ class Artifact:
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         with whole_file(self.tar_path(name)) as temporary:
-            rows = write_tar(temporary, pictures)
+            rows = write_tar(temporary, pictures, self.schema)
             table = checked_table(self.kind, self.settings, rows)
             self._check_planned(name, table)
             remove_file(self.shard_path(name))

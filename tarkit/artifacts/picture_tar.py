@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tarkit.artifacts.schema import IMAGES, KEY, Row, check_row
+import pyarrow as pa
+
+from tarkit.artifacts.schema import KEY, Row, check_row
 
 EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 MAX_MEMBER_BYTES = 256 << 20
@@ -28,7 +30,9 @@ class Member(NamedTuple):
     size: int
 
 
-def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[Row]:
+def write_tar(
+    path: Path, pictures: Iterable[tuple[Row, Blob | None]], schema: pa.Schema
+) -> list[Row]:
     """Write a tar from (row, picture) pairs, held in memory one at a time; returns the rows.
 
     A failed row has None for a picture and adds no member. Raises ValueError when a row has wrong
@@ -37,7 +41,7 @@ def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[R
     rows: list[Row] = []
     with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, blob in pictures:
-            check_row(row, IMAGES, len(rows))
+            check_row(row, schema, len(rows))
             _add_picture(tar, row, blob)
             rows.append(row)
     return rows
@@ -81,7 +85,6 @@ def stored_pictures(path: Path) -> Iterator[tuple[Row, bytes]]:
                 row = json.loads(_content(tar, text))
                 if not isinstance(row, dict) or row.get("key") != key:
                     raise ValueError(f"{text.name} is not the row of {picture.name}")
-                check_row(row, IMAGES, 0)
                 yield row, _content(tar, picture)
     except (OSError, tarfile.TarError) as error:
         raise ValueError(str(error)) from None

@@ -111,7 +111,7 @@ class DownloadPlan(ShardPlan):
         Raises UserError when the list was written to after it was counted.
         """
         links = read_urls(self.urls, limit=self.limit)
-        for name, shard_links in _cut(links, artifact, names):
+        for shard_links in _cut(links, artifact, names):
             if file_state(self.urls) != self.listing.state:
                 raise UserError(
                     f"{self.urls} was changed while it was read",
@@ -156,10 +156,8 @@ class DownloadPlan(ShardPlan):
         _remove_work(artifact, [name for name in own if name not in names])
 
 
-def _cut(
-    links: Iterator[Link], artifact: Artifact, names: Sequence[str]
-) -> Iterator[tuple[str, list[Link]]]:
-    """The links of the shards `names`, which are in order; the others are skipped."""
+def _cut(links: Iterator[Link], artifact: Artifact, names: Sequence[str]) -> Iterator[list[Link]]:
+    """The links of each of the shards `names`, which are in order; the others are skipped."""
     remaining = collections.deque(names)
     for name in artifact.shards:
         if not remaining:
@@ -168,7 +166,8 @@ def _cut(
         if name != remaining[0]:
             collections.deque(shard_links, maxlen=0)
         else:
-            yield remaining.popleft(), list(shard_links)
+            remaining.popleft()
+            yield list(shard_links)
 
 
 def _make_shards(
@@ -214,9 +213,7 @@ def _kept_pictures(
     tar say which links its pictures are of.
     """
     if artifact.shard_path(name).exists():
-        for row, blob in artifact.read_images(name):
-            if blob is not None:
-                yield row, blob
+        yield from ((row, blob) for row, blob in artifact.read_images(name) if blob is not None)
     elif artifact.tar_path(name).exists():
         # A ValueError: the tar is damaged from here on. An IndexError: it is another list's.
         with contextlib.suppress(ValueError, IndexError):
@@ -308,6 +305,7 @@ def _pictures(
 ) -> Iterator[tuple[Row, Blob | None]]:
     """The rows of a shard in order: of `results`, and those of `old` at all other places."""
     for place, link in enumerate(links):
+        row: Row
         if place in results:
             yield _picture(link, results[place], f"{name}-{place:06d}", config)
         else:

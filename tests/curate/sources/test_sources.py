@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from tarkit.curate.sources.urls import Link, read_urls
 from tarkit.errors import UserError
 
 
-def by_name(items: tuple[SourceItem, ...]) -> dict[str, SourceItem]:
+def by_name(items: Sequence[SourceItem]) -> dict[str, SourceItem]:
     assert len({item.name for item in items}) == len(items)
     return {item.name: item for item in items}
 
