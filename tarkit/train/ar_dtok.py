@@ -42,7 +42,8 @@ from tarkit.train.code_batches import (
     StoredCodes,
     require_codes,
 )
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.streams import draw_scale, picture_stream
 from tarkit.vocab import Scale
 

@@ -25,7 +25,7 @@ from tarkit.models.ta_tok import TaTokArch
 from tarkit.models.vqvae import VqvaeArch
 from tarkit.train.costs import count
 from tarkit.train.gpus import GPUS, USABLE
-from tarkit.train.loop import LoopConfig
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
 from tarkit.train.workloads import (
     WORKLOADS,

@@ -28,8 +28,8 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.loop import Figure, Mean
 from tarkit.train.streams import Rounds, Stream, draw_scale
+from tarkit.train.task import Figure, Mean
 from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from tarkit.images import contact_sheet
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.pixel_range import channels_first, from_unit, signed
 from tarkit.seeds import training_seed
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import Scale
 

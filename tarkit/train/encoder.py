@@ -32,7 +32,8 @@ from tarkit.models.encoder import (
     sigmoid_contrastive_loss,
 )
 from tarkit.models.pixel_range import to_signed
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import rows_of_all_processes
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer

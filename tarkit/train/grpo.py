@@ -50,9 +50,11 @@ from tarkit.train.chat_batches import (
     supervision,
     weighted_loss,
 )
-from tarkit.train.loop import Figure, LoopConfig, Mean, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import num_processes, sum_over_processes
 from tarkit.train.streams import Stream
+from tarkit.train.task import Figure, Mean
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:

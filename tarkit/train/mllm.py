@@ -55,8 +55,10 @@ from tarkit.train.chat_batches import (
     supervision,
     weighted_loss,
 )
-from tarkit.train.loop import Figure, LoopConfig, Total, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import shrink
+from tarkit.train.task import Figure, Total
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 if TYPE_CHECKING:

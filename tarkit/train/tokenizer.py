@@ -37,7 +37,8 @@ from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.seeds import training_seed
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import sum_over_processes
 from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
 from tarkit.vocab import Scale

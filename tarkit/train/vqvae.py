@@ -24,7 +24,8 @@ from tarkit.images import contact_sheet
 from tarkit.models.codebook import usage, usage_of_counts
 from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
 from tarkit.train.streams import PictureRow, Stream, picture_stream
 

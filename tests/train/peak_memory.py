@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.mllm import LmArch, PackedLoss, build, from_scratch, pack
 from tarkit.train.ar_dtok import ArDtokConfig
-from tarkit.train.loop import LoopConfig, begin_training, train
+from tarkit.train.loop import begin_training, train
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.mllm import MllmConfig
 
 RATES = {"steps": 2, "learning_rate": 1e-3, "precision": "no"}

@@ -30,7 +30,7 @@ from tarkit.train.ar_dtok import ArDtokConfig
 from tarkit.train.budget import Budget, plan, run
 from tarkit.train.costs import Stack, count
 from tarkit.train.gpus import GPUS, USABLE
-from tarkit.train.loop import LoopConfig
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.mllm import MllmConfig
 from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerModel
 from tarkit.train.vqvae import VqvaeConfig

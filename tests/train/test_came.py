@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.train.came import Came
-from tarkit.train.loop import LoopConfig
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers
 
 RATE, BETA1, BETA2, BETA3 = 0.01, 0.9, 0.999, 0.9999

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tarkit.errors import UserError
 from tarkit.train import ar_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
-from tarkit.train.loop import LoopConfig, rate_factor, train
+from tarkit.train.loop import train
+from tarkit.train.loop_config import LoopConfig, rate_factor
 
 
 def settings(**changes: Any) -> LoopConfig:

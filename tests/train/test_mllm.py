@@ -21,9 +21,9 @@ from tarkit.errors import UserError
 from tarkit.models.mllm import Packed, build, from_scratch, pack
 from tarkit.train import mllm
 from tarkit.train.chat_batches import ChatStreams, TaskName, TooLongChats, encode_chat
-from tarkit.train.loop import Mean, Total
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.streams import draw_scale
+from tarkit.train.task import Mean, Total
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
 from tests.checkpoints.test_language_model import publish

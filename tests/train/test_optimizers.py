@@ -9,7 +9,7 @@ from torch import nn
 
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.mllm import LmArch, build, from_scratch
-from tarkit.train.loop import LoopConfig
+from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices, make_optimizers, shrink, weight_rms
 
 

@@ -22,7 +22,8 @@ from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.shapes.regions import regions_of
 from tarkit.train import ar_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
-from tarkit.train.loop import LoopConfig, Mean, Total
+from tarkit.train.loop_config import LoopConfig
+from tarkit.train.task import Mean, Total
 from tests import parts
 
 # Four steps of eight rows. All that a trainer draws for a row is drawn: codes, dropped conditions,

@@ -1,0 +1,66 @@
+"""Settings of every training, and what follows from them alone: rates, and what is due when."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from tarkit.train.optimizers import OptimizerConfig
+
+
+class LoopConfig(OptimizerConfig):
+    """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    """Rows of a step, over all processes together."""
+    micro_batch_size: PositiveInt | None = None
+    """Rows of one forward pass of a process; None: all of its rows of the step. Fewer rows need
+    less memory, and the step is the same: gradients are summed over its passes."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    cooldown: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
+    of a run can then be decided while it runs (Haegele et al. 2024, Sec. 3)."""
+    warmup: float = 0.04
+    """Share of the steps over which the rate rises from zero."""
+    clip: float = 1.0
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 50
+    sample_every: PositiveInt = 1000
+    keep_every: PositiveInt | None = None
+    """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Keys that older versions did not have. The manifest holds them only where they differ from
+    their default, so that a training begun by an older version can be resumed."""
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings that decide the weights, as the manifest holds them."""
+        settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
+        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
+
+    def logs_after(self, done: int) -> bool:
+        """Whether a row is logged after `done` steps."""
+        return done % self.log_every == 0 or done == self.steps
+
+    def saves_after(self, done: int) -> bool:
+        """Whether weights are written after `done` steps, as a checkpoint or as a model."""
+        intervals = (self.checkpoint_every, self.keep_every or self.steps)
+        return done == self.steps or any(done % interval == 0 for interval in intervals)
+
+
+def rate_factor(config: LoopConfig, step: int) -> float:
+    """The factor on the learning rate at a step, in [0, 1]: linear warm-up, then the schedule."""
+    warmup_steps = max(1, round(config.warmup * config.steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if config.schedule == "constant":
+        remaining = (config.steps - step) / max(1.0, config.cooldown * config.steps)
+        return min(1.0, remaining)
+    progress = (step - warmup_steps) / max(1, config.steps - warmup_steps)
+    return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,68 @@
+"""What the training loop asks of one kind of training, and the figures that a step returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Mean(NamedTuple):
+    """A figure that is a mean over something else than the loss is."""
+
+    value: float
+    weight: float  # how much of it there is in these rows
+
+
+class Total(NamedTuple):
+    """A figure that is summed over the rows of a step."""
+
+    value: float
+
+
+Figure = float | Mean | Total
+"""A number to log of some rows of a step. A plain number is a mean over what the loss is one."""
+
+
+class TrainingTask(Protocol):
+    """What the loop needs to know of one kind of training."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to train; its state dict is the checkpoint."""
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether a parameter can be without a gradient.
+
+        DDP then looks for such parameters, at one walk over the graph a pass.
+        """
+
+    def batch(self, step: int, size: int, part: int, parts: int) -> Any:
+        """The `size` rows of part `part` of a step's `parts`; made in a background thread.
+
+        The step's rows, and what is drawn for each, are the same for any number of parts.
+        """
+
+    def weight(self, batch: Any) -> float:
+        """How much the loss is a mean over: pictures, or supervised tokens by their weight."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> tuple[Tensor, Mapping[str, Figure]]:
+        """The mean loss () of a batch, and figures to log; 0 for a batch of weight 0."""
+
+    def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
+        """Change the weights other than by the gradient; figures of the whole step.
+
+        Torch's global generator has the same state on every process here, so that random changes
+        are the same on all.
+        """
+
+    def samples(self, step: int) -> Image.Image | None:
+        """A sample sheet, or None where the task has nothing to show."""
+
+    def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The model to save and its config.json; may measure the model first."""
