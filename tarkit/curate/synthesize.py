@@ -24,7 +24,13 @@ from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
-from tarkit.curate.text_to_image import Painter, PictureRequest, load_painter
+from tarkit.curate.text_to_image import (
+    Offload,
+    Painter,
+    PictureRequest,
+    check_offload,
+    load_painter,
+)
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 from tarkit.seeds import row_seed
@@ -41,6 +47,9 @@ class SynthesizeConfig(Config):
     max_prompt_tokens: int = Field(default=256, ge=1)
     """Tokens of a prompt that FLUX.1-schnell reads; other pipelines have their own limit."""
     batch_size: int = Field(default=8, ge=1)
+    offload: Offload = "none"
+    """none, model or sequential: which weights wait in the CPU's memory, for a GPU that the whole
+    pipeline does not fit into. The pictures do not depend on it, and it may change between runs."""
     seed: int = 0
     licence: str | None = None
     """The licence of the pictures; without it they have the licence of their prompts."""
@@ -71,12 +80,14 @@ class SynthesizePlan(RowPlan):
 
     @cached_property
     def settings(self) -> SynthesizeConfig:
-        return load_config(SynthesizeConfig, self.config, self.overrides)
+        settings = load_config(SynthesizeConfig, self.config, self.overrides)
+        check_offload(settings.offload, self.device)
+        return settings
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         return {
-            **self.settings.model_dump(mode="json"),
+            **self.settings.model_dump(mode="json", exclude={"offload"}),
             "limit": self.limit,
             "generator": self.generator,
             "precision": self.precision,
@@ -102,7 +113,10 @@ class SynthesizePlan(RowPlan):
                     progress.advance(len(kept))
                     continue
                 painter = painter or load_painter(
-                    self.generator, device=self.device, precision=self.precision
+                    self.generator,
+                    device=self.device,
+                    precision=self.precision,
+                    offload=self.settings.offload,
                 )
                 made = _pictures(pictures, kept, painter, self.settings, progress)
                 artifact.write_pictures(name, made, source_sha256=self.source.shard_sha256(name))
