@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
-from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.map_rows import REASONS_SHOWN, Row, kind_of
@@ -32,6 +32,7 @@ from tarkit.artifacts.picture_tar import MAX_MEMBER_BYTES, Blob, stored_pictures
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
+from tarkit.artifacts.workers import mapping_workers, num_cores
 from tarkit.config import Config, load_config
 from tarkit.curate.img2dataset import Downloader, FetchResult, fetch, find_program
 from tarkit.curate.sources.urls import (
@@ -48,6 +49,8 @@ from tarkit.progress import Progress
 
 WORK = ".download"
 NUM_RESOLVERS = 32
+PICTURES_A_WORKER = 500
+"""A process starts in about 2 s, in which one that is there decodes 200 photographs of 1 MP."""
 
 
 class DownloadConfig(Config):
@@ -72,6 +75,9 @@ class DownloadConfig(Config):
     stall_s: pydantic.PositiveFloat = 330
     """Seconds in which at least one piece must be finished, or img2dataset is stopped: 1000 dead
     hosts cost 1000 / 64 threads * 10 s * 2 tries = 313 s."""
+    num_workers: pydantic.NonNegativeInt = 0
+    """Processes that decode what was fetched; 0 is one per core, where each has PICTURES_A_WORKER
+    to decode."""
     memory_mb: pydantic.PositiveInt = 8192
     """MiB of each process: 2 * 64 threads * 32 MiB of bodies are 4096, libraries need 2000."""
 
@@ -181,7 +187,12 @@ def _make_shards(
     """Writes the pending shards, and again those of the others that have failed rows."""
     reasons: collections.Counter[str] = collections.Counter()
     total = sum(artifact.counts[name] for name in names)
-    with Progress("download", total=total, unit="urls") as progress:
+    num_workers = config.num_workers or min(num_cores(), total // PICTURES_A_WORKER)
+    decode_result = functools.partial(_decode_result, config)
+    with (
+        Progress("download", total=total, unit="urls") as progress,
+        mapping_workers(decode_result, num_workers) as decoded_results,
+    ):
         for name, shard_links in zip(names, links, strict=True):
             kept = _kept_places(artifact, name, shard_links)
             progress.advance(len(kept))
@@ -189,7 +200,8 @@ def _make_shards(
             if todo or name in pending:
                 results = fetcher.fetch(todo, artifact.path / WORK / name, progress)
                 old = _kept_pictures(artifact, name, shard_links)
-                pictures = _pictures(name, shard_links, results, old, config)
+                decoded = decoded_results(results[place] for place in todo)
+                pictures = _pictures(name, shard_links, todo, decoded, old, config)
                 artifact.write_pictures(name, _counted(pictures, progress, reasons))
             _remove_work(artifact, [name])
         for reason, count in reasons.most_common(REASONS_SHOWN):
@@ -299,15 +311,16 @@ class _Fetcher:
 def _pictures(
     name: str,
     links: Sequence[Link],
-    results: Mapping[int, FetchResult],
+    fetched: Container[int],
+    decoded: Iterator[_SoundPicture | str],
     old: Iterator[tuple[Row, bytes]],
     config: DownloadConfig,
 ) -> Iterator[tuple[Row, Blob | None]]:
-    """The rows of a shard in order: of `results`, and those of `old` at all other places."""
+    """The rows of a shard in order: at the places `fetched` those of `decoded`, else of `old`."""
     for place, link in enumerate(links):
         row: Row
-        if place in results:
-            yield _picture(link, results[place], f"{name}-{place:06d}", config)
+        if place in fetched:
+            yield _picture(link, next(decoded), f"{name}-{place:06d}", config)
         else:
             row, blob = next(old)
             yield row, (KEPT_AS_THEY_ARE[image_format(blob)], blob)
@@ -326,7 +339,7 @@ def _counted(
 
 
 def _picture(
-    link: Link, result: FetchResult, key: str, config: DownloadConfig
+    link: Link, decoded: _SoundPicture | str, key: str, config: DownloadConfig
 ) -> tuple[Row, Blob | None]:
     row: dict[str, Any] = {
         "key": key,
@@ -347,19 +360,28 @@ def _picture(
         "status": "ok",
         "error": None,
     }
-    try:
-        blob, picture = _decoded(result, config)
-    except ImageError as error:
-        return row | {"status": "failed", "error": error.message}, None
-    row |= {"width": picture.width, "height": picture.height}
-    return row, kept_bytes(blob, picture)
+    if isinstance(decoded, str):
+        return row | {"status": "failed", "error": decoded}, None
+    return row | {"width": decoded.width, "height": decoded.height}, decoded.blob
 
 
-def _decoded(result: FetchResult, config: DownloadConfig) -> tuple[bytes, Image.Image]:
-    """The bytes of a result and their picture; raises ImageError."""
+class _SoundPicture(NamedTuple):
+    """A picture that decodes without an error: its size, and what is kept of it."""
+
+    width: int
+    height: int
+    blob: Blob
+
+
+def _decode_result(config: DownloadConfig, result: FetchResult) -> _SoundPicture | str:
+    """The picture of a result, or the reason why there is none."""
     if result.error is not None:
-        raise ImageError(result.error)
+        return result.error
     if result.size > config.max_bytes:
-        raise ImageError(f"{result.size} bytes, more than {config.max_bytes}")
+        return f"{result.size} bytes, more than {config.max_bytes}"
     blob = result.read()
-    return blob, decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+    try:
+        picture = decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
+    except ImageError as error:
+        return error.message
+    return _SoundPicture(picture.width, picture.height, kept_bytes(blob, picture))

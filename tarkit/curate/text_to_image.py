@@ -88,7 +88,7 @@ class Painter:
         inputs: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
         if self.embed is not None:
             inputs = dict(self._embeddings(requests, max_prompt_tokens))
-        # As diffusers itself: in inference mode offloaded weights would come back as inference tensors.
+        # As diffusers itself: accelerate makes parameters of the weights that come back.
         with torch.no_grad():
             images = self.pipeline(
                 **inputs,
