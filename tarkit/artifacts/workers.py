@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
-from tarkit.errors import UserError
+from tarkit.errors import UserError, explained
 from tarkit.progress import Progress
 
 
@@ -89,7 +89,7 @@ def mapping_workers(
 
     With one worker it is done in this process. `function` is pickled; an argument must be small (a
     kilobyte), a result may be large. At most WINDOW arguments of a worker are under way. The map
-    raises RuntimeError when a worker ends.
+    raises the UserError of a worker, or RuntimeError when a worker ends.
     """
     if num_workers <= 1:
         yield functools.partial(map, function)
@@ -117,20 +117,35 @@ def _in_order(pipes: Sequence[Connection], arguments: Iterable[Any]) -> Iterator
     try:
         for pipe, argument in zip(itertools.cycle(pipes), arguments, strict=False):
             if len(waiting) == WINDOW * len(pipes):
-                yield waiting.popleft().recv()
+                yield _received(waiting.popleft())
             pipe.send(argument)
             waiting.append(pipe)
         while waiting:
-            yield waiting.popleft().recv()
+            yield _received(waiting.popleft())
     except (EOFError, ConnectionError):
         raise RuntimeError(ENDED.format("")) from None
+
+
+def _received(pipe: Connection) -> Any:
+    result = pipe.recv()
+    if isinstance(result, _Refusal):
+        raise UserError(result.message, hint=result.hint)
+    return result
 
 
 def _answer(function: Callable[[Any], Any], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended, or was killed
         while True:
-            pipe.send(function(pipe.recv()))
+            argument = pipe.recv()
+            try:
+                result = function(argument)
+            except Exception as fault:
+                error = explained(fault)
+                if error is None:
+                    raise
+                result = _Refusal(error.message, error.hint)
+            pipe.send(result)
 
 
 def num_cores() -> int:
@@ -145,7 +160,10 @@ def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
     try:
         for name in names:
             job(name, lambda done, failed: sender.send((done, failed)))
-    except UserError as error:
-        sender.send(_Refusal(error.message, error.hint))
     except BrokenPipeError:  # the parent was killed
         return
+    except Exception as fault:
+        error = explained(fault)
+        if error is None:
+            raise
+        sender.send(_Refusal(error.message, error.hint))

@@ -194,12 +194,12 @@ def _make_shards(
         mapping_workers(decode_result, num_workers) as decoded_results,
     ):
         for name, shard_links in zip(names, links, strict=True):
-            kept = _kept_places(artifact, name, shard_links)
+            kept = _kept_places(artifact, name, shard_links, name in pending)
             progress.advance(len(kept))
             todo = {place: link for place, link in enumerate(shard_links) if place not in kept}
             if todo or name in pending:
                 results = fetcher.fetch(todo, artifact.path / WORK / name, progress)
-                old = _kept_pictures(artifact, name, shard_links)
+                old = _kept_pictures(artifact, name, shard_links, name in pending)
                 decoded = decoded_results(results[place] for place in todo)
                 pictures = _pictures(name, shard_links, todo, decoded, old, config)
                 artifact.write_pictures(name, _counted(pictures, progress, reasons))
@@ -208,25 +208,28 @@ def _make_shards(
             progress.message(f"{count} failed: {reason}")
 
 
-def _kept_places(artifact: Artifact, name: str, links: Sequence[Link]) -> set[int]:
+def _kept_places(
+    artifact: Artifact, name: str, links: Sequence[Link], is_pending: bool
+) -> set[int]:
     """The places of the rows that `_kept_pictures` gives."""
-    if artifact.shard_path(name).exists():  # its statuses are read much faster than its pictures
+    if not is_pending:  # its statuses are read much faster than its pictures
         statuses = artifact.read(name, ["status"])["status"].to_pylist()
         return {place for place, status in enumerate(statuses) if status == "ok"}
-    return {_place(row) for row, _ in _kept_pictures(artifact, name, links)}
+    return {_place(row) for row, _ in _kept_pictures(artifact, name, links, is_pending)}
 
 
 def _kept_pictures(
-    artifact: Artifact, name: str, links: Sequence[Link]
+    artifact: Artifact, name: str, links: Sequence[Link], is_pending: bool
 ) -> Iterator[tuple[Row, bytes]]:
     """The rows and pictures of a shard that are not fetched again, in order.
 
     A run that was killed while it replaced a shard leaves its tar without an index. The rows in the
-    tar say which links its pictures are of.
+    tar say which links its pictures are of. Of a tar that differs from its index nothing is kept:
+    its bytes may be damaged.
     """
-    if artifact.shard_path(name).exists():
+    if not is_pending:
         yield from ((row, blob) for row, blob in artifact.read_images(name) if blob is not None)
-    elif artifact.tar_path(name).exists():
+    elif artifact.tar_path(name).exists() and not artifact.shard_path(name).exists():
         # A ValueError: the tar is damaged from here on. An IndexError: it is another list's.
         with contextlib.suppress(ValueError, IndexError):
             for row, blob in stored_pictures(artifact.tar_path(name)):

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -42,6 +41,7 @@ from tarkit.curate.sources.stored_items import StoredItems
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 
 
 class IngestConfig(Config):
@@ -137,7 +137,7 @@ class IngestPlan(ShardPlan):
 
     def make(self, artifact: Artifact) -> None:
         for note in self.listing.notes:
-            print(f"{self.source_path}: {note}", file=sys.stderr)
+            print_note(f"{self.source_path}: {note}")
         rank, world = rank_and_world()
         names = pending_shards(artifact, rank=rank, world=world)
         num_pictures = sum(artifact.counts[name] for name in names)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tarkit.artifacts.workers import WINDOW, Report, make_shards, mapping_workers
+from tarkit.errors import UserError
 from tarkit.progress import Progress
 
 
@@ -57,6 +58,8 @@ def widened(number: int) -> tuple[int, bytes]:
 def dies_at_three(number: int) -> int:
     if number == 3:
         os._exit(7)
+    if number == 100:
+        raise UserError("a hundred is too many", hint="give fewer")
     return number
 
 
@@ -84,9 +87,14 @@ def test_workers_map_in_order_and_a_few_arguments_at_a_time() -> None:
         assert next(mapped([1]))[0] == os.getpid()
 
 
-def test_a_mapping_worker_that_dies_is_an_error_and_not_a_result_less() -> None:
+def test_a_mapping_worker_that_dies_or_refuses_is_an_error() -> None:
     with (
         mapping_workers(dies_at_three, 2) as mapped,
         pytest.raises(RuntimeError, match="a worker process ended"),
     ):
         list(mapped(range(20)))
+    with (
+        mapping_workers(dies_at_three, 2) as mapped,
+        pytest.raises(UserError, match="a hundred is too many"),
+    ):
+        list(mapped([1, 2, 100, 4]))

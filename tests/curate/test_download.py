@@ -198,7 +198,13 @@ def test_a_shard_is_mended_that_a_killed_retry_left_between_its_tar_and_its_inde
     assert fingerprints(fetched(paths).path) == fingerprints(whole.path)
     assert set(server.hits) == {"/small.png"}  # the tar's three pictures are kept
 
-    # Of a damaged tar the pictures before the damage are kept.
+    # Of a tar that differs from its index nothing is kept.
+    torn.tar_path("00000").write_bytes(torn.tar_path("00000").read_bytes() + bytes(512))
+    server.hits.clear()
+    assert fingerprints(fetched(paths).path) == fingerprints(whole.path)
+    assert set(server.hits) == set(paths)
+
+    # Of a damaged tar without an index the pictures before the damage are kept.
     third = int(torn.image_offsets("00000")[0][2])
     torn.shard_path("00000").unlink()
     with torn.tar_path("00000").open("r+b") as tar:
