@@ -29,6 +29,7 @@ from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
 from tarkit.train.streams import PictureRow, Stream
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 Codes = dict[Scale | None, Tensor]
@@ -76,6 +77,12 @@ class CodesRow(NamedTuple):
 
     key: str
     codes: dict[Scale | None, np.ndarray]  # (n,) of each scale, (N,) under None
+    source: str  # folder of the artifact
+
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is."""
+        return RowName(self.source, self.key)
 
 
 class StoredCodes:
@@ -134,7 +141,7 @@ class StoredCodes:
             for part, column in self.columns.items()
         }
         return [
-            CodesRow(key, {part: array[row] for part, array in arrays.items()})
+            CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
             for row, key in enumerate(table["key"].to_pylist())
         ]
 

@@ -9,8 +9,10 @@ Letters: B pictures, H W pixels.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 StreamRow = TypeVar("StreamRow")
@@ -133,6 +136,11 @@ class PictureRow(dict[str, Any]):
         super().__init__(row)
         self._location = (path, offset, size)
 
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is."""
+        return RowName(str(Path(self._location[0]).parent), self["key"])
+
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
         path, offset, size = self._location
@@ -200,6 +208,12 @@ def mixed_pictures(
         for number, artifact in enumerate(artifacts)
     ]
     return MixedStream(streams, weights, seed=seed)
+
+
+def source_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What figures call each input: its folder's name, or its path where another has that name."""
+    counts = Counter(folder.name for folder in folders)
+    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
 
 
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
