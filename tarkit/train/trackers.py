@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,10 +85,10 @@ class Trackers:
     def close(self) -> None:
         """End the run in every tracker, so that its last figures arrive."""
         for name in list(self.running):
-            self._do(name, lambda tracker: tracker.finish())
+            self._do(name, _finish)
         self.running.clear()
 
-    def _do(self, name: Tracker, action: Any) -> None:
+    def _do(self, name: Tracker, action: Callable[[GeneralTracker], None]) -> None:
         try:
             with redirect_stdout(sys.stderr):
                 action(self.running[name])
@@ -110,6 +110,16 @@ def _tracker(
     if name == "wandb":
         return tracking.WandBTracker(project, dir=str(out), id=run_id, resume="allow", **run)
     return tracking.TrackioTracker(project, resume="allow", **run)
+
+
+def _finish(tracker: GeneralTracker) -> None:
+    if tracker.name == "trackio":
+        import trackio
+
+        # accelerate ends the run only, which trackio then ends again, on stdout, at exit.
+        trackio.finish()
+    else:
+        tracker.finish()
 
 
 def _run_id(file: Path) -> str:

@@ -1,6 +1,9 @@
 """Bad steps: what is listed, skipped and stopped, and that a resumed run decides alike."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -183,3 +186,25 @@ def test_a_checkpoint_of_an_older_version_has_no_losses(tmp_path: Path) -> None:
     assert state.pop("guard")["taken"] == 6
     torch.save(state, place)
     fit(tmp_path, Constant({}))
+
+
+@pytest.mark.slow
+def test_two_processes_skip_and_list_alike(tmp_path: Path) -> None:
+    # Each reads two rows of a step in one pass; the second part of the rows is bad.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
+    done = subprocess.run(
+        [sys.executable, *launch, "--module", __name__, str(tmp_path / "shared")],
+        env={**plain, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("constant: 12/12 steps") == 1  # one of them shows progress
+    whole = fit(tmp_path / "whole", Constant(NAN), on_nonfinite="skip")
+    assert weight(tmp_path / "shared") == pytest.approx(weight(whole), rel=1e-6)
+    assert lines(tmp_path / "shared" / "bad_rows.jsonl") == lines(whole / "bad_rows.jsonl")
+
+
+if __name__ == "__main__":
+    fit(Path(sys.argv[1]), Constant(NAN), on_nonfinite="skip")

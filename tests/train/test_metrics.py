@@ -259,6 +259,8 @@ class Run:
         note("log", step, values)
     def finish(self):
         note("finish")
+def finish():
+    note("finish")
 def init(**options):
     print("welcome")
     note("init", options)
