@@ -50,7 +50,7 @@ FIGURES: Mapping[str, str] = {
     "condition_tokens": "codes of a picture that the de-tokenizer reads, the mean over pictures",
     "loss_by_task/*": "mllm: mean loss of the supervised tokens of the task's chats, unweighted",
     "loss_by_scale/*": "loss of the pictures, or of the chats with pictures, at that scale",
-    "loss_by_source/*": "loss of the rows of one of several inputs, by its folder's name",
+    "loss_by_source/*": "mllm: the same of the chats of one of several --chats",
     "cosine_by_source/*": "tokenizer: `cosine` of the pictures of one of several --images",
     "code_loss": "mean loss of the codes that are learned, in nats",
     "text_loss": "mean loss of the text tokens that are learned, in nats",

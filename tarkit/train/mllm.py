@@ -163,22 +163,24 @@ class MllmTask:
 
     def _work(self, batch: Packed, *, supervised: int) -> dict[str, Figure]:
         """How much a batch holds, and the FLOPs that it takes where the family's are known."""
+        visual = self.vocabulary.visual
         is_token = batch.chats >= 0
-        tokens = int(is_token.sum())
+        # A picture that is read has no tags: it begins where codes do.
+        is_code = batch.ids >= (visual.first_code if visual else self.vocabulary.text.size)
+        begins = is_code[:, 1:] & ~is_code[:, :-1]
+        # The sum over chats of their length squared.
+        squares = ((2 * batch.positions + 1) * is_token).sum()
+        # In one transfer, as each waits for the device.
+        tokens, pictures, squared = torch.stack([is_token.sum(), begins.sum(), squares]).tolist()
         work: dict[str, Figure] = {
             "tokens": Total(tokens),
             "tokens_per_s": Amount(tokens),
             "supervised_tokens_per_s": Amount(supervised),
         }
-        if self.vocabulary.visual is not None:
-            # A picture that is read has no tags: it begins where codes do.
-            is_code = batch.ids >= self.vocabulary.visual.first_code
-            pictures = int((is_code[:, 1:] & ~is_code[:, :-1]).sum())
+        if visual:
             work["pictures_per_s"] = Amount(pictures)
-        if self.costs is not None:
-            # The sum over chats of their length squared.
-            pairs = int((2 * batch.positions + 1)[is_token].sum())
-            work["flops_per_s"] = Amount(self.costs.flops(tokens, pairs, supervised))
+        if self.costs:
+            work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
         return work
 
     def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:

@@ -523,14 +523,14 @@ class LanguageCosts(NamedTuple):
     stack: Stack
     head: int  # values of the matrix that gives the logits
 
-    def flops(self, tokens: float, pairs: float, supervised: float) -> float:
-        """FLOPs of forward and backward pass over chats whose lengths' squares add up to `pairs`.
+    def flops(self, tokens: float, squared: float, supervised: float) -> float:
+        """FLOPs of forward and backward pass; `squared`: the sum over chats of length squared.
 
         What attention computes between chats, for a dense mask, does not count, and neither do
         logits that are computed a second time.
         """
         matrices = 2 * self.stack.matrix_values * tokens
-        attention = 4 * self.stack.layers * self.stack.attention_width * pairs
+        attention = 4 * self.stack.layers * self.stack.attention_width * squared
         return TRAINED * (matrices + attention + 2 * self.head * supervised)
 
 
