@@ -116,17 +116,20 @@ class Guard:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.max_skipped:
             raise self._stop(f"{reason}, after {self.config.max_skipped} skipped steps", "")
-        log.warning("the %s: the step is skipped, and %s lists its rows", reason, self.file)
+        if self.accelerator.is_main_process:
+            log.warning("the %s: the step is skipped%s", reason, self._listed())
         return False
 
     def _stop(self, reason: str, other: str) -> UserError:
         last_state = self.checkpoint if self.checkpoint.exists() else "not yet written"
-        listed = f"; {self.file} lists its rows" if self.file.exists() and other else ""
         return UserError(
-            f"the {reason}; the last good state is {last_state}{listed}",
+            f"the {reason}; the last good state is {last_state}{self._listed() if other else ''}",
             hint=f"{other}lower learning_rate (now {self.config.learning_rate}) and use another "
             "--out",
         )
+
+    def _listed(self) -> str:
+        return f"; {self.file} lists its rows" if self.file.exists() else ""
 
     def _list_rows(
         self, step: int, reason: str, passes: Sequence[float], *, only_bad: bool

@@ -184,8 +184,8 @@ class MllmTask:
         return work
 
     def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        first = (step * parts + part) * size
-        chats = [self.streams[slot] for slot in range(first, first + size)]
+        slots = self.batch(step, size, part, parts).numbers.unique().tolist()
+        chats = [self.streams[slot] for slot in slots if slot >= 0]  # -1: padding
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
