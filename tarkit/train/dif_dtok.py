@@ -37,7 +37,13 @@ from tarkit.models.pixel_range import channels_first, from_unit, signed
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
-from tarkit.train.streams import PictureStream, mixed_pictures, picture_parents, sized
+from tarkit.train.streams import (
+    PictureStream,
+    mixed_pictures,
+    picture_parents,
+    sized,
+)
+from tarkit.train.task import Figure, Mean, RowName
 from tarkit.vocab import Scale
 
 # Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
@@ -209,19 +215,27 @@ class DifDtokTask:
         """Pictures: all have as many latents."""
         return len(batch.inputs)
 
-    def loss(self, model: nn.Module, batch: DifBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: DifBatch, step: int
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Mean squared error of the velocity: every element of every picture weighs the same."""
         latents = self.latents(batch.targets)
         condition, mask = self.condition(batch.inputs, batch.scales, batch.dropped)
         weight = batch.sigma[:, None, None, None]
         noised = (1 - weight) * latents + weight * batch.noise
         predicted = model(noised, condition, mask, batch.timestep)
-        loss = (predicted.float() - (batch.noise - latents)).square().mean()
-        figures = {
+        errors = (predicted.float() - (batch.noise - latents)).square()
+        loss = errors.mean()
+        figures: dict[str, Figure] = {
             "sigma": float(batch.sigma.mean()),
             "condition_tokens": float(mask.sum(1).float().mean()),
             "dropped": float(batch.dropped.float().mean()),
         }
+        of_pictures = errors.detach().flatten(1).mean(1)
+        for scale in self.scales:
+            own = of_pictures[batch.scales == int(scale)]
+            if len(own):
+                figures[f"loss_by_scale/{int(scale)}"] = Mean(float(own.mean()), len(own))
         return loss, figures
 
     @torch.no_grad()
@@ -252,6 +266,9 @@ class DifDtokTask:
         mask = [torch.ones(len(row), dtype=torch.int16, device=row.device) for row in rows]
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

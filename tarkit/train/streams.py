@@ -9,6 +9,7 @@ Letters: B pictures, H W pixels.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 StreamRow = TypeVar("StreamRow")
@@ -133,8 +135,11 @@ class PictureRow(dict[str, Any]):
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
         super().__init__(row)
         self._location = (path, offset, size)
-        self.name = f"{path}:{offset}"
-        """Unlike the key, another one for every picture of several artifacts."""
+
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is: unlike the key, another one for every picture."""
+        return RowName(str(Path(self._location[0]).parent), self["key"])
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -210,6 +215,12 @@ def mixed_pictures(
 def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
     """The images artifacts of a training by their names in its manifest."""
     return {f"images_{i}" if i else "images": path for i, path in enumerate(images)}
+
+
+def source_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What figures call each input: its folder's name, or its path where another has that name."""
+    counts = Counter(folder.name for folder in folders)
+    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
 
 
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:

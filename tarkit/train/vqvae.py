@@ -27,7 +27,12 @@ from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
-from tarkit.train.streams import PictureStream, mixed_pictures, picture_parents
+from tarkit.train.streams import (
+    PictureStream,
+    mixed_pictures,
+    picture_parents,
+)
+from tarkit.train.task import RowName
 
 
 class VqvaeConfig(PicturesConfig):
@@ -60,7 +65,8 @@ class VqvaeTask:
         self.stream = stream
         # Channels last: a tenth faster on CPUs, same numbers.
         self.model: Vqvae = Vqvae(config.arch).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # Of the step's micro-batches, (B, M, D) and (B, M).
+        self._step = -1
+        # Of that step's micro-batches, (B, M, D) and (B, M).
         self._latents: list[Tensor] = []
         self._codes: list[Tensor] = []
 
@@ -81,6 +87,10 @@ class VqvaeTask:
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         blend = self.blend(step)
         out = model(batch, quantised=blend)
+        if step != self._step:  # the one before may have been skipped
+            self._latents.clear()
+            self._codes.clear()
+            self._step = step
         self._latents.append(out.latents.detach())
         self._codes.append(out.codes)
         tolerance = self.config.tolerance / 127.5
@@ -98,10 +108,13 @@ class VqvaeTask:
         }
         return total, figures
 
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Start the codebook from the step's latents; later, restart unused codes from them.
 
-        The figure is the perplexity of the step's codes.
+        The figures are perplexity and usage of the step's codes.
         """
         assert isinstance(model, Vqvae)
         latents, codes = torch.cat(self._latents), torch.cat(self._codes)
@@ -126,7 +139,8 @@ class VqvaeTask:
                     count=len(dead),
                 )
                 used[dead] = 1.0
-        return {"perplexity": usage_of_counts(counts).perplexity}
+        health = usage_of_counts(counts)
+        return {"perplexity": health.perplexity, "usage": health.used / len(counts)}
 
     def samples(self, step: int) -> Image.Image:
         """Eight pictures and their reconstructions."""
