@@ -106,12 +106,44 @@ def plan(
 
 @command(group, "vqvae")
 def train_vqvae(
-    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+    config: ConfigFile,
+    images: Images,
+    out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            metavar="DIR|NAME",
+            help="An image VQ to go on with: its codebook is kept, and used from the first step.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lpips",
+            metavar="FILE",
+            help="Weights of LPIPS for the perceptual loss: once VGG16's, once the heads'.",
+        ),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> int:
-    """Train the image VQ, from pixels to codes and back."""
+    """Train the image VQ, from pixels to codes and back.
+
+    LPIPS and a discriminator are off by default; the settings perceptual and discriminator_from
+    turn them on.
+    """
     from tarkit.train import vqvae
 
-    return trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+    path = vqvae.run(
+        config,
+        images=images,
+        out=out,
+        start=part_of(start, "vqvae") if start else None,
+        lpips=lpips or (),
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
 
 
 @command(group, "encoder")
