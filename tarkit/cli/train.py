@@ -260,7 +260,6 @@ def train_ar_dtok(
 @command(group, "dif-dtok")
 def train_dif_dtok(
     config: ConfigFile,
-    images: Images,
     tokenizer: Tokenizer,
     sana: Annotated[
         str,
@@ -271,11 +270,28 @@ def train_dif_dtok(
         ),
     ],
     out: Out,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="Codes and latents made by `tarkit encode --sana`; may be repeated.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="An images artifact to encode while training, in place of --tokens.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
     """Train the diffusion de-tokenizer: a pretrained SANA learns to draw from codes of TA-Tok.
 
+    Give --tokens or --images.
     Only its cross-attention and its condition embedding are trained.
     A hub id is looked for in the hub's cache; nothing is downloaded.
     The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
@@ -285,6 +301,7 @@ def train_dif_dtok(
     path = dif_dtok.run(
         config,
         images=images,
+        tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         sana=sana,
         out=out,
