@@ -340,12 +340,12 @@ class _Encoder:
         else:
             unit = to_unit(to_uint8(picture)[None])
             pixels = ta_tok.sized(unit, way)[0].permute(1, 2, 0).numpy()
-        others = [
+        vqvae, vae = (
             None if model is None else to_uint8(resize_picture(picture, model.size_px, "squash"))
             for model in (self.image_vq, self.vae)
-        ]
-        side = max((len(other) for other in others if other is not None), default=0)
-        return _EncoderInputs(pixels, *others, enlarged=min(picture.size) < side)
+        )
+        side = max(0 if other is None else len(other) for other in (vqvae, vae))
+        return _EncoderInputs(pixels, vqvae, vae, enlarged=min(picture.size) < side)
 
     def encode(self, batch: Sequence[tuple[int, _EncoderInputs]], codes: Codes) -> None:
         """Put the codes of the pictures of `batch` into their rows of `codes`."""

@@ -436,6 +436,7 @@ def test_it_learns_to_draw_one_picture(models: dict[str, Path], tmp_path: Path, 
         """The loss on 32 noises and times, and the mean square distance of a drawn picture."""
         made = task(one, models, folder, **changes)
         batch = made.batch(10_000, 32, 0, 1)
+        assert isinstance(batch.inputs, Tensor)
         generators = [torch.Generator().manual_seed(0)]
         with torch.no_grad():
             loss = float(made.loss(made.model, batch, 0)[0])
@@ -543,6 +544,7 @@ def test_a_row_has_the_features_of_its_scale_or_the_negatives(
     negative = torch.randn(3, 16)
     made = task(pictures, models, sana, negative)
     pixels = made.batch(0, 4, 0, 1).inputs
+    assert isinstance(pixels, Tensor)
     scales, dropped = torch.tensor([2, 1, 3, 1]), torch.tensor([False, True, False, False])
     condition, mask = made.condition(pixels, scales, dropped)
     assert mask.sum(1).tolist() == [4, 3, 1, 16] and condition.shape == (4, 16, 16)
@@ -556,7 +558,7 @@ def test_a_row_has_the_features_of_its_scale_or_the_negatives(
     # A row's loss does not depend on how long its neighbours are.
     batch = made.batch(0, 4, 0, 1)._replace(scales=scales, dropped=dropped)
     alone = [
-        made.loss(made.model, DifBatch(*(field[i : i + 1] for field in batch)), 0)[0]
+        made.loss(made.model, DifBatch(*(field[[i]] for field in batch)), 0)[0]  # type: ignore[index]
         for i in range(4)
     ]
     assert_close(made.loss(made.model, batch, 0)[0], torch.stack(alone).mean())
@@ -710,4 +712,5 @@ def test_settings_are_recorded_with_the_shift_that_was_used(
 
 
 if __name__ == "__main__":
-    exact_run(*map(Path, sys.argv[1:]))
+    shown, ta_tok_dir, sana_dir, out_dir = map(Path, sys.argv[1:])
+    exact_run(shown, ta_tok_dir, sana_dir, out_dir)

@@ -143,7 +143,7 @@ def test_quantising_starts_after_the_warm_up_and_fades_in(pictures: Path) -> Non
 
 def test_the_codebook_starts_from_latents_and_dead_codes_move_to_them(pictures: Path) -> None:
     made = task(pictures)
-    model = made.model
+    model = made.vqvae
     latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
 
     def after(step: int, latents: Tensor) -> None:
@@ -186,13 +186,13 @@ def test_without_a_warm_up_the_codebook_starts_after_the_first_step(pictures: Pa
     latents = torch.nn.functional.normalize(torch.randn(1, 40, 4), dim=-1)
     made._latents, made._codes = [latents], [torch.zeros(1, 40, dtype=torch.long)]
     made.after_step(0, made.model)
-    table = made.model.quantize.embedding.weight
+    table = made.vqvae.quantize.embedding.weight
     assert {tuple(row) for row in table.tolist()} <= {tuple(row) for row in latents[0].tolist()}
 
 
 def test_dead_codes_restart_where_quantisation_is_worst(pictures: Path) -> None:
     made = task(pictures)
-    table = made.model.quantize.embedding.weight.data
+    table = made.vqvae.quantize.embedding.weight.data
     # Forty latents at their codes but two: those alone have anything to gain.
     codes = torch.arange(40) % 12
     latents = table[codes].clone()
