@@ -244,12 +244,13 @@ def _random_rows(flat: Tensor, count: int) -> Tensor:
 
 
 def _sides(artifact: Artifact) -> list[tuple[int, int]]:
-    """The sizes (width, height) of an artifact's usable pictures, each once, in order."""
+    """The recorded sizes (width, height) of an artifact's usable pictures, each once, in order."""
     sizes: set[tuple[int, int]] = set()
     for name in artifact.shards:
         table = artifact.read(name, ["status", "split", "width", "height"])
         in_split = pc.fill_null(pc.equal(table["split"], "train"), True)
-        table = table.filter(pc.and_(pc.equal(table["status"], "ok"), in_split))
+        usable = pc.and_(pc.equal(table["status"], "ok"), in_split)
+        table = table.filter(pc.and_(usable, pc.is_valid(table["width"])))
         groups: pa.Table = table.group_by(["width", "height"]).aggregate([])
         sizes |= set(zip(groups["width"].to_pylist(), groups["height"].to_pylist(), strict=True))
     return sorted(sizes)
@@ -275,6 +276,8 @@ def _require_fit(config: VqvaeConfig, artifact: Artifact) -> None:
             hint="--set size_px=256 squashes each to that square; with --set square=crop it keeps "
             "the middle",
         )
+    if not sizes:  # an artifact that does not record them
+        return
     width, height = sizes[0]
     step = config.arch.downsampling
     if width % step or height % step:
