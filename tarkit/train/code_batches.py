@@ -85,7 +85,7 @@ class CodesRow(NamedTuple):
         return RowName(self.source, self.key)
 
 
-class StoredCodes:
+class StoredRows:
     """The usable rows of tokens artifacts: status "ok", and of the split or without one.
 
     The rows of all artifacts are one set: an epoch visits each once.
@@ -95,16 +95,18 @@ class StoredCodes:
         self,
         artifacts: Sequence[Artifact],
         scales: Sequence[Scale],
-        vqvae: Vqvae,
+        target: str,
         *,
         seed: int,
         split: str = "train",
     ) -> None:
-        """Raises UserError for an incomplete artifact, and where no row is usable."""
+        """`target`: the column that is trained on, kept under None next to the codes of `scales`.
+
+        Raises UserError for an incomplete artifact, and where no row is usable.
+        """
         self.split = split
-        self.vqvae = vqvae
         self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
-        self.columns[None] = "vq_codes"
+        self.columns[None] = target
         self.num_failed = {artifact.path: 0 for artifact in artifacts}
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
@@ -144,6 +146,16 @@ class StoredCodes:
             CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
             for row, key in enumerate(table["key"].to_pylist())
         ]
+
+
+class StoredCodes(StoredRows):
+    """The codes of TA-Tok and of the image VQ, as `encode` stored them."""
+
+    def __init__(
+        self, artifacts: Sequence[Artifact], scales: Sequence[Scale], vqvae: Vqvae, *, seed: int
+    ) -> None:
+        super().__init__(artifacts, scales, "vq_codes", seed=seed)
+        self.vqvae = vqvae
 
     def read(self, rows: Sequence[CodesRow]) -> Codes:
         return {

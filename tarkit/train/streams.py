@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -223,11 +223,16 @@ def source_names(folders: Sequence[Path]) -> dict[Path, str]:
     return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
 
 
-def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
-    """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
+def sized(
+    picture: np.ndarray, size_px: int, *, square: Literal["crop"] | None = None
+) -> np.ndarray:
+    """A square picture of a model's size, by the default resize (PIL bicubic).
+
+    "crop" keeps the middle square; by default the whole picture is squashed.
+    """
     if picture.shape[:2] == (size_px, size_px):
         return picture
-    return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
+    return pictures.to_uint8(pictures.resize(Image.fromarray(picture), size_px, square or "squash"))
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:
