@@ -17,6 +17,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
 
+from torch import nn
+
 from tarkit.checkpoints.directory import read_arch, read_config
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
@@ -27,6 +29,7 @@ from tarkit.train.costs import count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
+from tarkit.train.parameters import ParametersConfig, count_parameters, freeze_parameters
 from tarkit.train.workloads import (
     WORKLOADS,
     Settings,
@@ -57,6 +60,7 @@ class Memory(NamedTuple):
     gradients: float
     gradient_buckets: float  # of data parallel training
     optimizer: float
+    average: float  # of the weights, with `ema`
     frozen: float
     activations: float
     loss: float
@@ -65,7 +69,7 @@ class Memory(NamedTuple):
     @property
     def peak(self) -> float:
         """The larger of two moments: the end of a forward pass, and the optimizer's step."""
-        always = self.weights + self.gradient_buckets + self.optimizer + self.frozen
+        always = self.weights + self.gradient_buckets + self.optimizer + self.average + self.frozen
         forward = self.weight_copies + self.activations + self.loss
         forward += self.gradients if self.accumulates else 0
         # AdamW on GPUs computes the roots of all second moments at once.
@@ -232,8 +236,17 @@ def plan(
             f"batch_size = {batch:,} does not divide by {gpus} GPUs",
             hint=f"--gpus {fewer}, or --set batch_size={max(1, batch // gpus) * gpus}",
         )
-    workload = WORKLOADS[stage](settings, start)
+    workload = _workload(stage, settings, start)
     return _budget(stage, settings, workload, gpus=gpus, gpu=gpu, mfu=mfu)
+
+
+def _workload(stage: str, settings: Settings, start: Start) -> Workload:
+    """The cost of a step, with the parameters frozen that the settings freeze."""
+    workload = WORKLOADS[stage](settings, start)
+    module = nn.ModuleDict({workload.part: workload.model}) if workload.part else workload.model
+    keys = ParametersConfig.model_fields
+    freeze_parameters(module, ParametersConfig(**{key: settings[key] for key in keys}))
+    return workload
 
 
 def _rows_of_pass(settings: Settings, rows: int) -> int:
@@ -281,7 +294,7 @@ def _budget(
         frozen_flops_per_step=batch * workload.frozen_flops,
         memory=memory,
         checkpointed=checkpointed,
-        checkpoint_bytes=4 * saved + memory.optimizer,
+        checkpoint_bytes=4 * saved + memory.optimizer + memory.average,
         model_bytes=4 * values,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
@@ -291,8 +304,7 @@ def _budget(
 
 def _trained(workload: Workload) -> int:
     """Values that get a gradient."""
-    trainable = (p.numel() for p in workload.model.parameters() if p.requires_grad)
-    return sum(trainable) - workload.idle
+    return max(0, count_parameters(workload.model).trained - workload.idle)
 
 
 def _memory(
@@ -314,6 +326,7 @@ def _memory(
         gradients=4 * trained,
         gradient_buckets=4 * trained if gpus > 1 else 0,
         optimizer=8 * trained - 4 * single,
+        average=4 * trained if settings["ema"] else 0,
         frozen=4 * workload.frozen,
         activations=kept.activations,
         loss=kept.loss,
@@ -340,7 +353,7 @@ def _does_not_fit(budget: Budget, settings: Settings, start: Start) -> UserError
 
 def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     """Options with each of which alone the training fits."""
-    workload = WORKLOADS[budget.stage](settings, start)
+    workload = _workload(budget.stage, settings, start)
     mends = []
 
     def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
@@ -415,6 +428,7 @@ def in_words(budget: Budget) -> str:
         "gradients": memory.gradients,
         "gradient buckets": memory.gradient_buckets,
         "optimizer": memory.optimizer,
+        "average of weights": memory.average,
         "frozen models": memory.frozen,
         "activations": memory.activations,
         "loss": memory.loss,

@@ -12,7 +12,6 @@ embeddings, W condition width, T training steps of the schedule (1000).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +36,7 @@ from tarkit.models.pixel_range import channels_first, from_unit, signed
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parameters import count_parameters
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import Scale
 
@@ -170,12 +170,6 @@ class DifDtokTask:
         side = sana.size_px // sana.downsampling
         self.latent_shape = (int(sana.vae.config.latent_channels), side, side)
 
-    def counts(self) -> tuple[int, int]:
-        """How many parameters are trained, and how many the transformer has."""
-        parameters = list(self.model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        return trained, sum(p.numel() for p in parameters)
-
     def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
         """Every picture's numbers are drawn from the seed and its position in the stream."""
         rows = self.stream.batch(step, size, rank=part, world=parts)
@@ -283,7 +277,7 @@ class DifDtokTask:
         return contact_sheet(cells, captions, columns=len(rows), cell_px=128)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        trained, parameters = self.counts()
+        trained, parameters = count_parameters(self.model)
         arch = {
             key: value
             for key, value in self.sana.transformer.config.items()
@@ -410,8 +404,6 @@ def run(
     ta_tok = load_ta_tok(tokenizer)
     start, negative = load_start(folder, ta_tok, settings.size_px)
     task = DifDtokTask(settings, stream, ta_tok, start, negative)
-    trained, parameters = task.counts()
-    print(f"dif-dtok: trains {trained:,} of {parameters:,} parameters", file=sys.stderr)
     path = train(
         task,
         settings,

@@ -6,11 +6,13 @@ import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
+from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
+from tarkit.train.parameters import ParametersConfig
 
 
-class LoopConfig(OptimizerConfig):
+class LoopConfig(OptimizerConfig, ParametersConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
@@ -35,13 +37,16 @@ class LoopConfig(OptimizerConfig):
     """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
 
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that older versions did not have. The manifest holds them only where they differ from
-    their default, so that a training begun by an older version can be resumed."""
+    """Keys of this class that older versions did not have; a base class names its own. The manifest
+    holds them only where they differ from their default, so that a training begun by an older
+    version can be resumed."""
 
     def recorded(self) -> dict[str, Any]:
         """The settings that decide the weights, as the manifest holds them."""
         settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
-        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        fields = type(self).model_fields
+        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:

@@ -19,6 +19,7 @@ from tarkit.train.optimizers import weight_rms
 from tarkit.train.state import save_state
 from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
+from tarkit.train.weight_average import averaged_weights
 
 
 class Recorder:
@@ -62,20 +63,23 @@ class Recorder:
         if last:
             return
         if done % config.sample_every == 0:
-            self._write_sheet(done)
+            with averaged_weights(optimizers):
+                self._write_sheet(done)
             self.task.model.to(device)
         if done % config.checkpoint_every == 0:
             save_state(self.checkpoint, done, model, optimizers)
         if config.keep_every and done % config.keep_every == 0:
-            self._keep(self.out / "steps" / f"{done:07d}")
+            with averaged_weights(optimizers):
+                self._keep(self.out / "steps" / f"{done:07d}")
             self.task.model.to(device)
 
-    def finish(self) -> None:
+    def finish(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
-        self._write_sheet(self.config.steps)
-        self.task.model.eval()
-        model, description = self.task.finish()
-        save_model(self.out, model, description, self.config)
+        with averaged_weights(optimizers):
+            self._write_sheet(self.config.steps)
+            self.task.model.eval()
+            model, description = self.task.finish()
+            save_model(self.out, model, description, self.config)
         self.checkpoint.unlink(missing_ok=True)
 
     def _log(self, done: int, result: StepResult, rms: float) -> None:

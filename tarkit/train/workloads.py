@@ -96,6 +96,7 @@ class Workload:
     recomputed_flops: Callable[[int], float] = lambda rows: 0.0  # B -> of a row, in a pass of B
     float32_flops: float = 0.0  # those of a row's that autocast is switched off for
     pass_flops: float = 0.0  # of a pass, however many rows it has; in float32
+    part: str | None = None  # the name of `model` in the module that is trained; None: it is that
     assumptions: tuple[str, ...] = ()
 
 
@@ -248,6 +249,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
         kept=kept,
         # Codes are 16 bits each; text is about four bytes a token.
         read_bytes=2 * _mean(chats, "stored_codes") + 4 * start.text_tokens,
+        part="lm",
         assumptions=(f"{start.text_tokens} text tokens in a chat", *assumptions),
     )
 
@@ -381,6 +383,7 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
         float32_flops=scores * codes,
         kept=kept,
         read_bytes=start.picture_bytes,
+        part="ta_tok",
         idle=0 if fixed else sum(map(count, idle)),
         frozen=teacher,
         frozen_in_checkpoint=True,

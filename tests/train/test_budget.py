@@ -483,6 +483,21 @@ def test_flex_attention_has_no_mask_and_sdpas_is_kept_in_every_layer(tmp_path: P
         )
 
 
+def test_frozen_parameters_have_no_gradient_and_an_average_is_kept(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    settings = case.config.model_dump(mode="json")
+    changes = {"freeze": ["lm.model.layers.*"], "ema": 0.9}
+    budget = plan("mllm", settings | changes, case.start, gpus=1, gpu="h100", mfu=1)
+    # What is left: a tied table of 512 rows and the last norm, 256 wide.
+    assert budget.trained == 513 * 256
+    assert budget.trained + budget.frozen == case.budget.trained
+    assert budget.memory.gradients == budget.memory.average == 4 * budget.trained
+    assert budget.memory.optimizer == 8 * budget.trained
+    assert budget.checkpoint_bytes == 4 * case.budget.trained + 12 * budget.trained
+    with pytest.raises(UserError, match=r"'layers.\*' of freeze matches no parameter"):
+        plan("mllm", settings | {"freeze": ["layers.*"]}, case.start, gpus=1, gpu="h100", mfu=1)
+
+
 def test_came_is_refused(tmp_path: Path) -> None:
     case = CASES["mllm"](tmp_path, "no")
     with pytest.raises(UserError, match="CAME"):
