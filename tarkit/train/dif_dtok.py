@@ -36,7 +36,7 @@ from tarkit.models.pixel_range import channels_first, from_unit, signed
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.parameters import count_parameters
+from tarkit.train.parameters import count_parameters, save_trained_only
 from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
 from tarkit.vocab import Scale
 
@@ -108,13 +108,7 @@ class DifDtok(nn.Module):
             parameter.requires_grad_(
                 any(part in name for part in TRAINED) and not name.endswith(frozen)
             )
-        self._frozen = {
-            f"transformer.{name}"
-            for name, tensor in transformer.state_dict(keep_vars=True).items()
-            if not tensor.requires_grad
-        }
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_expect_no_frozen)
+        save_trained_only(self)
 
     def forward(self, latents: Tensor, condition: Tensor, mask: Tensor, timestep: Tensor) -> Tensor:
         """Noised latents (B, C, h, w), condition (B, n, W), its mask (B, n) and times (B,) in
@@ -128,17 +122,6 @@ class DifDtok(nn.Module):
             return_dict=False,
         )[0]
         return out
-
-
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    assert isinstance(module, DifDtok)
-    for name in module._frozen:
-        del state[prefix + name]
-
-
-def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
-    assert isinstance(module, DifDtok)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in module._frozen]
 
 
 class DifDtokTask:

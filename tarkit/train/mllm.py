@@ -26,6 +26,7 @@ from tarkit.checkpoints.language_model import (
     load_mllm,
     read_text_tokenizer,
     require_readable,
+    weights_sha256,
 )
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.config import load_config
@@ -44,6 +45,7 @@ from tarkit.models.mllm import (
     require_packable,
 )
 from tarkit.models.pixel_range import from_unit_truncated
+from tarkit.train.adapters import AdapterConfig, add_adapters, merged, save_adapters
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
     ChatStreams,
@@ -58,6 +60,7 @@ from tarkit.train.chat_batches import (
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import shrink
+from tarkit.train.parameters import save_trained_only
 from tarkit.train.task import Figure, Total
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
@@ -68,7 +71,7 @@ if TYPE_CHECKING:
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
-    LATER_KEYS = frozenset({"supervise"})
+    LATER_KEYS = frozenset({"supervise", "lora"})
 
     lm: LmArch = LmArch()
     """Sizes of a model made from nothing; unused with `--lm`."""
@@ -82,6 +85,11 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Factor on every hidden matrix of `--lm` before training (Ash & Adams 2020, "shrink and
     perturb", without the noise). Weights that have grown far too large saturate attention and stop
     moving; scaled down, the model soon recovers, and learns again."""
+    lora: AdapterConfig | None = None
+    """LoRA adapters on `--lm`, whose own weights stay as they are (adapters.py; needs the extra
+    `lora`). Under precision = "bf16" the frozen weights are stored in bfloat16, and so is the
+    merged model. Checkpoints hold what is trained; the saved model has the adapters merged, and
+    `adapter/` holds them in peft's format. None: all weights are trained, as in the paper."""
     sample_temperature: float = 0.7
     tokenizer_documents: int = 200_000
     """At most this many documents train the text tokenizer."""
@@ -111,14 +119,15 @@ class MllmTask:
         tokenizer: LoadedTaTok | None,
         lm: Path | None,
         dtok: ArDetokenizer | None = None,
-        too_long: Path | None = None,
+        out: Path | None = None,
     ) -> None:
-        """`too_long`: the file that lists the chats which are left out, longer than a row."""
+        """`out`: the model directory, for adapters and the list of chats longer than a row."""
         self.config = config
         self.streams = streams
         self.tokenizer = tokenizer
         self.dtok = dtok
-        start = _from_nothing(config, streams) if lm is None else _start_from(lm)
+        self.out = out
+        start = _from_nothing(config, streams) if lm is None else _start_from(lm, config)
         visual = start.visual
         if visual is not None:
             _require_same_codes(lm, visual, tokenizer)
@@ -130,12 +139,16 @@ class MllmTask:
         self.vocabulary = Vocabulary(text=start.text, visual=visual, system=config.system)
         _require_trainable(start.model)
         require_fitting(streams, config, self.vocabulary, size=config.batch_size)
-        self.too_long = TooLongChats(too_long)
+        self.too_long = TooLongChats(out / "too_long.jsonl" if out else None)
+        if config.lora is not None:
+            add_adapters(start.model, config.lora, base=str(lm))
         self.model: PackedLoss = PackedLoss(
             start.model,
             chunk_tokens=config.loss_chunk_tokens,
             attention=config.packed_attention,
         )
+        if config.lora is not None:
+            save_trained_only(self.model)
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Packed:
         return packed_chats(
@@ -170,32 +183,46 @@ class MllmTask:
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
-        codes = generate_codes(
-            self.model.lm,
-            [self.vocabulary.prompt(prompt, draw=scale) for prompt in prompts],
-            visual=visual,
-            num_codes=scale.num_codes(self.tokenizer.grid),
-            temperature=self.config.sample_temperature,
-            top_k=0,
-            top_p=1.0,
-        )
+        lm = self.model.lm
+        # Frozen bfloat16 matrices cannot multiply float32 states otherwise.
+        mixed = len({parameter.dtype for parameter in lm.parameters()}) > 1
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed):
+            codes = generate_codes(
+                lm,
+                [self.vocabulary.prompt(prompt, draw=scale) for prompt in prompts],
+                visual=visual,
+                num_codes=scale.num_codes(self.tokenizer.grid),
+                temperature=self.config.sample_temperature,
+                top_k=0,
+                top_p=1.0,
+            )
         condition = self.tokenizer.condition(codes)
         pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
         cells = [Image.fromarray(a) for a in from_unit_truncated(pixels)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
+        lm = self.model.lm
+        if self.config.lora is not None:
+            if self.out is not None:
+                save_adapters(lm, self.out / "adapter")
+            lm = merged(lm)
         description = model_description(
-            self.model.lm,
+            lm,
             self.vocabulary,
             tokenizer_sha256=self.tokenizer.sha256 if self.tokenizer else None,
             grid=self.tokenizer.grid if self.tokenizer else None,
         )
-        return self.model.lm, description | {"token_counts": self.token_counts}
+        return lm, description | {"token_counts": self.token_counts}
 
 
 def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
     """A small Qwen2 with random weights and a text tokenizer trained on the text rows."""
+    if config.lora is not None:
+        raise UserError(
+            "adapters need a trained model under them, and there is no --lm",
+            hint="name the model with --lm, or leave [lora] out",
+        )
     if config.shrink != 1:
         raise UserError(
             f"shrink = {config.shrink} needs a model to start from, and there is no --lm",
@@ -215,6 +242,11 @@ def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
 
 def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -> VisualVocabulary:
     """Grow the model's vocabulary by the tokenizer's codes, in place (paper Sec. 3.3)."""
+    if config.lora is not None and not config.lora.train_embeddings:
+        raise UserError(
+            "the language model has no codes yet, and adapters leave its embeddings as they are",
+            hint="--set lora.train_embeddings=true, or name a model that has codes with --lm",
+        )
     visual = VisualVocabulary(first_id=start.text.size, num_codes=tokenizer.num_codes)
     with torch.no_grad():
         codebook = tokenizer.model.codebook.projected()
@@ -229,20 +261,22 @@ def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -
     return visual
 
 
-def _start_from(lm: Path) -> LmStart:
+def _start_from(lm: Path, config: MllmConfig) -> LmStart:
     """The model of a directory, tarkit's own or a causal LM in transformers' layout."""
+    frozen_bf16 = config.lora is not None and config.precision == "bf16"
+    dtype = torch.bfloat16 if frozen_bf16 else torch.float32
     kind = read_config(lm).get("kind", "foreign")
     if kind not in ("mllm", "foreign"):
         raise UserError(f"{lm} is {kind}, not a language model", hint=f"tarkit inspect {lm}")
     if kind == "mllm" or has_visual_tokens(lm):
-        loaded = load_mllm(lm)
+        loaded = load_mllm(lm, dtype)
         return LmStart(loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None)
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
     try:
         network = AutoModelForCausalLM.from_pretrained(
-            lm, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            lm, local_files_only=True, use_safetensors=True, dtype=dtype
         )
     except (OSError, ValueError) as error:
         raise UserError(
@@ -310,10 +344,11 @@ def run(
         tokenizer=ta_tok,
         lm=lm,
         dtok=detokenizer,
-        too_long=out / "too_long.jsonl",
+        out=out,
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
-    return train(task, settings, out=out, name="mllm", parents=parents, files=files)
+    more = {"lm_sha256": weights_sha256(lm)} if lm and settings.lora else {}
+    return train(task, settings, out=out, name="mllm", parents=parents, files=files, more=more)

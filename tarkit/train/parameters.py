@@ -73,14 +73,39 @@ def _matching(key: str, patterns: Iterable[str], names: Sequence[str]) -> set[st
     for pattern in patterns:
         matches = {name for name in names if fnmatchcase(name, pattern)}
         if not matches:
-            nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise UserError(
-                f"the pattern {pattern!r} of {key} matches no parameter of this training; the "
-                f"nearest names are {', '.join(nearest)}",
-                hint=f"--set {key}='[\"{nearest[0]}\"]', or a pattern with * in place of a part",
-            )
+            raise name_nearest(key, pattern, names, "parameter of this training")
         matching |= matches
     return matching
+
+
+def save_trained_only(module: nn.Module) -> None:
+    """Leave the parameters and buffers that are frozen now out of the module's state dict.
+
+    They come from what the training starts from: a checkpoint holds the rest alone, and can be
+    loaded without them.
+    """
+    state = module.state_dict(keep_vars=True)
+    frozen = {name for name, tensor in state.items() if not tensor.requires_grad}
+
+    def drop(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in frozen:
+            del state[prefix + name]
+
+    def expect_none(module: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+
+    module.register_state_dict_post_hook(drop)
+    module.register_load_state_dict_post_hook(expect_none)
+
+
+def name_nearest(key: str, pattern: str, names: Sequence[str], kind: str) -> UserError:
+    """The error for a pattern of a setting that matches none of the names."""
+    nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+    return UserError(
+        f"the pattern {pattern!r} of {key} matches no {kind}; the nearest names are "
+        f"{', '.join(nearest)}",
+        hint=f"--set {key}='[\"{nearest[0]}\"]', or a pattern with * in place of a part",
+    )
 
 
 def recorded_counts(counts: ParameterCounts, config: ParametersConfig) -> dict[str, Any]:
