@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import nn
 
 from tarkit.checkpoints.directory import read_arch, read_config
+from tarkit.checkpoints.hub import LANGUAGE_MODELS
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch
@@ -214,6 +215,8 @@ def _arch(cls: type[ArchT], path: Path, kind: str) -> ArchT:
 
 def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokArch:
     """The sizes of a trained TA-Tok, or of the one that a TOML will train."""
+    if str(path).lower() in LANGUAGE_MODELS and not path.exists():
+        return TaTokArch()
     if path.suffix != ".toml":
         return read_arch(TaTokArch, path, read_config(path, "ta_tok"))
     settings = load_config(resolve_name(CONFIGS["tokenizer"]), path).model_dump(mode="json")
@@ -272,7 +275,8 @@ def _budget(
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
     values = count(workload.model)
-    saved = values + (workload.frozen if workload.frozen_in_checkpoint else 0)
+    saved = values if workload.frozen_is_saved else _trained(workload)
+    saved += workload.frozen if workload.frozen_in_checkpoint else 0
     models = steps // settings["keep_every"] if settings["keep_every"] else 0
     return Budget(
         stage=stage,
@@ -295,7 +299,7 @@ def _budget(
         memory=memory,
         checkpointed=checkpointed,
         checkpoint_bytes=4 * saved + memory.optimizer + memory.average,
-        model_bytes=4 * values,
+        model_bytes=memory.weights,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
         assumptions=workload.assumptions,
@@ -321,7 +325,7 @@ def _memory(
     muon = settings["optimizer"] == "muon"
     single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
     memory = Memory(
-        weights=4 * count(workload.model),
+        weights=sum(p.numel() * p.element_size() for p in workload.model.parameters()),
         weight_copies=2 * trained if settings["precision"] == "bf16" else 0,
         gradients=4 * trained,
         gradient_buckets=4 * trained if gpus > 1 else 0,
@@ -423,7 +427,7 @@ def in_words(budget: Budget) -> str:
     flops = budget.flops_per_step + budget.frozen_flops_per_step
     share = 100 * budget.frozen_flops_per_step / flops
     parts = {
-        "weights, float32": memory.weights,
+        "weights": memory.weights,
         "weights, bf16 copy": memory.weight_copies,
         "gradients": memory.gradients,
         "gradient buckets": memory.gradient_buckets,

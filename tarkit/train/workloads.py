@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from tarkit.models.mllm import (
 )
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.costs import (
     DRAW_BYTES,
     FROZEN,
@@ -96,6 +97,7 @@ class Workload:
     recomputed_flops: Callable[[int], float] = lambda rows: 0.0  # B -> of a row, in a pass of B
     float32_flops: float = 0.0  # those of a row's that autocast is switched off for
     pass_flops: float = 0.0  # of a pass, however many rows it has; in float32
+    frozen_is_saved: bool = True  # whether checkpoints hold the model's frozen values
     part: str | None = None  # the name of `model` in the module that is trained; None: it is that
     assumptions: tuple[str, ...] = ()
 
@@ -147,6 +149,17 @@ class ChatKind(NamedTuple):
     stored_codes: int  # codes of all scales in its row on the disk
 
 
+_QWEN = {"model_type": "qwen2", "vocab_size": 217_206, "max_position_embeddings": 32_768}
+PUBLISHED_LMS: Mapping[str, dict[str, Any]] = {
+    "tar-1.5b": _QWEN
+    | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+    | {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "tar-7b": _QWEN
+    | {"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+}
+"""Sizes of the published language models, which are Qwen2.5 with 151,665 text tokens, five tags and
+65,536 codes: known without their files."""
 PICTURES = {"t2i": 1, "i2t": 1, "text": 0, "i2i": 2, "ti2i": 2}
 """Pictures of a chat of each task; all tasks but i2t and text supervise the last one."""
 
@@ -182,6 +195,7 @@ def _fullest(chats: Sequence[ChatKind], field: str, rows: int) -> float:
 
 def mllm(settings: Settings, start: Start) -> Workload:
     """Cross-entropy of packed chats. Raises UserError where a kind of chat exceeds `length`."""
+    start, assumed = _published_start(settings, start)
     grid = start.tokenizer.encoder.grid if start.tokenizer else 1
     drawing = [task for task, n in settings["ratio"].items() if n and PICTURES[task]]
     if drawing and not start.tokenizer:
@@ -200,6 +214,9 @@ def mllm(settings: Settings, start: Start) -> Workload:
     arch, assumptions = _lm_arch(settings, start)
     model = skeleton(arch)
     config, c = model.config, _bytes_of(settings)
+    adapter = AdapterConfig.model_validate(settings["lora"]) if settings["lora"] else None
+    if adapter is not None:
+        add_adapters(model.to(torch.bfloat16) if c == 2 else model, adapter)
     stack = Stack(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
@@ -210,7 +227,9 @@ def mllm(settings: Settings, start: Start) -> Workload:
         or config.hidden_size // config.num_attention_heads,
         gated=True,
         input_copies=5,
+        adapter_rank=adapter.rank if adapter else 0,
     )
+    head_is_trained = adapter is None or adapter.train_embeddings
     head = config.vocab_size * config.hidden_size
     tokens, supervised = _mean(chats, "tokens"), _mean(chats, "supervised")
     packed = min(length, tokens * settings["batch_size"])  # tokens of a packed row
@@ -230,9 +249,10 @@ def mllm(settings: Settings, start: Start) -> Workload:
         pairs = positions * (positions / packs) if attention == "sdpa" else 0.0
         targets = _fullest(chats, "supervised", rows)
         # While chunks add up, the head's gradient is held up to twice more.
-        summed = 2 * 4 * head if targets > chunk else 0
+        summed = 2 * 4 * head if targets > chunk and head_is_trained else 0
         loss = min(targets, chunk) * config.vocab_size * LOGIT_BYTES + summed
-        ends = positions * 8 * stack.width + targets * c * stack.width
+        last_norm = 8 if adapter is None else 4  # frozen, it does not keep its normalised input
+        ends = positions * last_norm * stack.width + targets * c * stack.width
         return Kept(
             stack.kept_bytes(positions, c) + (1 + stack.layers * c) * pairs + ends,
             stack.checkpointed_bytes(positions, c) + (1 + c) * pairs + ends,
@@ -243,15 +263,29 @@ def mllm(settings: Settings, start: Start) -> Workload:
         unit="chats",
         model=model,
         tokens=tokens,
-        flops=TRAINED * (stack.flops(tokens, packed) + 2 * head * supervised),
+        flops=stack.training_flops(tokens, packed)
+        + (TRAINED if head_is_trained else TRAINED - 1) * 2 * head * supervised,
         # The logits of more than one chunk are computed again in the backward pass.
         recomputed_flops=lambda rows: 2 * head * supervised if rows * supervised > chunk else 0.0,
         kept=kept,
         # Codes are 16 bits each; text is about four bytes a token.
         read_bytes=2 * _mean(chats, "stored_codes") + 4 * start.text_tokens,
         part="lm",
-        assumptions=(f"{start.text_tokens} text tokens in a chat", *assumptions),
+        frozen_is_saved=adapter is None,
+        assumptions=(f"{start.text_tokens} text tokens in a chat", *assumed, *assumptions),
     )
+
+
+def _published_start(settings: Settings, start: Start) -> tuple[Start, tuple[str, ...]]:
+    """What adapters are trained on where it is not named: the published Tar; and what was assumed."""
+    assumed = []
+    if settings["lora"] and not start.lm:
+        start = replace(start, lm=Path("tar-1.5b"))
+        assumed.append("the language model is the published tar-1.5b")
+    if str(start.lm).lower() in PUBLISHED_LMS and not start.tokenizer:
+        start = replace(start, tokenizer=TaTokArch())
+        assumed.append("the tokenizer is the released TA-Tok")
+    return start, tuple(assumed)
 
 
 def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -264,6 +298,8 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
     if start.lm is None:
         small = from_scratch(LmArch.model_validate(settings["lm"]), grown(settings["text_vocab"]))
         return small, ("a language model from nothing, of the sizes in the TOML",)
+    if str(start.lm).lower() in PUBLISHED_LMS and not start.lm.exists():
+        return PUBLISHED_LMS[str(start.lm).lower()], ()
     config = read_config(start.lm)
     if config.get("kind", "mllm") != "mllm":
         raise UserError(f"{start.lm} is {config['kind']}, not a language model")
