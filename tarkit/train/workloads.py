@@ -277,7 +277,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
 
 
 def _published_start(settings: Settings, start: Start) -> tuple[Start, tuple[str, ...]]:
-    """What adapters are trained on where it is not named: the published Tar; and what was assumed."""
+    """The start with the published Tar where adapters have no other, and what was assumed."""
     assumed = []
     if settings["lora"] and not start.lm:
         start = replace(start, lm=Path("tar-1.5b"))
