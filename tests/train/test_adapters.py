@@ -176,11 +176,9 @@ def test_checkpoints_hold_what_is_trained_and_another_base_is_refused(
     assert state and all(".lora_" in name for name in state)
     recorded = json.loads((out / "manifest.json").read_text())["settings"]
     assert recorded["lm_sha256"] == weights_sha256(lm)
-    # The same folder with other weights, as a training into it leaves them.
-    shutil.copyfile(
-        parts.save_mllm(tmp_path / "x", data[1]["tokenizer"], seed=1) / "model.safetensors",
-        lm / "model.safetensors",
-    )
+    # The same folder with another model, as a training into it leaves it.
+    other = parts.save_mllm(tmp_path / "other", data[1]["tokenizer"], seed=1)
+    shutil.copytree(other, lm, dirs_exist_ok=True)
     with pytest.raises(UserError, match="was begun with other settings .*lm_sha256"):
         train(data, out, file, lm)
 
