@@ -46,6 +46,12 @@ IMAGES = pa.schema(
         *OUTCOME,
     ]
 )
+# Of images that were found on the web; the artifact's setting `origin` says that they are there.
+ORIGIN = [
+    pa.field("url", pa.string()),
+    pa.field("original_width", pa.int32()),
+    pa.field("original_height", pa.int32()),
+]
 PROMPTS = pa.schema(
     [
         (name, pa.string())
@@ -98,7 +104,7 @@ def code_type(codebook_size: int) -> pa.DataType:
 
 
 def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
-    """Columns of a shard; those of tokens and scores follow from the artifact's settings."""
+    """Columns of a shard; those of tokens, scores and images depend on the artifact's settings."""
     if kind == "tokens":
         codes = [
             (f"codes_{scale}", pa.list_(pa.uint16(), side * side))
@@ -111,6 +117,8 @@ def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
     if kind == "scores":
         scores = [(name, pa.float64()) for name in settings["columns"]]
         return pa.schema([("key", pa.string()), *scores, *OUTCOME])
+    if kind == "images" and settings.get("origin"):
+        return pa.schema([*IMAGES, *ORIGIN])
     fixed = {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS, "judgements": JUDGEMENTS}
     return fixed[kind]
 

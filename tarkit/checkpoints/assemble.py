@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import whole_file, write_whole
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.manifest import MANIFEST, begin_directory, file_sha256
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -41,8 +41,10 @@ def run(
 
     Tokenizer, AR-DTok and image VQ may be published files. A published AR-DTok does not say which
     tokenizer it was trained with, so that this is not compared. `dif_dtok` is a trained Dif-DTok
-    that the model may draw with as well; it is copied as it is. Raises UserError when a part is
-    unfinished, or was trained with another tokenizer or image VQ.
+    that the model may draw with as well; it is copied as it is. The same parts may be assembled
+    again, with other settings. Raises UserError when a part is unfinished, or was trained with
+    another tokenizer or image VQ, and when `out` was begun with other parts: stopped between two,
+    it would be a mixture of both.
     """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
@@ -67,6 +69,11 @@ def run(
     for path in given.values():
         if not path.is_file():
             require_weights(path)
+    identities = {kind: each["sha256"] for kind, each in configs.items()}
+    copied = {"sha256": identities, "half_precision": half_precision}
+    if not (out / MANIFEST).exists():
+        (out / CONFIG).unlink(missing_ok=True)  # complete again only with these parts
+    begin_directory(out, "tar", settings=copied, parents=given)
     if dif_dtok:
         copy_dif_dtok(dif_dtok, out / "dif_dtok")
     for kind, path in parts.items():

@@ -135,14 +135,7 @@ def train_encoder(
 @command(group, "tokenizer")
 def train_tokenizer(
     config: ConfigFile,
-    images: Annotated[
-        list[Path],
-        typer.Option(
-            "--images",
-            metavar="DIR",
-            help="An images artifact; several are mixed by images_weights.",
-        ),
-    ],
+    images: Images,
     encoder: Annotated[
         Path,
         typer.Option(
@@ -192,11 +185,12 @@ def train_ar_dtok(
         ),
     ] = None,
     images: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--images",
             metavar="DIR",
-            help="An images artifact to encode while training, in place of --tokens.",
+            help="An images artifact to encode while training, in place of --tokens; several are "
+            "mixed by images_weights.",
         ),
     ] = None,
     start: Annotated[
@@ -218,7 +212,7 @@ def train_ar_dtok(
 
     path = ar_dtok.run(
         config,
-        images=images,
+        images=images or (),
         tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae"),

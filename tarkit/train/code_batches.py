@@ -28,7 +28,7 @@ from tarkit.images import resize, to_uint8
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.streams import PictureRow, Stream
+from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream
 from tarkit.vocab import Scale
 
 Codes = dict[Scale | None, Tensor]
@@ -55,7 +55,7 @@ class CodeSource(Protocol):
     """What the training needs to know of where its codes come from."""
 
     @property
-    def stream(self) -> Stream[Any]:
+    def stream(self) -> Stream[Any] | MixedStream[Any]:
         """The rows in training's order."""
 
     def read(self, rows: Sequence[Any]) -> Codes | SizedPixels:
@@ -207,7 +207,7 @@ class PictureCodes:
 
     def __init__(
         self,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         scales: Sequence[Scale],
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
@@ -237,7 +237,7 @@ class PictureCodes:
     def _pixels(self, rows: Sequence[PictureRow]) -> SizedPixels:
         pictures = [row.pixels() for row in rows]
         return SizedPixels(
-            [row["key"] for row in rows],
+            [row.name for row in rows],
             channels_first([self._sized(a, self.ta_tok.size_px) for a in pictures]),
             channels_first([self._sized(a, self.vq_size_px) for a in pictures]),
         )
@@ -248,7 +248,7 @@ class PictureCodes:
         A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
         codes must not depend on the pictures that this process encoded before.
         """
-        keys = [row["key"] for row in rows]
+        keys = [row.name for row in rows]
         with self._lock:
             if all(key in self._rows for key in keys):
                 cached = torch.tensor([self._rows[key] for key in keys])

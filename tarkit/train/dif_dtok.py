@@ -35,9 +35,9 @@ from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.pixel_range import channels_first, from_unit, signed
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.parameters import count_parameters, save_trained_only
-from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
+from tarkit.train.streams import PictureStream, mixed_pictures, picture_parents, sized
 from tarkit.vocab import Scale
 
 # Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
@@ -48,7 +48,7 @@ WITHOUT_EFFECT = "attn2.to_k.bias"
 HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 
 
-class DifDtokConfig(LoopConfig):
+class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
     optimizer: Literal["adamw", "muon", "came"] = "came"
@@ -132,7 +132,7 @@ class DifDtokTask:
     def __init__(
         self,
         config: DifDtokConfig,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         ta_tok: LoadedTaTok,
         sana: Sana,
         negative: Tensor,
@@ -366,7 +366,7 @@ def _fingerprints(folder: Path) -> Mapping[str, str]:
 def run(
     config: Path | None,
     *,
-    images: Path,
+    images: Sequence[Path],
     tokenizer: Path,
     sana: str,
     out: Path,
@@ -374,16 +374,18 @@ def run(
 ) -> Path:
     """Train the diffusion de-tokenizer on pictures; returns the model directory.
 
-    `sana`: a folder or a hub id in the hub's cache, of a SANA or a Dif-DTok. The directory holds
-    the trained parameters (model.safetensors) and a whole Dif-DTok in the published layout, and so
-    does each one that `keep_every` asked for, after the last step.
+    `images`: images artifacts, which are mixed by weight. `sana`: a folder or a hub id in the hub's
+    cache, of a SANA or a Dif-DTok. The directory holds the trained parameters (model.safetensors)
+    and a whole Dif-DTok in the published layout, and so does each one that `keep_every` asked for,
+    after the last step.
     """
     from accelerate import PartialState
 
     settings = load_config(DifDtokConfig, config, overrides)
     begin_training(settings.seed)
     folder = find_sana(sana)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    artifacts = [open_artifact(path, "images") for path in images]
+    stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
     ta_tok = load_ta_tok(tokenizer)
     start, negative = load_start(folder, ta_tok, settings.size_px)
     task = DifDtokTask(settings, stream, ta_tok, start, negative)
@@ -392,7 +394,7 @@ def run(
         settings,
         out=out,
         name="dif-dtok",
-        parents={"images": images, "tokenizer": tokenizer, "sana": folder},
+        parents=picture_parents(images) | {"tokenizer": tokenizer, "sana": folder},
         more={"sana": _fingerprints(folder), "flow_shift": task.shift},
     )
     if PartialState().is_main_process:

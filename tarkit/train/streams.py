@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -132,6 +133,8 @@ class PictureRow(dict[str, Any]):
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
         super().__init__(row)
         self._location = (path, offset, size)
+        self.name = f"{path}:{offset}"
+        """Unlike the key, another one for every picture of several artifacts."""
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -140,6 +143,8 @@ class PictureRow(dict[str, Any]):
             blob = os.pread(file.fileno(), size, offset)
         return pictures.to_uint8(pictures.decode(blob))
 
+
+PictureStream = Stream[PictureRow] | MixedStream[PictureRow]
 
 COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 
@@ -200,6 +205,11 @@ def mixed_pictures(
         for number, artifact in enumerate(artifacts)
     ]
     return MixedStream(streams, weights, seed=seed)
+
+
+def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
+    """The images artifacts of a training by their names in its manifest."""
+    return {f"images_{i}" if i else "images": path for i, path in enumerate(images)}
 
 
 def sized(picture: np.ndarray, size_px: int) -> np.ndarray:

@@ -40,7 +40,14 @@ from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import sum_over_processes
-from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    draw_scale,
+    mixed_pictures,
+    picture_parents,
+    sized,
+)
 from tarkit.vocab import Scale
 
 
@@ -220,7 +227,7 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[PictureRow] | MixedStream[PictureRow],
+        stream: PictureStream,
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
     ) -> None:
@@ -376,6 +383,5 @@ def run(
     artifacts = [open_artifact(path, "images") for path in images]
     stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
     task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
-    parents = {"images" if i == 0 else f"images_{i}": path for i, path in enumerate(images)}
-    parents |= {"encoder": encoder, "lm": lm}
+    parents = picture_parents(images) | {"encoder": encoder, "lm": lm}
     return train(task, settings, out=out, name="tokenizer", parents=parents)

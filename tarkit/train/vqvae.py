@@ -25,12 +25,12 @@ from tarkit.models.codebook import usage, usage_of_counts
 from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
-from tarkit.train.streams import PictureRow, Stream, picture_stream
+from tarkit.train.streams import PictureStream, mixed_pictures, picture_parents
 
 
-class VqvaeConfig(LoopConfig):
+class VqvaeConfig(PicturesConfig):
     """Settings of the image VQ's training; loss weights are LlamaGen's."""
 
     arch: VqvaeArch = VqvaeArch()
@@ -55,7 +55,7 @@ class VqvaeTask:
 
     unused_parameters = True  # the codebook, before quantisation
 
-    def __init__(self, config: VqvaeConfig, stream: Stream[PictureRow]) -> None:
+    def __init__(self, config: VqvaeConfig, stream: PictureStream) -> None:
         self.config = config
         self.stream = stream
         # Channels last: a tenth faster on CPUs, same numbers.
@@ -173,11 +173,13 @@ def _random_rows(flat: Tensor, count: int) -> Tensor:
     return flat[torch.cat(order)[:count]] if count else flat[:0]
 
 
-def run(config: Path | None, *, images: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train an image VQ on an images artifact; returns the model directory."""
+def run(
+    config: Path | None, *, images: Sequence[Path], out: Path, overrides: Sequence[str] = ()
+) -> Path:
+    """Train an image VQ on images artifacts, mixed by weight; returns the model directory."""
     settings = load_config(VqvaeConfig, config, overrides)
     begin_training(settings.seed)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
-    return train(
-        VqvaeTask(settings, stream), settings, out=out, name="vqvae", parents={"images": images}
-    )
+    artifacts = [open_artifact(path, "images") for path in images]
+    stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
+    task = VqvaeTask(settings, stream)
+    return train(task, settings, out=out, name="vqvae", parents=picture_parents(images))

@@ -74,8 +74,8 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
 @pytest.mark.parametrize(
     ("verb", "words", "wanted"),
     [
-        ("vqvae", ["--images", "i"], {"images": Path("i")}),
-        ("encoder", ["--images", "i"], {"images": Path("i"), "regions_of": regions_of}),
+        ("vqvae", ["--images", "i", "--images", "j"], {"images": [Path("i"), Path("j")]}),
+        ("encoder", ["--images", "i"], {"images": [Path("i")], "regions_of": regions_of}),
         (
             "tokenizer",
             ["--images", "i", "--images", "j", "--encoder", "e", "--lm", "l"],
@@ -85,7 +85,7 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
             "ar-dtok",
             ["--images", "i", "--start", "s", *PARTS],
             {
-                "images": Path("i"),
+                "images": [Path("i")],
                 "tokens": (),
                 "tokenizer": Path("t"),
                 "vqvae": Path("v"),
@@ -96,7 +96,7 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
             "ar-dtok",
             ["--tokens", "a", "--tokens", "b", *PARTS],
             {
-                "images": None,
+                "images": (),
                 "tokens": [Path("a"), Path("b")],
                 "tokenizer": Path("t"),
                 "vqvae": Path("v"),

@@ -94,7 +94,7 @@ def run(
     file = tmp_path / "dif_dtok.toml"
     file.write_text(write_toml(DifDtokConfig(**SETTINGS | changes)))
     return dif_dtok.run(
-        file, images=pictures, tokenizer=models["tokenizer"], sana=str(sana), out=out
+        file, images=[pictures], tokenizer=models["tokenizer"], sana=str(sana), out=out
     )
 
 

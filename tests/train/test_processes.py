@@ -82,13 +82,13 @@ def start(name: str, config: Path, data: Mapping[str, Path], out: Path) -> None:
     """Train with one of the trainers."""
     images, tok, lm, chats = (data[k] for k in ("pictures", "tokenizer", "lm", "chats"))
     if name == "vqvae":
-        vqvae.run(config, images=images, out=out)
+        vqvae.run(config, images=[images], out=out)
     elif name == "encoder":
-        encoder.run(config, images=images, out=out, regions_of=regions_of)
+        encoder.run(config, images=[images], out=out, regions_of=regions_of)
     elif name == "tokenizer":
         tokenizer.run(config, images=[images], encoder=data["encoder"], lm=lm, out=out)
     elif name == "ar_dtok":
-        ar_dtok.run(config, images=images, tokenizer=tok, vqvae=data["vqvae"], out=out)
+        ar_dtok.run(config, images=[images], tokenizer=tok, vqvae=data["vqvae"], out=out)
     elif name == "mllm":
         mllm.run(config, chats=[chats], tokenizer=tok, lm=lm, out=out)
     else:

@@ -47,7 +47,7 @@ def test_a_stopped_training_ends_with_the_same_bytes(
 ) -> None:
     file = config(tmp_path)
     # In the fade-in, after the codebook's start from data; then in the restarts of dead codes.
-    resumes(VqvaeTask, lambda out: vqvae.run(file, images=pictures, out=out), stops=(5, 10))
+    resumes(VqvaeTask, lambda out: vqvae.run(file, images=[pictures], out=out), stops=(5, 10))
 
 
 CHILD = """
@@ -62,7 +62,7 @@ def loss(self, model, batch, step):
     return real(self, model, batch, step)
 vqvae.VqvaeTask.loss = loss
 config, images, out = map(Path, sys.argv[1:])
-vqvae.run(config, images=images, out=out)
+vqvae.run(config, images=[images], out=out)
 """
 
 
@@ -71,7 +71,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bytes(
 ) -> None:
     # A checkpoint at every step, so that many moments are in the middle of writing one.
     file = config(tmp_path, checkpoint_every=1)
-    whole = vqvae.run(file, images=pictures, out=tmp_path / "whole")
+    whole = vqvae.run(file, images=[pictures], out=tmp_path / "whole")
     killed = tmp_path / "killed"
     last = random.SystemRandom().randint(2, 10)
     with subprocess.Popen(
@@ -88,7 +88,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bytes(
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     assert not (killed / "model.safetensors").exists()
-    vqvae.run(file, images=pictures, out=killed)
+    vqvae.run(file, images=[pictures], out=killed)
     for name in ("model.safetensors", "config.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), f"killed at {last}"
 
@@ -183,7 +183,7 @@ def test_errors_within_the_tolerance_cost_nothing(pictures: Path) -> None:
 
 def test_the_model_directory_holds_what_was_measured(pictures: Path, tmp_path: Path) -> None:
     file = config(tmp_path, steps=2)
-    out = vqvae.run(file, images=pictures, out=tmp_path / "out", overrides=["seed=3"])
+    out = vqvae.run(file, images=[pictures], out=tmp_path / "out", overrides=["seed=3"])
     figures = read_config(out, "vqvae")["figures"]
     assert figures["pictures"] == 12
     assert 1 <= figures["perplexity"] <= 12 and 0 <= figures["dead_codes"] < 12
@@ -201,7 +201,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest(
 ) -> None:
     (tmp_path / "vq.toml").write_text("steps = 1\nbatch_sise = 2\nlearning_rate = 1\n")
     with pytest.raises(UserError, match=r"vq\.toml.*unknown key batch_sise \(did you mean") as e:
-        vqvae.run(tmp_path / "vq.toml", images=pictures, out=tmp_path / "out")
+        vqvae.run(tmp_path / "vq.toml", images=[pictures], out=tmp_path / "out")
     assert "batch_size" in e.value.hint
     assert not (tmp_path / "out").exists()
 
@@ -210,5 +210,5 @@ def test_pictures_that_are_not_complete_are_refused(tmp_path: Path) -> None:
     made = parts.write_pictures(tmp_path / "pictures", [["train"], ["train"]])
     made.shard_path("00001").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)") as e:
-        vqvae.run(config(tmp_path), images=made.path, out=tmp_path / "out")
+        vqvae.run(config(tmp_path), images=[made.path], out=tmp_path / "out")
     assert f"--out {made.path}" in e.value.hint
