@@ -45,6 +45,8 @@ from tarkit.train.code_batches import (
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
+from tarkit.train.task import Amount, Figure, RowName
+from tarkit.train.workloads import Start, flops_by_scale
 from tarkit.vocab import Scale
 
 log = logging.getLogger("tarkit")
@@ -102,6 +104,9 @@ class ArDtokTask:
         self.ta_tok = ta_tok
         self.vqvae = vqvae
         self.vqvae_sha256 = vqvae_sha256
+        # The encoders, which --images need in the first epoch, do not count.
+        costs = Start(tokenizer=ta_tok.model.arch, vqvae=vqvae.arch)
+        self.costs = flops_by_scale("ar_dtok", config.model_dump(mode="json"), costs)
         self.model: ArDtok
         if start is None:
             self.model = ArDtok(config.arch)
@@ -124,12 +129,22 @@ class ArDtokTask:
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         codes = self.source.codes(batch.codes)
         condition = self._condition(codes[batch.scale])
         condition = condition.masked_fill(batch.dropped[:, None, None], 0.0)
         loss = model(condition, codes[None])
-        return loss, {"condition_tokens": condition.shape[1]}
+        count, read, drawn = len(condition), condition.shape[1], codes[None].shape[1]
+        return loss, {
+            "condition_tokens": read,
+            f"loss_by_scale/{int(batch.scale)}": float(loss.detach()),
+            "tokens_per_s": Amount(count * (read + drawn - 1)),
+            "supervised_tokens_per_s": Amount(count * drawn),
+            **self.costs[batch.scale].amounts(count),
+        }
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def _condition(self, codes: Tensor) -> Tensor:
         """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""

@@ -35,7 +35,14 @@ from tarkit.models.pixel_range import to_signed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes
-from tarkit.train.streams import PictureRow, PictureStream, mixed_pictures, picture_parents, sized
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    mixed_pictures,
+    picture_parents,
+    sized,
+)
+from tarkit.train.task import RowName
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 Box = tuple[float, float, float, float]
@@ -290,6 +297,9 @@ class EncoderTask:
     def loss(self, model: nn.Module, batch: Pair, step: int) -> tuple[Tensor, dict[str, float]]:
         loss, figures = model(batch)
         return loss, figures
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

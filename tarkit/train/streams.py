@@ -9,10 +9,11 @@ Letters: B pictures, H W pixels.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 StreamRow = TypeVar("StreamRow")
@@ -133,8 +135,11 @@ class PictureRow(dict[str, Any]):
     def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
         super().__init__(row)
         self._location = (path, offset, size)
-        self.name = f"{path}:{offset}"
-        """Unlike the key, another one for every picture of several artifacts."""
+
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is: unlike the key, another one for every picture."""
+        return RowName(str(Path(self._location[0]).parent), self["key"])
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -212,11 +217,22 @@ def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
     return {f"images_{i}" if i else "images": path for i, path in enumerate(images)}
 
 
-def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
-    """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
+def source_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What figures call each input: its folder's name, or its path where another has that name."""
+    counts = Counter(folder.name for folder in folders)
+    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
+
+
+def sized(
+    picture: np.ndarray, size_px: int, *, square: Literal["crop"] | None = None
+) -> np.ndarray:
+    """A square picture of a model's size, by the default resize (PIL bicubic).
+
+    "crop" keeps the middle square; by default the whole picture is squashed.
+    """
     if picture.shape[:2] == (size_px, size_px):
         return picture
-    return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
+    return pictures.to_uint8(pictures.resize(Image.fromarray(picture), size_px, square or "squash"))
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:

@@ -141,7 +141,7 @@ def test_remembered_codes_are_those_of_the_pictures(
     real = source.encode
 
     def spy(pixels: SizedPixels) -> Codes:
-        encoded.append(len(pixels.keys))
+        encoded.append(len(pixels.names))
         return real(pixels)
 
     monkeypatch.setattr(source, "encode", spy)

@@ -81,7 +81,7 @@ def test_images_are_mixed_by_weight_and_each_is_a_parent(
 
     def counted(stream: MixedStream[PictureRow], *place: int, **process: int) -> list[PictureRow]:
         rows = batch(stream, *place, **process)
-        seen.update(Path(row.name).parent.name for row in rows)
+        seen.update(Path(row.name.source).name for row in rows)
         return rows
 
     monkeypatch.setattr(MixedStream, "batch", counted)
