@@ -97,6 +97,22 @@ def _config(arch: Mapping[str, Any]) -> Any:
 
 
 @torch.no_grad()
+def fit_width(codebook: Tensor, width: int) -> Tensor:
+    """A codebook (K, C) -> (K, `width`), by a random rotation of its main directions.
+
+    The projection is V Q: V (C, r) are the r = min(C, width) directions in which the codes are
+    longest, Q (r, width) random orthonormal rows. To a wider model, lengths and angles of the codes
+    stay as they are; to a narrower one no projection keeps more of them. How codes lie to the text
+    embeddings is lost, because a model of another width has others.
+    """
+    exact = codebook.double()
+    _, directions = torch.linalg.eigh(exact.T @ exact)  # ascending
+    kept = directions[:, -min(width, codebook.shape[1]) :]
+    rotation = torch.linalg.qr(torch.randn(width, kept.shape[1], dtype=torch.float64)).Q
+    return (exact @ kept @ rotation.T).to(codebook.dtype)
+
+
+@torch.no_grad()
 def grow(
     model: PreTrainedModel,
     visual: VisualVocabulary,

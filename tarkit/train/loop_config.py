@@ -6,13 +6,15 @@ import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
+from tarkit.train.parameters import ParametersConfig
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
-class LoopConfig(OptimizerConfig):
+class LoopConfig(OptimizerConfig, ParametersConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
@@ -61,8 +63,9 @@ class LoopConfig(OptimizerConfig):
     )
     """Keys that may change when a run is resumed: the manifest does not hold them."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that older versions did not have. The manifest holds them only where they differ from
-    their default, so that a training begun by an older version can be resumed."""
+    """Keys of this class that older versions did not have; a base class names its own. The manifest
+    holds them only where they differ from their default, so that a training begun by an older
+    version can be resumed."""
 
     # Not bounds of the fields: a trainer with defaults of its own replaces those.
     @field_validator("warmup")
@@ -82,7 +85,9 @@ class LoopConfig(OptimizerConfig):
     def recorded(self) -> dict[str, Any]:
         """The settings that a run is resumed with, as the manifest holds them."""
         settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
-        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        fields = type(self).model_fields
+        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:

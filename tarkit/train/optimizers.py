@@ -7,7 +7,7 @@ Sources: AdamW and CAME (paper Table 8; came.py); Muon as in `torch.optim.Muon` 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from torch import nn
 
 from tarkit.config import Config
 from tarkit.train.came import Came
+from tarkit.train.weight_average import WeightAverage
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -29,6 +30,13 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.95)
     """Decay of the means that the optimizer keeps: two for AdamW, three for CAME."""
     weight_decay: float = Field(default=0.0, ge=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the trained weights (weight_average.py), in
+    float32: 4 bytes a trained value. Sample sheets, kept models and the saved model then have the
+    averaged weights; the last weights themselves are not saved. None: no average. The paper states
+    none; diffusion models are mostly used so (0.9999 in Ho et al. 2020, App. B)."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"ema"})
 
     @model_validator(mode="after")
     def _betas_fit(self) -> OptimizerConfig:
@@ -84,6 +92,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     """AdamW or CAME for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
+    With `ema` a WeightAverage comes last.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
@@ -104,6 +113,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)
         )
+    if config.ema is not None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizers.append(WeightAverage(trained, decay=config.ema))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
