@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Rounds, Stream, draw_scale
+from tarkit.train.streams import Order, Rounds, draw_scale
 from tarkit.train.task import Figure, Mean
 from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tarkit")
 
 TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
+CHAT_COLUMNS = ("key", "task", "split", "messages", "images", "status")
 
 
 class ChatBatchesConfig(Config):
@@ -106,34 +109,28 @@ class TooLongChats:
         return {(row["chats"], row["key"]) for row in map(json.loads, lines)}
 
 
-class _Shards:
-    """Chats of several artifacts as one numbered list of shards; rows are decoded on demand."""
+class ChatShard:
+    """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
-    def __init__(self, artifacts: Sequence[Artifact], columns: Sequence[str]) -> None:
-        self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
-        self.columns = columns
-        self._table = lru_cache(maxsize=24)(self._read)
+    def __init__(self, table: pa.Table, chats: str) -> None:
+        """`chats`: the path of the artifact."""
+        self.table = table
+        self.chats = chats
+        self._rows: dict[str, np.ndarray] = {}
 
-    def _read(self, index: int) -> pa.Table:
-        artifact, name = self.shards[index]
-        return artifact.read(name, columns=list(self.columns))
+    def rows_of(self, task: TaskName) -> np.ndarray:
+        """The numbers of the rows of a task."""
+        if task not in self._rows:
+            in_split = pc.fill_null(pc.equal(self.table["split"], "train"), True)
+            usable = pc.and_(pc.equal(self.table["status"], "ok"), in_split)
+            usable = pc.and_(usable, pc.equal(self.table["task"], task))
+            self._rows[task] = np.flatnonzero(np.asarray(usable))
+        return self._rows[task]
 
-    def row(self, index: int, row: int) -> dict[str, Any]:
-        """The chat in a row of shard `index`, with the path of its artifact as "chats"."""
-        chat: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
-        return {**chat, "chats": str(self.shards[index][0].path)}
-
-    def of_task(self, task: TaskName, index: int) -> np.ndarray:
-        """Row numbers of a shard's usable training chats of one task."""
-        artifact, name = self.shards[index]
-        table = artifact.read(name, columns=["task", "split", "status"])
-        columns = [table[c].to_pylist() for c in ("task", "split", "status")]
-        rows = [
-            i
-            for i, (t, split, status) in enumerate(zip(*columns, strict=True))
-            if t == task and split in (None, "train") and status == "ok"
-        ]
-        return np.asarray(rows, dtype=np.int64)
+    def chat(self, row: int) -> dict[str, Any]:
+        """The chat of a row, with the path of its artifact as "chats"."""
+        columns: dict[str, Any] = self.table.slice(row, 1).to_pylist()[0]
+        return {**columns, "chats": self.chats}
 
 
 class ChatStreams:
@@ -146,52 +143,52 @@ class ChatStreams:
         self, artifacts: Sequence[Artifact], ratio: Mapping[TaskName, int], seed: int
     ) -> None:
         """Raises UserError for an incomplete artifact, or a task in `ratio` without any rows."""
-        for artifact in artifacts:
-            artifact.require_complete()
-        self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
+        self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
         self.ratio = {task: count for task, count in ratio.items() if count > 0}
         self.tasks = sorted(self.ratio)
         self.rounds = Rounds([self.ratio[task] for task in self.tasks], seed=seed)
-        self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
+        self.orders: dict[TaskName, Order] = {}
+        # Each task reads from four shards at one time.
+        self._shard = lru_cache(maxsize=5 * len(self.tasks))(self._read)
+        counts = [counts for artifact in artifacts for counts in row_counts(artifact)]
         for task in self.ratio:
-            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.shards))]
-            if not sum(map(len, rows)):
+            kinds = [RowKind(task, split, "ok") for split in ("train", None)]
+            counts_of_task = [sum(c.get(kind, 0) for kind in kinds) for c in counts]
+            if not sum(counts_of_task):
                 raise UserError(
                     f"the ratio names the task {task}, but the chats hold no row of it",
                     hint="run tarkit inspect on the chats, or set the ratio of that task to 0",
                 )
-            self.streams[task] = _row_stream(rows, training_seed(seed, task))
+            self.orders[task] = Order(
+                counts_of_task, seed=training_seed(seed, task), shards_together=4
+            )
+
+    def _read(self, index: int) -> ChatShard:
+        artifact, name = self.shards[index]
+        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), str(artifact.path))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
         number, position = self.rounds[slot]
-        shard, row = self.streams[self.tasks[number]][position]
-        return self.shards.row(shard, row)
+        return self.of_task(self.tasks[number], position)
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
-        return self.shards.row(*self.streams[task][position])
+        index, place = self.orders[task][position]
+        shard = self._shard(index)
+        return shard.chat(int(shard.rows_of(task)[place]))
 
     def documents(self, limit: int) -> list[str]:
         """The first `limit` text-only rows in order: to train a tokenizer and count its tokens."""
         texts: list[str] = []
-        for index in range(len(self.shards.shards)):
-            for row in self.shards.of_task("text", index):
-                texts.append(
-                    "\n".join(m["content"] for m in self.shards.row(index, int(row))["messages"])
-                )
-                if len(texts) >= limit:
-                    return texts
+        for index in range(len(self.shards)):
+            shard = self._read(index)
+            rows = shard.rows_of("text")[: limit - len(texts)]
+            for messages in shard.table["messages"].take(pa.array(rows)).to_pylist():
+                texts.append("\n".join(message["content"] for message in messages))
+            if len(texts) == limit:
+                break
         return texts
-
-
-def _row_stream(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
-    """The stream of (shard, row) over these rows of each shard."""
-
-    def load(shard: int) -> list[tuple[int, int]]:
-        return [(shard, int(row)) for row in rows[shard]]
-
-    return Stream([len(r) for r in rows], load, seed=seed, shards_together=4)
 
 
 def encode_chat(

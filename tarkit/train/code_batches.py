@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
 from tarkit.images import resize, to_uint8
@@ -102,12 +103,10 @@ class StoredCodes:
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
         for artifact in artifacts:
-            artifact.require_complete()
-            for name in artifact.shards:
-                table = artifact.read(name, ["status", "split"])
-                failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+            for name, kinds in zip(artifact.shards, row_counts(artifact), strict=True):
+                failed = sum(n for kind, n in kinds.items() if kind.status == "failed")
                 self.num_failed[artifact.path] += failed
-                counts.append(pc.sum(self._usable(table)).as_py() or 0)
+                counts.append(sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None)))
                 self._shards.append((artifact, name))
         if not sum(counts):
             paths = ", ".join(str(artifact.path) for artifact in artifacts)

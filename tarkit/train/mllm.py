@@ -164,7 +164,7 @@ class MllmTask:
         visual = self.vocabulary.visual
         if self.dtok is None or self.tokenizer is None or visual is None:
             return None
-        if "t2i" not in self.streams.streams:
+        if "t2i" not in self.streams.orders:
             return None
         self.model.eval()
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
