@@ -7,12 +7,13 @@ Letters: P packed rows, T positions, M supervised tokens.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
@@ -79,12 +79,14 @@ class TooLongChats:
     def __init__(self, file: Path | None) -> None:
         """`file`: a line is {"chats", "key", "tokens", "length"} in JSON; None: only the log."""
         self.file = file
-        self.listed: set[tuple[str, str]] | None = None
+        self.listed: set[tuple[str, str]] = set()
+        self.end = 0  # of what has been read of the file
+        self.warned = False
 
     def add(self, chats: str, key: str, *, tokens: int, length: int) -> None:
         """List a chat of an artifact, unless an earlier step or start of this training has."""
-        if self.listed is None:
-            self.listed = self._read()
+        if not self.warned:
+            self.warned = True
             log.warning(
                 "chat %s has %d tokens, length is %d: it is left out, as all longer ones are%s",
                 key,
@@ -92,21 +94,25 @@ class TooLongChats:
                 length,
                 f"; {self.file} lists them" if self.file else "",
             )
-        if (chats, key) in self.listed:
+        if self.file is None or (chats, key) in self.listed:
             return
-        self.listed.add((chats, key))
-        if self.file:
-            with self.file.open("a") as file:
-                line = {"chats": chats, "key": key, "tokens": tokens, "length": length}
-                file.write(json.dumps(line) + "\n")
+        line = {"chats": chats, "key": key, "tokens": tokens, "length": length}
+        with self.file.open("a+b") as file:
+            # Several processes may read for one training.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._read_new_lines(file)
+            if (chats, key) not in self.listed:
+                self.listed.add((chats, key))
+                file.write(json.dumps(line).encode() + b"\n")
+                self.end = file.tell()
 
-    def _read(self) -> set[tuple[str, str]]:
-        if self.file is None or not self.file.exists():
-            return set()
-        *lines, half = self.file.read_text().split("\n")
+    def _read_new_lines(self, file: BinaryIO) -> None:
+        file.seek(self.end)
+        *lines, half = file.read().split(b"\n")
+        self.end += sum(len(line) + 1 for line in lines)
         if half:  # of a killed run
-            write_whole(self.file, "".join(f"{line}\n" for line in lines).encode())
-        return {(row["chats"], row["key"]) for row in map(json.loads, lines)}
+            file.truncate(self.end)
+        self.listed |= {(row["chats"], row["key"]) for row in map(json.loads, lines)}
 
 
 class ChatShard:
@@ -229,20 +235,33 @@ def packed_chats(
     *,
     first: int,
     size: int,
-    too_long: TooLongChats,
+    too_long: TooLongChats | None,
 ) -> Packed:
     """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
 
-    Chats longer than a row are left out and listed in `too_long`.
+    Chats longer than a row are left out and listed in `too_long`, if it is there.
     """
     chats = []
     for slot in range(first, first + size):
         chat, ids, labels = _chat_of_slot(streams, config, vocabulary, slot)
-        if len(ids) > config.length:
-            too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
-        else:
+        if len(ids) <= config.length:
             chats.append((ids, labels))
+        elif too_long:
+            too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
     return pack(chats, config.length)
+
+
+def rows_of_part(packed: Packed, part: int, parts: int, *, length: int) -> Packed:
+    """The packed rows of part `part` of a step's `parts`; one row of padding where it has none.
+
+    A step is packed as a whole and its rows are then shared: packs are the same for any number of
+    processes and passes, which get as many rows each, to within one.
+    """
+    num_rows = len(packed.ids)
+    own = slice(part * num_rows // parts, (part + 1) * num_rows // parts)
+    if own.start == own.stop:
+        return pack([], length)
+    return Packed(*(tensor[own] for tensor in packed))
 
 
 def require_fitting(

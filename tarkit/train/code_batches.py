@@ -247,12 +247,15 @@ class PictureCodes:
         A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
         codes must not depend on the pictures that this process encoded before.
         """
-        keys = [row["key"] for row in rows]
+        codes = self._remembered([row["key"] for row in rows])
+        return codes if codes is not None else self._pixels(rows)
+
+    def _remembered(self, keys: Sequence[str]) -> Codes | None:
         with self._lock:
-            if all(key in self._rows for key in keys):
-                cached = torch.tensor([self._rows[key] for key in keys])
-                return {name: table[cached].long() for name, table in self._tables.items()}
-        return self._pixels(rows)
+            if not all(key in self._rows for key in keys):
+                return None
+            cached = torch.tensor([self._rows[key] for key in keys])
+            return {name: table[cached].long() for name, table in self._tables.items()}
 
     def encode(self, pixels: SizedPixels) -> Codes:
         """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
@@ -269,10 +272,13 @@ class PictureCodes:
     def codes(self, batch: Codes | SizedPixels) -> Codes:
         if not isinstance(batch, SizedPixels):
             return batch
-        encoded = self.encode(batch)
-        with self._lock:
-            self._store(batch.keys, encoded)
-        return encoded
+        # A worker process reads pixels each time, as it does not know what this one remembers.
+        codes = self._remembered(batch.keys)
+        if codes is None:
+            codes = self.encode(batch)
+            with self._lock:
+                self._store(batch.keys, codes)
+        return {name: numbers.to(batch.ta_tok.device) for name, numbers in codes.items()}
 
     def _store(self, keys: Sequence[str], encoded: Codes) -> None:
         new = len(set(keys) - self._rows.keys())

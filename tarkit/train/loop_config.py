@@ -19,6 +19,11 @@ class LoopConfig(OptimizerConfig):
     micro_batch_size: PositiveInt | None = None
     """Rows of one forward pass of a process; None: all of its rows of the step. Fewer rows need
     less memory, and the step is the same: gradients are summed over its passes."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes next to each training process that read and decode batches ahead of the step; 0: a
+    thread of the training process does. None: 0 where the model is trained on a CPU; on a GPU one
+    for each core but one of the process's share of the machine, at most 8. The batches are the
+    same."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
@@ -38,9 +43,14 @@ class LoopConfig(OptimizerConfig):
     """Keys that older versions did not have. The manifest holds them only where they differ from
     their default, so that a training begun by an older version can be resumed."""
 
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "micro_batch_tokens", "workers"}
+    )
+    """Keys that change no result, other than by rounding: the manifest does not hold them."""
+
     def recorded(self) -> dict[str, Any]:
         """The settings that decide the weights, as the manifest holds them."""
-        settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
+        settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
         defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 

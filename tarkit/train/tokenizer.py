@@ -226,6 +226,7 @@ class TokenizerTask:
     ) -> None:
         self.config = config
         self.stream = stream
+        self.size_px = encoder.arch.size_px
         _require_fit(config.sizes, encoder)
         usable = embeddings.used
         if len(usable) < config.sizes.num_codes:
@@ -247,8 +248,7 @@ class TokenizerTask:
             self.model.start_from(self._pixels(first))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
-        size = self.model.ta_tok.arch.encoder.size_px
-        return to_signed([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), self.size_px) for row in rows])
 
     def batch(self, step: int, size: int, part: int, parts: int) -> TokenizerBatch:
         config = self.config
