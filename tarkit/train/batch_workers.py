@@ -28,7 +28,7 @@ PARTS_AHEAD = 2  # of each worker
 MOST_WORKERS = 8
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """The arguments of `TrainingTask.batch`."""
 
     step: int
@@ -56,7 +56,7 @@ def default_workers(device: torch.device) -> int:
 
 
 def read_in_workers(
-    task: TrainingTask, parts: Iterable[Part], num_workers: int
+    task: TrainingTask, parts: Iterable[BatchPart], num_workers: int
 ) -> Generator[list[Any], None, None]:
     """The batches of each part in order, as `read_part` makes them, from `num_workers` processes.
 
@@ -88,12 +88,12 @@ def read_in_workers(
             ) from None
         if read is None:
             return
-        if isinstance(read, _Refusal):
+        if isinstance(read, _WorkerError):
             raise UserError(read.message, hint=read.hint)
         yield read
 
 
-class _Refusal(NamedTuple):
+class _WorkerError(NamedTuple):
     """A worker's UserError, on its way to the training's process, which raises it."""
 
     message: str
@@ -107,12 +107,12 @@ class _Parts(Dataset[Any]):
         self.pickled = pickled
         self.task: TrainingTask | None = None
 
-    def __getitem__(self, part: Part) -> list[Any] | _Refusal:
+    def __getitem__(self, part: Part) -> list[Any] | _WorkerError:
         try:
             self.task = self.task or pickle.loads(self.pickled)
             return read_part(self.task, part)
         except UserError as error:
-            return _Refusal(error.message, error.hint)
+            return _WorkerError(error.message, error.hint)
 
 
 def _begin_worker(number: int) -> None:

@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from tarkit.train.batch_workers import Part, default_workers, read_in_workers, read_part
+from tarkit.train.batch_workers import BatchPart, default_workers, read_in_workers, read_part
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.task import MakesPasses, TrainingTask
 
@@ -33,10 +33,10 @@ def step_batches(
         rows = config.batch_size // world
     num_parts = config.batch_size // world // rows
 
-    def all_parts() -> Iterator[Part]:
+    def all_parts() -> Iterator[BatchPart]:
         for step in range(first, config.steps):
             for part in range(rank * num_parts, (rank + 1) * num_parts):
-                yield Part(step, rows, part, world * num_parts)
+                yield BatchPart(step, rows, part, world * num_parts)
 
     workers = default_workers(accelerator.device) if config.workers is None else config.workers
     read = (
@@ -51,7 +51,7 @@ def step_batches(
 
 
 def _read_in_thread(
-    task: TrainingTask, parts: Iterator[Part], *, ahead: int
+    task: TrainingTask, parts: Iterator[BatchPart], *, ahead: int
 ) -> Generator[list[Any], None, None]:
     """The batches of each part; those of the next `ahead` parts are read meanwhile."""
     with ThreadPoolExecutor(1) as executor:

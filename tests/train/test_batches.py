@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tarkit.errors import UserError
-from tarkit.train.batch_workers import Part, default_workers, read_part, without_networks
+from tarkit.train.batch_workers import BatchPart, default_workers, read_part, without_networks
 from tarkit.train.batches import step_batches
 from tarkit.train.mllm import MllmTask
 from tarkit.train.task import MakesPasses
@@ -171,7 +171,7 @@ def test_a_worker_gets_no_network_and_makes_the_same_batches(
         pickled = without_networks(task)
         assert len(pickled) < 100_000, name
         copy = pickle.loads(pickled)
-        for part in (Part(0, 4, 0, 1), Part(7, 2, 1, 2)):
+        for part in (BatchPart(0, 4, 0, 1), BatchPart(7, 2, 1, 2)):
             expected, read = tensors(read_part(task, part)), tensors(read_part(copy, part))
             assert len(expected) == len(read) > 0, name
             assert all(torch.equal(a, b) for a, b in zip(expected, read, strict=True)), name
