@@ -62,11 +62,13 @@ def write_toml(config: pydantic.BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not TOML for a config: it nests too deeply") from None
+    except ValueError as error:  # also a number of more than 4,300 digits
+        raise UserError(f"{path} is not TOML: {error}") from None
     except OSError as error:
         raise UserError(f"the config {path} cannot be read: {error.strerror}") from None
 
@@ -88,6 +90,9 @@ def _toml_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"--set: the value {text[:40]}... cannot be read: {why}") from None
     return parsed["value"] if len(parsed) == 1 else text
 
 

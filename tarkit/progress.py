@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from tarkit.terminal import print_note, printable
+
 LINE_EVERY_S = 10.0
 
 
@@ -41,14 +43,14 @@ class Progress:
             self._bar.update(self._task, completed=self.done, note=self._note())
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+            print_note(self.line())
 
     def message(self, text: str) -> None:
         """Print a line to stderr, above the bar when there is one."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(printable(text), markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print_note(text)
 
     def line(self) -> str:
         """For example `encode: 300/900 pictures, 12.5/s, 0:00:48 left, 2 failed, loss 0.31`."""
@@ -71,7 +73,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         else:
-            print(self.line(), file=sys.stderr, flush=True)
+            print_note(self.line())
 
     def _note(self) -> str:
         failed = [f"{self.failed} failed"] if self.failed else []

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from tarkit.errors import UserError
+from tarkit.errors import UserError, explained
 from tarkit.progress import Progress
 
 
@@ -80,10 +80,13 @@ def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
     try:
         for name in names:
             job(name, lambda done, failed: sender.send((done, failed)))
-    except UserError as error:
-        sender.send(_Refusal(error.message, error.hint))
     except BrokenPipeError:  # the parent was killed
         return
+    except Exception as fault:
+        error = explained(fault)
+        if error is None:
+            raise
+        sender.send(_Refusal(error.message, error.hint))
 
 
 def _num_cores() -> int:

@@ -24,6 +24,7 @@ from tarkit.cli.options import (
     given,
 )
 from tarkit.cli.output import device_of, part_of, preview_or_run, show
+from tarkit.terminal import print_note
 
 group = typer.Typer()
 
@@ -216,7 +217,7 @@ def reconstruct(
         sampling=given(guidance=guidance) | detokenizer.sampling(),
     )
     for name, reason in result.failed.items():
-        typer.echo(f"failed: {name}: {reason}", err=True)
+        print_note(f"failed: {name}: {reason}")
     facts = {"path": str(result.path), "pictures": result.num_pictures, "failed": result.failed}
     show(facts, str(result.path), as_json)
     return FAILED_ROWS if result.failed else 0

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -33,6 +32,7 @@ from tarkit.curate.sources.shard_names import shown_source
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 
 
 class IngestConfig(Config):
@@ -118,7 +118,7 @@ class IngestPlan(ShardPlan):
 
     def make(self, artifact: Artifact) -> None:
         for note in self.listing.notes:
-            print(f"{self.source_path}: {note}", file=sys.stderr)
+            print_note(f"{self.source_path}: {note}")
         rank, world = rank_and_world()
         names = pending_shards(artifact, rank=rank, world=world)
         num_pictures = sum(artifact.counts[name] for name in names)
