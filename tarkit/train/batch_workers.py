@@ -37,7 +37,7 @@ class BatchPart(NamedTuple):
     parts: int
 
 
-def read_part(task: TrainingTask, part: Part) -> list[Any]:
+def read_part(task: TrainingTask, part: BatchPart) -> list[Any]:
     """The batches of a part: several where the task makes all passes of a step together."""
     return task.passes(*part) if isinstance(task, MakesPasses) else [task.batch(*part)]
 
@@ -107,7 +107,7 @@ class _Parts(Dataset[Any]):
         self.pickled = pickled
         self.task: TrainingTask | None = None
 
-    def __getitem__(self, part: Part) -> list[Any] | _WorkerError:
+    def __getitem__(self, part: BatchPart) -> list[Any] | _WorkerError:
         try:
             self.task = self.task or pickle.loads(self.pickled)
             return read_part(self.task, part)
