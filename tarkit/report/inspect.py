@@ -259,6 +259,8 @@ def _model(path: Path) -> dict[str, Any]:
     log = read_log(path / "metrics.jsonl")
     if log.rows:
         facts["last_metrics"] = log.rows[-1]
+    if bad_rows := read_log(path / "bad_rows.jsonl").rows:
+        facts["bad_rows"] = len(bad_rows)
     if log.num_damaged_lines:
         facts["damaged_metrics_lines"] = log.num_damaged_lines
     has_weights = "num_parameters" in facts
@@ -286,9 +288,13 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} is not a safetensors file: a header of {length} bytes")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
-            raise UserError(f"{path} is not a safetensors file: {error}") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            tensors = {name: each for name, each in header.items() if name != "__metadata__"}
+            for each in tensors.values():
+                math.prod(each["shape"])
+                str(each["dtype"])
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a safetensors file: {error!r}") from None
+    return tensors
 
 
 def _save(sheet: Image.Image, place: Path) -> None:

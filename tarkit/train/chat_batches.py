@@ -30,8 +30,8 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Order, Rounds, draw_scale
-from tarkit.train.task import Figure, Mean
+from tarkit.train.streams import Order, Rounds, draw_scale, source_names
+from tarkit.train.task import Figure, Mean, mean_of
 from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class ChatStreams:
     ) -> None:
         """Raises UserError for an incomplete artifact, or a task in `ratio` without any rows."""
         self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
+        self.sources = source_names([artifact.path for artifact in artifacts])
         self.ratio = {task: count for task, count in ratio.items() if count > 0}
         self.tasks = sorted(self.ratio)
         self.rounds = Rounds([self.ratio[task] for task in self.tasks], seed=seed)
@@ -177,6 +178,12 @@ class ChatStreams:
         """The chat at a slot."""
         number, position = self.rounds[slot]
         return self.of_task(self.tasks[number], position)
+
+    def place(self, slot: int) -> tuple[TaskName, Artifact]:
+        """The task of the chat at a slot, and its artifact; no chat is read."""
+        number, position = self.rounds[slot]
+        shard, _ = self.orders[self.tasks[number]][position]
+        return self.tasks[number], self.shards[shard][0]
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
@@ -239,16 +246,18 @@ def packed_chats(
 ) -> Packed:
     """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
 
-    Chats longer than a row are left out and listed in `too_long`, if it is there.
+    Chats longer than a row are left out and listed in `too_long`, if it is there. A chat's number
+    is its slot.
     """
-    chats = []
+    chats, slots = [], []
     for slot in range(first, first + size):
         chat, ids, labels = _chat_of_slot(streams, config, vocabulary, slot)
         if len(ids) <= config.length:
             chats.append((ids, labels))
+            slots.append(slot)
         elif too_long:
             too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
-    return pack(chats, config.length)
+    return pack(chats, config.length, numbers=slots)
 
 
 def rows_of_part(packed: Packed, part: int, parts: int, *, length: int) -> Packed:
@@ -287,10 +296,15 @@ def _chat_of_slot(
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
     chat = _prompted(streams[slot], slot, config)
-    ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
-    scale = draw_scale(ratio, config.seed, slot)
+    scale = _scale_of_slot(config, chat["task"], slot)
     ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
     return chat, ids, labels
+
+
+def _scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
+    """The scale of the pictures in the chat of a slot."""
+    ratio = (task == "i2t" and config.read_scale_ratio) or config.scale_ratio
+    return draw_scale(ratio, config.seed, slot)
 
 
 def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
@@ -337,6 +351,34 @@ def weighted_loss(
     # Where every chat of a step was too long, the loss is 0.
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return (losses * weights).sum() / total, figures
+
+
+def losses_by_group(
+    losses: Tensor, packed: Packed, streams: ChatStreams, config: ChatBatchesConfig
+) -> dict[str, Figure]:
+    """Mean losses of the supervised tokens (M,) of packed chats by task, by scale and by source.
+
+    There is none by task, or by source, where the training has a single one.
+    """
+    supervised = packed.labels[:, 1:] != -100
+    slots, chats = packed.numbers[:, 1:][supervised].unique(return_inverse=True)
+    sums = torch.zeros(len(slots), device=losses.device)
+    sums.index_add_(0, chats, losses.detach().float())
+    counts = torch.bincount(chats, minlength=len(slots))
+    parts: dict[str, list[Mean]] = {}
+    for slot, loss, count in zip(slots.tolist(), sums.tolist(), counts.tolist(), strict=True):
+        mean = Mean(loss / count, count)
+        task, artifact = streams.place(slot)
+        names = []
+        if len(streams.tasks) > 1:
+            names.append(f"loss_by_task/{task}")
+        if task != "text":
+            names.append(f"loss_by_scale/{int(_scale_of_slot(config, task, slot))}")
+        if len(streams.sources) > 1:
+            names.append(f"loss_by_source/{streams.sources[artifact.path]}")
+        for name in names:
+            parts.setdefault(name, []).append(mean)
+    return {name: mean_of(means) for name, means in sorted(parts.items())}
 
 
 def model_description(

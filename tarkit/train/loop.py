@@ -12,7 +12,7 @@ process draws its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ import torch
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.batches import step_batches
+from tarkit.train.guard import Guard
 from tarkit.train.launch import make_accelerator, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
 from tarkit.train.recorder import Recorder
 from tarkit.train.state import load_state
-from tarkit.train.step import require_finite_weights, take_step
+from tarkit.train.step import take_step
 from tarkit.train.task import TrainingTask
+from tarkit.train.trackers import required_trackers
 
 
 def begin_training(seed: int) -> None:
@@ -55,11 +58,13 @@ def train(
     """Train `task.model` for `config.steps` steps into a model directory, or resume there.
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
-    manifest that no TOML holds. Call `begin_training` before making the task. `micro_batch_size`
-    and the number of processes may change when a run is resumed. Raises UserError where the
-    directory was begun with other settings, where the batch does not divide by processes and
-    micro-batches, and, before the step is taken, where a loss or a gradient is not finite.
+    manifest that no TOML holds. Call `begin_training` before making the task. The number of
+    processes and `LoopConfig.FREE_KEYS` may change when a run is resumed. Raises UserError
+    where the directory was begun with other settings, where the batch does not divide by processes
+    and micro-batches, where a tracker is not installed, and, before the step is taken, where a loss
+    or a gradient is not finite, unless such steps are skipped.
     """
+    required_trackers(config)
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, accelerator.num_processes)
     settings = {"stage": name, **config.recorded(), **(more or {})}
@@ -68,25 +73,31 @@ def train(
         return out
     checkpoint = out / "state" / "checkpoint.pt"
     optimizers = make_optimizers(task.model, config)
-    first = load_state(checkpoint, task.model, optimizers)
+    guard = Guard(task, config, accelerator, out=out, rows=rows)
+    first = load_state(checkpoint, task.model, optimizers, guard)
     recorder = None
     if accelerator.is_main_process:
-        recorder = Recorder(task, config, out=out, files=files or {}, first=first)
+        recorder = Recorder(task, config, guard, out=out, files=files or {})
+    metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
     model, *optimizers = accelerator.prepare(task.model, *optimizers)
     with (
-        Progress(name, total=config.steps, unit="steps", done=first) as progress,
+        # One process of many shows how far the training is.
+        Progress(name, total=config.steps, unit="steps", done=first)
+        if accelerator.is_main_process
+        else nullcontext() as progress,
+        closing(metrics),
         closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
     ):
-        for step, batches in steps:
-            result = take_step(
-                task, config, step, batches, accelerator, model, optimizers, checkpoint
-            )
-            progress.advance(1, loss=result.loss)
+        for step, batches in metrics.timed(steps):
+            result = take_step(task, config, step, batches, accelerator, model, optimizers, guard)
             trained = accelerator.unwrap_model(model)
+            metrics.after_step(step, result, trained)
+            if progress:
+                progress.advance(1, loss=result.loss, **metrics.shown)
             if config.saves_after(step + 1):
-                require_finite_weights(trained, step, config, checkpoint)
+                guard.require_finite_weights(trained, step)
             if recorder:
-                recorder.after_step(step, result, trained, optimizers, accelerator.device)
+                recorder.after_step(step, trained, optimizers, accelerator.device)
     if recorder:
         recorder.finish()
     accelerator.wait_for_everyone()

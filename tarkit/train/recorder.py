@@ -1,12 +1,9 @@
-"""What a training leaves in its directory: metrics, sample sheets, checkpoints and models."""
+"""What a training leaves in its directory beside its metrics: sheets, checkpoints and models."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +11,9 @@ from torch import nn
 from tarkit.artifacts.files import write_whole
 from tarkit.checkpoints.directory import save_model
 from tarkit.images import png_bytes
+from tarkit.train.guard import Guard
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.optimizers import weight_rms
 from tarkit.train.state import save_state
-from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
 
 
@@ -28,44 +24,35 @@ class Recorder:
         self,
         task: TrainingTask,
         config: LoopConfig,
+        guard: Guard,
         *,
         out: Path,
         files: Mapping[str, str],
-        first: int,
     ) -> None:
-        """`first`: the step that this process begins with."""
         self.task = task
         self.config = config
+        self.guard = guard
         self.out = out
         self.files = files
-        self.first = first
-        self.metrics = out / "metrics.jsonl"
         self.checkpoint = out / "state" / "checkpoint.pt"
         self._write_files(out)
-        _truncate_log(self.metrics, first)
-        self.tensorboard = _tensorboard(out)
-        self.began = time.monotonic()
 
     def after_step(
         self,
         step: int,
-        result: StepResult,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         device: torch.device,
     ) -> None:
-        """Log, draw, checkpoint and keep what is due after a step; the model stays on `device`."""
+        """Draw, checkpoint and keep what is due after a step; the model stays on `device`."""
         config, done = self.config, step + 1
-        last = done == config.steps
-        if config.logs_after(done):
-            self._log(done, result, weight_rms(model))
-        if last:
+        if done == config.steps:
             return
         if done % config.sample_every == 0:
             self._write_sheet(done)
             self.task.model.to(device)
         if done % config.checkpoint_every == 0:
-            save_state(self.checkpoint, done, model, optimizers)
+            save_state(self.checkpoint, done, model, optimizers, self.guard)
         if config.keep_every and done % config.keep_every == 0:
             self._keep(self.out / "steps" / f"{done:07d}")
             self.task.model.to(device)
@@ -77,24 +64,6 @@ class Recorder:
         model, description = self.task.finish()
         save_model(self.out, model, description, self.config)
         self.checkpoint.unlink(missing_ok=True)
-
-    def _log(self, done: int, result: StepResult, rms: float) -> None:
-        """Append a row to metrics.jsonl, and to tensorboard's log where it is installed."""
-        rows = (done - self.first) * self.config.batch_size
-        row = {
-            "step": done,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "rate": result.rate_factor,
-            "weight_rms": rms,
-            **result.figures,
-            "rows_per_s": round(rows / (time.monotonic() - self.began), 2),
-        }
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.tensorboard:
-            for key, figure in row.items():
-                self.tensorboard.add_scalar(key, figure, done)
 
     def _write_sheet(self, done: int) -> None:
         """Write the task's sample sheet; sampling must not disturb the run's randomness.
@@ -122,21 +91,3 @@ class Recorder:
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():
             write_whole(out / file, text.encode())
-
-
-def _truncate_log(path: Path, done: int) -> None:
-    """Make the log hold the first `done` steps alone: the later ones are about to be run again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A killed run can leave half a line at the end; its step is run again.
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = "".join(line for line in whole if json.loads(line)["step"] <= done)
-    write_whole(path, kept.encode())
-
-
-def _tensorboard(out: Path) -> Any:
-    """A writer where tensorboard is installed, None where it is not."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(out / "tensorboard"))
