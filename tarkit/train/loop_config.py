@@ -23,6 +23,11 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     micro_batch_size: PositiveInt | None = None
     """Rows of one forward pass of a process; None: all of its rows of the step. Fewer rows need
     less memory, and the step is the same: gradients are summed over its passes."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes next to each training process that read and decode batches ahead of the step; 0: a
+    thread of the training process does. None: 0 where the model is trained on a CPU; on a GPU one
+    for each core but one of the process's share of the machine, at most 8. The batches are the
+    same."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
@@ -58,8 +63,8 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     """Skipped steps in a row that a training survives; with one more it stops."""
 
     FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "trackers", "tracker_project", "on_nonfinite", "on_spike"}
-        | {"spike_deviations", "spike_window", "max_skipped"}
+        {"micro_batch_size", "micro_batch_tokens", "workers", "trackers", "tracker_project"}
+        | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
     )
     """Keys that may change when a run is resumed: the manifest does not hold them."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()

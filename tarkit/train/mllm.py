@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -58,6 +58,7 @@ from tarkit.train.chat_batches import (
     model_description,
     packed_chats,
     require_fitting,
+    rows_of_part,
     supervision,
     weighted_loss,
 )
@@ -78,6 +79,9 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
 
     LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
 
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows
+    of `length` tokens as fit. The step is the same."""
     lm: LmArch = LmArch()
     """Sizes of a model made from nothing; unused with `--lm`."""
     text_vocab: int = Field(default=4096, ge=259)
@@ -107,6 +111,17 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     sample_temperature: float = Field(default=0.7, ge=0)
     tokenizer_documents: PositiveInt = 200_000
     """At most this many documents train the text tokenizer."""
+
+    @model_validator(mode="after")
+    def _passes_hold_rows(self) -> MllmConfig:
+        tokens = self.micro_batch_tokens
+        if tokens and self.micro_batch_size:
+            raise ValueError("micro_batch_tokens and micro_batch_size exclude each other")
+        if tokens and tokens < self.length:
+            raise ValueError(
+                f"micro_batch_tokens = {tokens} holds no packed row of length = {self.length}"
+            )
+        return self
 
 
 class LmStart(NamedTuple):
@@ -166,13 +181,31 @@ class MllmTask:
             save_trained_only(self.model)
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Packed:
+        packed = self._packed_step(step, size * parts, list_too_long=part == 0)
+        return rows_of_part(packed, part, parts, length=self.config.length)
+
+    def passes(self, step: int, size: int, part: int, parts: int) -> list[Packed]:
+        packed = self._packed_step(step, size * parts, list_too_long=part == 0)
+        length, tokens = self.config.length, self.config.micro_batch_tokens
+        if tokens:
+            rows = -(-len(packed.ids) // parts)  # of the part that has most
+            num_passes = -(-rows // (tokens // length))
+        else:
+            num_passes = size // (self.config.micro_batch_size or size)
+        first, all_passes = part * num_passes, parts * num_passes
+        return [
+            rows_of_part(packed, first + number, all_passes, length=length)
+            for number in range(num_passes)
+        ]
+
+    def _packed_step(self, step: int, size: int, *, list_too_long: bool) -> Packed:
         return packed_chats(
             self.streams,
             self.config,
             self.vocabulary,
-            first=(step * parts + part) * size,
+            first=step * size,
             size=size,
-            too_long=self.too_long,
+            too_long=self.too_long if list_too_long else None,
         )
 
     def weight(self, batch: Packed) -> float:
@@ -209,8 +242,11 @@ class MllmTask:
         return work
 
     def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        slots = self.batch(step, size, part, parts).numbers.unique().tolist()
-        chats = [self.streams[slot] for slot in slots if slot >= 0]  # -1: padding
+        """The chats of the packed rows of a pass: a step is packed as a whole."""
+        packed = self._packed_step(step, self.config.batch_size, list_too_long=False)
+        own = rows_of_part(packed, part, parts, length=self.config.length)
+        slots = own.numbers[own.numbers >= 0].unique().tolist()
+        chats = [self.streams[slot] for slot in slots]
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
@@ -221,7 +257,7 @@ class MllmTask:
         visual = self.vocabulary.visual
         if self.dtok is None or self.tokenizer is None or visual is None:
             return None
-        if "t2i" not in self.streams.streams:
+        if "t2i" not in self.streams.orders:
             return None
         self.model.eval()
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]

@@ -258,6 +258,7 @@ class TokenizerTask:
         """`sources`: the names of several images artifacts, by folder."""
         self.config = config
         self.stream = stream
+        self.size_px = encoder.arch.size_px
         self.sources = {str(folder): name for folder, name in (sources or {}).items()}
         _require_fit(config, encoder, embedding_width=embeddings.table.shape[1])
         usable = embeddings.used
@@ -283,8 +284,7 @@ class TokenizerTask:
             self.model.start_from(self._pixels(first))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
-        size = self.model.ta_tok.arch.encoder.size_px
-        return to_signed([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), self.size_px) for row in rows])
 
     def batch(self, step: int, size: int, part: int, parts: int) -> TokenizerBatch:
         config = self.config

@@ -181,6 +181,16 @@ def test_micro_batches_leave_a_training_as_it_is(
     require_equal(split["out"], whole["out"])
 
 
+def test_passes_of_packed_rows_leave_a_training_as_it_is(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = job("mllm", data, tmp_path / "whole")
+    split = job("mllm", data, tmp_path / "split", micro_batch_tokens=128)
+    start(**whole)
+    start(**split)
+    require_equal(split["out"], whole["out"])
+
+
 def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path: Path) -> None:
     whole, shared = (job("tokenizer", data, tmp_path / out) for out in ("whole", "shared"))
     start(**whole)
