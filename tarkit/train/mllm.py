@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
-from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.language_model import (
     has_visual_tokens,
     load_mllm,
@@ -427,13 +426,11 @@ def run(
 ) -> Path:
     """Train a language model on chats artifacts; returns the model directory.
 
-    `lm`: a model directory, or any causal language model of transformers, by its folder or its hub
-    id in the local cache. `dtok`: directories of an AR-DTok and its image VQ, used for the sample
-    sheets only.
+    `lm`: a model directory, or the folder of any causal language model of transformers. `dtok`:
+    directories of an AR-DTok and its image VQ, used for the sample sheets only.
     """
     settings = load_config(MllmConfig, config, overrides)
     begin_training(settings.seed)
-    lm = find_folder(lm) if lm else None
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)
