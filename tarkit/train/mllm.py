@@ -183,9 +183,8 @@ class MllmTask:
             work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
         return work
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        slots = self.batch(step, size, part, parts).numbers.unique().tolist()
-        chats = [self.streams[slot] for slot in slots if slot >= 0]  # -1: padding
+    def row_names(self, batch: Packed, first: int) -> list[RowName]:
+        chats = [self.streams[n] for n in batch.numbers.unique().tolist() if n >= 0]
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
