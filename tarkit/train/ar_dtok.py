@@ -43,8 +43,8 @@ from tarkit.train.code_batches import (
     require_codes,
 )
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
-from tarkit.train.streams import draw_scale, picture_stream
+from tarkit.train.loop_config import PicturesConfig
+from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
 from tarkit.train.task import Amount, Figure, RowName
 from tarkit.train.workloads import Start, flops_by_scale
 from tarkit.vocab import Scale
@@ -52,7 +52,7 @@ from tarkit.vocab import Scale
 log = logging.getLogger("tarkit")
 
 
-class ArDtokConfig(LoopConfig):
+class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
     arch: ArDtokArch = ArDtokArch()
@@ -245,17 +245,18 @@ def run(
     tokenizer: Path,
     vqvae: Path,
     out: Path,
-    images: Path | None = None,
+    images: Sequence[Path] = (),
     tokens: Sequence[Path] = (),
     start: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train the autoregressive de-tokenizer; returns the model directory.
 
-    `tokens`: tokens artifacts with image-VQ codes, from which it is trained, or `images`: pictures,
-    which are encoded as they come. `start`: a trained AR-DTok to start from, in place of random
-    weights, of the same or of another resolution. Raises UserError unless just one of `tokens` and
-    `images` is there, and where sizes or models do not fit.
+    `tokens`: tokens artifacts with image-VQ codes, from which it is trained, or `images`: images
+    artifacts, mixed by weight, whose pictures are encoded as they come. `start`: a trained AR-DTok
+    to start from, in place of random weights, of the same or of another resolution. Raises
+    UserError unless just one of `tokens` and `images` is there, and where sizes or models do not
+    fit.
     """
     if bool(tokens) == bool(images):
         raise UserError(
@@ -271,8 +272,9 @@ def run(
     more: dict[str, Any] = {}
     source: CodeSource
     if images:
+        artifacts = [open_artifact(path, "images") for path in images]
         source = PictureCodes(
-            picture_stream(open_artifact(images, "images"), seed=settings.seed),
+            mixed_pictures(artifacts, settings.images_weights, seed=settings.seed),
             settings.scales,
             ta_tok,
             image_vq,
@@ -280,7 +282,7 @@ def run(
             square=settings.square,
             remember=settings.remember,
         )
-        parents |= {"images": images}
+        parents |= picture_parents(images)
     else:
         source = _stored_codes(tokens, settings, ta_tok, image_vq, vqvae_sha256)
         parents |= {f"tokens_{i}": path for i, path in enumerate(tokens)}
@@ -303,6 +305,11 @@ def _stored_codes(
             f"square = {settings.square!r} is for --images; `tarkit encode` made the pictures of "
             "--tokens square",
             hint="leave square out, or encode the pictures with --set square=crop",
+        )
+    if settings.images_weights:
+        raise UserError(
+            "images_weights is for --images; every row of all --tokens comes once in an epoch",
+            hint="leave images_weights out",
         )
     artifacts = [open_artifact(path, "tokens") for path in tokens]
     for artifact in artifacts:

@@ -80,6 +80,15 @@ class LoopConfig(OptimizerConfig):
         return done == self.steps or any(done % interval == 0 for interval in intervals)
 
 
+class PicturesConfig(LoopConfig):
+    """Settings of a training that reads one or several --images."""
+
+    LATER_KEYS = frozenset({"images_weights"})
+
+    images_weights: tuple[PositiveInt, ...] | None = None
+    """Pictures that a round takes from each --images, in their order; None: one of each."""
+
+
 def rate_factor(config: LoopConfig, step: int) -> float:
     """The factor on the learning rate at a step, in [0, 1]: linear warm-up, then the schedule."""
     warmup_steps = max(1, round(config.warmup * config.steps))

@@ -41,11 +41,11 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import sum_over_processes
 from tarkit.train.streams import (
-    MixedStream,
     PictureRow,
-    Stream,
+    PictureStream,
     draw_scale,
     mixed_pictures,
+    picture_parents,
     sized,
     source_names,
 )
@@ -233,7 +233,7 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[PictureRow] | MixedStream[PictureRow],
+        stream: PictureStream,
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
         *,
@@ -424,6 +424,5 @@ def run(
         read_embeddings(lm),
         sources=source_names(images),
     )
-    parents = {"images" if i == 0 else f"images_{i}": path for i, path in enumerate(images)}
-    parents |= {"encoder": encoder, "lm": lm}
+    parents = picture_parents(images) | {"encoder": encoder, "lm": lm}
     return train(task, settings, out=out, name="tokenizer", parents=parents)

@@ -478,12 +478,15 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
 
 def vqvae(settings: Settings, start: Start) -> Workload:
     """Reconstruction of pixels. Raises UserError without the pictures' size."""
-    if start.size_px is None:
+    size = settings["size_px"] or start.size_px
+    if size is None:
         raise UserError(
             "the image VQ trains on pictures as they are: how large are they?", hint="--size 256"
         )
     model: Vqvae = _on_meta(Vqvae, VqvaeArch.model_validate(settings["arch"]))
-    arch, size, c = model.arch, start.size_px, _bytes_of(settings)
+    arch, c = model.arch, _bytes_of(settings)
+    omitted = ["LPIPS"] * (settings["perceptual"] > 0)
+    omitted += ["the discriminator"] * (settings["discriminator_from"] is not None)
     if size % arch.downsampling:
         raise UserError(
             f"--size {size} does not divide by {arch.downsampling}, the side of a code in pixels",
@@ -505,7 +508,10 @@ def vqvae(settings: Settings, start: Start) -> Workload:
         flops=TRAINED * forward + 2 * arch.num_codes * arch.code_dim * codes,
         kept=kept,
         read_bytes=start.picture_bytes,
-        assumptions=(f"{start.picture_bytes / 1e3:g} kB a picture on the disk",),
+        assumptions=(
+            f"{start.picture_bytes / 1e3:g} kB a picture on the disk",
+            *((f"not counted: {' and '.join(omitted)}",) * bool(omitted)),
+        ),
     )
 
 
