@@ -291,7 +291,7 @@ class DifDtokTask:
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
     def row_names(self, batch: DifBatch, first: int) -> list[RowName]:
-        return [self.stream[first + i].name for i in range(len(batch.inputs))]
+        return [self.stream[first + i].name for i in range(len(batch.targets))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
