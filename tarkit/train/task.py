@@ -69,9 +69,10 @@ class TrainingTask(Protocol):
         """
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Any:
-        """The `size` rows of part `part` of a step's `parts`; made in a background thread.
+        """The `size` rows of part `part` of a step's `parts`.
 
-        The step's rows, and what is drawn for each, are the same for any number of parts.
+        The step's rows, and what is drawn for each, are the same for any number of parts. It is
+        made in a background thread, or in a worker process, where the task has no networks.
         """
 
     def weight(self, batch: Any) -> float:
@@ -92,6 +93,17 @@ class TrainingTask(Protocol):
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """The model to save and its config.json; may measure the model first."""
+
+
+@runtime_checkable
+class MakesPasses(Protocol):
+    """A task whose forward passes of a step are made together, from all of the step's rows."""
+
+    def passes(self, step: int, size: int, part: int, parts: int) -> list[Any]:
+        """The batches of part `part` of a step's `parts`; every part has as many.
+
+        The part is that of a process: its `size` rows are all that it reads of the step.
+        """
 
 
 @runtime_checkable
