@@ -240,12 +240,8 @@ class MllmTask:
             work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
         return work
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        """The chats of the packed rows of a pass: a step is packed as a whole."""
-        packed = self._packed_step(step, self.config.batch_size, list_too_long=False)
-        own = rows_of_part(packed, part, parts, length=self.config.length)
-        slots = own.numbers[own.numbers >= 0].unique().tolist()
-        chats = [self.streams[slot] for slot in slots]
+    def row_names(self, batch: Packed, first: int) -> list[RowName]:
+        chats = [self.streams[n] for n in batch.numbers.unique().tolist() if n >= 0]
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
