@@ -217,8 +217,9 @@ class MllmTask:
         return work
 
     def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        """The chats of the packed rows of a pass: a step is packed as a whole."""
-        packed = self._packed_step(step, self.config.batch_size, list_too_long=False)
+        # With micro_batch_tokens a step has any number of passes.
+        rows = self.config.batch_size if self.config.micro_batch_tokens else size * parts
+        packed = self._packed_step(step, rows, list_too_long=False)
         own = rows_of_part(packed, part, parts, length=self.config.length)
         slots = own.numbers[own.numbers >= 0].unique().tolist()
         chats = [self.streams[slot] for slot in slots]
