@@ -13,13 +13,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
@@ -32,7 +32,7 @@ from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
 from tarkit.train.streams import Order, Rounds, draw_scale, source_names
 from tarkit.train.task import Figure, Mean, mean_of
-from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
+from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,21 +43,30 @@ TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
 CHAT_COLUMNS = ("key", "task", "split", "messages", "images", "status")
 
 
+def _some_task(ratio: Mapping[TaskName, int]) -> Mapping[TaskName, int]:
+    if not any(ratio.values()):
+        raise ValueError(f"no task has rows in {dict(ratio)}: one number must be above 0")
+    return ratio
+
+
+TaskRatio = Annotated[Mapping[TaskName, NonNegativeInt], AfterValidator(_some_task)]
+
+
 class ChatBatchesConfig(Config):
     """Which chats a step learns from, and how much each of their tokens weighs."""
 
-    seed: int = 0
-    ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
+    seed: int = Field(default=0, ge=0)
+    ratio: TaskRatio = {"i2t": 2, "t2i": 2, "text": 1}
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each row draws its own (App. C.1)."""
-    read_scale_ratio: tuple[int, int, int] | None = None
+    read_scale_ratio: ScaleOdds | None = None
     """Odds for i2t rows, if they differ; None: `scale_ratio`."""
     prompt_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of t2i rows whose prompt is made empty, for classifier-free guidance on prompts."""
     text_weight: float = Field(default=1.0, gt=0)
     """Weight of a supervised text token; a code weighs 1 (the paper weighs all the same)."""
-    length: int = 2048
+    length: int = Field(default=2048, ge=2)
     """Tokens of a packed row. A longer chat is left out and listed in `too_long.jsonl`; no chat is
     cut."""
     supervise: Supervised = "answers"
@@ -398,6 +407,22 @@ def model_description(
         "tokenizer_sha256": tokenizer_sha256,
         "grid": grid,
     }
+
+
+def check_scales(chats: Sequence[Artifact], config: ChatBatchesConfig) -> None:
+    """Raise UserError where a scale is drawn that the chats' pictures were not encoded at."""
+    ratios = (config.scale_ratio, config.read_scale_ratio or config.scale_ratio)
+    drawn = [s for s, odds in zip(Scale, zip(*ratios, strict=True), strict=True) if any(odds)]
+    for artifact in chats:
+        sides = artifact.settings.get("sides")
+        missing = [int(s) for s in drawn if sides is not None and str(int(s)) not in sides]
+        if missing:
+            raise UserError(
+                f"{artifact.path} has no codes of scale {missing[0]}, which scale_ratio or "
+                "read_scale_ratio draws",
+                hint=f"set the odds of scale {missing[0]} to 0, or encode the pictures at every "
+                "scale and make the chats again",
+            )
 
 
 def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:

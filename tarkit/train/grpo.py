@@ -44,6 +44,7 @@ from tarkit.train.chat_batches import (
     ChatStreams,
     TooLongChats,
     check_codes,
+    check_scales,
     model_description,
     packed_chats,
     require_fitting,
@@ -456,6 +457,7 @@ def run(
     tar = Tar.load(model)
     artifacts = [open_artifact(path, "chats") for path in chats]
     check_codes(artifacts, tar.ta_tok)
+    check_scales(artifacts, settings)
     task = GrpoTask(
         settings,
         tar,

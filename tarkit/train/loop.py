@@ -11,6 +11,7 @@ process draws its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from tarkit.train.launch import make_accelerator, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
+from tarkit.train.parameters import freeze_parameters, recorded_counts
 from tarkit.train.recorder import Recorder
 from tarkit.train.state import load_state
 from tarkit.train.step import take_step
@@ -67,10 +69,14 @@ def train(
     required_trackers(config)
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, accelerator.num_processes)
-    settings = {"stage": name, **config.recorded(), **(more or {})}
+    counts = freeze_parameters(task.model, config)
+    chosen = recorded_counts(counts, config)
+    settings = {"stage": name, **config.recorded(), **(more or {}), **chosen}
     begin_directory(out, "model", settings=settings, parents=parents)
     if (out / "model.safetensors").exists():
         return out
+    if accelerator.is_main_process:
+        print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
     checkpoint = out / "state" / "checkpoint.pt"
     optimizers = make_optimizers(task.model, config)
     guard = Guard(task, config, accelerator, out=out, rows=rows)
@@ -99,6 +105,6 @@ def train(
             if recorder:
                 recorder.after_step(step, trained, optimizers, accelerator.device)
     if recorder:
-        recorder.finish()
+        recorder.finish(optimizers)
     accelerator.wait_for_everyone()
     return out

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
+from tarkit.train.parameters import ParametersConfig
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
-class LoopConfig(OptimizerConfig):
+class LoopConfig(OptimizerConfig, ParametersConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
@@ -33,7 +35,7 @@ class LoopConfig(OptimizerConfig):
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     clip: float = 1.0
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 50
@@ -66,13 +68,31 @@ class LoopConfig(OptimizerConfig):
     )
     """Keys that may change when a run is resumed: the manifest does not hold them."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that older versions did not have. The manifest holds them only where they differ from
-    their default, so that a training begun by an older version can be resumed."""
+    """Keys of this class that older versions did not have; a base class names its own. The manifest
+    holds them only where they differ from their default, so that a training begun by an older
+    version can be resumed."""
+
+    # Not bounds of the fields: a trainer with defaults of its own replaces those.
+    @field_validator("warmup")
+    @classmethod
+    def _is_a_share(cls, warmup: float) -> float:
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"{warmup} is no share of the steps: it must be from 0 to 1")
+        return warmup
+
+    @field_validator("clip")
+    @classmethod
+    def _lets_gradients_through(cls, clip: float) -> float:
+        if clip <= 0:
+            raise ValueError(f"{clip} leaves no gradient: it must be above 0")
+        return clip
 
     def recorded(self) -> dict[str, Any]:
         """The settings that a run is resumed with, as the manifest holds them."""
         settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
-        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        fields = type(self).model_fields
+        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:

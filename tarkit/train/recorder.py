@@ -15,6 +15,7 @@ from tarkit.train.guard import Guard
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.state import save_state
 from tarkit.train.task import TrainingTask
+from tarkit.train.weight_average import averaged_weights
 
 
 class Recorder:
@@ -49,20 +50,23 @@ class Recorder:
         if done == config.steps:
             return
         if done % config.sample_every == 0:
-            self._write_sheet(done)
+            with averaged_weights(optimizers):
+                self._write_sheet(done)
             self.task.model.to(device)
         if done % config.checkpoint_every == 0:
             save_state(self.checkpoint, done, model, optimizers, self.guard)
         if config.keep_every and done % config.keep_every == 0:
-            self._keep(self.out / "steps" / f"{done:07d}")
+            with averaged_weights(optimizers):
+                self._keep(self.out / "steps" / f"{done:07d}")
             self.task.model.to(device)
 
-    def finish(self) -> None:
+    def finish(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
-        self._write_sheet(self.config.steps)
-        self.task.model.eval()
-        model, description = self.task.finish()
-        save_model(self.out, model, description, self.config)
+        with averaged_weights(optimizers):
+            self._write_sheet(self.config.steps)
+            self.task.model.eval()
+            model, description = self.task.finish()
+            save_model(self.out, model, description, self.config)
         self.checkpoint.unlink(missing_ok=True)
 
     def _write_sheet(self, done: int) -> None:

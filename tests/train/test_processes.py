@@ -72,6 +72,9 @@ CONFIGS: dict[str, LoopConfig] = {
             update={"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
         ),
         condition_dropout=0.5,
+        # What is compared is the average of the weights, which every process holds.
+        ema=0.5,
+        freeze=("*norm*",),
     ),
     "mllm": mllm.MllmConfig(**LOOP, **CHATS),
     "grpo": grpo.GrpoConfig(
