@@ -25,8 +25,9 @@ from tarkit.train.launch import make_accelerator, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers
 from tarkit.train.recorder import Recorder
-from tarkit.train.state import load_state
+from tarkit.train.state import Checkpoints
 from tarkit.train.step import require_finite_weights, take_step
+from tarkit.train.stopping import StopSignals
 from tarkit.train.task import TrainingTask
 
 
@@ -51,43 +52,82 @@ def train(
     parents: Mapping[str, Path],
     files: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
+    start_option: str = "",
 ) -> Path:
     """Train `task.model` for `config.steps` steps into a model directory, or resume there.
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
-    manifest that no TOML holds. Call `begin_training` before making the task. `micro_batch_size`
-    and the number of processes may change when a run is resumed. Raises UserError where the
-    directory was begun with other settings, where the batch does not divide by processes and
-    micro-batches, and, before the step is taken, where a loss or a gradient is not finite.
+    manifest that no TOML holds. `start_option`: the trainer's option that names a model to start
+    from. Call `begin_training` before making the task. `config.FREE_KEYS` and the number of
+    processes may change when a run is resumed. SIGTERM and Ctrl-C save first (stopping.py). Raises
+    UserError where the directory was begun with other settings, where the batch does not divide by
+    processes and micro-batches, where a checkpoint cannot be written, and, before the step is
+    taken, where a loss or a gradient is not finite.
     """
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, accelerator.num_processes)
     settings = {"stage": name, **config.recorded(), **(more or {})}
-    begin_directory(out, "model", settings=settings, parents=parents)
+    begin_directory(
+        out,
+        "model",
+        settings=settings,
+        parents=parents,
+        ignored=config.FREE_KEYS,
+        hint=_how_to_change(config, out, start_option),
+    )
     if (out / "model.safetensors").exists():
         return out
-    checkpoint = out / "state" / "checkpoint.pt"
     optimizers = make_optimizers(task.model, config)
-    first = load_state(checkpoint, task.model, optimizers)
+    model, *prepared = accelerator.prepare(task.model, *optimizers)
+    checkpoints = Checkpoints(out / "state", task.model, keep=config.keep_checkpoints)
+    first = checkpoints.load(optimizers)
     recorder = None
     if accelerator.is_main_process:
         recorder = Recorder(task, config, out=out, files=files or {}, first=first)
-    model, *optimizers = accelerator.prepare(task.model, *optimizers)
+    checkpoints.wait_for_all()
     with (
+        StopSignals(is_main_process=accelerator.is_main_process) as signals,
+        closing(checkpoints),
         Progress(name, total=config.steps, unit="steps", done=first) as progress,
         closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
     ):
         for step, batches in steps:
             result = take_step(
-                task, config, step, batches, accelerator, model, optimizers, checkpoint
+                task, config, step, batches, accelerator, model, prepared, checkpoints
             )
+            done = step + 1
             progress.advance(1, loss=result.loss)
-            trained = accelerator.unwrap_model(model)
-            if config.saves_after(step + 1):
-                require_finite_weights(trained, step, config, checkpoint)
             if recorder:
-                recorder.after_step(step, result, trained, optimizers, accelerator.device)
-    if recorder:
-        recorder.finish()
-    accelerator.wait_for_everyone()
+                recorder.log(step, result, task.model)
+            checkpoints.settle(wait=False)
+            is_stopping = signals.on_any() and config.resumable_after(done)
+            if is_stopping or config.saves_after(done):
+                require_finite_weights(task.model, step, config, checkpoints)
+            if done == config.steps:
+                checkpoints.save(done, [])  # no step follows that would need the optimizers
+            elif is_stopping or done % config.checkpoint_every == 0:
+                checkpoints.save(done, optimizers)
+            if is_stopping:
+                checkpoints.settle()
+                signals.end(done)
+            if config.samples_after(done):
+                if recorder:
+                    recorder.after_step(step)
+                checkpoints.wait_for_all()
+        checkpoints.settle()
+        signals.end_at_once_from_now(config.steps)
+        if recorder:
+            recorder.finish()
+        checkpoints.clear()  # the model's weights take their place
+        checkpoints.wait_for_all()
     return out
+
+
+def _how_to_change(config: LoopConfig, out: Path, start_option: str) -> str:
+    """How to go on where settings that decide the result were changed."""
+    free = f"keys that may change in a run: {', '.join(sorted(config.FREE_KEYS))}"
+    if not start_option:
+        return free
+    models = sorted((out / "steps").glob("*/model.safetensors"))
+    start = models[-1].parent if models else out
+    return f"--out ANOTHER {start_option} {start} trains on from this run's model; {free}"

@@ -29,6 +29,9 @@ class LoopConfig(OptimizerConfig):
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is also written when the run is asked to stop."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept: where the newest is damaged, the one before it is resumed from."""
     log_every: PositiveInt = 50
     sample_every: PositiveInt = 1000
     keep_every: PositiveInt | None = None
@@ -38,15 +41,37 @@ class LoopConfig(OptimizerConfig):
     """Keys that older versions did not have. The manifest holds them only where they differ from
     their default, so that a training begun by an older version can be resumed."""
 
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "micro_batch_size",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+            "sample_every",
+            "keep_every",
+        }
+    )
+    """Keys that change no result, other than by rounding: they may change when a run is resumed.
+    The manifest does not hold them, and run.toml holds those of the last start."""
+
     def recorded(self) -> dict[str, Any]:
         """The settings that decide the weights, as the manifest holds them."""
-        settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
+        settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
         defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:
         """Whether a row is logged after `done` steps."""
         return done % self.log_every == 0 or done == self.steps
+
+    def samples_after(self, done: int) -> bool:
+        """Whether a sheet is drawn or a model kept after `done` steps, the last one apart."""
+        intervals = (self.sample_every, self.keep_every or self.steps)
+        return done < self.steps and any(done % interval == 0 for interval in intervals)
+
+    def resumable_after(self, done: int) -> bool:
+        """Whether weights and optimizers after `done` steps are all that a run goes on from."""
+        return True
 
     def saves_after(self, done: int) -> bool:
         """Whether weights are written after `done` steps, as a checkpoint or as a model."""

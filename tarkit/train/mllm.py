@@ -69,6 +69,11 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     LATER_KEYS = frozenset({"supervise"})
+    FREE_KEYS = LoopConfig.FREE_KEYS | {
+        "loss_chunk_tokens",
+        "packed_attention",
+        "sample_temperature",
+    }
 
     lm: LmArch = LmArch()
     """Sizes of a model made from nothing; unused with `--lm`."""
@@ -167,6 +172,8 @@ class MllmTask:
         if "t2i" not in self.streams.streams:
             return None
         self.model.eval()
+        self.tokenizer.model.to(self.model.lm.device)
+        self.dtok.to(self.model.lm.device)
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
@@ -316,4 +323,12 @@ def run(
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
-    return train(task, settings, out=out, name="mllm", parents=parents, files=files)
+    return train(
+        task,
+        settings,
+        out=out,
+        name="mllm",
+        parents=parents,
+        files=files,
+        start_option="--lm",
+    )

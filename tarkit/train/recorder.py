@@ -1,10 +1,10 @@
-"""What a training leaves in its directory: metrics, sample sheets, checkpoints and models."""
+"""What a training leaves in its directory: metrics, sample sheets and models."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,20 @@ import torch
 from torch import nn
 
 from tarkit.artifacts.files import write_whole
-from tarkit.checkpoints.directory import save_model
+from tarkit.checkpoints.directory import WEIGHTS, save_model
 from tarkit.images import png_bytes
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import weight_rms
-from tarkit.train.state import save_state
 from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
 
 
 class Recorder:
-    """Writes the model directory of a training; only the main process has one."""
+    """Writes the model directory of a training; only the main process has one.
+
+    Sheets and measures are made on the model's device, while the other processes wait
+    (`Checkpoints.wait_for_all`).
+    """
 
     def __init__(
         self,
@@ -40,43 +43,38 @@ class Recorder:
         self.files = files
         self.first = first
         self.metrics = out / "metrics.jsonl"
-        self.checkpoint = out / "state" / "checkpoint.pt"
         self._write_files(out)
         _truncate_log(self.metrics, first)
         self.tensorboard = _tensorboard(out)
         self.began = time.monotonic()
+        if 0 < first < config.steps:
+            self._make_up_for(first)
 
-    def after_step(
-        self,
-        step: int,
-        result: StepResult,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        device: torch.device,
-    ) -> None:
-        """Log, draw, checkpoint and keep what is due after a step; the model stays on `device`."""
-        config, done = self.config, step + 1
-        last = done == config.steps
-        if config.logs_after(done):
-            self._log(done, result, weight_rms(model))
-        if last:
-            return
-        if done % config.sample_every == 0:
+    def log(self, step: int, result: StepResult, model: nn.Module) -> None:
+        """Log what is due after a step."""
+        if self.config.logs_after(step + 1):
+            self._log(step + 1, result, weight_rms(model))
+
+    def after_step(self, step: int) -> None:
+        """Draw the sheet and keep the model that are due after a step; `finish` is for the last."""
+        done = step + 1
+        if done % self.config.sample_every == 0:
             self._write_sheet(done)
-            self.task.model.to(device)
-        if done % config.checkpoint_every == 0:
-            save_state(self.checkpoint, done, model, optimizers)
-        if config.keep_every and done % config.keep_every == 0:
+        if self.config.keep_every and done % self.config.keep_every == 0:
             self._keep(self.out / "steps" / f"{done:07d}")
-            self.task.model.to(device)
 
     def finish(self) -> None:
-        """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
+        """Write the last sheet and the model, whose weights come last."""
         self._write_sheet(self.config.steps)
-        self.task.model.eval()
-        model, description = self.task.finish()
-        save_model(self.out, model, description, self.config)
-        self.checkpoint.unlink(missing_ok=True)
+        self._save(self.out)
+
+    def _make_up_for(self, done: int) -> None:
+        """Keep the model after `done` steps, if the process that took them ended before it had."""
+        keep_every = self.config.keep_every
+        if keep_every and done % keep_every == 0:
+            out = self.out / "steps" / f"{done:07d}"
+            if not (out / WEIGHTS).exists():
+                self._keep(out)
 
     def _log(self, done: int, result: StepResult, rms: float) -> None:
         """Append a row to metrics.jsonl, and to tensorboard's log where it is installed."""
@@ -97,11 +95,7 @@ class Recorder:
                 self.tensorboard.add_scalar(key, figure, done)
 
     def _write_sheet(self, done: int) -> None:
-        """Write the task's sample sheet; sampling must not disturb the run's randomness.
-
-        Sheets and final figures are made on the CPU, where the task's own data is.
-        """
-        self.task.model.cpu()
+        """Write the task's sample sheet; sampling must not disturb the run's randomness."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sheet = self.task.samples(done)
@@ -110,14 +104,15 @@ class Recorder:
 
     def _keep(self, out: Path) -> None:
         """Write the model so far as a model directory; this must not disturb the randomness."""
-        self.task.model.cpu()
-        out.mkdir(parents=True, exist_ok=True)
         self._write_files(out)
         with torch.random.fork_rng(devices=[]):
-            self.task.model.eval()
-            model, description = self.task.finish()
-            save_model(out, model, description, self.config)
+            self._save(out)
         self.task.model.train()
+
+    def _save(self, out: Path) -> None:
+        self.task.model.eval()
+        model, description = self.task.finish()
+        save_model(out, model, description, self.config)
 
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():

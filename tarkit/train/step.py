@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from tarkit.errors import UserError
 from tarkit.seeds import training_seed
 from tarkit.train.loop_config import LoopConfig, rate_factor
 from tarkit.train.processes import sum_over_processes
+from tarkit.train.state import Checkpoints
 from tarkit.train.task import Figure, Mean, Total, TrainingTask
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def take_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    checkpoint: Path,
+    checkpoints: Checkpoints,
 ) -> StepResult:
     """Forward and backward of every micro-batch, and one step of every optimizer."""
     from accelerate.utils import gather_object, send_to_device
@@ -59,9 +59,9 @@ def take_step(
         losses.append(loss.detach() * share)
         measured.append((weight, dict(figures)))
     loss_of_step = _sum([float(loss) for loss in losses])
-    _require_finite("loss", loss_of_step, step, config, checkpoint)
+    _require_finite("loss", loss_of_step, step, config, checkpoints)
     grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
-    _require_finite("gradient norm", grad_norm, step, config, checkpoint)
+    _require_finite("gradient norm", grad_norm, step, config, checkpoints)
     factor = rate_factor(config, step)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -102,21 +102,23 @@ def _combined(parts: Sequence[tuple[float, Mapping[str, Figure]]]) -> dict[str, 
 
 
 def _require_finite(
-    name: str, number: float, step: int, config: LoopConfig, checkpoint: Path
+    name: str, number: float, step: int, config: LoopConfig, checkpoints: Checkpoints
 ) -> None:
     if not math.isfinite(number):
-        last_state = checkpoint if checkpoint.exists() else "not yet written"
+        checkpoints.settle()
+        last_state = checkpoints.latest or "not yet written"
         raise UserError(
             f"the {name} of step {step} is {number}; the last good state is {last_state}",
-            hint=f"lower learning_rate (now {config.learning_rate}) and use another --out",
+            hint=f"lower learning_rate (now {config.learning_rate}) and use another --out: the "
+            "same command would come to the same step",
         )
 
 
 def require_finite_weights(
-    model: nn.Module, step: int, config: LoopConfig, checkpoint: Path
+    model: nn.Module, step: int, config: LoopConfig, checkpoints: Checkpoints
 ) -> None:
     """Raise UserError before weights that are not finite take the place of the last good state."""
     for name, values in model.state_dict().items():
         if values.is_floating_point() and not bool(values.isfinite().all()):
             largest = f"largest value of {name} after the update"
-            _require_finite(largest, float(values.abs().max()), step, config, checkpoint)
+            _require_finite(largest, float(values.abs().max()), step, config, checkpoints)
