@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import tomli_w
@@ -18,6 +18,12 @@ from tarkit.errors import UserError
 PACKAGES = (
     "accelerate diffusers numpy pillow pyarrow safetensors tokenizers torch transformers".split()
 )
+
+
+Count = Annotated[int, pydantic.Field(ge=1, le=1024)]
+"""A number of layers, heads or blocks of a network: a file that claims more is refused at once."""
+Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
+"""A width, a number of rows or a side: a file that claims more is refused at once."""
 
 
 class Config(pydantic.BaseModel):

@@ -7,7 +7,6 @@ same command again makes only shards that are missing or stale. The same input g
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,19 @@ import pyarrow as pa
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import whole_file
-from tarkit.artifacts.manifest import begin_directory, read_manifest
+from tarkit.artifacts.manifest import (
+    DAMAGED,
+    MANIFEST,
+    SHARD_NAME,
+    begin_directory,
+    read_manifest,
+)
 from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 
 PREFIX = "tarkit."
-SHARD_NAME = re.compile(r"[0-9]{5,}")
 
 
 class Source(Protocol):
@@ -113,8 +117,21 @@ class Artifact:
     # ---- reading ------------------------------------------------------------------------------
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a shard (for images: of its index), all columns or those named."""
-        return read_parquet(self._existing(name), columns)
+        """The rows of a shard (for images: of its index), all columns or those named.
+
+        Raises UserError for a damaged shard and for columns of other types than this kind has.
+        """
+        path = self._existing(name)
+        table = read_parquet(path, columns)
+        expected = self.schema
+        for column in table.schema:
+            if column.name in expected.names and column.type != expected.field(column.name).type:
+                raise UserError(
+                    f"{path} has {column.name} as {column.type}, where {self.kind} have "
+                    f"{expected.field(column.name).type}",
+                    hint=f"rm {path} and run the command that made it again",
+                )
+        return table
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows of a shard as dicts; slow for codes, whose column buffers are faster."""
@@ -305,10 +322,24 @@ def shard_plan(num_rows: int, shard_size: int) -> dict[str, int]:
 
 
 def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
+    for key in ("settings", "parents", "shards", "counts"):
+        if key not in manifest:
+            raise UserError(f"{path / MANIFEST} has no {key}", hint=DAMAGED)
+    kind, settings = manifest["kind"], manifest["settings"]
+    try:
+        missing = [key for key in needed_settings(kind, settings) if key not in settings]
+        schema_of(kind, settings)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        missing = [str(error)]
+    if missing:
+        raise UserError(
+            f"{path / MANIFEST}: its settings are not those of {kind}: {', '.join(missing)}",
+            hint=DAMAGED,
+        )
     return Artifact(
         path=path,
-        kind=manifest["kind"],
-        settings=manifest["settings"],
+        kind=kind,
+        settings=settings,
         shards=tuple(manifest["shards"]),
         parents=manifest["parents"],
         counts=manifest["counts"],

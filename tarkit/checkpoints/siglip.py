@@ -7,7 +7,6 @@ keep their aspect ratio and therefore have no square grid.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.files import read_object
 from tarkit.checkpoints.directory import CONFIG, REFETCH, in_precision, read_config
 from tarkit.checkpoints.stored_tensors import StoredTensor, stored_tensors
 from tarkit.errors import UserError
@@ -48,10 +48,10 @@ PATCHES = "embeddings.patch_embedding.weight"
 def is_siglip(path: Path) -> bool:
     """Whether a path is a transformers folder of a SigLIP or SigLIP 2 model."""
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_object(path / CONFIG)
+    except UserError:
         return False
-    return isinstance(config, dict) and config.get("model_type") in FAMILIES
+    return config.get("model_type") in FAMILIES
 
 
 def read_siglip(path: Path) -> tuple[EncoderArch, dict[str, Tensor]]:

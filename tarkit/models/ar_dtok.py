@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.sampling import Generators, draw
 
 
 class ArDtokArch(Config):
     """Sizes of AR-DTok; the defaults are the released 256 px model's (llama-abs-LP, 654M)."""
 
-    layers: int = 30
-    heads: int = 20
-    kv_heads: int | None = None
-    width: int = 1280
-    multiple_of: int = 256
+    layers: Count = 30
+    heads: Count = 20
+    kv_heads: Count | None = None
+    width: Size = 1280
+    multiple_of: Size = 256
     ffn_multiplier: float | None = None
     norm_eps: float = 1e-5
-    condition_width: int = 1152
-    vocab_size: int = 16384
-    num_codes: int = 256
+    condition_width: Size = 1152
+    vocab_size: Size = 16384
+    num_codes: Size = 256
     """N: 256, 1024 or 4096 codes for 256, 512 or 1024 pixels."""
-    max_condition: int = 729
+    max_condition: Size = 729
     token_dropout: float = 0.1
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.codebook import TextAlignedCodebook
 from tarkit.models.encoder import EncoderArch, VisionEncoder, VitLayers
 from tarkit.vocab import Scale
@@ -28,17 +28,17 @@ class TaTokArch(Config):
 
     encoder: EncoderArch = EncoderArch()
     select_layer: int = -2
-    num_codes: int = 65536
-    embedding_width: int = 1536
-    code_width: int = 1536
+    num_codes: Size = 65536
+    embedding_width: Size = 1536
+    code_width: Size = 1536
     projection_bias: bool = True
     l2_normalized: bool = True
     stochastic: bool = True
     temperature: float = 0.03
-    decoder_layers: int = 3
-    decoder_heads: int = 12
-    decoder_mlp_width: int = 3072
-    decoder_side: int = 16
+    decoder_layers: Count = 3
+    decoder_heads: Count = 12
+    decoder_mlp_width: Size = 3072
+    decoder_side: Size = 16
 
 
 class TaTokOutput(NamedTuple):

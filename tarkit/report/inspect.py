@@ -286,9 +286,13 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} is not a safetensors file: a header of {length} bytes")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
-            raise UserError(f"{path} is not a safetensors file: {error}") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            tensors = {name: each for name, each in header.items() if name != "__metadata__"}
+            for each in tensors.values():
+                math.prod(each["shape"])
+                str(each["dtype"])
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a safetensors file: {error!r}") from None
+    return tensors
 
 
 def _save(sheet: Image.Image, place: Path) -> None:

@@ -77,7 +77,7 @@ def read_run(path: Path, *, name: str | None = None) -> RecordedRun:
     results = read_table(path / RESULTS)
     if (path / RESULTS).is_file() and not isinstance(results.get("metrics"), Mapping):
         raise UserError(f"{path / RESULTS} holds no metrics: it has no table of that name")
-    manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
+    manifest = read_table(path / MANIFEST)
     log = read_log(path / LOG)
     return RecordedRun(
         path,

@@ -296,7 +296,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         "holds a list": ("results.json", b"[]"),
         "holds no metrics": ("results.json", b'{"metrics": 3}'),
         "cannot be read": ("results.json", b"\xff\xfe"),
-        "is not JSON: maximum": ("results.json", b"[" * 100_000),
+        "nested|to a depth of 64": ("results.json", b"[" * 100_000),
         "to a depth of 64": ("results.json", b'{"a":' * 99 + b"1" + b"}" * 99),
         "as judged samples": ("scores.parquet", b"PAR1 and no more"),
     }
