@@ -52,10 +52,13 @@ class StopSignals:
 
     def end(self, done: int) -> None:
         """End the process; the state after `done` steps is saved."""
+        interrupted = self._received == signal.SIGINT
         if self._is_main_process:
-            line = f"stopped after step {done}; the same command goes on from here"
+            line = f"{'saved' if interrupted else 'stopped'} after step {done}"
+            # The command line says it of an interrupted command.
+            line += "" if interrupted else "; the same command goes on from here"
             print(line, file=sys.stderr, flush=True)
-        if self._received == signal.SIGINT:
+        if interrupted:
             raise KeyboardInterrupt
         raise SystemExit(0)
 

@@ -178,7 +178,11 @@ def test_a_signal_saves_the_step_in_progress(
     done = num_steps(out)
     assert done < 40 and step_of(out) == done
     error = out.with_suffix(".0.err").read_text()
-    assert f"stopped after step {done}; the same command goes on from here" in error
+    if status == 0:
+        assert f"stopped after step {done}; the same command goes on from here\n" in error
+    else:
+        assert f"saved after step {done}\n" in error
+        assert "stopped; the same command continues from here:\ntarkit train" in error
     assert join(start(out)) == [0]
     require_equal(out, whole)
 
