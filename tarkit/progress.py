@@ -57,7 +57,9 @@ class Progress:
         elapsed_s = time.monotonic() - self._started
         rate = (self.done - self.already_done) / elapsed_s if elapsed_s > 0 else 0.0
         of_total = f"/{self.total}" if self.total is not None else ""
-        parts = [f"{self.done}{of_total} {self.unit}", f"{rate:.1f}/s"]
+        # A step of a large training takes longer than a second.
+        speed = f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f}/s"
+        parts = [f"{self.done}{of_total} {self.unit}", speed]
         if self.total is not None and rate > 0:
             rest_s = int((self.total - self.done) / rate)
             parts.append(f"{rest_s // 3600}:{rest_s // 60 % 60:02}:{rest_s % 60:02} left")
@@ -77,7 +79,12 @@ class Progress:
 
     def _note(self) -> str:
         failed = [f"{self.failed} failed"] if self.failed else []
-        return ", ".join(failed + [f"{key} {value:.4g}" for key, value in self.metrics.items()])
+        return ", ".join(failed + [f"{key} {_short(value)}" for key, value in self.metrics.items()])
+
+
+def _short(value: float) -> str:
+    """Four digits, or all of those before the point."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _terminal_bar() -> Any:
@@ -93,4 +100,6 @@ def _terminal_bar() -> Any:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}", markup=False),
         console=rich.console.Console(stderr=True),
+        # The time left is known only where two advances are this near to each other.
+        speed_estimate_period=600.0,
     )

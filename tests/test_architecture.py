@@ -47,7 +47,7 @@ STAGE_VERBS = {
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect verify",
-    "checkpoints": "assemble convert export_hf",
+    "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode"} | {
     f"tarkit.{room}.{verb}" for room, verbs in STAGE_VERBS.items() for verb in verbs.split()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
-from tarkit.artifacts.files import whole_file
+from tarkit.artifacts.files import remove_file, whole_file
 from tarkit.artifacts.manifest import (
     DAMAGED,
     MANIFEST,
@@ -221,14 +221,16 @@ class Artifact:
         """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
 
         One pair is in memory at a time. A failed row has None for a blob and stands in the index
-        alone.
+        alone. An index that exists is removed before its tar is replaced, so that a process killed
+        between the two leaves a shard that is missing, and never one whose parts do not fit.
         """
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         with whole_file(self.tar_path(name)) as temporary:
-            rows = write_tar(temporary, pictures)
+            rows = write_tar(temporary, pictures, self.schema)
             table = checked_table(self.kind, self.settings, rows)
             self._check_planned(name, table)
+            remove_file(self.shard_path(name))
         metadata = {PREFIX + "tar_sha256": file_sha256(self.tar_path(name))}
         self._write_table(name, table, metadata=metadata, source_sha256=source_sha256)
 

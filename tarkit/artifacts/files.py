@@ -161,15 +161,26 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists, and wait until its name is gone from the disk."""
+    if path.exists():
+        path.unlink()
+        _sync(path.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write whole files to; at the end of the block it becomes `path`.
+    """An empty folder to write to; at the end of the block it becomes `path`.
 
-    `path` must not exist or must be an empty folder; else OSError is raised at the end.
+    It appears whole or not at all, even if the machine stops: all that is in it is synced to the
+    disk before it is renamed. `path` must not exist or must be an empty folder; else OSError is
+    raised at the end.
     """
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
+        for written in temporary.rglob("*"):
+            _sync(written)
         rename_folder(temporary, path)
 
 

@@ -23,10 +23,11 @@ FOOTER_END = b"PAR1"
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table with zstd.
 
-    Codes are near-uniform numbers in 32-bit columns, so their bytes are split into streams.
+    Codes and latents are near-uniform numbers in 32-bit columns, so their bytes are split into
+    streams.
     """
     names = table.schema.names
-    codes = [name for name in names if name.startswith("codes_") or name == "vq_codes"]
+    codes = [name for name in names if name.startswith("codes_") or name in ("vq_codes", "latents")]
     pq.write_table(
         table,
         path,

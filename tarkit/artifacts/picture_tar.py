@@ -8,11 +8,13 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tarkit.artifacts.schema import IMAGES, KEY, Row, check_row
+import pyarrow as pa
+
+from tarkit.artifacts.schema import KEY, Row, check_row
 
 EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 MAX_MEMBER_BYTES = 256 << 20
@@ -28,7 +30,9 @@ class Member(NamedTuple):
     size: int
 
 
-def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[Row]:
+def write_tar(
+    path: Path, pictures: Iterable[tuple[Row, Blob | None]], schema: pa.Schema
+) -> list[Row]:
     """Write a tar from (row, picture) pairs, held in memory one at a time; returns the rows.
 
     A failed row has None for a picture and adds no member. Raises ValueError when a row has wrong
@@ -37,7 +41,7 @@ def write_tar(path: Path, pictures: Iterable[tuple[Row, Blob | None]]) -> list[R
     rows: list[Row] = []
     with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, blob in pictures:
-            check_row(row, IMAGES, len(rows))
+            check_row(row, schema, len(rows))
             _add_picture(tar, row, blob)
             rows.append(row)
     return rows
@@ -63,6 +67,35 @@ def picture_members(path: Path) -> list[Member]:
     except (OSError, tarfile.TarError) as error:
         raise ValueError(str(error)) from None
     return members
+
+
+def stored_pictures(path: Path) -> Iterator[tuple[Row, bytes]]:
+    """The ok rows and pictures of a tar in order, from the tar alone: for one without an index.
+
+    Raises ValueError with the reason for a tar that `write_tar` has not written.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = iter(tar)
+            for picture in members:
+                text = next(members, None)
+                key = picture.name.partition(".")[0]
+                if text is None or text.name != f"{key}.json":
+                    raise ValueError(f"{picture.name} has no {key}.json after it")
+                row = json.loads(_content(tar, text))
+                if not isinstance(row, dict) or row.get("key") != key:
+                    raise ValueError(f"{text.name} is not the row of {picture.name}")
+                yield row, _content(tar, picture)
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if not member.isreg() or member.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"it has a member {member.name!r} of {member.size} bytes")
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
 
 
 def _add_picture(tar: tarfile.TarFile, row: Row, blob: Blob | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import whole_file, write_whole
+from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -38,7 +39,9 @@ def run(
     """Copy the parts into `out`, with `half_precision` as float16; returns `out`.
 
     `dif_dtok` is a trained Dif-DTok that the model may draw with as well; it is copied as it is.
-    Raises UserError when a part is unfinished, or was trained with another tokenizer or image VQ.
+    The same parts may be assembled again, with other settings. Raises UserError when a part is
+    unfinished, or was trained with another tokenizer or image VQ, and when `out` was begun with
+    other parts: stopped between two, it would be a mixture of both.
     """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
@@ -56,6 +59,11 @@ def run(
     _check_vqvae(configs, parts)
     for path in given.values():
         require_weights(path)
+    identities = {kind: each["sha256"] for kind, each in configs.items()}
+    copied = {"sha256": identities, "half_precision": half_precision}
+    if not (out / MANIFEST).exists():
+        (out / CONFIG).unlink(missing_ok=True)  # complete again only with these parts
+    begin_directory(out, "tar", settings=copied, parents=given)
     if dif_dtok:
         copy_dif_dtok(dif_dtok, out / "dif_dtok")
     for kind, path in parts.items():

@@ -43,6 +43,15 @@ def encode(
             "needs --set vq_size_px=PIXELS.",
         ),
     ] = None,
+    sana: Annotated[
+        str | None,
+        typer.Option(
+            "--sana",
+            metavar="DIR|HUB-ID",
+            help="A SANA, whose VAE's latents are stored too, for train dif-dtok; "
+            "needs --set latent_size_px=PIXELS.",
+        ),
+    ] = None,
     *,
     stage: StageOptions,
     retry_failed: RetryFailed = False,
@@ -57,6 +66,7 @@ def encode(
         images,
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae") if vqvae else None,
+        sana=sana,
         out=out,
         config=stage.config,
         overrides=stage.overrides or (),

@@ -106,12 +106,44 @@ def plan(
 
 @command(group, "vqvae")
 def train_vqvae(
-    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+    config: ConfigFile,
+    images: Images,
+    out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            metavar="DIR|NAME",
+            help="An image VQ to go on with: its codebook is kept, and used from the first step.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lpips",
+            metavar="FILE",
+            help="Weights of LPIPS for the perceptual loss: once VGG16's, once the heads'.",
+        ),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> int:
-    """Train the image VQ, from pixels to codes and back."""
+    """Train the image VQ, from pixels to codes and back.
+
+    LPIPS and a discriminator are off by default; the settings perceptual and discriminator_from
+    turn them on.
+    """
     from tarkit.train import vqvae
 
-    return trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+    path = vqvae.run(
+        config,
+        images=images,
+        out=out,
+        start=part_of(start, "vqvae") if start else None,
+        lpips=lpips or (),
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
 
 
 @command(group, "encoder")
@@ -131,14 +163,7 @@ def train_encoder(
 @command(group, "tokenizer")
 def train_tokenizer(
     config: ConfigFile,
-    images: Annotated[
-        list[Path],
-        typer.Option(
-            "--images",
-            metavar="DIR",
-            help="An images artifact; several are mixed by images_weights.",
-        ),
-    ],
+    images: Images,
     encoder: Annotated[
         Path,
         typer.Option(
@@ -188,11 +213,12 @@ def train_ar_dtok(
         ),
     ] = None,
     images: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--images",
             metavar="DIR",
-            help="An images artifact to encode while training, in place of --tokens.",
+            help="An images artifact to encode while training, in place of --tokens; several are "
+            "mixed by images_weights.",
         ),
     ] = None,
     start: Annotated[
@@ -214,7 +240,7 @@ def train_ar_dtok(
 
     path = ar_dtok.run(
         config,
-        images=images,
+        images=images or (),
         tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae"),
@@ -228,7 +254,6 @@ def train_ar_dtok(
 @command(group, "dif-dtok")
 def train_dif_dtok(
     config: ConfigFile,
-    images: Images,
     tokenizer: Tokenizer,
     sana: Annotated[
         str,
@@ -239,11 +264,29 @@ def train_dif_dtok(
         ),
     ],
     out: Out,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="Codes and latents made by `tarkit encode --sana`; may be repeated.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Pictures to encode while training, in place of --tokens; may be repeated, mixed "
+            "by images_weights.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
     """Train the diffusion de-tokenizer: a pretrained SANA learns to draw from codes of TA-Tok.
 
+    Give --tokens or --images.
     Only its cross-attention and its condition embedding are trained.
     A hub id is looked for in the hub's cache; nothing is downloaded.
     The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
@@ -252,7 +295,8 @@ def train_dif_dtok(
 
     path = dif_dtok.run(
         config,
-        images=images,
+        images=images or (),
+        tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         sana=sana,
         out=out,

@@ -132,14 +132,20 @@ class Packed(NamedTuple):
     labels: Tensor  # (P, T) int64: ids[t] where position t is supervised, else -100
     positions: Tensor  # (P, T) int64, each chat from 0
     chats: Tensor  # (P, T) int64, number of the chat in its row; -1: padding
+    numbers: Tensor  # (P, T) int64, number of the chat, as `pack` was given it; -1: padding
 
 
-def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
+def pack(
+    chats: Sequence[tuple[Sequence[int], Sequence[int]]],
+    length: int,
+    *,
+    numbers: Sequence[int] | None = None,
+) -> Packed:
     """Pack chats (ids, labels) into rows of at most `length` tokens.
 
-    First-fit decreasing: longest chat first, each into the first row with room. No chats make one
-    row of one padding token. Raises ValueError for a chat longer than a row: to cut it could cut a
-    picture.
+    `numbers`: what each chat is known by; None: its place among `chats`. First-fit decreasing:
+    longest chat first, each into the first row with room. No chats make one row of one padding
+    token. Raises ValueError for a chat longer than a row: to cut it could cut a picture.
     """
     order = sorted(range(len(chats)), key=lambda i: (-len(chats[i][0]), i))
     rows: list[list[int]] = []
@@ -161,7 +167,8 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100, dtype=torch.long)
     positions = torch.zeros(len(rows), width, dtype=torch.long)
-    numbers = torch.full((len(rows), width), -1, dtype=torch.long)
+    in_row = torch.full((len(rows), width), -1, dtype=torch.long)
+    among_all = in_row.clone()
     for r, members in enumerate(rows):
         at = 0
         for number, index in enumerate(members):
@@ -170,9 +177,10 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
             ids[r, span] = torch.tensor(chat)
             labels[r, span] = torch.tensor(target)
             positions[r, span] = torch.arange(len(chat))
-            numbers[r, span] = number
+            in_row[r, span] = number
+            among_all[r, span] = index if numbers is None else numbers[index]
             at += len(chat)
-    return Packed(ids, labels, positions, numbers)
+    return Packed(ids, labels, positions, in_row, among_all)
 
 
 # ---- attention of packed rows ------------------------------------------------------------------

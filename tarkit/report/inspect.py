@@ -259,6 +259,8 @@ def _model(path: Path) -> dict[str, Any]:
     log = read_log(path / "metrics.jsonl")
     if log.rows:
         facts["last_metrics"] = log.rows[-1]
+    if bad_rows := read_log(path / "bad_rows.jsonl").rows:
+        facts["bad_rows"] = len(bad_rows)
     if log.num_damaged_lines:
         facts["damaged_metrics_lines"] = log.num_damaged_lines
     has_weights = "num_parameters" in facts

@@ -68,7 +68,7 @@ def read_table(path: Path) -> Mapping[str, Any]:
 
 
 def read_log(path: Path) -> TrainingLog:
-    """The log in a metrics.jsonl, empty where there is no file."""
+    """The log in a metrics.jsonl or bad_rows.jsonl, empty where there is no file."""
     rows: list[Mapping[str, Any]] = []
     num_damaged_lines = 0
     for line in _read_text(path).splitlines() if path.is_file() else ():

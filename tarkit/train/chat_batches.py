@@ -28,8 +28,8 @@ from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Rounds, Stream, draw_scale
-from tarkit.train.task import Figure, Mean
+from tarkit.train.streams import Rounds, Stream, draw_scale, source_names
+from tarkit.train.task import Figure, Mean, mean_of
 from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class ChatStreams:
         """Raises UserError for an incomplete artifact, or a task in `ratio` without any rows."""
         for artifact in artifacts:
             artifact.require_complete()
+        self.sources = source_names([artifact.path for artifact in artifacts])
         self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
         self.ratio = {task: count for task, count in ratio.items() if count > 0}
         self.tasks = sorted(self.ratio)
@@ -167,6 +168,12 @@ class ChatStreams:
         number, position = self.rounds[slot]
         shard, row = self.streams[self.tasks[number]][position]
         return self.shards.row(shard, row)
+
+    def place(self, slot: int) -> tuple[TaskName, Artifact]:
+        """The task of the chat at a slot, and its artifact; no chat is read."""
+        number, position = self.rounds[slot]
+        shard, _ = self.streams[self.tasks[number]][position]
+        return self.tasks[number], self.shards.shards[shard][0]
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
@@ -236,16 +243,17 @@ def packed_chats(
 ) -> Packed:
     """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
 
-    Chats longer than a row are left out and listed in `too_long`.
+    Chats longer than a row are left out and listed in `too_long`. A chat's number is its slot.
     """
-    chats = []
+    chats, slots = [], []
     for slot in range(first, first + size):
         chat, ids, labels = _chat_of_slot(streams, config, vocabulary, slot)
         if len(ids) > config.length:
             too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
         else:
             chats.append((ids, labels))
-    return pack(chats, config.length)
+            slots.append(slot)
+    return pack(chats, config.length, numbers=slots)
 
 
 def require_fitting(
@@ -271,10 +279,15 @@ def _chat_of_slot(
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
     chat = _prompted(streams[slot], slot, config)
-    ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
-    scale = draw_scale(ratio, config.seed, slot)
+    scale = _scale_of_slot(config, chat["task"], slot)
     ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
     return chat, ids, labels
+
+
+def _scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
+    """The scale of the pictures in the chat of a slot."""
+    ratio = (task == "i2t" and config.read_scale_ratio) or config.scale_ratio
+    return draw_scale(ratio, config.seed, slot)
 
 
 def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
@@ -321,6 +334,34 @@ def weighted_loss(
     # Where every chat of a step was too long, the loss is 0.
     total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     return (losses * weights).sum() / total, figures
+
+
+def losses_by_group(
+    losses: Tensor, packed: Packed, streams: ChatStreams, config: ChatBatchesConfig
+) -> dict[str, Figure]:
+    """Mean losses of the supervised tokens (M,) of packed chats by task, by scale and by source.
+
+    There is none by task, or by source, where the training has a single one.
+    """
+    supervised = packed.labels[:, 1:] != -100
+    slots, chats = packed.numbers[:, 1:][supervised].unique(return_inverse=True)
+    sums = torch.zeros(len(slots), device=losses.device)
+    sums.index_add_(0, chats, losses.detach().float())
+    counts = torch.bincount(chats, minlength=len(slots))
+    parts: dict[str, list[Mean]] = {}
+    for slot, loss, count in zip(slots.tolist(), sums.tolist(), counts.tolist(), strict=True):
+        mean = Mean(loss / count, count)
+        task, artifact = streams.place(slot)
+        names = []
+        if len(streams.tasks) > 1:
+            names.append(f"loss_by_task/{task}")
+        if task != "text":
+            names.append(f"loss_by_scale/{int(_scale_of_slot(config, task, slot))}")
+        if len(streams.sources) > 1:
+            names.append(f"loss_by_source/{streams.sources[artifact.path]}")
+        for name in names:
+            parts.setdefault(name, []).append(mean)
+    return {name: mean_of(means) for name, means in sorted(parts.items())}
 
 
 def model_description(

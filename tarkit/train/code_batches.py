@@ -28,7 +28,8 @@ from tarkit.images import resize, to_uint8
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.streams import PictureRow, Stream
+from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 Codes = dict[Scale | None, Tensor]
@@ -38,7 +39,7 @@ Codes = dict[Scale | None, Tensor]
 class SizedPixels(NamedTuple):
     """Pictures that the device has yet to encode."""
 
-    keys: list[str]
+    names: list[RowName]
     ta_tok: Tensor  # (B, 3, S, S) uint8
     vqvae: Tensor  # (B, 3, P, P) uint8
 
@@ -55,7 +56,7 @@ class CodeSource(Protocol):
     """What the training needs to know of where its codes come from."""
 
     @property
-    def stream(self) -> Stream[Any]:
+    def stream(self) -> Stream[Any] | MixedStream[Any]:
         """The rows in training's order."""
 
     def read(self, rows: Sequence[Any]) -> Codes | SizedPixels:
@@ -76,9 +77,15 @@ class CodesRow(NamedTuple):
 
     key: str
     codes: dict[Scale | None, np.ndarray]  # (n,) of each scale, (N,) under None
+    source: str  # folder of the artifact
+
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is."""
+        return RowName(self.source, self.key)
 
 
-class StoredCodes:
+class StoredRows:
     """The usable rows of tokens artifacts: status "ok", and of the split or without one.
 
     The rows of all artifacts are one set: an epoch visits each once.
@@ -88,16 +95,18 @@ class StoredCodes:
         self,
         artifacts: Sequence[Artifact],
         scales: Sequence[Scale],
-        vqvae: Vqvae,
+        target: str,
         *,
         seed: int,
         split: str = "train",
     ) -> None:
-        """Raises UserError for an incomplete artifact, and where no row is usable."""
+        """`target`: the column that is trained on, kept under None next to the codes of `scales`.
+
+        Raises UserError for an incomplete artifact, and where no row is usable.
+        """
         self.split = split
-        self.vqvae = vqvae
         self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
-        self.columns[None] = "vq_codes"
+        self.columns[None] = target
         self.num_failed = {artifact.path: 0 for artifact in artifacts}
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
@@ -134,9 +143,19 @@ class StoredCodes:
             for part, column in self.columns.items()
         }
         return [
-            CodesRow(key, {part: array[row] for part, array in arrays.items()})
+            CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
             for row, key in enumerate(table["key"].to_pylist())
         ]
+
+
+class StoredCodes(StoredRows):
+    """The codes of TA-Tok and of the image VQ, as `encode` stored them."""
+
+    def __init__(
+        self, artifacts: Sequence[Artifact], scales: Sequence[Scale], vqvae: Vqvae, *, seed: int
+    ) -> None:
+        super().__init__(artifacts, scales, "vq_codes", seed=seed)
+        self.vqvae = vqvae
 
     def read(self, rows: Sequence[CodesRow]) -> Codes:
         return {
@@ -207,7 +226,7 @@ class PictureCodes:
 
     def __init__(
         self,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         scales: Sequence[Scale],
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
@@ -226,7 +245,7 @@ class PictureCodes:
         self.remember = remember
         # The background thread looks codes up while a step stores others.
         self._lock = threading.Lock()
-        self._rows: dict[str, int] = {}  # a picture's row in the tables
+        self._rows: dict[RowName, int] = {}  # a picture's row in the tables
         self._tables: Codes = {}
 
     def _sized(self, picture: np.ndarray, size_px: int) -> np.ndarray:
@@ -237,7 +256,7 @@ class PictureCodes:
     def _pixels(self, rows: Sequence[PictureRow]) -> SizedPixels:
         pictures = [row.pixels() for row in rows]
         return SizedPixels(
-            [row["key"] for row in rows],
+            [row.name for row in rows],
             channels_first([self._sized(a, self.ta_tok.size_px) for a in pictures]),
             channels_first([self._sized(a, self.vq_size_px) for a in pictures]),
         )
@@ -248,7 +267,7 @@ class PictureCodes:
         A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
         codes must not depend on the pictures that this process encoded before.
         """
-        keys = [row["key"] for row in rows]
+        keys = [row.name for row in rows]
         with self._lock:
             if all(key in self._rows for key in keys):
                 cached = torch.tensor([self._rows[key] for key in keys])
@@ -272,10 +291,10 @@ class PictureCodes:
             return batch
         encoded = self.encode(batch)
         with self._lock:
-            self._store(batch.keys, encoded)
+            self._store(batch.names, encoded)
         return encoded
 
-    def _store(self, keys: Sequence[str], encoded: Codes) -> None:
+    def _store(self, keys: Sequence[RowName], encoded: Codes) -> None:
         new = len(set(keys) - self._rows.keys())
         if len(self._rows) + new > self.remember:
             self._rows.clear()
@@ -293,5 +312,5 @@ class PictureCodes:
     def examples(self, count: int, device: torch.device) -> Examples:
         pixels = self._pixels([self.stream[i] for i in range(count)])
         pictures = [Image.fromarray(a.numpy()) for a in pixels.vqvae.permute(0, 2, 3, 1)]
-        moved = SizedPixels(pixels.keys, pixels.ta_tok.to(device), pixels.vqvae.to(device))
+        moved = SizedPixels(pixels.names, pixels.ta_tok.to(device), pixels.vqvae.to(device))
         return Examples(pictures, "original", self.encode(moved))

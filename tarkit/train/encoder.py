@@ -33,9 +33,16 @@ from tarkit.models.encoder import (
 )
 from tarkit.models.pixel_range import to_signed
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes
-from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    mixed_pictures,
+    picture_parents,
+    sized,
+)
+from tarkit.train.task import RowName
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 Box = tuple[float, float, float, float]
@@ -44,7 +51,7 @@ RegionsOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, Box]] | None]
 top, right, bottom) in shares of its side, [0, 1]; None where that is not known."""
 
 
-class EncoderConfig(LoopConfig):
+class EncoderConfig(PicturesConfig):
     """Settings of the contrastive training."""
 
     arch: EncoderArch = EncoderArch()
@@ -209,7 +216,7 @@ class EncoderTask:
     def __init__(
         self,
         config: EncoderConfig,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         *,
         regions_of: RegionsOf | None = None,
     ) -> None:
@@ -291,6 +298,9 @@ class EncoderTask:
         loss, figures = model(batch)
         return loss, figures
 
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
 
@@ -327,17 +337,20 @@ def covered(bounds: np.ndarray, side: int, *, least: float = 0.25) -> tuple[Tens
 def run(
     config: Path | None,
     *,
-    images: Path,
+    images: Sequence[Path],
     out: Path,
     overrides: Sequence[str] = (),
     regions_of: RegionsOf | None = None,
 ) -> Path:
     """Train a vision encoder on captioned pictures; returns the model directory.
 
+    `images`: images artifacts, which are mixed by weight.
+
     Raises UserError for a grounding weight above 0 without `regions_of`.
     """
     settings = load_config(EncoderConfig, config, overrides)
     begin_training(settings.seed)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    artifacts = [open_artifact(path, "images") for path in images]
+    stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
     task = EncoderTask(settings, stream, regions_of=regions_of)
-    return train(task, settings, out=out, name="encoder", parents={"images": images})
+    return train(task, settings, out=out, name="encoder", parents=picture_parents(images))

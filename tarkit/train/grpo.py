@@ -54,7 +54,7 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import num_processes, sum_over_processes
 from tarkit.train.streams import Stream
-from tarkit.train.task import Figure, Mean
+from tarkit.train.task import Amount, Figure, Mean
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -354,6 +354,7 @@ class GrpoTask:
         loss = loss * (len(part) / size)
         figures: dict[str, Figure] = {
             **current.figures,
+            "supervised_tokens_per_s": Amount(log_probs.numel()),
             "stopped": Mean(stopped, len(part)),
             "nats": Mean(-float(log_probs.detach().mean()), len(part)),
         }

@@ -12,7 +12,7 @@ process draws its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ import torch
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.batches import step_batches
+from tarkit.train.guard import Guard
 from tarkit.train.launch import make_accelerator, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
 from tarkit.train.recorder import Recorder
 from tarkit.train.state import Checkpoints
-from tarkit.train.step import require_finite_weights, take_step
+from tarkit.train.step import take_step
 from tarkit.train.stopping import StopSignals
 from tarkit.train.task import TrainingTask
+from tarkit.train.trackers import required_trackers
 
 
 def begin_training(seed: int) -> None:
@@ -61,9 +64,11 @@ def train(
     from. Call `begin_training` before making the task. `config.FREE_KEYS` and the number of
     processes may change when a run is resumed. SIGTERM and Ctrl-C save first (stopping.py). Raises
     UserError where the directory was begun with other settings, where the batch does not divide by
-    processes and micro-batches, where a checkpoint cannot be written, and, before the step is
-    taken, where a loss or a gradient is not finite.
+    processes and micro-batches, where a tracker is not installed, where a checkpoint cannot be
+    written, and, before the step is taken, where a loss or a gradient is not finite, unless such
+    steps are skipped.
     """
+    required_trackers(config)
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, accelerator.num_processes)
     settings = {"stage": name, **config.recorded(), **(more or {})}
@@ -80,33 +85,40 @@ def train(
     optimizers = make_optimizers(task.model, config)
     model, *prepared = accelerator.prepare(task.model, *optimizers)
     checkpoints = Checkpoints(out / "state", task.model, keep=config.keep_checkpoints)
+    guard = Guard(task, config, accelerator, checkpoints, out=out, rows=rows)
     first = checkpoints.load(optimizers)
+    guard.load_state_dict(checkpoints.counters)
     recorder = None
     if accelerator.is_main_process:
         recorder = Recorder(task, config, out=out, files=files or {}, first=first)
     checkpoints.wait_for_all()
+    metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
     with (
         StopSignals(is_main_process=accelerator.is_main_process) as signals,
         closing(checkpoints),
-        Progress(name, total=config.steps, unit="steps", done=first) as progress,
+        # One process of many shows how far the training is.
+        Progress(name, total=config.steps, unit="steps", done=first)
+        if accelerator.is_main_process
+        else nullcontext() as progress,
+        closing(metrics),
         closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
     ):
-        for step, batches in steps:
-            result = take_step(
-                task, config, step, batches, accelerator, model, prepared, checkpoints
-            )
+        for step, batches in metrics.timed(steps):
+            result = take_step(task, config, step, batches, accelerator, model, prepared, guard)
             done = step + 1
-            progress.advance(1, loss=result.loss)
-            if recorder:
-                recorder.log(step, result, task.model)
+            metrics.after_step(step, result, task.model)
+            if progress:
+                progress.advance(1, loss=result.loss, **metrics.shown)
             checkpoints.settle(wait=False)
             is_stopping = signals.on_any() and config.resumable_after(done)
             if is_stopping or config.saves_after(done):
-                require_finite_weights(task.model, step, config, checkpoints)
+                guard.require_finite_weights(task.model, step)
             if done == config.steps:
-                checkpoints.save(done, [])  # no step follows that would need the optimizers
+                checkpoints.save(
+                    done, [], guard.state_dict()
+                )  # no step follows that would need the optimizers
             elif is_stopping or done % config.checkpoint_every == 0:
-                checkpoints.save(done, optimizers)
+                checkpoints.save(done, optimizers, guard.state_dict())
             if is_stopping:
                 checkpoints.settle()
                 signals.end(done)

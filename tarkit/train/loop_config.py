@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt
 
 from tarkit.train.optimizers import OptimizerConfig
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
 
 class LoopConfig(OptimizerConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
@@ -37,25 +39,39 @@ class LoopConfig(OptimizerConfig):
     keep_every: PositiveInt | None = None
     """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
 
+    trackers: tuple[Tracker, ...] | None = None
+    """Where the figures of `metrics.jsonl` are shown while it grows; None: in tensorboard, where it
+    is installed. An empty list is none."""
+    tracker_project: str = "tarkit"
+    """The project that wandb and trackio put the training into."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where the loss or the gradient of a step is not finite. The rows of the step are
+    listed in `bad_rows.jsonl`. A step that is skipped changes no weight and no optimizer state."""
+    on_spike: Literal["ignore", "skip", "stop"] = "ignore"
+    """What happens where the loss of a step exceeds its running mean by more than
+    `spike_deviations` of its standard deviations. The training of PaLM skipped the batches around
+    spikes (Chowdhery et al. 2022, Sec. 5.1)."""
+    spike_deviations: float = Field(default=6.0, gt=0)
+    spike_window: int = Field(default=100, ge=2)
+    """Steps over which mean and deviation of the loss are averaged (exponentially). Before as many
+    steps were taken, no loss is a spike."""
+    max_skipped: PositiveInt = 10
+    """Skipped steps in a row that a training survives; with one more it stops."""
+
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_every"}
+        | {"log_every", "sample_every", "trackers", "tracker_project"}
+        | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
+    )
+    """Keys that may change when a run is resumed: they change no result, other than by rounding and
+    by the bad steps that are skipped. The manifest does not hold them, and run.toml holds those of
+    the last start."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
     """Keys that older versions did not have. The manifest holds them only where they differ from
     their default, so that a training begun by an older version can be resumed."""
 
-    FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {
-            "micro_batch_size",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-            "sample_every",
-            "keep_every",
-        }
-    )
-    """Keys that change no result, other than by rounding: they may change when a run is resumed.
-    The manifest does not hold them, and run.toml holds those of the last start."""
-
     def recorded(self) -> dict[str, Any]:
-        """The settings that decide the weights, as the manifest holds them."""
+        """The settings that a run is resumed with, as the manifest holds them."""
         settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
         defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
@@ -77,6 +93,15 @@ class LoopConfig(OptimizerConfig):
         """Whether weights are written after `done` steps, as a checkpoint or as a model."""
         intervals = (self.checkpoint_every, self.keep_every or self.steps)
         return done == self.steps or any(done % interval == 0 for interval in intervals)
+
+
+class PicturesConfig(LoopConfig):
+    """Settings of a training that reads one or several --images."""
+
+    LATER_KEYS = frozenset({"images_weights"})
+
+    images_weights: tuple[PositiveInt, ...] | None = None
+    """Pictures that a round takes from each --images, in their order; None: one of each."""
 
 
 def rate_factor(config: LoopConfig, step: int) -> float:

@@ -49,6 +49,7 @@ from tarkit.train.chat_batches import (
     ChatStreams,
     TooLongChats,
     check_codes,
+    losses_by_group,
     model_description,
     packed_chats,
     require_fitting,
@@ -58,7 +59,8 @@ from tarkit.train.chat_batches import (
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import shrink
-from tarkit.train.task import Figure, Total
+from tarkit.train.task import Amount, Figure, RowName, Total
+from tarkit.train.workloads import language_costs
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class MllmTask:
         _require_trainable(start.model)
         require_fitting(streams, config, self.vocabulary, size=config.batch_size)
         self.too_long = TooLongChats(too_long)
+        self.costs = language_costs(start.model.config)
         self.model: PackedLoss = PackedLoss(
             start.model,
             chunk_tokens=config.loss_chunk_tokens,
@@ -159,7 +162,36 @@ class MllmTask:
     def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, Figure]]:
         losses, targets = model(batch)
         loss, figures = weighted_loss(losses, targets, self.vocabulary, self.config.text_weight)
-        return loss, figures | {"tokens": Total(int((batch.chats >= 0).sum()))}
+        if self.config.logs_after(step + 1):
+            figures |= losses_by_group(losses, batch, self.streams, self.config)
+        return loss, figures | self._work(batch, supervised=len(losses))
+
+    def _work(self, batch: Packed, *, supervised: int) -> dict[str, Figure]:
+        """How much a batch holds, and the FLOPs that it takes where the family's are known."""
+        visual = self.vocabulary.visual
+        is_token = batch.chats >= 0
+        # A picture that is read has no tags: it begins where codes do.
+        is_code = batch.ids >= (visual.first_code if visual else self.vocabulary.text.size)
+        begins = is_code[:, 1:] & ~is_code[:, :-1]
+        # The sum over chats of their length squared.
+        squares = ((2 * batch.positions + 1) * is_token).sum()
+        # In one transfer, as each waits for the device.
+        tokens, pictures, squared = torch.stack([is_token.sum(), begins.sum(), squares]).tolist()
+        work: dict[str, Figure] = {
+            "tokens": Total(tokens),
+            "tokens_per_s": Amount(tokens),
+            "supervised_tokens_per_s": Amount(supervised),
+        }
+        if visual:
+            work["pictures_per_s"] = Amount(pictures)
+        if self.costs:
+            work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
+        return work
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        slots = self.batch(step, size, part, parts).numbers.unique().tolist()
+        chats = [self.streams[slot] for slot in slots if slot >= 0]  # -1: padding
+        return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

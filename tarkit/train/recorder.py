@@ -1,22 +1,16 @@
-"""What a training leaves in its directory: metrics, sample sheets and models."""
+"""What a training leaves in its directory beside its metrics: sample sheets and models."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from tarkit.artifacts.files import write_whole
 from tarkit.checkpoints.directory import WEIGHTS, save_model
 from tarkit.images import png_bytes
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.optimizers import weight_rms
-from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
 
 
@@ -41,19 +35,9 @@ class Recorder:
         self.config = config
         self.out = out
         self.files = files
-        self.first = first
-        self.metrics = out / "metrics.jsonl"
         self._write_files(out)
-        _truncate_log(self.metrics, first)
-        self.tensorboard = _tensorboard(out)
-        self.began = time.monotonic()
         if 0 < first < config.steps:
             self._make_up_for(first)
-
-    def log(self, step: int, result: StepResult, model: nn.Module) -> None:
-        """Log what is due after a step."""
-        if self.config.logs_after(step + 1):
-            self._log(step + 1, result, weight_rms(model))
 
     def after_step(self, step: int) -> None:
         """Draw the sheet and keep the model that are due after a step; `finish` is for the last."""
@@ -75,24 +59,6 @@ class Recorder:
             out = self.out / "steps" / f"{done:07d}"
             if not (out / WEIGHTS).exists():
                 self._keep(out)
-
-    def _log(self, done: int, result: StepResult, rms: float) -> None:
-        """Append a row to metrics.jsonl, and to tensorboard's log where it is installed."""
-        rows = (done - self.first) * self.config.batch_size
-        row = {
-            "step": done,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "rate": result.rate_factor,
-            "weight_rms": rms,
-            **result.figures,
-            "rows_per_s": round(rows / (time.monotonic() - self.began), 2),
-        }
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.tensorboard:
-            for key, figure in row.items():
-                self.tensorboard.add_scalar(key, figure, done)
 
     def _write_sheet(self, done: int) -> None:
         """Write the task's sample sheet; sampling must not disturb the run's randomness."""
@@ -117,21 +83,3 @@ class Recorder:
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():
             write_whole(out / file, text.encode())
-
-
-def _truncate_log(path: Path, done: int) -> None:
-    """Make the log hold the first `done` steps alone: the later ones are about to be run again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A killed run can leave half a line at the end; its step is run again.
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = "".join(line for line in whole if json.loads(line)["step"] <= done)
-    write_whole(path, kept.encode())
-
-
-def _tensorboard(out: Path) -> Any:
-    """A writer where tensorboard is installed, None where it is not."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(out / "tensorboard"))

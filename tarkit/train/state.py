@@ -80,7 +80,9 @@ class Checkpoints:
             warnings.filterwarnings("ignore", message=message)
         self.latest: Path | None = None
         """What this run would resume from."""
-        self._writing: tuple[int, Future[Any]] | None = None
+        self.counters: dict[str, float] = {}
+        """The numbers that were saved with what `load` loaded."""
+        self._writing: tuple[int, Mapping[str, float], Future[Any]] | None = None
         # The thread that writes has a group for itself, and both are of the CPU, without NCCL.
         self.is_main, self._writers, self._all = True, None, None
         if num_processes() > 1:
@@ -117,8 +119,13 @@ class Checkpoints:
             )
         return 0
 
-    def save(self, done: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Begin to write model and optimizers after `done` steps.
+    def save(
+        self,
+        done: int,
+        optimizers: Sequence[torch.optim.Optimizer],
+        counters: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin to write model, optimizers and counters after `done` steps.
 
         They are copied to the CPU first; then training may change them while a thread writes.
         Raises UserError where the checkpoint before this one could not be written.
@@ -133,7 +140,7 @@ class Checkpoints:
             no_dist=self._writers is None,
         )
         assert isinstance(future, Future)
-        self._writing = done, future
+        self._writing = done, counters or {}, future
 
     def settle(self, *, wait: bool = True) -> None:
         """Give the checkpoint that was being written its name, and remove those before it.
@@ -141,13 +148,13 @@ class Checkpoints:
         Without `wait`, nothing happens while it is still being written. Raises UserError where it
         could not be written.
         """
-        if self._writing is None or not (wait or self._writing[1].done()):
+        if self._writing is None or not (wait or self._writing[2].done()):
             return
-        (done, future), self._writing = self._writing, None
+        (done, counters, future), self._writing = self._writing, None
         try:
             future.result()
             if self.is_main:
-                self._publish(done)
+                self._publish(done, counters)
         except UNREADABLE as error:
             raise UserError(
                 f"the checkpoint after step {done} could not be written: {_reason(error)}",
@@ -178,10 +185,15 @@ class Checkpoints:
     def _temporary(self, done: int) -> Path:
         return self.folder / f".step-{done:07d}.tmp"
 
-    def _publish(self, done: int) -> None:
+    def _publish(self, done: int, counters: Mapping[str, float]) -> None:
         temporary, place = self._temporary(done), self._place(done)
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        state = {"step": done, "processes": num_processes(), "files": sizes}
+        state = {
+            "step": done,
+            "processes": num_processes(),
+            "counters": dict(counters),
+            "files": sizes,
+        }
         write_whole(temporary / STATE, (json.dumps(state, indent=1) + "\n").encode())
         # This run has been at an earlier step, so it has passed over what is here from later ones.
         for other in checkpoints_in(self.folder):
@@ -196,10 +208,10 @@ class Checkpoints:
         for optimizer in optimizers:
             optimizer.state.clear()
         if place.is_file():
-            done = _on_all(lambda: _load_old(place, self.model, optimizers))
+            state = _on_all(lambda: _load_old(place, self.model, optimizers))
             tensors = _of_model(self.model) | _of_optimizers(self.model, optimizers)
         else:
-            done = _on_all(lambda: _step_of_whole(place))
+            state = _on_all(lambda: _state_of_whole(place))
             tensors = _on_all(lambda: _targets(place, self.model, optimizers))
             _on_all(
                 lambda: dcp.load(
@@ -210,7 +222,8 @@ class Checkpoints:
                 )
             )
         _on_all(lambda: _require_finite(tensors))
-        return done
+        self.counters = state["counters"]
+        return int(state["step"])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -294,14 +307,16 @@ def _make_states(
     names = _names(model)
     with_state = {name.removeprefix("optimizer.").rpartition(".")[0] for name in present}
     for optimizer in optimizers:
+        rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] = 0.0
             for parameter in group["params"]:
-                parameter.grad = None
-                if names[parameter] in with_state:
-                    parameter.grad = torch.zeros_like(parameter)
+                has_state = names[parameter] in with_state
+                parameter.grad = torch.zeros_like(parameter) if has_state else None
         optimizer.step()
         optimizer.zero_grad()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -328,14 +343,14 @@ def _reason(error: BaseException) -> str:
     return f"is damaged: {(str(error) or repr(error)).splitlines()[0]}"
 
 
-def _step_of_whole(place: Path) -> int:
-    """The step of a checkpoint all of whose files are there, in their sizes."""
+def _state_of_whole(place: Path) -> Mapping[str, Any]:
+    """The state.json of a checkpoint all of whose files are there, in their sizes."""
     state: Mapping[str, Any] = json.loads((place / STATE).read_text())
     for name, size in state["files"].items():
         actual = (place / name).stat().st_size
         if actual != size:
             raise Unusable(f"is damaged: {name} has {actual} bytes, and had {size}")
-    return int(state["step"])
+    return state
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -345,10 +360,12 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
             raise Unusable(f"holds numbers that are not finite: {name}")
 
 
-def _load_old(place: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Load a checkpoint of an older version; the steps it was written after."""
+def _load_old(
+    place: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Mapping[str, Any]:
+    """Load a checkpoint of an older version; its step and counters."""
     state = torch.load(place, map_location="cpu", weights_only=True, mmap=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return int(state["step"])
+    return {"step": int(state["step"]), "counters": state.get("guard", {})}

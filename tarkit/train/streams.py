@@ -9,9 +9,11 @@ Letters: B pictures, H W pixels.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,7 @@ from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 StreamRow = TypeVar("StreamRow")
@@ -133,6 +136,11 @@ class PictureRow(dict[str, Any]):
         super().__init__(row)
         self._location = (path, offset, size)
 
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is: unlike the key, another one for every picture."""
+        return RowName(str(Path(self._location[0]).parent), self["key"])
+
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
         path, offset, size = self._location
@@ -140,6 +148,8 @@ class PictureRow(dict[str, Any]):
             blob = os.pread(file.fileno(), size, offset)
         return pictures.to_uint8(pictures.decode(blob))
 
+
+PictureStream = Stream[PictureRow] | MixedStream[PictureRow]
 
 COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
 
@@ -202,11 +212,27 @@ def mixed_pictures(
     return MixedStream(streams, weights, seed=seed)
 
 
-def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
-    """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
+def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
+    """The images artifacts of a training by their names in its manifest."""
+    return {f"images_{i}" if i else "images": path for i, path in enumerate(images)}
+
+
+def source_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What figures call each input: its folder's name, or its path where another has that name."""
+    counts = Counter(folder.name for folder in folders)
+    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
+
+
+def sized(
+    picture: np.ndarray, size_px: int, *, square: Literal["crop"] | None = None
+) -> np.ndarray:
+    """A square picture of a model's size, by the default resize (PIL bicubic).
+
+    "crop" keeps the middle square; by default the whole picture is squashed.
+    """
     if picture.shape[:2] == (size_px, size_px):
         return picture
-    return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
+    return pictures.to_uint8(pictures.resize(Image.fromarray(picture), size_px, square or "squash"))
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:

@@ -11,7 +11,7 @@ D code width, E width of an embedding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,7 +42,17 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import own_device, sum_over_processes
 from tarkit.train.state import checkpoints_in
-from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    draw_scale,
+    mixed_pictures,
+    picture_parents,
+    sized,
+    source_names,
+)
+from tarkit.train.task import Amount, Figure, Mean, RowName
+from tarkit.train.workloads import Start, flops_by_scale
 from tarkit.vocab import Scale
 
 
@@ -115,6 +125,7 @@ class TokenizerBatch(NamedTuple):
     pixels: Tensor  # (B, 3, size, size) in [-1, 1]
     scale: Scale
     seeds: list[int]  # B
+    sources: Tensor | None = None  # (B,) int64, number of each picture's --images, where several
 
 
 class TokenizerModel(nn.Module):
@@ -191,18 +202,19 @@ class TokenizerModel(nn.Module):
         if codebook.embedding_proj.bias is not None:
             codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
 
-    def forward(self, batch: TokenizerBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """A batch -> the loss () at its scale, the codes (B, N), and figures.
+    def forward(self, batch: TokenizerBatch) -> tuple[Tensor, Tensor, dict[str, float], Tensor]:
+        """A batch -> the loss () at its scale, the codes (B, N), figures, and the cosines (B,).
 
         Reconstruction is one minus the mean cosine of decoded and target features.
         """
-        config, (pixels, scale, seeds) = self.config, batch
+        config, pixels, scale = self.config, batch.pixels, batch.scale
         teacher_features = self.teacher_features(pixels)
         # A frozen encoder is the teacher: one pass serves both.
         features = teacher_features if config.freeze_encoder else self.ta_tok.features(pixels)
-        out = self.ta_tok(features, scale, seeds=seeds)
+        out = self.ta_tok(features, scale, seeds=batch.seeds)
         target = self.target(teacher_features, scale)
-        reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
+        distances = 1 - F.cosine_similarity(out.features, target, dim=-1)  # (B, N)
+        reconstruction = distances.mean()
         loss = (
             config.reconstruction * reconstruction
             + config.codebook * out.codebook_loss
@@ -212,8 +224,9 @@ class TokenizerModel(nn.Module):
             "cosine": 1 - float(reconstruction.detach()),
             "codebook": float(out.codebook_loss.detach()),
             "scale": int(scale),
+            f"loss_by_scale/{int(scale)}": float(loss.detach()),
         }
-        return loss, out.codes, figures
+        return loss, out.codes, figures, 1 - distances.detach().mean(1)
 
 
 class TokenizerTask:
@@ -222,12 +235,16 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[PictureRow] | MixedStream[PictureRow],
+        stream: PictureStream,
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
+        *,
+        sources: Mapping[Path, str] | None = None,
     ) -> None:
+        """`sources`: the names of several images artifacts, by folder."""
         self.config = config
         self.stream = stream
+        self.sources = {str(folder): name for folder, name in (sources or {}).items()}
         _require_fit(config.sizes, encoder)
         usable = embeddings.used
         if len(usable) < config.sizes.num_codes:
@@ -243,7 +260,10 @@ class TokenizerTask:
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
         # The encoder's layers above the one that is read.
         self.unused_parameters = not config.freeze_encoder
-        self._codes: list[Tensor] = []  # of the step's micro-batches
+        self._step = -1
+        self._codes: list[Tensor] = []  # of that step's micro-batches
+        start = Start(encoder=encoder.arch, embedding_width=embeddings.table.shape[1])
+        self.costs = flops_by_scale("tokenizer", config.model_dump(mode="json"), start)
 
     def start_from_data(self, device: torch.device) -> None:
         """Start whitening and projection from 256 pictures, where they do not start by themselves.
@@ -268,7 +288,11 @@ class TokenizerTask:
             for place in range(part * size, (part + 1) * size)
         ]
         scale = draw_scale(config.scale_ratio, config.seed, step)
-        return TokenizerBatch(self._pixels(rows), scale, seeds)
+        names = list(self.sources)
+        sources = [names.index(row.name.source) for row in rows] if len(names) > 1 else None
+        return TokenizerBatch(
+            self._pixels(rows), scale, seeds, None if sources is None else torch.tensor(sources)
+        )
 
     def weight(self, batch: TokenizerBatch) -> float:
         """Pictures: all of a step have as many codes."""
@@ -276,17 +300,35 @@ class TokenizerTask:
 
     def loss(
         self, model: nn.Module, batch: TokenizerBatch, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        loss, codes, figures = model(batch)
+    ) -> tuple[Tensor, dict[str, Figure]]:
+        loss, codes, measured, cosines = model(batch)
+        if step != self._step:
+            self._codes.clear()  # of a step that was skipped
+            self._step = step
         self._codes.append(codes)
-        return loss, figures
+        figures: dict[str, Figure] = {**measured}
+        if batch.sources is not None:
+            for number, name in enumerate(self.sources.values()):
+                own = cosines[batch.sources == number]
+                if len(own):
+                    figures[f"cosine_by_source/{name}"] = Mean(float(own.mean()), len(own))
+        positions = len(batch.pixels) * self.model.ta_tok.arch.encoder.grid**2
+        return loss, figures | {
+            "tokens_per_s": Amount(positions),
+            "supervised_tokens_per_s": Amount(codes.numel()),
+            **self.costs[batch.scale].amounts(len(batch.pixels)),
+        }
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
-        """The perplexity of the step's codes."""
+        """Perplexity and usage of the step's codes."""
         codes = torch.cat(self._codes).flatten()
         self._codes.clear()
         counts = torch.bincount(codes, minlength=self.config.sizes.num_codes)
-        return {"perplexity": usage_of_counts(sum_over_processes(counts)).perplexity}
+        health = usage_of_counts(sum_over_processes(counts))
+        return {"perplexity": health.perplexity, "usage": health.used / len(counts)}
 
     def samples(self, step: int) -> Image.Image | None:
         return None
@@ -389,9 +431,14 @@ def run(
     encoder, lm = find_folder(encoder), find_folder(lm)
     artifacts = [open_artifact(path, "images") for path in images]
     stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
-    task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
+    task = TokenizerTask(
+        settings,
+        stream,
+        load_encoder(encoder),
+        read_embeddings(lm),
+        sources=source_names(images),
+    )
     if not checkpoints_in(out / "state"):
         task.start_from_data(own_device())
-    parents = {"images" if i == 0 else f"images_{i}": path for i, path in enumerate(images)}
-    parents |= {"encoder": encoder, "lm": lm}
+    parents = picture_parents(images) | {"encoder": encoder, "lm": lm}
     return train(task, settings, out=out, name="tokenizer", parents=parents)

@@ -43,6 +43,7 @@ from tarkit.train.costs import (
     conv_kept_bytes,
     count,
 )
+from tarkit.train.task import Amount
 from tarkit.vocab import Scale, VisualVocabulary
 
 Settings = Mapping[str, Any]
@@ -62,6 +63,7 @@ class Start:
     """What a training starts from, as far as its sizes depend on it; None is the default."""
 
     lm: Path | None = None
+    embedding_width: int | None = None  # of `lm`, where it is known without its folder
     tokenizer: TaTokArch | None = None
     encoder: EncoderArch | None = None
     vqvae: VqvaeArch | None = None
@@ -179,6 +181,21 @@ def _fullest(chats: Sequence[ChatKind], field: str, rows: int) -> float:
     return min(rows * mean + DEVIATIONS * math.sqrt(rows * variance), rows * largest)
 
 
+def language_stack(config: Any) -> Stack:
+    """The blocks of a language model of `GATED_FAMILIES`, from its transformers config."""
+    return Stack(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_width=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+        gated=True,
+        input_copies=5,
+    )
+
+
 def mllm(settings: Settings, start: Start) -> Workload:
     """Cross-entropy of packed chats. Raises UserError where a kind of chat exceeds `length`."""
     grid = start.tokenizer.encoder.grid if start.tokenizer else 1
@@ -199,17 +216,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
     arch, assumptions = _lm_arch(settings, start)
     model = skeleton(arch)
     config, c = model.config, _bytes_of(settings)
-    stack = Stack(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        mlp_width=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_width=getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads,
-        gated=True,
-        input_copies=5,
-    )
+    stack = language_stack(config)
     head = config.vocab_size * config.hidden_size
     tokens, supervised = _mean(chats, "tokens"), _mean(chats, "supervised")
     packed = min(length, tokens * settings["batch_size"])  # tokens of a packed row
@@ -329,16 +336,22 @@ def _decode_flops(parts: TaTokParts, codes: int) -> float:
     return 2 * parts.after * codes + parts.decoder.flops(codes, codes)
 
 
-def tokenizer(settings: Settings, start: Start) -> Workload:
-    """Reconstruction of the teacher's features. Raises UserError without a language model."""
-    if start.lm is None:
+def _width_of(lm: Path | None) -> int:
+    """The width of a language model's embeddings; UserError without a language model."""
+    if lm is None:
         raise UserError(
             "the codebook is made of a language model's embeddings: how wide are they?",
             hint="--lm DIR, a folder with the config.json of the language model",
         )
-    config = read_config(start.lm)
+    config = read_config(lm)
+    width: int = config.get("arch", config)["hidden_size"]
+    return width
+
+
+def tokenizer(settings: Settings, start: Start) -> Workload:
+    """Reconstruction of the teacher's features. Raises UserError without a language model."""
     encoder = start.encoder or EncoderArch()
-    arch = ta_tok_arch(settings["sizes"], encoder, config.get("arch", config)["hidden_size"])
+    arch = ta_tok_arch(settings["sizes"], encoder, start.embedding_width or _width_of(start.lm))
     model: TaTok = _on_meta(TaTok, arch)
     teacher = count(_on_meta(VisionEncoder, encoder))
     parts, positions, c = _ta_tok_parts(arch), encoder.grid**2, _bytes_of(settings)
@@ -465,12 +478,15 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
 
 def vqvae(settings: Settings, start: Start) -> Workload:
     """Reconstruction of pixels. Raises UserError without the pictures' size."""
-    if start.size_px is None:
+    size = settings["size_px"] or start.size_px
+    if size is None:
         raise UserError(
             "the image VQ trains on pictures as they are: how large are they?", hint="--size 256"
         )
     model: Vqvae = _on_meta(Vqvae, VqvaeArch.model_validate(settings["arch"]))
-    arch, size, c = model.arch, start.size_px, _bytes_of(settings)
+    arch, c = model.arch, _bytes_of(settings)
+    omitted = ["LPIPS"] * (settings["perceptual"] > 0)
+    omitted += ["the discriminator"] * (settings["discriminator_from"] is not None)
     if size % arch.downsampling:
         raise UserError(
             f"--size {size} does not divide by {arch.downsampling}, the side of a code in pixels",
@@ -492,7 +508,10 @@ def vqvae(settings: Settings, start: Start) -> Workload:
         flops=TRAINED * forward + 2 * arch.num_codes * arch.code_dim * codes,
         kept=kept,
         read_bytes=start.picture_bytes,
-        assumptions=(f"{start.picture_bytes / 1e3:g} kB a picture on the disk",),
+        assumptions=(
+            f"{start.picture_bytes / 1e3:g} kB a picture on the disk",
+            *((f"not counted: {' and '.join(omitted)}",) * bool(omitted)),
+        ),
     )
 
 
@@ -502,3 +521,53 @@ WORKLOADS: dict[str, Callable[[Settings, Start], Workload]] = {
     "ar_dtok": ar_dtok,
     "mllm": mllm,
 }
+
+
+class LanguageCosts(NamedTuple):
+    """What decides the FLOPs of a language model's step on packed chats."""
+
+    stack: Stack
+    head: int  # values of the matrix that gives the logits
+
+    def flops(self, tokens: float, squared: float, supervised: float) -> float:
+        """FLOPs of forward and backward pass; `squared`: the sum over chats of length squared.
+
+        What attention computes between chats, for a dense mask, does not count, and neither do
+        logits that are computed a second time.
+        """
+        matrices = 2 * self.stack.matrix_values * tokens
+        attention = 4 * self.stack.layers * self.stack.attention_width * squared
+        return TRAINED * (matrices + attention + 2 * self.head * supervised)
+
+
+def language_costs(config: Any) -> LanguageCosts | None:
+    """Of a language model's transformers config; None of a family whose blocks are not known."""
+    if config.model_type not in GATED_FAMILIES:
+        return None
+    return LanguageCosts(language_stack(config), config.vocab_size * config.hidden_size)
+
+
+class RowFlops(NamedTuple):
+    """FLOPs of forward and backward pass, frozen models included, nothing computed twice."""
+
+    row: float
+    float32: float  # of a row, whatever `precision` is
+    once: float  # of a pass, however many rows it has; in float32
+
+    def amounts(self, rows: int) -> dict[str, Amount]:
+        """The figures of a pass over so many rows."""
+        slow = self.float32 * rows + self.once
+        return {
+            "flops_per_s": Amount(self.row * rows + self.once),
+            "float32_flops_per_s": Amount(slow),
+        }
+
+
+def flops_by_scale(stage: str, settings: Settings, start: Start) -> dict[Scale, RowFlops]:
+    """What a row costs at each scale that a training draws."""
+    costs = {}
+    for scale, _ in _odds(settings["scale_ratio"]):
+        alone = {"scale_ratio": [int(scale == other) for other in Scale]}
+        work = WORKLOADS[stage]({**settings, **alone}, start)
+        costs[scale] = RowFlops(work.flops + work.frozen_flops, work.float32_flops, work.pass_flops)
+    return costs

@@ -210,7 +210,6 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(files: dict[str
     [
         (lambda v: v.to_sparse(), "is not a plain tensor: sparse_coo"),
         (lambda v: v.to("meta"), "is not a plain tensor"),
-        (lambda v: torch.quantize_per_tensor(v.float(), 0.1, 0, torch.qint8), "qint8"),
     ],
 )
 def test_only_plain_tensors_are_read(

@@ -372,6 +372,27 @@ def test_a_training_has_its_loss_and_its_codebook(tmp_path: Path) -> None:
     assert page.row("scale_2") == ["scale_2", "50", "14"]
 
 
+def test_figures_of_groups_and_of_the_machine_have_plots_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "loss": 2.0, "scale": scale, f"loss_by_scale/{scale}": 2.0}
+        | {"cosine_by_source/web": step / 40, "cosine_by_source/art": 0.25, "usage": 0.5}
+        | {"step_s": 3.0, "data_wait_s": 1.0, "mfu": step / 100, "rows_per_s": 4.0}
+        for step, scale in ((10, 1), (20, 2), (30, 1), (40, 2))
+    ]
+    run = make_training(tmp_path / "ta_tok", [json.dumps(row) for row in rows])
+    bad = {"step": 25, "reason": "loss of step 25 is nan", "loss": None, "key": "7"}
+    (run / "bad_rows.jsonl").write_text(2 * f"{json.dumps(bad)}\n")
+    page = page_of(run, out=tmp_path / "out")
+    titles = ["loss", "cosine by source", "codebook: usage", "step_s and data_wait_s"]
+    titles += ["mfu", "rows_per_s"]
+    assert [word for word in dict.fromkeys(page.words) if word in titles] == titles
+    # A source has a line each scale; the machine has one line for all rows.
+    assert "web, scale 1, 30: 0.75" in page.text and "art, scale 2, 40: 0.25" in page.text
+    assert "mfu, 20: 0.2" in page.text and "data_wait_s, 30: 1" in page.text
+    assert "loss by scale" not in page.text  # that is what the plot of the loss shows
+    assert "2 rows of 1 bad steps; the last: loss of step 25 is nan." in page.text
+
+
 def test_lines_that_tell_nothing_are_counted(tmp_path: Path) -> None:
     lines = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": NaN}', '{"step": 3, "lo', "7"]
     page = page_of(make_training(tmp_path / "lm", lines), out=tmp_path / "out")

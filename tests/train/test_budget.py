@@ -526,3 +526,14 @@ def test_the_command_prints_text_or_json() -> None:
     assert f"{facts['hours']:.1f} hours" in text
     assert facts["gpu_hours"] == pytest.approx(64 * facts["hours"])
     assert set(GPUS) >= {"h100", "h200", "a100-40", "a100-80", "l40s", "rtx4090"}
+
+
+def test_a_plan_of_the_image_vq_says_what_it_leaves_out() -> None:
+    numbers: dict[str, Any] = {"steps": 1, "batch_size": 1, "learning_rate": 1e-4, "size_px": 64}
+    plain = VqvaeConfig(**numbers)
+    full = VqvaeConfig(**numbers, perceptual=1.0, discriminator_from=0)
+    # The pictures' size is that of the settings.
+    workloads = [WORKLOADS["vqvae"](c.model_dump(mode="json"), Start()) for c in (plain, full)]
+    assert workloads[0].flops == workloads[1].flops > 0
+    left_out = "not counted: LPIPS and the discriminator"
+    assert [left_out in workload.assumptions for workload in workloads] == [False, True]

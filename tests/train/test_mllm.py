@@ -23,7 +23,7 @@ from tarkit.train import mllm
 from tarkit.train.chat_batches import ChatStreams, TaskName, TooLongChats, encode_chat
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.streams import draw_scale
-from tarkit.train.task import Mean, Total
+from tarkit.train.task import Amount, Mean, Total
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
 from tests.checkpoints.test_language_model import publish
@@ -352,7 +352,9 @@ def test_chats_without_a_supervised_token_weigh_and_cost_nothing(
     assert made.weight(mute) == 0
     loss, figures = made.loss(made.model, mute, 0)
     loss.backward()
-    assert float(loss.detach()) == 0 and figures.keys() == {"tokens"}
+    assert float(loss.detach()) == 0
+    assert not any(isinstance(figure, Mean) for figure in figures.values())
+    assert figures["supervised_tokens_per_s"] == Amount(0) != figures["tokens_per_s"]
     gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
     assert gradients and not any(bool(gradient.any()) for gradient in gradients)
 
@@ -455,7 +457,9 @@ def test_a_step_of_nothing_but_long_chats_learns_nothing(
     made = task(chats, models, models["lm"])
     loss, figures = made.loss(made.model, pack([], 128), 0)
     loss.backward()
-    assert float(loss.detach()) == 0 and figures == {"tokens": Total(0)}
+    assert float(loss.detach()) == 0
+    amounts = ("tokens_per_s", "supervised_tokens_per_s", "pictures_per_s", "flops_per_s")
+    assert figures == {"tokens": Total(0)} | dict.fromkeys(amounts, Amount(0))
     for weight in made.model.parameters():
         assert weight.grad is None or not weight.grad.any()
 
