@@ -113,11 +113,8 @@ def train(
             is_stopping = signals.on_any() and config.resumable_after(done)
             if is_stopping or config.saves_after(done):
                 guard.require_finite_weights(task.model, step)
-            if done == config.steps:
-                checkpoints.save(
-                    done, [], guard.state_dict()
-                )  # no step follows that would need the optimizers
-            elif is_stopping or done % config.checkpoint_every == 0:
+            # Also after the last step: what follows takes its time, and is lost if it is killed.
+            if is_stopping or done % config.checkpoint_every == 0 or done == config.steps:
                 checkpoints.save(done, optimizers, guard.state_dict())
             if is_stopping:
                 checkpoints.settle()

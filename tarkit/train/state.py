@@ -82,7 +82,7 @@ class Checkpoints:
         """What this run would resume from."""
         self.counters: dict[str, float] = {}
         """The numbers that were saved with what `load` loaded."""
-        self._writing: tuple[int, Mapping[str, float], Future[Any]] | None = None
+        self._writing: tuple[int, Mapping[str, Any], Future[Any]] | None = None
         # The thread that writes has a group for itself, and both are of the CPU, without NCCL.
         self.is_main, self._writers, self._all = True, None, None
         if num_processes() > 1:
@@ -140,7 +140,10 @@ class Checkpoints:
             no_dist=self._writers is None,
         )
         assert isinstance(future, Future)
-        self._writing = done, counters or {}, future
+        # Some optimizers count their steps in their groups, where no tensor is.
+        group_steps = [[g.get("steps", 0) for g in o.param_groups] for o in optimizers]
+        rest = {"counters": dict(counters or {}), "group_steps": group_steps}
+        self._writing = done, rest, future
 
     def settle(self, *, wait: bool = True) -> None:
         """Give the checkpoint that was being written its name, and remove those before it.
@@ -150,11 +153,11 @@ class Checkpoints:
         """
         if self._writing is None or not (wait or self._writing[2].done()):
             return
-        (done, counters, future), self._writing = self._writing, None
+        (done, rest, future), self._writing = self._writing, None
         try:
             future.result()
             if self.is_main:
-                self._publish(done, counters)
+                self._publish(done, rest)
         except UNREADABLE as error:
             raise UserError(
                 f"the checkpoint after step {done} could not be written: {_reason(error)}",
@@ -185,15 +188,10 @@ class Checkpoints:
     def _temporary(self, done: int) -> Path:
         return self.folder / f".step-{done:07d}.tmp"
 
-    def _publish(self, done: int, counters: Mapping[str, float]) -> None:
+    def _publish(self, done: int, rest: Mapping[str, Any]) -> None:
         temporary, place = self._temporary(done), self._place(done)
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        state = {
-            "step": done,
-            "processes": num_processes(),
-            "counters": dict(counters),
-            "files": sizes,
-        }
+        state = {"step": done, "processes": num_processes(), **rest, "files": sizes}
         write_whole(temporary / STATE, (json.dumps(state, indent=1) + "\n").encode())
         # This run has been at an earlier step, so it has passed over what is here from later ones.
         for other in checkpoints_in(self.folder):
@@ -205,8 +203,6 @@ class Checkpoints:
 
     def _load(self, place: Path, optimizers: Sequence[torch.optim.Optimizer]) -> int:
         """Load a checkpoint; the steps it was written after. Unusable on all where on one."""
-        for optimizer in optimizers:
-            optimizer.state.clear()
         if place.is_file():
             state = _on_all(lambda: _load_old(place, self.model, optimizers))
             tensors = _of_model(self.model) | _of_optimizers(self.model, optimizers)
@@ -222,6 +218,10 @@ class Checkpoints:
                 )
             )
         _on_all(lambda: _require_finite(tensors))
+        for optimizer, steps in zip(optimizers, state["group_steps"], strict=False):
+            for group, count in zip(optimizer.param_groups, steps, strict=True):
+                if "steps" in group:
+                    group["steps"] = count
         self.counters = state["counters"]
         return int(state["step"])
 
@@ -317,6 +317,9 @@ def _make_states(
         optimizer.zero_grad()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        for parameter, state in list(optimizer.state.items()):
+            if not any(f"optimizer.{names[parameter]}.{key}" in present for key in state):
+                del optimizer.state[parameter]
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -368,4 +371,4 @@ def _load_old(
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return {"step": int(state["step"]), "counters": state.get("guard", {})}
+    return {"step": int(state["step"]), "counters": state.get("guard", {}), "group_steps": []}

@@ -65,6 +65,8 @@ class StopSignals:
     def end_at_once_from_now(self, done: int) -> None:
         """Let a signal end the process at once: the state after the last step, `done`, is saved."""
         self._saved_after = done
+        if self._received is not None:  # during the last step
+            self.end(done)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self._received == number == signal.SIGINT
