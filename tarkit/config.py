@@ -112,6 +112,9 @@ def _explain(cls: type[pydantic.BaseModel], item: Any) -> str:
         return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
     if item["type"] == "missing":
         return f"key {key} is missing"
+    if item["type"] == "value_error":  # a validator of ours, whose sentence says what is wrong
+        message = str(item["ctx"]["error"])
+        return f"{key}: {message}" if item["loc"] else message
     return f"{key} = {item['input']!r}: {item['msg']}"
 
 

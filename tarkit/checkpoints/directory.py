@@ -166,7 +166,10 @@ def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
     try:
         return cls.model_validate(config.get("arch"))
     except pydantic.ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        faults = [
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
+            for e in error.errors()
+        ]
         raise UserError(
             f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
             hint=f"tarkit inspect {path}",

@@ -6,6 +6,7 @@ whose tokenizer.json has Tar's visual tokens as added tokens.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import (
     CONFIG,
     REFETCH,
@@ -162,6 +164,15 @@ def require_readable(model: PreTrainedModel) -> None:
         raise ValueError(f"{family} models cannot be loaded again: {error}") from None
     if not (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max():
         raise ValueError(f"{family} models compute something else when they are loaded again")
+
+
+def weights_sha256(path: Path) -> str:
+    """The sha256 of a language model's weights; of several files, that of their names and sums."""
+    files = indexed_files(path)
+    if not files:
+        return file_sha256(require_weights(path))
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def stored_arch(model: PreTrainedModel) -> dict[str, Any]:

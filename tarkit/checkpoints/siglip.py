@@ -58,8 +58,23 @@ def read_siglip(path: Path) -> tuple[EncoderArch, dict[str, Tensor]]:
     """Sizes and float32 weights of the vision tower in a folder, by VisionEncoder's names.
 
     The folder holds the whole model or the vision tower alone, as any version of transformers
-    saved it; the text tower is not read. Raises UserError for NaFlex, and for a tower that
-    computes what VisionEncoder does not.
+    saved it; the text tower is not read. Raises UserError where `read_siglip_arch` does.
+    """
+    arch = read_siglip_arch(path)
+    tensors = {
+        name.removeprefix("vision_model."): tensor
+        for name, tensor in stored_tensors(path).items()
+        if not re.match(TEXT_SIDE, name)
+    }
+    if PATCHES in tensors and len(tensors[PATCHES].shape) == 2:
+        raise _naflex(path)
+    return arch, _read(tensors)
+
+
+def read_siglip_arch(path: Path) -> EncoderArch:
+    """Sizes of the vision tower in a folder, whose config.json is enough.
+
+    Raises UserError for NaFlex, and for a tower that computes what VisionEncoder does not.
     """
     config = read_config(path)
     vision = config.get("vision_config", config if "vision" in config["model_type"] else {})
@@ -72,17 +87,6 @@ def read_siglip(path: Path) -> tuple[EncoderArch, dict[str, Tensor]]:
             raise UserError(
                 f"{path / CONFIG}: {key} is {vision[key]!r}, only {value!r} can be read", hint=FIXED
             )
-    tensors = {
-        name.removeprefix("vision_model."): tensor
-        for name, tensor in stored_tensors(path).items()
-        if not re.match(TEXT_SIDE, name)
-    }
-    if PATCHES in tensors and len(tensors[PATCHES].shape) == 2:
-        raise _naflex(path)
-    return _arch(path, vision), _read(tensors)
-
-
-def _arch(path: Path, vision: Mapping[str, Any]) -> EncoderArch:
     sizes = {name: vision.get(key, default) for name, (key, default) in SIZES.items()}
     try:
         return EncoderArch(**sizes, head=vision.get("vision_use_head", True))

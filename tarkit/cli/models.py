@@ -18,7 +18,7 @@ from tarkit.cli.options import (
     Tokenizer,
     Vqvae,
 )
-from tarkit.cli.output import show, trained
+from tarkit.cli.output import part_of, show, trained
 
 export = new_group("Write a model for other programs.")
 
@@ -38,7 +38,12 @@ def assemble(
     ],
     tokenizer: Tokenizer,
     ar_dtok: Annotated[
-        Path, typer.Option("--ar-dtok", metavar="DIR", help="The trained de-tokenizer.")
+        Path,
+        typer.Option(
+            "--ar-dtok",
+            metavar="DIR|NAME",
+            help="The trained de-tokenizer, or a model that has one.",
+        ),
     ],
     vqvae: Vqvae,
     out: Out,
@@ -60,9 +65,9 @@ def assemble(
 
     path = verb.run(
         mllm=mllm,
-        tokenizer=tokenizer,
-        ar_dtok=ar_dtok,
-        vqvae=vqvae,
+        tokenizer=part_of(tokenizer, "ta_tok"),
+        ar_dtok=part_of(ar_dtok, "ar_dtok"),
+        vqvae=part_of(vqvae, "vqvae"),
         out=out,
         dif_dtok=dif_dtok,
         half_precision=half,

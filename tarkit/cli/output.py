@@ -1,6 +1,7 @@
 """Prints the results of commands and returns their exit statuses; resolves --device and parts."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,15 @@ def part_of(named: Path, part: str) -> Path:
 
 
 def device_of(name: str) -> str:
+    """The device that --device names; auto is this process's own GPU, where there is one.
+
+    Of several processes on a machine, each has the GPU of its LOCAL_RANK, which torchrun sets.
+    """
     if name != "auto":
         return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{int(local) % torch.cuda.device_count()}" if local.isdigit() else "cuda"

@@ -21,18 +21,25 @@ class StartOptions:
 
     lm: Annotated[
         Path | None,
-        typer.Option("--lm", metavar="DIR", help="The language model; its config.json is enough."),
+        typer.Option(
+            "--lm",
+            metavar="DIR|NAME|HUB-ID",
+            help="The language model: a folder, whose config.json is enough, a hub id in the local "
+            "cache, tar-1.5b or tar-7b.",
+        ),
     ] = None
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            "--tokenizer", metavar="DIR|TOML", help="TA-Tok, or the TOML of its training."
+            "--tokenizer", metavar="DIR|TOML|NAME", help="TA-Tok, or the TOML of its training."
         ),
     ] = None
     encoder: Annotated[
         Path | None,
         typer.Option(
-            "--encoder", metavar="DIR|TOML", help="The vision encoder; default: siglip2-so400m."
+            "--encoder",
+            metavar="DIR|HUB-ID|TOML",
+            help="The vision encoder; default: siglip2-so400m.",
         ),
     ] = None
     vqvae: Annotated[
@@ -320,7 +327,10 @@ def train_mllm(
     lm: Annotated[
         Path | None,
         typer.Option(
-            "--lm", metavar="DIR", help="The language model to extend; default: from scratch."
+            "--lm",
+            metavar="DIR|NAME|HUB-ID",
+            help="The language model to start from: a folder, a model such as tar-1.5b, or a hub "
+            "id in the local cache; default: from scratch.",
         ),
     ] = None,
     ar_dtok: Annotated[
@@ -339,6 +349,7 @@ def train_mllm(
     as_json: Json = False,
 ) -> int:
     """Train the language model on text and codes (only on text without --tokenizer)."""
+    from tarkit.checkpoints.hub import find_language_model
     from tarkit.train import mllm
 
     if (ar_dtok is None) != (vqvae is None):
@@ -349,7 +360,7 @@ def train_mllm(
         config,
         chats=chats,
         tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
-        lm=lm,
+        lm=find_language_model(lm) if lm else None,
         dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
         out=out,
         overrides=overrides or (),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tarkit.config import Config, Count, Size
@@ -32,6 +32,14 @@ class EncoderArch(Config):
     shapes after 16k pictures, with a stem .99."""
     head: bool = True
     """Whether there is an attention pool, for the vector of a whole picture."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> EncoderArch:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide width = {self.width}")
+        if self.patch_px > self.size_px:
+            raise ValueError(f"patch_px = {self.patch_px} is more than size_px = {self.size_px}")
+        return self
 
     @property
     def grid(self) -> int:

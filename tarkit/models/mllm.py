@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
@@ -33,12 +34,22 @@ EmbeddingStart = Literal["codebook", "mean", "random"]
 class LmArch(Config):
     """Sizes of a language model made from nothing (Qwen2's architecture, tied embeddings)."""
 
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    kv_heads: int = 3
-    mlp_width: int = 512
-    max_positions: int = 1024
+    width: Size = 192
+    layers: Count = 6
+    heads: Count = 6
+    kv_heads: Count = 3
+    mlp_width: Size = 512
+    max_positions: Size = 1024
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> LmArch:
+        # Rotary positions turn pairs of values.
+        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads = {self.heads} must divide width = {self.width} into even widths, and "
+                f"kv_heads = {self.kv_heads} must divide heads"
+            )
+        return self
 
 
 def from_scratch(arch: LmArch, vocab_size: int) -> dict[str, Any]:
@@ -83,6 +94,22 @@ def _config(arch: Mapping[str, Any]) -> Any:
 
     settings = dict(arch)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+@torch.no_grad()
+def fit_width(codebook: Tensor, width: int) -> Tensor:
+    """A codebook (K, C) -> (K, `width`), by a random rotation of its main directions.
+
+    The projection is V Q: V (C, r) are the r = min(C, width) directions in which the codes are
+    longest, Q (r, width) random orthonormal rows. To a wider model, lengths and angles of the codes
+    stay as they are; to a narrower one no projection keeps more of them. How codes lie to the text
+    embeddings is lost, because a model of another width has others.
+    """
+    exact = codebook.double()
+    _, directions = torch.linalg.eigh(exact.T @ exact)  # ascending
+    kept = directions[:, -min(width, codebook.shape[1]) :]
+    rotation = torch.linalg.qr(torch.randn(width, kept.shape[1], dtype=torch.float64)).Q
+    return (exact @ kept @ rotation.T).to(codebook.dtype)
 
 
 @torch.no_grad()

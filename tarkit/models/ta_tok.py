@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tarkit.config import Config, Count, Size
@@ -39,6 +40,15 @@ class TaTokArch(Config):
     decoder_heads: Count = 12
     decoder_mlp_width: Size = 3072
     decoder_side: Size = 16
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TaTokArch:
+        if self.encoder.width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_heads = {self.decoder_heads} must divide the encoder's width, "
+                f"{self.encoder.width}"
+            )
+        return self
 
 
 class TaTokOutput(NamedTuple):

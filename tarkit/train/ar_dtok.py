@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -47,7 +48,7 @@ from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
 from tarkit.train.task import Amount, Figure, RowName
 from tarkit.train.workloads import Start, flops_by_scale
-from tarkit.vocab import Scale
+from tarkit.vocab import Scale, ScaleOdds
 
 log = logging.getLogger("tarkit")
 
@@ -58,16 +59,17 @@ class ArDtokConfig(PicturesConfig):
     FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_guidance", "remember"}
 
     arch: ArDtokArch = ArDtokArch()
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
-    condition_dropout: float = 0.1
-    """Share of pictures whose condition is set to zero, for classifier-free guidance (released
-    arguments: class_dropout_prob; Table 8's token drop prob is arch.token_dropout)."""
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures whose condition is set to zero, for classifier-free guidance (Table 8:
+    token drop prob, as for Dif-DTok; released arguments: class_dropout_prob). Dropout of single
+    values within the network is `arch.token_dropout`."""
     sample_guidance: float = 1.5
     square: Literal["crop"] | None = None
     """How --images become square: "crop" keeps the middle square; by default the whole picture is
     squashed. It holds for both models; with --tokens the encoder's own setting does."""
-    remember: int = 200_000
+    remember: NonNegativeInt = 200_000
     """Pictures of --images whose codes are kept in memory (0.6 kB each in miniature), so that later
     epochs run neither encoder. When it is full, it is emptied."""
 
@@ -145,8 +147,8 @@ class ArDtokTask:
             **self.costs[batch.scale].amounts(count),
         }
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DtokBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.dropped))]
 
     def _condition(self, codes: Tensor) -> Tensor:
         """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""

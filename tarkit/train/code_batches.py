@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
 from tarkit.images import resize, to_uint8
@@ -111,12 +112,10 @@ class StoredRows:
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
         for artifact in artifacts:
-            artifact.require_complete()
-            for name in artifact.shards:
-                table = artifact.read(name, ["status", "split"])
-                failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+            for name, kinds in zip(artifact.shards, row_counts(artifact), strict=True):
+                failed = sum(n for kind, n in kinds.items() if kind.status == "failed")
                 self.num_failed[artifact.path] += failed
-                counts.append(pc.sum(self._usable(table)).as_py() or 0)
+                counts.append(sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None)))
                 self._shards.append((artifact, name))
         if not sum(counts):
             paths = ", ".join(str(artifact.path) for artifact in artifacts)
@@ -267,12 +266,15 @@ class PictureCodes:
         A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
         codes must not depend on the pictures that this process encoded before.
         """
-        keys = [row.name for row in rows]
+        codes = self._remembered([row.name for row in rows])
+        return codes if codes is not None else self._pixels(rows)
+
+    def _remembered(self, keys: Sequence[RowName]) -> Codes | None:
         with self._lock:
-            if all(key in self._rows for key in keys):
-                cached = torch.tensor([self._rows[key] for key in keys])
-                return {name: table[cached].long() for name, table in self._tables.items()}
-        return self._pixels(rows)
+            if not all(key in self._rows for key in keys):
+                return None
+            cached = torch.tensor([self._rows[key] for key in keys])
+            return {name: table[cached].long() for name, table in self._tables.items()}
 
     def encode(self, pixels: SizedPixels) -> Codes:
         """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
@@ -289,10 +291,13 @@ class PictureCodes:
     def codes(self, batch: Codes | SizedPixels) -> Codes:
         if not isinstance(batch, SizedPixels):
             return batch
-        encoded = self.encode(batch)
-        with self._lock:
-            self._store(batch.names, encoded)
-        return encoded
+        # A worker process reads pixels each time, as it does not know what this one remembers.
+        codes = self._remembered(batch.names)
+        if codes is None:
+            codes = self.encode(batch)
+            with self._lock:
+                self._store(batch.names, codes)
+        return {name: numbers.to(batch.ta_tok.device) for name, numbers in codes.items()}
 
     def _store(self, keys: Sequence[RowName], encoded: Codes) -> None:
         new = len(set(keys) - self._rows.keys())

@@ -13,7 +13,6 @@ embeddings, W condition width, T training steps of the schedule (1000).
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -52,10 +51,8 @@ from tarkit.train.latent_batches import (
 )
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
-from tarkit.train.streams import (
-    mixed_pictures,
-    picture_parents,
-)
+from tarkit.train.parameters import count_parameters, save_trained_only
+from tarkit.train.streams import mixed_pictures, picture_parents
 from tarkit.train.task import Figure, Mean, RowName
 from tarkit.vocab import Scale
 
@@ -142,13 +139,7 @@ class DifDtok(nn.Module):
             parameter.requires_grad_(
                 any(part in name for part in parts) and not name.endswith(frozen)
             )
-        self._frozen = {
-            f"transformer.{name}"
-            for name, tensor in transformer.state_dict(keep_vars=True).items()
-            if not tensor.requires_grad
-        }
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_expect_no_frozen)
+        save_trained_only(self)
 
     def forward(self, latents: Tensor, condition: Tensor, mask: Tensor, timestep: Tensor) -> Tensor:
         """Noised latents (B, C, h, w), condition (B, n, W), its mask (B, n) and times (B,) in
@@ -162,17 +153,6 @@ class DifDtok(nn.Module):
             return_dict=False,
         )[0]
         return out
-
-
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    assert isinstance(module, DifDtok)
-    for name in module._frozen:
-        del state[prefix + name]
-
-
-def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
-    assert isinstance(module, DifDtok)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in module._frozen]
 
 
 class DifDtokTask:
@@ -204,12 +184,6 @@ class DifDtokTask:
         self.odds = odds / odds.sum()
         side = sana.size_px // sana.downsampling
         self.latent_shape = (int(sana.vae.config.latent_channels), side, side)
-
-    def counts(self) -> tuple[int, int]:
-        """How many parameters are trained, and how many the transformer has."""
-        parameters = list(self.model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        return trained, sum(p.numel() for p in parameters)
 
     def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
         """Every picture's numbers are drawn from the seed and its position in the stream."""
@@ -292,8 +266,8 @@ class DifDtokTask:
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DifBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.targets))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
@@ -323,7 +297,7 @@ class DifDtokTask:
         return contact_sheet(cells, captions, columns=count, cell_px=128)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        trained, parameters = self.counts()
+        trained, parameters = count_parameters(self.model)
         arch = {
             key: value
             for key, value in self.sana.transformer.config.items()
@@ -473,8 +447,6 @@ def run(
         # The order of the rows follows from their number, which a repaired artifact changes.
         more |= {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
     task = DifDtokTask(settings, source, ta_tok, start, negative)
-    trained, parameters = task.counts()
-    print(f"dif-dtok: trains {trained:,} of {parameters:,} parameters", file=sys.stderr)
     path = train(
         task,
         settings,

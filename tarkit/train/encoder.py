@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -55,15 +55,15 @@ class EncoderConfig(PicturesConfig):
     """Settings of the contrastive training."""
 
     arch: EncoderArch = EncoderArch()
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    text_length: int = 96
+    text_width: PositiveInt = 128
+    text_layers: PositiveInt = 2
+    text_heads: PositiveInt = 4
+    text_length: PositiveInt = 96
     text_vocab: int = Field(default=512, ge=259)
-    grounding: float = 0.0
+    grounding: NonNegativeFloat = 0.0
     """Weight of the grounding loss (object, phrase and box at a position). It counts only pictures
     whose regions are known."""
-    surplus: float = 0.0
+    surplus: NonNegativeFloat = 0.0
     """Weight, within the grounding loss, of the share of the features' variance that phrase and box
     do not explain. Other content of a feature becomes codes that a language model has to guess."""
     grounding_layer: int = -2
@@ -73,12 +73,16 @@ class EncoderConfig(PicturesConfig):
     """The caption that a picture is compared with: a long one fits few other pictures."""
 
     @model_validator(mode="after")
-    def _one_pass(self) -> EncoderConfig:
+    def _can_train(self) -> EncoderConfig:
         if self.micro_batch_size not in (None, self.batch_size):
             raise ValueError(
                 "micro_batch_size splits a step, but every other picture of a step is a negative "
                 "of the contrastive loss: leave it out, and use more processes where memory is "
                 "short"
+            )
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_heads = {self.text_heads} must divide text_width = {self.text_width}"
             )
         return self
 
@@ -298,8 +302,8 @@ class EncoderTask:
         loss, figures = model(batch)
         return loss, figures
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: Pair, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.pixels))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

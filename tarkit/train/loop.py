@@ -11,6 +11,7 @@ process draws its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from tarkit.train.launch import make_accelerator, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
+from tarkit.train.parameters import freeze_parameters, recorded_counts
 from tarkit.train.recorder import Recorder
 from tarkit.train.state import Checkpoints
 from tarkit.train.step import take_step
@@ -71,7 +73,9 @@ def train(
     required_trackers(config)
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, accelerator.num_processes)
-    settings = {"stage": name, **config.recorded(), **(more or {})}
+    counts = freeze_parameters(task.model, config)
+    chosen = recorded_counts(counts, config)
+    settings = {"stage": name, **config.recorded(), **(more or {}), **chosen}
     begin_directory(
         out,
         "model",
@@ -82,6 +86,8 @@ def train(
     )
     if (out / "model.safetensors").exists():
         return out
+    if accelerator.is_main_process:
+        print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
     optimizers = make_optimizers(task.model, config)
     model, *prepared = accelerator.prepare(task.model, *optimizers)
     checkpoints = Checkpoints(out / "state", task.model, keep=config.keep_checkpoints)
@@ -90,7 +96,8 @@ def train(
     guard.load_state_dict(checkpoints.counters)
     recorder = None
     if accelerator.is_main_process:
-        recorder = Recorder(task, config, out=out, files=files or {}, first=first)
+        recorder = Recorder(task, config, out=out, files=files or {})
+        recorder.make_up_for(first, optimizers)
     checkpoints.wait_for_all()
     metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
     with (
@@ -121,12 +128,12 @@ def train(
                 signals.end(done)
             if config.samples_after(done):
                 if recorder:
-                    recorder.after_step(step)
+                    recorder.after_step(step, optimizers)
                 checkpoints.wait_for_all()
         checkpoints.settle()
         signals.end_at_once_from_now(config.steps)
         if recorder:
-            recorder.finish()
+            recorder.finish(optimizers)
         checkpoints.clear()  # the model's weights take their place
         checkpoints.wait_for_all()
     return out

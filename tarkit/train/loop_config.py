@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
+from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
+from tarkit.train.parameters import ParametersConfig
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
-class LoopConfig(OptimizerConfig):
+class LoopConfig(OptimizerConfig, ParametersConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
@@ -21,6 +23,11 @@ class LoopConfig(OptimizerConfig):
     micro_batch_size: PositiveInt | None = None
     """Rows of one forward pass of a process; None: all of its rows of the step. Fewer rows need
     less memory, and the step is the same: gradients are summed over its passes."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes next to each training process that read and decode batches ahead of the step; 0: a
+    thread of the training process does. None: 0 where the model is trained on a CPU; on a GPU one
+    for each core but one of the process's share of the machine, at most 8. The batches are the
+    same."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
@@ -28,7 +35,7 @@ class LoopConfig(OptimizerConfig):
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     clip: float = 1.0
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is also written when the run is asked to stop."""
@@ -59,7 +66,8 @@ class LoopConfig(OptimizerConfig):
     """Skipped steps in a row that a training survives; with one more it stops."""
 
     FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_every"}
+        {"micro_batch_size", "micro_batch_tokens", "workers"}
+        | {"checkpoint_every", "keep_checkpoints", "keep_every"}
         | {"log_every", "sample_every", "trackers", "tracker_project"}
         | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
     )
@@ -67,13 +75,31 @@ class LoopConfig(OptimizerConfig):
     by the bad steps that are skipped. The manifest does not hold them, and run.toml holds those of
     the last start."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that older versions did not have. The manifest holds them only where they differ from
-    their default, so that a training begun by an older version can be resumed."""
+    """Keys of this class that older versions did not have; a base class names its own. The manifest
+    holds them only where they differ from their default, so that a training begun by an older
+    version can be resumed."""
+
+    # Not bounds of the fields: a trainer with defaults of its own replaces those.
+    @field_validator("warmup")
+    @classmethod
+    def _is_a_share(cls, warmup: float) -> float:
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"{warmup} is no share of the steps: it must be from 0 to 1")
+        return warmup
+
+    @field_validator("clip")
+    @classmethod
+    def _lets_gradients_through(cls, clip: float) -> float:
+        if clip <= 0:
+            raise ValueError(f"{clip} leaves no gradient: it must be above 0")
+        return clip
 
     def recorded(self) -> dict[str, Any]:
         """The settings that a run is resumed with, as the manifest holds them."""
         settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
-        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        fields = type(self).model_fields
+        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from tarkit.checkpoints.directory import WEIGHTS, save_model
 from tarkit.images import png_bytes
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.task import TrainingTask
+from tarkit.train.weight_average import averaged_weights
 
 
 class Recorder:
@@ -28,36 +29,34 @@ class Recorder:
         *,
         out: Path,
         files: Mapping[str, str],
-        first: int,
     ) -> None:
-        """`first`: the step that this process begins with."""
         self.task = task
         self.config = config
         self.out = out
         self.files = files
         self._write_files(out)
-        if 0 < first < config.steps:
-            self._make_up_for(first)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Draw the sheet and keep the model that are due after a step; `finish` is for the last."""
         done = step + 1
-        if done % self.config.sample_every == 0:
-            self._write_sheet(done)
-        if self.config.keep_every and done % self.config.keep_every == 0:
-            self._keep(self.out / "steps" / f"{done:07d}")
+        with averaged_weights(optimizers):
+            if done % self.config.sample_every == 0:
+                self._write_sheet(done)
+            if self.config.keep_every and done % self.config.keep_every == 0:
+                self._keep(self.out / "steps" / f"{done:07d}")
 
-    def finish(self) -> None:
+    def finish(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Write the last sheet and the model, whose weights come last."""
-        self._write_sheet(self.config.steps)
-        self._save(self.out)
+        with averaged_weights(optimizers):
+            self._write_sheet(self.config.steps)
+            self._save(self.out)
 
-    def _make_up_for(self, done: int) -> None:
+    def make_up_for(self, done: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Keep the model after `done` steps, if the process that took them ended before it had."""
-        keep_every = self.config.keep_every
-        if keep_every and done % keep_every == 0:
-            out = self.out / "steps" / f"{done:07d}"
-            if not (out / WEIGHTS).exists():
+        config, out = self.config, self.out / "steps" / f"{done:07d}"
+        due = config.keep_every and done % config.keep_every == 0 and 0 < done < config.steps
+        if due and not (out / WEIGHTS).exists():
+            with averaged_weights(optimizers):
                 self._keep(out)
 
     def _write_sheet(self, done: int) -> None:

@@ -69,9 +69,10 @@ class TrainingTask(Protocol):
         """
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Any:
-        """The `size` rows of part `part` of a step's `parts`; made in a background thread.
+        """The `size` rows of part `part` of a step's `parts`.
 
-        The step's rows, and what is drawn for each, are the same for any number of parts.
+        The step's rows, and what is drawn for each, are the same for any number of parts. It is
+        made in a background thread, or in a worker process, where the task has no networks.
         """
 
     def weight(self, batch: Any) -> float:
@@ -99,8 +100,22 @@ class TrainingTask(Protocol):
 
 
 @runtime_checkable
+class MakesPasses(Protocol):
+    """A task whose forward passes of a step are made together, from all of the step's rows."""
+
+    def passes(self, step: int, size: int, part: int, parts: int) -> list[Any]:
+        """The batches of part `part` of a step's `parts`; every part has as many.
+
+        The part is that of a process: its `size` rows are all that it reads of the step.
+        """
+
+
+@runtime_checkable
 class NamesRows(Protocol):
     """A task that can say which rows a batch holds; the rows of other tasks are not listed."""
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> Sequence[RowName]:
-        """The rows of the `batch` of the same arguments. Only asked for after a bad step."""
+    def row_names(self, batch: Any, first: int) -> Sequence[RowName]:
+        """The rows of a batch that begins with the `first` row of the training, counted from 0.
+
+        Called after a bad step only.
+        """

@@ -18,10 +18,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.schema import NUM_CODES_MAX
 from tarkit.checkpoints.embeddings import TokenEmbeddings, read_embeddings
 from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.load import load_encoder
@@ -53,14 +61,14 @@ from tarkit.train.streams import (
 )
 from tarkit.train.task import Amount, Figure, Mean, RowName
 from tarkit.train.workloads import Start, flops_by_scale
-from tarkit.vocab import Scale
+from tarkit.vocab import Scale, ScaleOdds
 
 
 class TaTokSizes(Config):
     """The sizes of TA-Tok that encoder and language model do not fix."""
 
-    num_codes: int = 65536
-    code_width: int | None = None
+    num_codes: int = Field(default=65536, ge=1, le=NUM_CODES_MAX)
+    code_width: PositiveInt | None = None
     """None: the language model's width, so that codes can be its embeddings (paper Sec. 3.3)."""
     projection_bias: bool | None = None
     """Whether C = E W + b, as in the released model (None means so too), or C = E W (Eq. 1)."""
@@ -72,11 +80,11 @@ class TaTokSizes(Config):
     stochastic: bool = True
     """Whether training draws codes from softmax(cosine / temperature), as the released model, or
     takes the nearest (paper Sec. 3.1)."""
-    temperature: float = 0.03
-    decoder_layers: int = 3
-    decoder_heads: int = 12
-    decoder_mlp_width: int = 3072
-    decoder_side: int = 16
+    temperature: float = Field(default=0.03, gt=0)
+    decoder_layers: PositiveInt = 3
+    decoder_heads: PositiveInt = 12
+    decoder_mlp_width: PositiveInt = 3072
+    decoder_side: PositiveInt = 16
 
 
 class TokenizerConfig(LoopConfig):
@@ -86,22 +94,22 @@ class TokenizerConfig(LoopConfig):
     images_weights: tuple[PositiveInt, ...] | None = None
     """Pictures that a round takes from each --images, in their order; None: one of each (Table 7:
     as many of LAION as of LAION Aesthetics)."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"
     free_codebook: bool = False
     """Train the embeddings too, and not only their projection: the codebook then only starts from
     the language model's. Not in the paper; it shows what text alignment costs (Table 3)."""
-    codebook: float = 1.0
-    commitment: float = 0.25
+    codebook: NonNegativeFloat = 1.0
+    commitment: NonNegativeFloat = 0.25
     """Weight of Eq. 3's commitment half: 0.25 in the released file (the paper prints 1.0)."""
-    reconstruction: float = 1.0
+    reconstruction: NonNegativeFloat = 1.0
     freeze_encoder: bool = False
-    whiten: float = 0.0
+    whiten: NonNegativeFloat = 0.0
     """Teacher features are multiplied by their covariance to the power -whiten/2: 0 leaves them as
     they are, 1 gives every direction equal variance. Without it a common direction can dominate the
     cosine (in a prototype: .905 with colour at chance)."""
-    whiten_floor: float = 1e-4
+    whiten_floor: PositiveFloat = 1e-4
     """Variances below this share of the largest are raised to it before whitening: directions of
     small variance are mostly noise."""
     centre: float = 0.0
@@ -111,12 +119,20 @@ class TokenizerConfig(LoopConfig):
     start: Literal["linear", "data"] = "linear"
     """Start of the projection W: as any linear layer, or such that the rows of E W + b have the
     mean and covariance of the features."""
-    start_rank: int = 0
+    start_rank: NonNegativeInt = 0
     """With `start = "data"`: number of principal directions of the features; 0 is all."""
-    measure_pictures: int = 512
+    measure_pictures: PositiveInt = 512
     drop_copies: float = Field(default=1.0, gt=0)
     """After training, drop a code whose cosine with a more frequent code is at least this; at 1 all
     stay."""
+
+    @model_validator(mode="after")
+    def _some_loss_counts(self) -> TokenizerConfig:
+        if not self.codebook + self.commitment + self.reconstruction:
+            raise ValueError(
+                "codebook, commitment and reconstruction are all 0: nothing is learned"
+            )
+        return self
 
 
 class TokenizerBatch(NamedTuple):
@@ -244,8 +260,9 @@ class TokenizerTask:
         """`sources`: the names of several images artifacts, by folder."""
         self.config = config
         self.stream = stream
+        self.size_px = encoder.arch.size_px
         self.sources = {str(folder): name for folder, name in (sources or {}).items()}
-        _require_fit(config.sizes, encoder)
+        _require_fit(config, encoder, embedding_width=embeddings.table.shape[1])
         usable = embeddings.used
         if len(usable) < config.sizes.num_codes:
             raise UserError(
@@ -277,8 +294,7 @@ class TokenizerTask:
             self.model.start_from(self._pixels(rows).to(device))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
-        size = self.model.ta_tok.arch.encoder.size_px
-        return to_signed([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), self.size_px) for row in rows])
 
     def batch(self, step: int, size: int, part: int, parts: int) -> TokenizerBatch:
         config = self.config
@@ -319,8 +335,8 @@ class TokenizerTask:
             **self.costs[batch.scale].amounts(len(batch.pixels)),
         }
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: TokenizerBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.pixels))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Perplexity and usage of the step's codes."""
@@ -394,9 +410,9 @@ def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:
     return {"used": health.used, "dead": health.dead, "perplexity": round(health.perplexity, 2)}
 
 
-def _require_fit(sizes: TaTokSizes, encoder: VisionEncoder) -> None:
-    """Raise UserError where the sizes do not fit the encoder."""
-    arch = encoder.arch
+def _require_fit(config: TokenizerConfig, encoder: VisionEncoder, *, embedding_width: int) -> None:
+    """Raise UserError where the sizes do not fit the encoder and the language model."""
+    arch, sizes = encoder.arch, config.sizes
     if arch.width % sizes.decoder_heads:
         fitting = max(n for n in range(1, sizes.decoder_heads) if arch.width % n == 0)
         raise UserError(
@@ -409,6 +425,13 @@ def _require_fit(sizes: TaTokSizes, encoder: VisionEncoder) -> None:
             f"select_layer = {sizes.select_layer}, but the encoder has {arch.layers} layers: "
             f"{-arch.layers - 1} to {arch.layers}",
             hint="--set sizes.select_layer=-2",
+        )
+    directions = min(embedding_width, sizes.code_width or embedding_width)
+    if config.start_rank > directions:
+        raise UserError(
+            f"start_rank = {config.start_rank}, but embeddings and codes have {directions} common "
+            "directions",
+            hint=f"--set start_rank={directions}",
         )
 
 
