@@ -102,6 +102,7 @@ class Budget:
     memory: Memory
     checkpointed: float
     checkpoint_bytes: float
+    checkpoints: int
     model_bytes: float
     models: int
     read_bytes: float
@@ -129,8 +130,8 @@ class Budget:
 
     @property
     def disk_bytes(self) -> float:
-        """At the most: the old checkpoint while the next one is written, and the kept models."""
-        return 2 * self.checkpoint_bytes + self.models * self.model_bytes
+        """At the most: the kept checkpoints while the next one is written, and the kept models."""
+        return self.checkpoints * self.checkpoint_bytes + self.models * self.model_bytes
 
     def facts(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -311,6 +312,7 @@ def _budget(
         memory=memory,
         checkpointed=checkpointed,
         checkpoint_bytes=4 * saved + memory.optimizer + memory.average,
+        checkpoints=settings["keep_checkpoints"] + 1,
         model_bytes=memory.weights,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
@@ -475,7 +477,8 @@ def in_words(budget: Budget) -> str:
         ("", f"(activations with activation checkpointing: {_size(budget.checkpointed)})"),
         (
             "disk",
-            f"{_size(budget.disk_bytes)}: two checkpoints of {_size(budget.checkpoint_bytes)}, "
+            f"{_size(budget.disk_bytes)}: {budget.checkpoints} x a checkpoint of "
+            f"{_size(budget.checkpoint_bytes)}, "
             f"{budget.models} x a model of {_size(budget.model_bytes)}",
         ),
         ("read", _size(budget.read_bytes)),

@@ -361,7 +361,7 @@ def test_hours_and_disk_by_hand(tmp_path: Path) -> None:
     assert budget.seconds == pytest.approx(1000 * budget.flops_per_step / (2 * 19.5e12 * 0.5))
     assert budget.checkpoint_bytes == 12 * budget.trained  # weights and two moments, float32
     assert budget.models == 3 + 1  # after 300, 600, 900 steps, and at the end
-    assert budget.disk_bytes == (2 * 12 + 4 * 4) * budget.trained
+    assert budget.disk_bytes == (3 * 12 + 4 * 4) * budget.trained
     assert budget.tokens_per_step == 8 * 256
     assert budget.read_bytes == 1000 * 8 * 4 * 256
     assert budget.rows_per_gpu == budget.rows_per_pass == 4
