@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parallelism import Parallelism
 from tarkit.train.task import TrainingTask
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def step_batches(
-    task: TrainingTask, config: LoopConfig, accelerator: Accelerator, *, first: int, rows: int
+    task: TrainingTask, config: LoopConfig, processes: Parallelism, *, first: int, rows: int
 ) -> Generator[tuple[int, list[tuple[Any, float]]], None, None]:
     """Each step from `first` on with this process's micro-batches of `rows` rows and their weights.
 
     They are on the CPU; a thread makes the next step's meanwhile.
     """
-    world = accelerator.num_processes
+    world = processes.world
     passes = config.batch_size // world // rows
-    parts = range(accelerator.process_index * passes, (accelerator.process_index + 1) * passes)
+    parts = range(processes.rank * passes, (processes.rank + 1) * passes)
 
     def make(step: int) -> list[tuple[Any, float]]:
         batches = [task.batch(step, rows, part, world * passes) for part in parts]

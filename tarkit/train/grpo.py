@@ -99,6 +99,11 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
                 "micro_batch_size splits a step, but the pictures of a round are drawn and scored "
                 "together: leave it out, and use more processes where memory is short"
             )
+        if self.sharding == "full":
+            raise ValueError(
+                'sharding = "full" splits the model among processes, but train grpo draws with a '
+                "model that is whole on each: leave it out, and use larger GPUs"
+            )
         for name in ("checkpoint_every", "keep_every"):
             steps = getattr(self, name)
             if steps and steps % self.round_steps:

@@ -1,4 +1,4 @@
-"""The training loop of every trainer: accelerate underneath, exact resume, metrics, sample sheets.
+"""The training loop of every trainer: any number of processes, exact resume, metrics, sheets.
 
 A step's data and randomness are functions of (seed, step). A run that is killed and started again
 therefore ends with the same weights, to the last bit.
@@ -21,11 +21,11 @@ import torch
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.batches import step_batches
-from tarkit.train.launch import make_accelerator, rows_per_pass
+from tarkit.train.launch import join_processes, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers
 from tarkit.train.recorder import Recorder
-from tarkit.train.state import load_state
+from tarkit.train.state import load_state, save_state
 from tarkit.train.step import require_finite_weights, take_step
 from tarkit.train.task import TrainingTask
 
@@ -55,39 +55,42 @@ def train(
     """Train `task.model` for `config.steps` steps into a model directory, or resume there.
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
-    manifest that no TOML holds. Call `begin_training` before making the task. `micro_batch_size`
-    and the number of processes may change when a run is resumed. Raises UserError where the
-    directory was begun with other settings, where the batch does not divide by processes and
-    micro-batches, and, before the step is taken, where a loss or a gradient is not finite.
+    manifest that no TOML holds. Call `begin_training` before making the task. The number of
+    processes and what `LoopConfig.HOW_KEYS` names may change when a run is resumed. Raises
+    UserError where the directory was begun with other settings, where the batch does not divide by
+    processes and micro-batches, and, before the step is taken, where a loss or a gradient is not
+    finite.
     """
-    accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
-    rows = rows_per_pass(config, accelerator.num_processes)
+    processes = join_processes(config, unused_parameters=task.unused_parameters)
+    rows = rows_per_pass(config, processes.world)
     settings = {"stage": name, **config.recorded(), **(more or {})}
     begin_directory(out, "model", settings=settings, parents=parents)
     if (out / "model.safetensors").exists():
         return out
     checkpoint = out / "state" / "checkpoint.pt"
-    optimizers = make_optimizers(task.model, config)
-    first = load_state(checkpoint, task.model, optimizers)
+    processes.prepare(task.model)
+    optimizers = make_optimizers(processes.trained, config)
+    first = load_state(checkpoint, processes.trained, optimizers)
     recorder = None
-    if accelerator.is_main_process:
+    if processes.is_main:
         recorder = Recorder(task, config, out=out, files=files or {}, first=first)
-    model, *optimizers = accelerator.prepare(task.model, *optimizers)
     with (
         Progress(name, total=config.steps, unit="steps", done=first) as progress,
-        closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
+        closing(step_batches(task, config, processes, first=first, rows=rows)) as steps,
     ):
         for step, batches in steps:
-            result = take_step(
-                task, config, step, batches, accelerator, model, optimizers, checkpoint
-            )
+            result = take_step(task, config, step, batches, processes, optimizers, checkpoint)
             progress.advance(1, loss=result.loss)
-            trained = accelerator.unwrap_model(model)
             if config.saves_after(step + 1):
-                require_finite_weights(trained, step, config, checkpoint)
+                require_finite_weights(processes.trained, step, config, checkpoint)
+            if config.samples_after(step + 1):
+                processes.collect()
             if recorder:
-                recorder.after_step(step, result, trained, optimizers, accelerator.device)
+                recorder.after_step(step, result)
+            if config.checkpoints_after(step + 1):
+                save_state(checkpoint, step + 1, processes, optimizers)
     if recorder:
         recorder.finish()
-    accelerator.wait_for_everyone()
+        checkpoint.unlink(missing_ok=True)  # last: the weights take its place
+    processes.wait()
     return out

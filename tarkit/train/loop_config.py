@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from tarkit.train.optimizers import OptimizerConfig
 
@@ -28,6 +28,20 @@ class LoopConfig(OptimizerConfig):
     clip: float = 1.0
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
+    """"no": everything in float32; on CUDA, matrices are multiplied without TF32 and cuDNN's
+    convolutions use it, as torch does by default. "bf16": matrices are multiplied in bf16 under
+    autocast; weights, gradients, their sums and moments stay float32, and codes are chosen in it.
+    """
+    sharding: Literal["none", "full"] = "none"
+    """"none": each process has the whole model (DistributedDataParallel). "full": weights,
+    gradients and moments are split among the processes (torch's FSDP2), for models that one GPU
+    does not hold. The step is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks for the backward pass, which computes each block
+    again: much less memory, a third more time. The step is the same."""
+    compile: bool = False
+    """Compile transformer blocks with torch.compile. The step is the same up to rounding; the first
+    steps take longer."""
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 50
     sample_every: PositiveInt = 1000
@@ -38,15 +52,39 @@ class LoopConfig(OptimizerConfig):
     """Keys that older versions did not have. The manifest holds them only where they differ from
     their default, so that a training begun by an older version can be resumed."""
 
+    @model_validator(mode="after")
+    def _matrices_are_whole_for_muon(self) -> LoopConfig:
+        if self.sharding == "full" and self.optimizer == "muon":
+            raise ValueError(
+                "Muon orthogonalises whole matrices, and sharding splits them: set optimizer to "
+                "adamw or came, or leave sharding out"
+            )
+        return self
+
+    HOW_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "sharding", "activation_checkpointing", "compile"}
+    )
+    """Keys that say how a step is computed, and leave its result as it is. The manifest holds none
+    of them: they may change when a run is resumed."""
+
     def recorded(self) -> dict[str, Any]:
         """The settings that decide the weights, as the manifest holds them."""
-        settings = self.model_dump(mode="json", exclude={"micro_batch_size"})
+        settings = self.model_dump(mode="json", exclude=set(self.HOW_KEYS))
         defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:
         """Whether a row is logged after `done` steps."""
         return done % self.log_every == 0 or done == self.steps
+
+    def checkpoints_after(self, done: int) -> bool:
+        """Whether the state is saved after `done` steps; the last step leaves the model itself."""
+        return done % self.checkpoint_every == 0 and done < self.steps
+
+    def samples_after(self, done: int) -> bool:
+        """Whether the task's model is sampled or saved after `done` steps."""
+        intervals = (self.sample_every, self.keep_every or self.steps)
+        return done == self.steps or any(done % interval == 0 for interval in intervals)
 
     def saves_after(self, done: int) -> bool:
         """Whether weights are written after `done` steps, as a checkpoint or as a model."""

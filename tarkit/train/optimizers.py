@@ -15,6 +15,7 @@ from torch import nn
 
 from tarkit.config import Config
 from tarkit.train.came import Came
+from tarkit.train.sharded_tensors import sum_of_squares
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -72,9 +73,9 @@ def weight_rms(model: nn.Module) -> float:
     products of large matrices saturate attention: a figure that keeps growing calls for weight
     decay.
     """
-    squares = [(float(p.float().pow(2).sum()), p.numel()) for p in hidden_matrices(model)]
-    total = sum(count for _, count in squares)
-    return math.sqrt(sum(square for square, _ in squares) / total) if total else 0.0
+    matrices = hidden_matrices(model)
+    count = sum(matrix.numel() for matrix in matrices)
+    return math.sqrt(sum_of_squares(matrices) / count) if count else 0.0
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

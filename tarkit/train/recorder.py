@@ -1,22 +1,19 @@
-"""What a training leaves in its directory: metrics, sample sheets, checkpoints and models."""
+"""What a training leaves in its directory: metrics, sample sheets and models."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from tarkit.artifacts.files import write_whole
 from tarkit.checkpoints.directory import save_model
 from tarkit.images import png_bytes
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.optimizers import weight_rms
-from tarkit.train.state import save_state
 from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
 
@@ -40,45 +37,33 @@ class Recorder:
         self.files = files
         self.first = first
         self.metrics = out / "metrics.jsonl"
-        self.checkpoint = out / "state" / "checkpoint.pt"
         self._write_files(out)
         _truncate_log(self.metrics, first)
         self.tensorboard = _tensorboard(out)
         self.began = time.monotonic()
 
-    def after_step(
-        self,
-        step: int,
-        result: StepResult,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        device: torch.device,
-    ) -> None:
-        """Log, draw, checkpoint and keep what is due after a step; the model stays on `device`."""
+    def after_step(self, step: int, result: StepResult) -> None:
+        """Log, draw and keep what is due after a step; the model stays on its device."""
         config, done = self.config, step + 1
-        last = done == config.steps
         if config.logs_after(done):
-            self._log(done, result, weight_rms(model))
-        if last:
+            self._log(done, result)
+        if done == config.steps:
             return
+        device = next(self.task.model.parameters()).device
         if done % config.sample_every == 0:
             self._write_sheet(done)
-            self.task.model.to(device)
-        if done % config.checkpoint_every == 0:
-            save_state(self.checkpoint, done, model, optimizers)
         if config.keep_every and done % config.keep_every == 0:
             self._keep(self.out / "steps" / f"{done:07d}")
-            self.task.model.to(device)
+        self.task.model.to(device)
 
     def finish(self) -> None:
-        """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
+        """Write the last sheet and the model."""
         self._write_sheet(self.config.steps)
         self.task.model.eval()
         model, description = self.task.finish()
         save_model(self.out, model, description, self.config)
-        self.checkpoint.unlink(missing_ok=True)
 
-    def _log(self, done: int, result: StepResult, rms: float) -> None:
+    def _log(self, done: int, result: StepResult) -> None:
         """Append a row to metrics.jsonl, and to tensorboard's log where it is installed."""
         rows = (done - self.first) * self.config.batch_size
         row = {
@@ -86,7 +71,6 @@ class Recorder:
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "rate": result.rate_factor,
-            "weight_rms": rms,
             **result.figures,
             "rows_per_s": round(rows / (time.monotonic() - self.began), 2),
         }

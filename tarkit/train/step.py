@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,11 +13,11 @@ from torch import nn
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
 from tarkit.train.loop_config import LoopConfig, rate_factor
+from tarkit.train.optimizers import weight_rms
+from tarkit.train.parallelism import Parallelism
 from tarkit.train.processes import sum_over_processes
+from tarkit.train.sharded_tensors import local, whole
 from tarkit.train.task import Figure, Mean, Total, TrainingTask
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class StepResult(NamedTuple):
@@ -35,32 +34,31 @@ def take_step(
     config: LoopConfig,
     step: int,
     batches: Sequence[tuple[Any, float]],
-    accelerator: Accelerator,
-    model: nn.Module,
+    processes: Parallelism,
     optimizers: Sequence[torch.optim.Optimizer],
     checkpoint: Path,
 ) -> StepResult:
     """Forward and backward of every micro-batch, and one step of every optimizer."""
     from accelerate.utils import gather_object, send_to_device
 
-    model.train()
-    torch.manual_seed(training_seed(config.seed, step, accelerator.process_index, "step"))
+    processes.model.train()
+    torch.manual_seed(training_seed(config.seed, step, processes.rank, "step"))
     total = _sum([weight for _, weight in batches])
     losses, measured = [], []
     for number, (batch, weight) in enumerate(batches, 1):
         share = weight / total if total else 0.0  # every chat of the step was too long
-        last = number == len(batches)
         # Processes exchange gradients once a step, after the last pass.
-        with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss, figures = task.loss(model, send_to_device(batch, accelerator.device), step)
-            # DDP averages over processes, where the sum is needed.
-            accelerator.backward(loss * (share * accelerator.num_processes))
+        with processes.exchange(last=number == len(batches)):
+            batch = send_to_device(batch, processes.device)
+            with processes.autocast():
+                loss, figures = task.loss(processes.model, batch, step)
+            # Gradients are averaged over processes, where the sum is needed.
+            (loss * (share * processes.world)).backward()
         losses.append(loss.detach() * share)
         measured.append((weight, dict(figures)))
     loss_of_step = _sum([float(loss) for loss in losses])
     _require_finite("loss", loss_of_step, step, config, checkpoint)
-    grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+    grad_norm = processes.clip(config.clip)
     _require_finite("gradient norm", grad_norm, step, config, checkpoint)
     factor = rate_factor(config, step)
     for optimizer in optimizers:
@@ -69,9 +67,13 @@ def take_step(
         optimizer.step()
         optimizer.zero_grad()
     torch.manual_seed(training_seed(config.seed, step, 0, "step"))  # the same on every process
-    figures_of_step = task.after_step(step, accelerator.unwrap_model(model))
+    figures_of_step = task.after_step(step, processes.trained)
     if config.logs_after(step + 1):
-        figures_of_step = _combined(gather_object(measured)) | figures_of_step
+        figures_of_step = {
+            "weight_rms": weight_rms(processes.trained),
+            **_combined(gather_object(measured)),
+            **figures_of_step,
+        }
     return StepResult(loss_of_step, grad_norm, factor, figures_of_step)
 
 
@@ -115,8 +117,13 @@ def _require_finite(
 def require_finite_weights(
     model: nn.Module, step: int, config: LoopConfig, checkpoint: Path
 ) -> None:
-    """Raise UserError before weights that are not finite take the place of the last good state."""
-    for name, values in model.state_dict().items():
-        if values.is_floating_point() and not bool(values.isfinite().all()):
-            largest = f"largest value of {name} after the update"
-            _require_finite(largest, float(values.abs().max()), step, config, checkpoint)
+    """Raise UserError before weights that are not finite take the place of the last good state.
+
+    All processes raise it, whichever holds such a weight.
+    """
+    weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    bad = torch.tensor([not bool(local(values).isfinite().all()) for values in weights.values()])
+    for index in sum_over_processes(bad.int()).nonzero()[:, 0].tolist():
+        name, values = list(weights.items())[index]
+        largest = f"largest value of {name} after the update"
+        _require_finite(largest, float(whole(values).abs().max()), step, config, checkpoint)

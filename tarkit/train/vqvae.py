@@ -27,6 +27,7 @@ from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
+from tarkit.train.sharded_tensors import whole_values
 from tarkit.train.streams import PictureRow, Stream, picture_stream
 
 
@@ -107,24 +108,26 @@ class VqvaeTask:
         latents, codes = torch.cat(self._latents), torch.cat(self._codes)
         self._latents.clear()
         self._codes.clear()
-        table = model.quantize.embedding.weight.data
-        used = model.quantize.codebook_used[: len(table)]
-        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(table)))
+        num_codes = self.config.arch.num_codes
+        used = model.quantize.codebook_used[:num_codes]
+        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=num_codes))
         start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         if step + 1 == start:
-            table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), len(table)))
+            with whole_values(model.quantize.embedding.weight) as table:
+                table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), num_codes))
             used.fill_(1.0)
         elif step + 1 > start:
             used.mul_(0.97).add_(counts.to(used.dtype), alpha=0.03)
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = _far_latents(
-                    rows_of_all_processes(latents).flatten(0, 1),
-                    rows_of_all_processes(codes).flatten(),
-                    table,
-                    count=len(dead),
-                )
+                with whole_values(model.quantize.embedding.weight) as table:
+                    table[dead] = _far_latents(
+                        rows_of_all_processes(latents).flatten(0, 1),
+                        rows_of_all_processes(codes).flatten(),
+                        table,
+                        count=len(dead),
+                    )
                 used[dead] = 1.0
         return {"perplexity": usage_of_counts(counts).perplexity}
 

@@ -21,10 +21,11 @@ from tarkit.checkpoints import assemble
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.shapes.regions import regions_of
-from tarkit.train import ar_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
+from tarkit.train import ar_dtok, dif_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.task import Mean, Total
 from tests import parts
+from tests.train.test_dif_dtok import save_sana
 
 # Four steps of eight rows. All that a trainer draws for a row is drawn: codes, dropped conditions,
 # emptied prompts, restarts of codes. Off is dropout inside AR-DTok, which each process draws for
@@ -64,6 +65,7 @@ CONFIGS: dict[str, LoopConfig] = {
         ),
         condition_dropout=0.5,
     ),
+    "dif_dtok": dif_dtok.DifDtokConfig(**LOOP, condition_dropout=0.5, sample_pictures=2),
     "mllm": mllm.MllmConfig(**LOOP, **CHATS),
     "grpo": grpo.GrpoConfig(
         **LOOP, **CHATS, group=4, round_steps=2, checkpoint_every=4, chats_size=4
@@ -86,6 +88,9 @@ def start(name: str, config: Path, data: Mapping[str, Path], out: Path) -> None:
         tokenizer.run(config, images=[images], encoder=data["encoder"], lm=lm, out=out)
     elif name == "ar_dtok":
         ar_dtok.run(config, images=images, tokenizer=tok, vqvae=data["vqvae"], out=out)
+    elif name == "dif_dtok":
+        sana = str(data["sana"])
+        dif_dtok.run(config, images=images, tokenizer=tok, sana=sana, out=out)
     elif name == "mllm":
         mllm.run(config, chats=[chats], tokenizer=tok, lm=lm, out=out)
     else:
@@ -112,7 +117,7 @@ def data(
     four: dict[str, Any] = {k: models[k] for k in ("mllm", "tokenizer", "ar_dtok", "vqvae")}
     tar = assemble.run(**four, out=folder / "tar", overrides=["default_scale=3"])
     made = {"pictures": pictures, "chats": chats, "prompts": folder / "prompts.txt", "tar": tar}
-    return models | made
+    return models | made | {"sana": save_sana(folder / "sana")}
 
 
 def job(name: str, data: Mapping[str, Path], out: Path, **changes: Any) -> dict[str, Any]:
