@@ -8,12 +8,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import accelerate.utils
 import pytest
 import torch
+from accelerate.utils.operations import recursively_apply
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +26,8 @@ from tarkit.errors import UserError
 from tarkit.shapes.regions import regions_of
 from tarkit.train import ar_dtok, dif_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parallelism import DataParallel
+from tarkit.train.sharding import FullySharded
 from tarkit.train.task import Mean, Total
 from tests import parts
 from tests.train.test_dif_dtok import save_sana
@@ -77,8 +82,13 @@ WHOLE = ("encoder", "grpo")
 KEY_BIAS = re.compile(r"(\.k|\.k_proj)\.bias$|\.in_proj_bias$")
 
 
-def start(name: str, config: Path, data: Mapping[str, Path], out: Path) -> None:
-    """Train with one of the trainers."""
+def start(
+    name: str, config: Path, data: Mapping[str, Path], out: Path, double: bool = False
+) -> None:
+    """Train with one of the trainers; `double`: in float64."""
+    if double:
+        with in_float64():
+            return start(name, config, data, out)
     images, tok, lm, chats = (data[k] for k in ("pictures", "tokenizer", "lm", "chats"))
     if name == "vqvae":
         vqvae.run(config, images=images, out=out)
@@ -96,6 +106,42 @@ def start(name: str, config: Path, data: Mapping[str, Path], out: Path) -> None:
     else:
         scored: dict[str, Any] = {"prompts": data["prompts"], "scorer": f"{__name__}:Bright"}
         grpo.run(config, model=str(data["tar"]), chats=[chats], out=out, **scored)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Every float of a training has 64 bits, those that it makes float32 of too."""
+    prepare, step, send = DataParallel.prepare, loop.take_step, accelerate.utils.send_to_device
+    sharded = FullySharded.prepare
+
+    def take_step(task: Any, *arguments: Any) -> Any:
+        for part in [*vars(task).values(), *vars(getattr(task, "source", task)).values()]:
+            model = getattr(part, "model", part)
+            if isinstance(model, nn.Module) and model is not task.model:
+                model.double()
+        return step(task, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(DataParallel, "prepare", lambda self, m: prepare(self, m.double()))
+        patch.setattr(FullySharded, "prepare", lambda self, m: sharded(self, m.double()))
+        patch.setattr(loop, "take_step", take_step)
+        patch.setattr(
+            accelerate.utils,
+            "send_to_device",
+            lambda batch, device: recursively_apply(
+                torch.Tensor.double, send(batch, device), test_type=_is_float
+            ),
+        )
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def _is_float(values: Any) -> bool:
+    return isinstance(values, Tensor) and values.is_floating_point()
 
 
 class Bright:
@@ -120,11 +166,13 @@ def data(
     return models | made | {"sana": save_sana(folder / "sana")}
 
 
-def job(name: str, data: Mapping[str, Path], out: Path, **changes: Any) -> dict[str, Any]:
+def job(
+    name: str, data: Mapping[str, Path], out: Path, *, double: bool = False, **changes: Any
+) -> dict[str, Any]:
     """The arguments of `start`; `changes` are of the trainer's config."""
     config = out.with_suffix(".toml")
     config.write_text(write_toml(CONFIGS[name].model_copy(update=changes)))
-    return {"name": name, "config": config, "data": data, "out": out}
+    return {"name": name, "config": config, "data": data, "out": out, "double": double}
 
 
 def torchrun(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -291,7 +339,7 @@ def test_loss_and_figures_are_those_of_the_whole_step(tmp_path: Path, micro: int
 def main(file: Path) -> None:
     for one in json.loads(file.read_text()):
         data = {name: Path(path) for name, path in one["data"].items()}
-        start(one["name"], Path(one["config"]), data, Path(one["out"]))
+        start(one["name"], Path(one["config"]), data, Path(one["out"]), one["double"])
 
 
 if __name__ == "__main__":
