@@ -46,7 +46,7 @@ STAGE_VERBS = {
     "train": "vqvae encoder tokenizer ar_dtok dif_dtok mllm grpo budget",
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
-    "report": "report inspect",
+    "report": "report inspect verify",
     "checkpoints": "assemble convert export_hf",
 }
 VERBS = {"tarkit.encode"} | {

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import whole_file
-from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
+from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
@@ -88,7 +89,7 @@ class Artifact:
 
     def shard_sha256(self, name: str) -> str:
         """sha256 of a shard; for images that of its index, which records the sha256 of the tar."""
-        return file_sha256(self._existing(name))
+        return remembered_sha256(self._existing(name))
 
     def source_sha256(self, name: str) -> str | None:
         """The sha256 of the input shard that an existing shard was made from."""
@@ -140,7 +141,13 @@ class Artifact:
                 yield row, blob
 
     def image_offsets(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread from the tar."""
+        """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread from the tar.
+
+        Raises UserError when the tar is not the one that the index was written with.
+        """
+        why = self.tar_fault(name)
+        if why:
+            raise self._torn(name, why)
         rows = self.read(name, ["key", "status"]).to_pylist()
         keys = [row["key"] for row in rows if row["status"] == "ok"]
         try:
@@ -153,6 +160,17 @@ class Artifact:
             )
         places = np.array([[m.offset, m.size] for m in members], dtype=np.int64).reshape(-1, 2)
         return places[:, 0], places[:, 1]
+
+    def tar_fault(self, name: str) -> str | None:
+        """Why the tar of an images shard is not the one its index records; None where it is."""
+        sha256 = read_metadata(self._existing(name)).get(PREFIX + "tar_sha256")
+        try:
+            actual = remembered_sha256(self.tar_path(name))
+        except OSError as error:
+            return error.strerror or str(error)
+        if sha256 is not None and actual != sha256:
+            return f"its sha256 is {actual[:12]}..., and the index records {sha256[:12]}..."
+        return None
 
     def _torn(self, name: str, why: str) -> UserError:
         index, tar = self.shard_path(name), self.tar_path(name)

@@ -5,7 +5,6 @@ manifest_sha256}}) and, for artifacts, `shards` and `counts`. The first worker w
 compare theirs with it.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_once
 from tarkit.errors import UserError
 
@@ -77,12 +77,6 @@ def begin_directory(
 def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
     return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
-
-
-def file_sha256(path: Path) -> str:
-    """Fingerprint of any file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parent(out: Path, path: Path) -> dict[str, str]:

@@ -1,6 +1,13 @@
-"""The Parquet file of a shard: how its bytes are laid out, and the error for a damaged one."""
+"""The Parquet file of a shard: how its bytes are laid out, and the error for a damaged one.
+
+No changed byte is read as another row. Parquet's own checksums guard the pages, which hold the
+rows. It has none for the footer, which says where the pages are and what they mean: the sha256 of
+the footer stands right before it, where other readers of Parquet never look.
+"""
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.errors import UserError
+
+FOOTER_DIGEST = b"tarkit footer sha256"  # before the digest, to tell it from the bytes of a page
+FOOTER_END = b"PAR1"
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -24,13 +34,14 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         row_group_size=2048,
         use_dictionary=_leaf_paths(table.schema, skip=codes),
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in codes},
+        write_page_checksum=True,
     )
+    _add_footer_digest(path)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows, all columns or those named; UserError for a damaged file or an unknown column."""
-    # ParquetFile and not read_table, which reads folder names like `a=1` as partitions.
-    with _damage_named(path), pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         names = file.schema_arrow.names
         unknown = [column for column in columns or () if column not in names]
         if unknown:
@@ -40,9 +51,63 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts kept in the file's schema; UserError for a damaged file."""
-    with _damage_named(path):
-        metadata = pq.read_schema(path).metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+    with _opened(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def read_num_rows(path: Path) -> int:
+    """The number of rows; UserError for a damaged file."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file, whose footer is as it was written; UserError for a damaged file."""
+    try:
+        _check_footer(path)
+        # ParquetFile and not read_table, which reads folder names like `a=1` as partitions.
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged: {reason}",
+            hint=f"rm {path} and run the command that made it again",
+        ) from None
+
+
+def _add_footer_digest(path: Path) -> None:
+    """Put the footer's sha256 before it; readers find the footer from the end of the file."""
+    with path.open("r+b") as file:
+        start, footer = _footer(file.fileno())
+        file.seek(start)
+        file.write(FOOTER_DIGEST + hashlib.sha256(footer).digest() + footer)
+
+
+def _check_footer(path: Path) -> None:
+    """Raises ValueError for a changed footer. A file that has no digest passes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        start, footer = _footer(descriptor)
+        digest = hashlib.sha256(footer).digest()
+        length = len(FOOTER_DIGEST) + len(digest)
+        before = os.pread(descriptor, length, start - length) if start >= length else b""
+    finally:
+        os.close(descriptor)
+    if before.startswith(FOOTER_DIGEST) and before != FOOTER_DIGEST + digest:
+        raise ValueError("its footer is not the one that was written")
+
+
+def _footer(descriptor: int) -> tuple[int, bytes]:
+    """Where the footer begins, and its bytes with its length and the file's last four bytes."""
+    size = os.fstat(descriptor).st_size
+    end = os.pread(descriptor, 8, max(0, size - 8))
+    start = size - 8 - int.from_bytes(end[:4], "little")
+    if len(end) < 8 or end[4:] != FOOTER_END or start < 0:
+        raise ValueError(f"no Parquet file ends as its {size} bytes do")
+    return start, os.pread(descriptor, size - start, start)
 
 
 def _leaf_paths(schema: pa.Schema, *, skip: Sequence[str]) -> list[str]:
@@ -62,16 +127,3 @@ def _leaf_paths(schema: pa.Schema, *, skip: Sequence[str]) -> list[str]:
         if column.name not in skip:
             walk(column.type, column.name)
     return paths
-
-
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turns Arrow's error about a damaged file into one that names the next step."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged: {reason}",
-            hint=f"rm {path} and run the command that made it again",
-        ) from None

@@ -1,8 +1,8 @@
 """Resuming an artifact: which shards a run still has to make, of how many rows, on how much disk.
 
-A shard is made when its file is missing, and made again when the input shard that it was made from
-has changed (artifact.py records its sha256). Nothing else is remembered: the same command again
-looks at the files, so it resumes wherever the last one stopped.
+A shard is made when its file is missing or damaged, and made again when the input shard that it was
+made from has changed (artifact.py records its sha256). Nothing else is remembered: the same command
+again looks at the files, so it resumes wherever the last one stopped.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import shutil
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tarkit.artifacts.artifact import Artifact, Source, open_artifact
 from tarkit.artifacts.manifest import MANIFEST
+from tarkit.artifacts.parquet import read_num_rows
 from tarkit.errors import UserError
 
 
 def pending_shards(
     artifact: Artifact, source: Source | None = None, *, rank: int = 0, world: int = 1
 ) -> list[str]:
-    """The shards of process `rank` of `world` that are missing, or that `source` has outdated."""
+    """The shards of process `rank` of `world` that are missing, damaged or outdated by `source`."""
     return [
         name for name in artifact.shards[rank::world] if not _is_current(artifact, name, source)
     ]
@@ -29,6 +29,12 @@ def pending_shards(
 
 def _is_current(artifact: Artifact, name: str, source: Source | None) -> bool:
     if not artifact.shard_path(name).exists():
+        return False
+    try:
+        if artifact.kind == "images" and artifact.tar_fault(name):
+            return False
+        read_num_rows(artifact.shard_path(name))
+    except UserError:  # a damaged index or shard
         return False
     return source is None or artifact.source_sha256(name) == source.shard_sha256(name)
 
@@ -46,7 +52,7 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
         if remaining is not None and remaining <= 0:
             break
         source.shard_sha256(name)  # raises UserError where the shard is missing
-        num_rows = pq.read_metadata(source.shard_path(name)).num_rows
+        num_rows = read_num_rows(source.shard_path(name))
         rows_of[name] = num_rows if remaining is None else min(num_rows, remaining)
         remaining = None if remaining is None else remaining - rows_of[name]
     return rows_of

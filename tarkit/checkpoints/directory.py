@@ -16,8 +16,9 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from tarkit.artifacts.digests import file_sha256, require_sha256
 from tarkit.artifacts.files import whole_file, write_whole
-from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
@@ -71,9 +72,13 @@ def write_model(
 
     with whole_file(out / WEIGHTS) as weights:
         save_file(dict(state), weights, metadata={"format": "pt"})
-        config = {**config, "sha256": file_sha256(identity or weights)}
-        text = json.dumps(config, indent=1, default=str) + "\n"
-        write_whole(out / CONFIG, text.encode())
+        written = file_sha256(weights)
+        config = {**config, "sha256": file_sha256(identity) if identity else written}
+        _write_config(out, {**config, "weights_sha256": written})
+
+
+def _write_config(out: Path, config: Mapping[str, Any]) -> None:
+    write_whole(out / CONFIG, (json.dumps(config, indent=1, default=str) + "\n").encode())
 
 
 def half(path: Path) -> None:
@@ -90,6 +95,8 @@ def half(path: Path) -> None:
         raise UserError(f"{path} has weights beyond float16's range")
     with whole_file(path / WEIGHTS) as weights:
         save_file(halved, weights, metadata={"format": "pt"})
+        config = read_config(path)
+        _write_config(path, {**config, "weights_sha256": file_sha256(weights)})
 
 
 def unshared(model: nn.Module) -> dict[str, Tensor]:
@@ -172,8 +179,17 @@ def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a model directory with floats in `dtype`; UserError if there are none."""
-    return in_precision(read_tensors(require_weights(path)), dtype)
+    """The weights of a model directory with floats in `dtype`.
+
+    Raises UserError if there are none, or if they are not those that its config.json describes.
+    """
+    file = require_weights(path)
+    tensors = read_tensors(file)
+    sha256 = read_config(path).get("weights_sha256")
+    if sha256 is not None:  # of older directories it is not known
+        hint = f"copy both files of {path} again from where the model was made, or train it again"
+        require_sha256(file, str(sha256), recorded_in=path / CONFIG, hint=hint)
+    return in_precision(tensors, dtype)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import remembered_sha256
 from tarkit.checkpoints.directory import (
     MODELS,
     REFETCH,
@@ -56,7 +56,7 @@ def _load(
     """A model in eval mode and its identity, the sha256 of its weights."""
     if path.is_file():
         model = _from_published(read_published(path), path, kind, build, dtype)
-        return model, file_sha256(path)
+        return model, remembered_sha256(path)
     config = read_config(path, kind)
     model = _empty(build, read_arch(MODELS[kind][0], path, config))
     return fill_directory(model, read_weights(path, dtype), path), str(config["sha256"])
@@ -86,7 +86,7 @@ def _from_published(
 
 def model_sha256(path: Path, kind: str) -> str:
     """The identity of a model: its config.json's sha256, or that of a published file."""
-    return file_sha256(path) if path.is_file() else str(read_config(path, kind)["sha256"])
+    return remembered_sha256(path) if path.is_file() else str(read_config(path, kind)["sha256"])
 
 
 def load_vqvae(path: Path) -> Vqvae:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydantic
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import remembered_sha256
 from tarkit.checkpoints.directory import CONFIG, read_config
 from tarkit.checkpoints.hub import ModelPaths, weight_files
 from tarkit.config import Config
@@ -85,4 +85,4 @@ def _digests(part: str, path: Path) -> dict[str, str]:
         files = weight_files(path)
     else:
         files = sorted(path.glob("*.safetensors"))
-    return {f"{part}/{file.relative_to(base)}": file_sha256(file) for file in files}
+    return {f"{part}/{file.relative_to(base)}": remembered_sha256(file) for file in files}

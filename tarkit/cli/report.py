@@ -1,11 +1,11 @@
-"""`tarkit inspect`, `report`, `version`: what was made, and how."""
+"""`tarkit inspect`, `verify`, `report`, `version`: what was made, how, and whether it is whole."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tarkit.cli.command import command
+from tarkit.cli.command import FAILED, command
 from tarkit.cli.options import Json
 from tarkit.cli.output import show
 
@@ -25,6 +25,21 @@ def inspect(
 
     verb.run(path, out=out, as_json=as_json)
     return 0
+
+
+@command(group, "verify", recorded_in=None)
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that tarkit made.")],
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Make damaged and missing shards again, and only those."),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare every file of a directory and its inputs with what was recorded of it."""
+    from tarkit.report import verify as verb
+
+    return 0 if verb.run(path, repair=repair, as_json=as_json) else FAILED
 
 
 @command(group, "version")

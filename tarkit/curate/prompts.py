@@ -29,7 +29,7 @@ from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.commands import COMMANDS
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards

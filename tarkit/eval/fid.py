@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.artifacts.manifest import MANIFEST, begin_directory, file_sha256
+from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
 from tarkit.eval.metrics.frechet import (

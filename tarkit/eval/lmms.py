@@ -28,8 +28,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import begin_directory, file_sha256
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.checkpoints.hub import EMBEDDED, find
 from tarkit.errors import UserError
 from tarkit.eval.outcome import write_outcome

@@ -21,8 +21,9 @@ from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes

@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from tarkit.artifacts.commands import COMMANDS, read_commands
-from tarkit.artifacts.manifest import MANIFEST, file_sha256, read_manifest
+from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.errors import UserError
 from tarkit.images import read_picture
 from tarkit.report.readers import (

@@ -24,7 +24,7 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints.directory import WEIGHTS, read_tensors
 from tarkit.checkpoints.hub import NEGATIVE, SANA_PARTS
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok

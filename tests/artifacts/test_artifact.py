@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact, open_artifact, shard_names
-from tarkit.artifacts.manifest import begin_directory, file_sha256, read_manifest
+from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
 from tarkit.errors import UserError

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tarkit.artifacts.manifest import begin_directory, file_sha256
+from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.checkpoints.directory import half, save_model
 from tarkit.checkpoints.language_model import load_mllm, read_text_tokenizer
 from tarkit.checkpoints.load import load_ar_dtok, load_encoder, load_ta_tok, load_vqvae
@@ -102,7 +104,44 @@ def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     assert weights_of(tmp_path)["weight"].dtype == torch.float32
 
 
+# ---- weights that are not those of their config.json
+
+
+@pytest.mark.parametrize("part", ["encoder", "tokenizer", "vqvae", "ar_dtok", "mllm"])
+def test_one_changed_bit_of_the_weights_is_refused(models: dict[str, Path], part: str) -> None:
+    load = LOADERS[part]
+    weights = models[part] / "model.safetensors"
+    load(models[part])
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 1
+    weights.write_bytes(data)
+    hint = refused(load, models[part], "is damaged or another file: its sha256 is")
+    assert "train it again" in hint
+    data[-9] ^= 1
+    weights.write_bytes(data)
+    load(models[part])
+
+
+def test_weights_of_another_model_are_refused_and_halved_ones_are_not(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    other = parts.save_encoder(tmp_path / "other", seed=5)
+    half(other)
+    identity = json.loads((other / "config.json").read_text())["sha256"]
+    assert identity != file_sha256(other / "model.safetensors")
+    load_encoder(other)
+    shutil.copy(models["encoder"] / "model.safetensors", other)
+    refused(load_encoder, other, "is damaged or another file")
+
+
 # ---- what does not fit
+
+
+def unsigned(path: Path) -> None:
+    """Take the weights' sha256 from a config.json, as of directories that record none."""
+    config = json.loads((path / "config.json").read_text())
+    del config["weights_sha256"]
+    (path / "config.json").write_text(json.dumps(config))
 
 
 def refused(load: Callable[[Path], Any], path: Path, match: str) -> str:
@@ -116,6 +155,7 @@ def refused(load: Callable[[Path], Any], path: Path, match: str) -> str:
 
 def test_missing_misshapen_and_unknown_weights_are_named(models: dict[str, Path]) -> None:
     path = models["encoder"]
+    unsigned(path)
     state = weights_of(path)
     del state["post_layernorm.weight"]
     state["post_layernorm.bias"] = torch.zeros(7)
@@ -139,6 +179,7 @@ def test_missing_misshapen_and_unknown_weights_are_named(models: dict[str, Path]
 
 def test_a_language_model_without_its_table_is_refused(models: dict[str, Path]) -> None:
     path = models["lm"]
+    unsigned(path)
     state = weights_of(path)
     del state["model.embed_tokens.weight"]
     save_file(state, path / "model.safetensors")

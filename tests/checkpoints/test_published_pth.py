@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints import convert
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import load_ar_dtok, load_ta_tok, load_vqvae

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import read_lines, write_whole
-from tarkit.artifacts.manifest import begin_directory, file_sha256
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.dsg import (
     GraphAnswers,

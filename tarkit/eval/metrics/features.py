@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints.hub import find_part
 from tarkit.errors import UserError
 from tarkit.images import resize, to_uint8

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints.hub import EMBEDDED
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import (
