@@ -15,7 +15,7 @@ from torch import nn
 
 from tarkit.config import Config
 from tarkit.train.came import Came
-from tarkit.train.sharded_tensors import sum_of_squares
+from tarkit.train.sharded_tensors import is_split, sum_of_squares
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -82,6 +82,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     """AdamW or CAME for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
+    On CUDA, AdamW is torch's fused one.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
@@ -97,7 +98,16 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     if len(config.betas) == 3:
         optimizers = [Came(groups, lr=config.learning_rate, betas=config.betas)]
     else:
-        optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)]
+        fused = all(is_split(p) == is_split(rest[0]) for p in rest) and rest[0].is_cuda
+        optimizers = [
+            torch.optim.AdamW(
+                groups,
+                lr=config.learning_rate,
+                betas=config.betas,
+                # One kernel for all parameters, which must be of one kind.
+                fused=fused or None,
+            )
+        ]
     if hidden:
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)

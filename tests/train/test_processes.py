@@ -299,6 +299,7 @@ LONG: dict[str, Any] = {"steps": 20, "checkpoint_every": 10}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 def test_twenty_steps_are_the_same_however_they_are_shared(
     double: bool, data: dict[str, Path], tmp_path: Path
