@@ -48,7 +48,7 @@ class Parallelism(ABC):
 
     @abstractmethod
     def exchange(self, last: bool) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass; gradients are averaged after the `last`."""
+        """The context of a forward and backward pass; after the `last`, gradients are averaged."""
 
     @abstractmethod
     def clip(self, max_norm: float) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tarkit.train.blocks import blocks_of, set_training_forward
 from tarkit.train.parallelism import Parallelism
@@ -70,8 +70,7 @@ class FullySharded(Parallelism):
 
     @contextmanager
     def exchange(self, last: bool) -> Iterator[None]:
-        assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last)
+        """Parts of gradients are averaged and summed after each pass: none is ever held whole."""
         yield
         if last:
             for scalar in self.replicated:

@@ -47,7 +47,6 @@ def take_step(
     losses, measured = [], []
     for number, (batch, weight) in enumerate(batches, 1):
         share = weight / total if total else 0.0  # every chat of the step was too long
-        # Processes exchange gradients once a step, after the last pass.
         with processes.exchange(last=number == len(batches)):
             batch = send_to_device(batch, processes.device)
             with processes.autocast():

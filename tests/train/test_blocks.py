@@ -1,4 +1,4 @@
-"""Blocks of every model, and how they are computed: twice with activation checkpointing, compiled."""
+"""Blocks of every model, computed twice with activation checkpointing, or compiled."""
 
 import shutil
 from collections.abc import Iterator
