@@ -4,8 +4,10 @@ Steps, tokens, FLOPs, memory of a GPU by part, disk and hours, from the training
 starts from. A training that does not fit is refused with the keys that mend it. The formulas stand
 in `tarkit.train.costs`, the GPUs in `tarkit.train.gpus`.
 
-Memory is that of `tarkit.train.loop` today: float32 weights, gradients and optimizer states, whole
-on every GPU (data parallel), and under bf16 a copy of the weights while a pass runs.
+Memory is that of `tarkit.train.loop`: float32 weights, gradients and optimizer states. Each GPU has
+them whole (data parallel), with a bf16 copy of the weights while a pass runs under bf16, or, with
+`sharding = "full"`, an equal part and what it gathers for a moment: what is in no block, and two
+blocks, of which one is computed while the next one comes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +26,7 @@ from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import TaTokArch
 from tarkit.models.vqvae import VqvaeArch
+from tarkit.train.blocks import blocks_of
 from tarkit.train.costs import count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop_config import LoopConfig
@@ -53,6 +57,7 @@ class Memory(NamedTuple):
     """Bytes of one GPU by part."""
 
     weights: float
+    gathered: float  # weights and gradients that are whole for a moment, where others are split
     weight_copies: float  # in bf16, while a pass runs
     gradients: float
     gradient_buckets: float  # of data parallel training
@@ -66,10 +71,9 @@ class Memory(NamedTuple):
     def peak(self) -> float:
         """The larger of two moments: the end of a forward pass, and the optimizer's step."""
         always = self.weights + self.gradient_buckets + self.optimizer + self.frozen
-        forward = self.weight_copies + self.activations + self.loss
+        forward = self.gathered + self.weight_copies + self.activations + self.loss
         forward += self.gradients if self.accumulates else 0
-        # AdamW on GPUs computes the roots of all second moments at once.
-        return always + max(forward, 2 * self.gradients)
+        return always + max(forward, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Budget:
     frozen_flops_per_step: float
     float32_flops_per_step: float  # part of flops_per_step, whatever `precision` is
     memory: Memory
+    activation_checkpointing: bool
     checkpointed: float
     checkpoint_bytes: float
     model_bytes: float
@@ -253,9 +258,11 @@ def _budget(
     stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
+    sharded = settings["sharding"] == "full"
     rows = _rows_of_pass(settings, batch // gpus)
     passes = batch // gpus // rows
     row_flops = workload.flops + workload.recomputed_flops(rows)
+    row_flops += workload.block_flops if settings["activation_checkpointing"] else 0
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
     values = count(workload.model)
@@ -280,8 +287,9 @@ def _budget(
         float32_flops_per_step=batch * workload.float32_flops + once,
         frozen_flops_per_step=batch * workload.frozen_flops,
         memory=memory,
+        activation_checkpointing=settings["activation_checkpointing"],
         checkpointed=checkpointed,
-        checkpoint_bytes=4 * saved + memory.optimizer,
+        checkpoint_bytes=4 * saved + memory.optimizer * (gpus if sharded else 1),
         model_bytes=4 * values,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
@@ -308,15 +316,25 @@ def _memory(
     # AdamW keeps two moments of a value, Muon one.
     muon = settings["optimizer"] == "muon"
     single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
+    sharded, bf16 = settings["sharding"] == "full", settings["precision"] == "bf16"
+    again = settings["activation_checkpointing"]
+    parts = gpus if sharded else 1
+    blocks = [count(block) for block in blocks_of(workload.model)]
+    outside = max(0, trained - sum(blocks))
+    # Blocks are gathered in bf16, and so are the gradients that they have until they are summed.
+    c = 2 if bf16 else 4
+    largest = max(blocks, default=0)
+    gathered = (4 + 4) * outside + 2 * c * largest + (c + 4) * largest
     memory = Memory(
-        weights=4 * count(workload.model),
-        weight_copies=2 * trained if settings["precision"] == "bf16" else 0,
-        gradients=4 * trained,
-        gradient_buckets=4 * trained if gpus > 1 else 0,
-        optimizer=8 * trained - 4 * single,
-        frozen=4 * workload.frozen,
-        activations=kept.activations,
-        loss=kept.loss,
+        weights=4 * count(workload.model) / parts,
+        gathered=gathered if sharded else 0,
+        weight_copies=2 * (outside if sharded else trained) if bf16 else 0,
+        gradients=4 * trained / parts,
+        gradient_buckets=4 * trained if gpus > 1 and not sharded else 0,
+        optimizer=(8 * trained - 4 * single) / parts,
+        frozen=4 * workload.frozen / (parts if workload.frozen_in_checkpoint else 1),
+        activations=kept.checkpointed if again else kept.activations,
+        loss=max(kept.loss, kept.block) if again else kept.loss,
         accumulates=passes > 1,
     )
     return memory, kept.checkpointed
@@ -339,7 +357,7 @@ def _does_not_fit(budget: Budget, settings: Settings, start: Start) -> UserError
 
 
 def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
-    """Options with each of which alone the training fits."""
+    """Options with each of which the training fits; several keys together where one is too few."""
     workload = WORKLOADS[budget.stage](settings, start)
     mends = []
 
@@ -348,8 +366,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
 
     if most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
-    if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
-        mends.append("--set precision=bf16")
+    keys = _memory_keys(budget, settings)
+    mends += [_options({k: v}) for k, v in keys.items() if fits({**settings, k: v})]
     if "length" in settings:
         mends += _shorter(settings, fits)
     larger = [
@@ -358,9 +376,43 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
         if gpu.memory > GPUS[budget.gpu].memory and fits(settings, name)
     ]
     mends += [f"--gpu {name}" for name in larger[:1]]
+    return mends or _together(keys, settings, fits) or [_too_large(budget)]
+
+
+def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
+    """Settings that take less memory than the present ones, the cheapest first."""
+    keys: dict[str, Any] = {}
+    if settings["precision"] == "no":
+        keys["precision"] = "bf16"
+    if not settings["activation_checkpointing"]:
+        keys["activation_checkpointing"] = True
+    if settings["sharding"] == "none" and budget.gpus > 1 and settings["optimizer"] != "muon":
+        keys["sharding"] = "full"
+    return keys
+
+
+def _together(keys: Settings, settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:
+    """The fewest of `keys` with which the training fits, one row at a time if it must be."""
+    for more in ({}, {"micro_batch_size": 1}):
+        for number in range(1, len(keys) + 1):
+            for names in combinations(keys, number):
+                changed = {name: keys[name] for name in names} | more
+                if fits({**settings, **changed}):
+                    return [_options(changed)]
+    return []
+
+
+def _options(changed: Settings) -> str:
+    values = {k: str(v).lower() if isinstance(v, bool) else v for k, v in changed.items()}
+    return " ".join(f"--set {k}={v}" for k, v in values.items())
+
+
+def _too_large(budget: Budget) -> str:
     memory = budget.memory
-    fixed = _size(memory.weights + memory.gradients + memory.gradient_buckets + memory.optimizer)
-    return mends or [f"a smaller model: what does not depend on the rows alone is {fixed}"]
+    fixed = memory.weights + memory.gathered + memory.gradients + memory.gradient_buckets
+    size = _size(fixed + memory.optimizer)
+    more = ", or more GPUs" if budget.gpus > 1 else ""
+    return f"a smaller model{more}: what does not depend on the rows alone is {size}"
 
 
 def _most_rows(budget: Budget, settings: Settings, workload: Workload) -> int:
@@ -411,6 +463,7 @@ def in_words(budget: Budget) -> str:
     share = 100 * budget.frozen_flops_per_step / flops
     parts = {
         "weights, float32": memory.weights,
+        "gathered": memory.gathered,
         "weights, bf16 copy": memory.weight_copies,
         "gradients": memory.gradients,
         "gradient buckets": memory.gradient_buckets,
@@ -439,7 +492,11 @@ def in_words(budget: Budget) -> str:
         ),
         *((f"  {name}", _size(size)) for name, size in parts.items() if size),
         *([] if memory.accumulates else [("", "(gradients come as activations and loss go)")]),
-        ("", f"(activations with activation checkpointing: {_size(budget.checkpointed)})"),
+        *(
+            []
+            if budget.activation_checkpointing
+            else [("", f"(activations with checkpointing: {_size(budget.checkpointed)})")]
+        ),
         (
             "disk",
             f"{_size(budget.disk_bytes)}: two checkpoints of {_size(budget.checkpoint_bytes)}, "

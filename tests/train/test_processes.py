@@ -304,11 +304,11 @@ LONG: dict[str, Any] = {"steps": 20, "checkpoint_every": 10}
 def test_twenty_steps_are_the_same_however_they_are_shared(
     double: bool, data: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The table of README and of the release: rows are the same in each way of a trainer.
+    """Prints a table: losses, figures and weights of each way against one process, one pass.
 
-    In float32 all agree to 1e-5, but for the keys of dif-dtok's cross-attention and for key biases.
-    In both the gradient is next to nothing, and CAME and Adam, which divide by its size, make steps
-    of its rounding. In float64 there is no such rounding, and they agree as the rest.
+    In float32 all agree to 1e-5, but for the keys of dif-dtok's cross-attention (5e-4, and 4e-5 of
+    the gradient's norm) and for key biases. Their gradient is next to nothing, and CAME and Adam,
+    which divide by its size, make steps of its rounding. In float64, all agree to 1e-12.
     """
     table: list[tuple[str, str, Apart]] = []
     ways: dict[tuple[str, str], dict[str, Any]] = {}
@@ -336,10 +336,10 @@ def test_twenty_steps_are_the_same_however_they_are_shared(
     for name, way, found in table:
         print(f"{name:10} {way:20}" + "".join(f" {value:8.1e}" for value in found))
     for name, way, found in table:
-        bound = 1e-9 if double else 1e-5
-        assert max(found.loss, found.figures) < bound, (name, way, found)
-        weights = bound if double or name != "dif_dtok" else 1e-3
-        assert found.weights < weights, (name, way, found)
+        bound = 1e-12 if double else 1e-5
+        loose = 100 if name == "dif_dtok" and not double else 1
+        assert found.loss < bound, (name, way, found)
+        assert max(found.figures, found.weights) < bound * loose, (name, way, found)
         assert found.idle < (bound if double else 1e-3), (name, way, found)
 
 
