@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import tomli_w
@@ -18,6 +18,12 @@ from tarkit.errors import UserError
 PACKAGES = (
     "accelerate diffusers numpy pillow pyarrow safetensors tokenizers torch transformers".split()
 )
+
+
+Count = Annotated[int, pydantic.Field(ge=1, le=1024)]
+"""A number of layers, heads or blocks of a network: a file that claims more is refused at once."""
+Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
+"""A width, a number of rows or a side: a file that claims more is refused at once."""
 
 
 class Config(pydantic.BaseModel):
@@ -62,11 +68,13 @@ def write_toml(config: pydantic.BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not TOML for a config: it nests too deeply") from None
+    except ValueError as error:  # also a number of more than 4,300 digits
+        raise UserError(f"{path} is not TOML: {error}") from None
     except OSError as error:
         raise UserError(f"the config {path} cannot be read: {error.strerror}") from None
 
@@ -88,6 +96,9 @@ def _toml_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        why = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"--set: the value {text[:40]}... cannot be read: {why}") from None
     return parsed["value"] if len(parsed) == 1 else text
 
 
@@ -101,6 +112,9 @@ def _explain(cls: type[pydantic.BaseModel], item: Any) -> str:
         return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
     if item["type"] == "missing":
         return f"key {key} is missing"
+    if item["type"] == "value_error":  # a validator of ours, whose sentence says what is wrong
+        message = str(item["ctx"]["error"])
+        return f"{key}: {message}" if item["loc"] else message
     return f"{key} = {item['input']!r}: {item['msg']}"
 
 

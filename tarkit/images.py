@@ -4,9 +4,12 @@ No global setting of Pillow is changed, because it would hold for the whole proc
 LOAD_TRUNCATED_IMAGES, for example, every truncated file would decode without an error.
 """
 
+import contextlib
 import io
+import stat
 import textwrap
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,8 @@ from tarkit.errors import UserError
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB
+MAX_FILE_BYTES = 256 << 20
+STRIP_PIXELS = 1 << 20
 
 # EXIF tag 0x0112, and the operation for each of its values that turns a picture upright.
 ORIENTATION_TAG = 0x0112
@@ -44,8 +49,10 @@ class ImageError(UserError):
 def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -> Image.Image:
     """RGB picture of encoded bytes: EXIF rotation applied, first frame, transparency on white.
 
-    16-bit grey is scaled to 8 bits. Raises ImageError for anything that is not one whole picture
-    of an allowed format with at most `max_pixels` pixels, or has a side below `min_side_px`.
+    16-bit grey is scaled to 8 bits. Threads that decode large pictures wait for each other: all
+    that are decoded at once have at most MAX_PIXELS pixels, or are a single one. Raises ImageError
+    for anything that is not one whole picture of an allowed format with at most `max_pixels`
+    pixels, or has a side below `min_side_px`.
     """
     if not blob:
         raise ImageError("the file is empty (0 bytes)")
@@ -57,8 +64,9 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
                     f"{width} x {height} = {width * height} pixels, more than {max_pixels}"
                 )
             orientation = _orientation(picture)
-            picture.load()
-            rgb = to_rgb(picture)
+            with _decoding(width * height):
+                picture.load()
+                rgb = to_rgb(picture)
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -198,21 +206,67 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
         # 65535 / 257 = 255: the whole range is scaled, where convert("L") would clip at 255.
-        deep = np.asarray(picture).astype(np.float64) / 257
-        return Image.fromarray(np.round(deep).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(picture)
+        grey = np.empty(deep.shape, np.uint8)
+        for top, bottom in _strips(picture):
+            grey[top:bottom] = np.round(deep[top:bottom].astype(np.float64) / 257)
+        return Image.fromarray(grey).convert("RGB")
     if picture.mode in ("I", "F"):
         raise ImageError(f"{picture.mode} pixels (32 bits) have no known range")
     if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-        colour = picture.convert("RGBA")
-        white = Image.new("RGBA", colour.size, "white")
-        return Image.alpha_composite(white, colour).convert("RGB")
+        rgb = Image.new("RGB", picture.size)
+        for top, bottom in _strips(picture):
+            colour = picture.crop((0, top, picture.width, bottom)).convert("RGBA")
+            white = Image.new("RGBA", colour.size, "white")
+            rgb.paste(Image.alpha_composite(white, colour).convert("RGB"), (0, top))
+        return rgb
     # convert() returns a copy in every case, so nothing points into the closed file.
     return picture.convert("RGB")
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, int]]:
+    """(top, bottom) of strips of a picture: copies of a strip are small, those of all are not."""
+    rows = max(1, STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, min(top + rows, picture.height)
+
+
+@contextlib.contextmanager
+def _decoding(num_pixels: int) -> Iterator[None]:
+    """Wait until a picture of this size may be decoded beside those that are being decoded."""
+    with _budget.waiting:
+        _budget.waiting.wait_for(
+            lambda: _budget.in_use == 0 or _budget.in_use + num_pixels <= MAX_PIXELS
+        )
+        _budget.in_use += num_pixels
+    try:
+        yield
+    finally:
+        with _budget.waiting:
+            _budget.in_use -= num_pixels
+            _budget.waiting.notify_all()
+
+
+class _Budget:
+    """Pixels of the pictures that the threads of this process decode now."""
+
+    def __init__(self) -> None:
+        self.in_use = 0
+        self.waiting = threading.Condition()
+
+
+_budget = _Budget()
 
 
 def read_picture(path: Path) -> Image.Image:
     """The RGB picture in a file; raises UserError with the file's name and the reason."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise UserError(f"it is {what}, not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise UserError(f"it has {status.st_size} bytes, more than {MAX_FILE_BYTES}")
         return decode(path.read_bytes())
     except (OSError, UserError) as error:
         why = error.message if isinstance(error, UserError) else error.strerror

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from tarkit.terminal import print_note, printable
+
 LINE_EVERY_S = 10.0
 
 
@@ -41,21 +43,23 @@ class Progress:
             self._bar.update(self._task, completed=self.done, note=self._note())
         elif time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
+            print_note(self.line())
 
     def message(self, text: str) -> None:
         """Print a line to stderr, above the bar when there is one."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(printable(text), markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print_note(text)
 
     def line(self) -> str:
         """For example `encode: 300/900 pictures, 12.5/s, 0:00:48 left, 2 failed, loss 0.31`."""
         elapsed_s = time.monotonic() - self._started
         rate = (self.done - self.already_done) / elapsed_s if elapsed_s > 0 else 0.0
         of_total = f"/{self.total}" if self.total is not None else ""
-        parts = [f"{self.done}{of_total} {self.unit}", f"{rate:.1f}/s"]
+        # A step of a large training takes longer than a second.
+        speed = f"{1 / rate:.1f} s each" if 0 < rate < 1 else f"{rate:.1f}/s"
+        parts = [f"{self.done}{of_total} {self.unit}", speed]
         if self.total is not None and rate > 0:
             rest_s = int((self.total - self.done) / rate)
             parts.append(f"{rest_s // 3600}:{rest_s // 60 % 60:02}:{rest_s % 60:02} left")
@@ -71,11 +75,16 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         else:
-            print(self.line(), file=sys.stderr, flush=True)
+            print_note(self.line())
 
     def _note(self) -> str:
         failed = [f"{self.failed} failed"] if self.failed else []
-        return ", ".join(failed + [f"{key} {value:.4g}" for key, value in self.metrics.items()])
+        return ", ".join(failed + [f"{key} {_short(value)}" for key, value in self.metrics.items()])
+
+
+def _short(value: float) -> str:
+    """Four digits, or all of those before the point."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _terminal_bar() -> Any:
@@ -91,4 +100,6 @@ def _terminal_bar() -> Any:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}", markup=False),
         console=rich.console.Console(stderr=True),
+        # The time left is known only where two advances are this near to each other.
+        speed_estimate_period=600.0,
     )

@@ -12,7 +12,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, NonNegativeInt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -64,6 +66,18 @@ class Scale(IntEnum):
                 return scale
         known = ", ".join(f"{s.num_codes(grid)} (scale {int(s)})" for s in cls)
         raise ValueError(f"{num_codes} codes fit no scale of a {grid}x{grid} grid; known: {known}")
+
+
+def _some_scale(odds: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not any(odds):
+        raise ValueError(f"odds of scales are all 0 in {list(odds)}: one must be above 0")
+    return odds
+
+
+ScaleOdds = Annotated[
+    tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], AfterValidator(_some_scale)
+]
+"""Odds of scales 1, 2 and 3 in a config; one is above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

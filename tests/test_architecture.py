@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 
 # A room is a folder or a file of tarkit/. Each may import itself, what its line names, and LEAVES.
 # From the top of the house to the ground: a line names only rooms of later lines, so no circle.
-LEAVES = {"config", "errors", "images", "progress", "seeds", "vocab"}
+LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
     "cli": {"curate", "encode", "train", "eval", "inference", "report"}
     | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes"},
@@ -47,7 +47,7 @@ STAGE_VERBS = {
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect verify",
-    "checkpoints": "assemble convert export_hf",
+    "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode"} | {
     f"tarkit.{room}.{verb}" for room, verbs in STAGE_VERBS.items() for verb in verbs.split()

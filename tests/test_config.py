@@ -100,3 +100,22 @@ def test_provenance_names_versions_without_importing_the_packages() -> None:
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("steps = " + "[" * 100_000, "nests too deeply"), ("steps = " + "9" * 5_000, "not TOML")],
+)
+def test_hostile_toml_is_a_sentence(tmp_path: Path, text: str, why: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=why):
+        load_config(Small, file)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(Small, None, [text.replace(" ", "")])
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"\xef\xbb\xbf")
+    assert load_config(Small, file) == Small()

@@ -4,6 +4,7 @@ A command's words are given to typer's own parser, command by command, up to the
 function would be called. (Appending --help would hide bad values.)
 """
 
+import functools
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -152,9 +153,14 @@ def script_commands(path: Path) -> list[Command]:
 # ---- understanding them -------------------------------------------------------------------------
 
 
+@functools.cache
+def program() -> Any:
+    return typer.main.get_command(app)
+
+
 def understood(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """(the command's path, its arguments), as typer reads the words; raises what typer raises."""
-    command: Any = typer.main.get_command(app)
+    command = program()
     context = None
     path: list[str] = []
     name: str | None = "tarkit"

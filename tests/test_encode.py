@@ -44,6 +44,25 @@ class GreyVq:
         return torch.where((levels == 255) & (self.arch.num_codes > 256), 256, levels)
 
 
+class GreyVae:
+    """Squares of 4 px: 2 latents of each, the mean red in [-1, 1] and its half, then times 10."""
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(
+            encoder_block_out_channels=(8, 8, 8), latent_channels=2, scaling_factor=10.0
+        )
+        self.shapes: list[tuple[int, ...]] = []
+
+    def to(self, device: torch.device) -> "GreyVae":
+        return self
+
+    def encode(self, images: Tensor) -> SimpleNamespace:
+        assert images.dtype == torch.float32 and -1 <= images.min() <= images.max() <= 1
+        self.shapes.append(tuple(images.shape))
+        red = torch.nn.functional.avg_pool2d(images[:, :1], 4)
+        return SimpleNamespace(latent=torch.cat([red, red / 2], 1))
+
+
 class GreyTokenizer:
     """A grid of 4 on 8 px: the code of a cell is its mean grey, 0 to 255."""
 
@@ -445,3 +464,73 @@ def test_the_published_image_vq_is_named_by_the_sha256_of_its_file(tmp_path: Pat
     resized = decode(blob or b"").resize((32, 32), Image.Resampling.BICUBIC)
     images = torch.from_numpy(to_uint8(resized)).permute(2, 0, 1)[None].float() / 255
     assert done.read("00000")["vq_codes"].to_pylist() == load_vqvae(file).encode(images).tolist()
+
+
+# ---- latents of a SANA
+
+
+@pytest.fixture
+def vae(monkeypatch: pytest.MonkeyPatch) -> GreyVae:
+    fake = GreyVae()
+    monkeypatch.setattr(encode, "find_sana", lambda named: Path(named))
+    monkeypatch.setattr(encode, "load_vae", lambda folder, hint: fake)
+    monkeypatch.setattr(encode, "vae_sha256", lambda folder: "feed")
+    return fake
+
+
+def run_vae(pictures: Artifact, out: str = "tokens", **known: Any) -> Artifact:
+    overrides = ["latent_size_px=12", *known.pop("overrides", ())]
+    return run(pictures, out, sana=str(pictures.path.parent / "tok"), overrides=overrides, **known)
+
+
+def test_latents_stand_beside_the_codes_in_sanas_scale(
+    pictures: Artifact, tokenizer: GreyTokenizer, vae: GreyVae
+) -> None:
+    plain, artifact = run(pictures, out="plain"), run_vae(pictures)
+    rows = artifact.rows("00001")
+    # Picture 3 of shard 1 is grey 13; 12 px are 3 x 3 squares of 4 px, two latents each.
+    red = np.float32(10) * (np.float32(13) / np.float32(127.5) - 1)
+    np.testing.assert_allclose(rows[3]["latents"], [red] * 9 + [red / 2] * 9, rtol=1e-6)
+    assert rows[FAILED_ROW]["latents"] is None and rows[TORN_ROW]["latents"] is None
+    assert vae.shapes == [(32, 3, 12, 12)] * 2, "one pass a shard, as the tokenizer's"
+    for name in artifact.shards:
+        assert artifact.read(name).drop(["latents"]).equals(plain.read(name))
+    expected = {"vae_sha256": "feed", "latent_channels": 2, "latent_side": 3, "latent_size_px": 12}
+    assert {key: artifact.settings[key] for key in expected} == expected
+    assert not plain.settings.keys() & expected.keys()
+    assert set(artifact.parents) == {"images", "tokenizer", "sana"}
+    # The same command again makes nothing new.
+    before = all_bytes(artifact)
+    assert all_bytes(run_vae(pictures)) == before and len(vae.shapes) == 2
+
+
+def test_codes_of_an_image_vq_and_latents_can_both_be_stored(
+    pictures: Artifact, tokenizer: GreyTokenizer, image_vq: GreyVq, vae: GreyVae
+) -> None:
+    folder = pictures.path.parent / "tok"
+    both = ["vq_size_px=8", "latent_size_px=12"]
+    rows = run(pictures, vqvae=folder, sana=str(folder), overrides=both).rows("00001")
+    assert rows[3]["vq_codes"] == [13] * 4 and len(rows[3]["latents"]) == 18
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "message", "hint"),
+    [
+        (["latent_size_px=12"], False, "and there is no --sana", "name the SANA with --sana"),
+        ([], True, "needs latent_size_px", "--set latent_size_px=512"),
+        (["latent_size_px=14"], True, "= 14 does not divide by 4", "--set latent_size_px=16"),
+    ],
+)
+def test_a_size_without_a_sana_and_the_reverse_are_refused(
+    pictures: Artifact,
+    tokenizer: GreyTokenizer,
+    vae: GreyVae,
+    overrides: list[str],
+    named: bool,
+    message: str,
+    hint: str,
+) -> None:
+    sana = str(pictures.path.parent / "tok") if named else None
+    with pytest.raises(UserError, match=message) as error:
+        run(pictures, sana=sana, overrides=overrides)
+    assert hint in error.value.hint

@@ -1,18 +1,25 @@
 import io
+import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from tarkit import images
+from tarkit.errors import UserError
 from tarkit.images import (
     ImageError,
     contact_sheet,
     decode,
     image_format,
     png_bytes,
+    read_picture,
     resize,
     to_uint8,
 )
@@ -237,3 +244,52 @@ def test_a_contact_sheet_has_a_cell_for_each_picture_and_its_caption() -> None:
     assert below.min() < 100  # the caption's ink
     with pytest.raises(ValueError, match="2 pictures but 1 captions"):
         contact_sheet(images, ["one"])
+
+
+def test_strips_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(rng.integers(0, 256, (70, 50, 4), dtype=np.uint8)),
+        Image.fromarray(rng.integers(0, 256, (70, 50, 2), dtype=np.uint8)),
+        Image.fromarray(rng.integers(0, 65_536, (70, 50)).astype(np.uint16)),
+    ]
+    pictures.append(Image.fromarray(rng.integers(0, 256, (70, 50), dtype=np.uint8)).convert("P"))
+    pictures[-1].info["transparency"] = 3
+    whole = [np.asarray(images.to_rgb(picture)) for picture in pictures]
+    monkeypatch.setattr(images, "STRIP_PIXELS", 1_000)
+    for picture, pixels in zip(pictures, whole, strict=True):
+        np.testing.assert_array_equal(np.asarray(images.to_rgb(picture)), pixels)
+
+
+def test_threads_decode_large_pictures_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 5_000)
+    blob = png_bytes(Image.new("RGB", (60, 50)))  # 3,000 pixels: one at a time
+    most = 0
+
+    def to_rgb(picture: Image.Image) -> Image.Image:
+        nonlocal most
+        most = max(most, images._budget.in_use)
+        time.sleep(0.01)
+        return picture.convert("RGB")
+
+    monkeypatch.setattr(images, "to_rgb", to_rgb)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(decode, [blob] * 8))) == 8
+    assert most == 3_000
+    assert images._budget.in_use == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])
+def test_only_files_of_a_bounded_size_are_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 300 << 30)
+    with pytest.raises(UserError, match="not a file|more than 268435456"):
+        read_picture(path)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tarkit import progress
@@ -27,6 +29,17 @@ def test_a_line_states_done_rate_time_left_failures_and_metrics(clock: Clock) ->
         # 200 new in 8 s = 25/s; 900 - 300 = 600 left at 25/s = 24 s.
         assert shown.line() == (
             "encode: 300/900 pictures, 25.0/s, 0:00:24 left, 2 failed, loss 0.31"
+        )
+
+
+def test_slow_work_has_seconds_and_large_figures_have_no_exponent(clock: Clock) -> None:
+    with Progress("train", total=5, unit="steps") as shown:
+        clock.now += 36
+        figures: dict[str, Any] = {"rows/s": 23456.7, "loss": 2.34567}
+        shown.advance(2, **figures)
+        # 36 s for two steps: 3 more take 54 s.
+        assert shown.line() == (
+            "train: 2/5 steps, 18.0 s each, 0:00:54 left, rows/s 23,457, loss 2.346"
         )
 
 

@@ -1,62 +1,89 @@
 #!/usr/bin/env bash
-# The paper's training data (Sec. 3.4, App. D), from its sources to chats. At the paper's size this
-# takes many GPUs for weeks: an engine distributes each command (tarkit --engine FILE), and an
-# interrupted command resumes. LIMIT=64 tries all of it on a few rows.
+# The paper's pictures, prompts and judgements (Sec. 3.4, App. D, Table 7), from their sources.
 #   pipelines/paper/1-curate.sh SOURCES [WORK]
-# SOURCES holds data that the user must provide:
-#   megalith.parquet                  URLs of Megalith-10M (url, licence)
-#   imagenet/                         pictures of ImageNet-1K and -21K
-#   user_prompts/                     JourneyDB and Midjourney-Prompts (jsonl, csv or Parquet)
-#   examples.txt                      long prompts whose style the captions follow, one per line
-#   geneval.jsonl, dpg.jsonl          prompts of GenEval and DPG-Bench, excluded from training
-#   text.jsonl, llava.json, llava/    text-only rows; LLaVA's conversations and their pictures
-# If SEER and WRITER run on a server, also give caption, split and judge --server
-# http://HOST:8000/v1.
+# launch.sh has the variables for several GPUs and for a first try. SOURCES holds what the user must
+# provide, by the names of Table 7; lists of URLs are Parquet files with a column url:
+#   laion.parquet, laion_aes.parquet    100M rows of LAION-5B, and 100M filtered by aesthetics
+#   megalith.parquet                    Megalith-10M
+#   imagenet/                           pictures of ImageNet-1K and -21K
+#   journeydb/, midjourney/             prompts of JourneyDB and Midjourney-Prompts, as jsonl, csv
+#                                       or Parquet
+#   examples.txt                        long prompts whose style the captions follow, one a line
+#   geneval.jsonl, dpg.jsonl            prompts of GenEval and DPG-Bench, excluded from training
+#   datacomp.parquet                    20M rows of Recap-DataComp-1B, with a column caption
+#   recap_cc12m/, recap_558k/, recap_118k/, llava/, and for each its conversations, as llava.json:
+#                                       LLaVA-Recap-CC12M, -558K, -118K and LLaVA-v1.5 (665K)
+#   sft_prompts.txt                     prompts that people prefer and that are like the benchmarks'
+# 3-encode.sh also reads magpie.jsonl, webinstruct.jsonl, openhermes.jsonl, genqa.jsonl and
+# infinity.jsonl there.
 set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/launch.sh"
 sources=$1
-work=${2:-work/curate}
+work=${2:-work/paper}
+limit=${LIMIT:-100000000}
 seer=${SEER:-Qwen/Qwen2.5-VL-7B-Instruct}
 writer=${WRITER:-Qwen/Qwen2.5-7B-Instruct}
 painter=${PAINTER:-black-forest-labs/FLUX.1-schnell}
-tokenizer=${TOKENIZER:-tar-1.5b}
-limit=${LIMIT:-100000000}
-mkdir -p "$work"
-# Exit status 3 is a run that finished with failed rows, each with its reason; the script continues.
-rows() { "$@" || [ $? -eq 3 ]; }
+# Open: the paper names two models for Gen-SFT and no settings, and no CLIP.
+lumina=${LUMINA:-Alpha-VLLM/Lumina-Image-2.0}
+sana=${SANA15:-Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers}
+clip=${CLIP:-openai/clip-vit-large-patch14}
+mkdir -p "$work/prompts"
+
+# The prompts of several artifacts as one folder of Parquet files: gather FOLDER PART...
+gather() {
+    mkdir -p "$1"
+    local part shard
+    for part in "${@:2}"; do
+        for shard in "$work/prompts/$part"/*.parquet; do
+            ln -sf "$(realpath "$shard")" "$1/$part-$(basename "$shard")"
+        done
+    done
+}
+
+# LAION, for TA-Tok and for AR-DTok at 256 px; aesthetic pictures of 512 px and more (App. C.1).
+rows tarkit curate download "$sources/laion.parquet" --limit "$limit" --out "$work/laion"
+rows tarkit curate download "$sources/laion_aes.parquet" --set min_side_px=512 --limit "$limit" --out "$work/laion_aes"
 
 # Prompts: written by a model for pictures, and by people (D.1).
 rows tarkit curate download "$sources/megalith.parquet" --limit "$limit" --out "$work/megalith"
 rows tarkit curate ingest "$sources/imagenet" --limit "$limit" --out "$work/imagenet"
 for part in megalith imagenet; do
-    rows tarkit curate caption "$work/$part" --llm "$seer" --examples "$sources/examples.txt" --limit "$limit" --out "$work/${part}_prompts"
+    ask tarkit curate caption "$work/$part" --llm "$seer" --examples "$sources/examples.txt" --limit "$limit" --out "$work/prompts/$part"
 done
-rows tarkit curate prompts "$sources/user_prompts" --exclude "$sources/geneval.jsonl" --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$work/user_prompts"
-
-# Pictures: one of each prompt, and for I2I and TI2I a second seed and the phrase alone (D.1, D.2).
-for part in megalith_prompts imagenet_prompts user_prompts; do
-    rows tarkit curate split "$work/$part" --llm "$writer" --limit "$limit" --out "$work/${part}_split"
-    rows tarkit curate synthesize "$work/$part" --generator "$painter" --limit "$limit" --out "$work/${part}_pictures"
-    rows tarkit curate synthesize "$work/${part}_split" --generator "$painter" --set seeds=2 --set seed=1 --limit "$limit" --out "$work/${part}_groups"
-    for made in pictures groups; do
-        rows tarkit curate score "$work/${part}_$made" --scorer pixels --out "$work/${part}_${made}_spread"
-        rows tarkit encode "$work/${part}_$made" --tokenizer "$tokenizer" --out "$work/${part}_${made}_tokens"
-        rows tarkit curate chats "$work/${part}_${made}_tokens" --keep "$work/${part}_${made}_spread" --min 0.02 --out "$work/${part}_${made}_chats"
-    done
+for part in journeydb midjourney; do
+    rows tarkit curate prompts "$sources/$part" --limit "$limit" --out "$work/prompts/$part"
+done
+gather "$work/prompts_23m" megalith imagenet journeydb midjourney
+gather "$work/prompts_15m" megalith imagenet journeydb
+for made in 23m 15m; do
+    rows tarkit curate prompts "$work/prompts_$made" --exclude "$sources/geneval.jsonl" --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$work/gen${made}_prompts"
 done
 
-# Self-Reflect: pictures of prompts in the style of GenEval and DPG-Bench, judged (Sec. 4.3).
+# Gen23M: a picture of each prompt. Gen15M: a second seed and the phrase alone, for I2I and TI2I
+# (D.2). Gen3M: pictures of 1024 px, of Megalith alone (App. C.1, Table 7).
+on_gpus tarkit curate synthesize "$work/gen23m_prompts" --generator "$painter" --limit "$limit" --out "$work/gen23m"
+ask tarkit curate split "$work/gen15m_prompts" --llm "$writer" --limit "$limit" --out "$work/gen15m_split"
+on_gpus tarkit curate synthesize "$work/gen15m_split" --generator "$painter" --set seeds=2 --set seed=1 --limit "$limit" --out "$work/gen15m"
+on_gpus tarkit curate synthesize "$work/prompts/megalith" --generator "$painter" --set size_px=1024 --set seed=2 --limit "${LIMIT:-3000000}" --out "$work/gen3m"
+
+# Gen-SFT: pictures of Gen23M whose CLIP score is above .25, and some by advanced models (Sec. 3.4).
+on_gpus tarkit curate score "$work/gen23m" --scorer clip --model "$clip" --limit "$limit" --out "$work/gen23m_clip"
+rows tarkit curate prompts "$sources/sft_prompts.txt" --exclude "$sources/geneval.jsonl" --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$work/sft_prompts"
+on_gpus tarkit curate synthesize "$work/sft_prompts" --generator "$lumina" --set steps=30 --set guidance=4 --limit "$limit" --out "$work/sft_lumina"
+on_gpus tarkit curate synthesize "$work/sft_prompts" --generator "$sana" --set steps=20 --set guidance=4.5 --limit "$limit" --out "$work/sft_sana"
+
+# Self-Reflect-340K: pictures of prompts in the style of GenEval and DPG-Bench, judged (App. F).
 for style in geneval dpg; do
-    judged="$work/judge_$style"
-    rows tarkit curate prompts --style "$style" --set count=85000 --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$judged/prompts"
-    rows tarkit curate synthesize "$judged/prompts" --generator "$painter" --set seeds=2 --limit "$limit" --out "$judged/pictures"
-    rows tarkit curate judge "$judged/pictures" --llm "$seer" --set mismatched=0.3 --out "$judged/judgements"
-    rows tarkit encode "$judged/pictures" --tokenizer "$tokenizer" --out "$judged/tokens"
-    rows tarkit curate chats "$judged/tokens" --judgements "$judged/judgements" --set t2i_per_picture=0 --set captions_per_picture=0 --set i2i_per_picture=0 --out "$judged/chats"
+    rows tarkit curate prompts --style "$style" --set count=85000 --exclude "$sources/dpg.jsonl" --limit "$limit" --out "$work/reflect_${style}_prompts"
+    on_gpus tarkit curate synthesize "$work/reflect_${style}_prompts" --generator "$painter" --set seeds=2 --limit "$limit" --out "$work/reflect_$style"
+    ask tarkit curate judge "$work/reflect_$style" --llm "$seer" --set mismatched=0.3 --limit "$limit" --out "$work/reflect_${style}_judged"
 done
 
-# Instructions: text alone, and conversations about pictures.
-rows tarkit curate chats --text "$sources/text.jsonl" --out "$work/text_chats"
-rows tarkit curate ingest "$sources/llava" --questions "$sources/llava.json" --limit "$limit" --out "$work/llava"
-rows tarkit encode "$work/llava" --tokenizer "$tokenizer" --out "$work/llava_tokens"
-rows tarkit curate chats "$work/llava_tokens" --set qa_per_picture=16 --set qa_turns=16 --set qa_order=given --out "$work/llava_chats"
+# Pictures with captions and conversations (Table 7: I2T).
+rows tarkit curate download "$sources/datacomp.parquet" --limit "${LIMIT:-20000000}" --out "$work/datacomp"
+for part in recap_cc12m recap_558k recap_118k llava; do
+    rows tarkit curate ingest "$sources/$part" --questions "$sources/$part.json" --limit "$limit" --out "$work/$part"
+done
 echo "$work"

@@ -7,7 +7,7 @@ same command again makes only shards that are missing or stale. The same input g
 """
 
 import json
-import re
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +17,20 @@ import numpy as np
 import pyarrow as pa
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
-from tarkit.artifacts.files import whole_file
-from tarkit.artifacts.manifest import begin_directory, read_manifest
+from tarkit.artifacts.files import remove_file, whole_file
+from tarkit.artifacts.manifest import (
+    DAMAGED,
+    MANIFEST,
+    SHARD_NAME,
+    begin_directory,
+    read_manifest,
+)
 from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 
 PREFIX = "tarkit."
-SHARD_NAME = re.compile(r"[0-9]{5,}")
 
 
 class Source(Protocol):
@@ -74,7 +79,9 @@ class Artifact:
 
     def missing(self) -> list[str]:
         """Planned shards that do not exist yet."""
-        return [name for name in self.shards if not self.shard_path(name).exists()]
+        # One listing: to ask for each file takes minutes on some network disks.
+        files = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        return [name for name in self.shards if self.shard_path(name).name not in files]
 
     def require_complete(self) -> None:
         """Raises UserError that names the missing shards."""
@@ -113,8 +120,21 @@ class Artifact:
     # ---- reading ------------------------------------------------------------------------------
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of a shard (for images: of its index), all columns or those named."""
-        return read_parquet(self._existing(name), columns)
+        """The rows of a shard (for images: of its index), all columns or those named.
+
+        Raises UserError for a damaged shard and for columns of other types than this kind has.
+        """
+        path = self._existing(name)
+        table = read_parquet(path, columns)
+        expected = self.schema
+        for column in table.schema:
+            if column.name in expected.names and column.type != expected.field(column.name).type:
+                raise UserError(
+                    f"{path} has {column.name} as {column.type}, where {self.kind} have "
+                    f"{expected.field(column.name).type}",
+                    hint=f"rm {path} and run the command that made it again",
+                )
+        return table
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows of a shard as dicts; slow for codes, whose column buffers are faster."""
@@ -204,14 +224,16 @@ class Artifact:
         """Writes a tar (`KEY.png`, `KEY.json`) and then its index; blobs are (extension, bytes).
 
         One pair is in memory at a time. A failed row has None for a blob and stands in the index
-        alone.
+        alone. An index that exists is removed before its tar is replaced, so that a process killed
+        between the two leaves a shard that is missing, and never one whose parts do not fit.
         """
         if self.kind != "images":
             raise ValueError(f"{self.path} holds {self.kind}, not images")
         with whole_file(self.tar_path(name)) as temporary:
-            rows = write_tar(temporary, pictures)
+            rows = write_tar(temporary, pictures, self.schema)
             table = checked_table(self.kind, self.settings, rows)
             self._check_planned(name, table)
+            remove_file(self.shard_path(name))
         metadata = {PREFIX + "tar_sha256": file_sha256(self.tar_path(name))}
         self._write_table(name, table, metadata=metadata, source_sha256=source_sha256)
 
@@ -305,10 +327,24 @@ def shard_plan(num_rows: int, shard_size: int) -> dict[str, int]:
 
 
 def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
+    for key in ("settings", "parents", "shards", "counts"):
+        if key not in manifest:
+            raise UserError(f"{path / MANIFEST} has no {key}", hint=DAMAGED)
+    kind, settings = manifest["kind"], manifest["settings"]
+    try:
+        missing = [key for key in needed_settings(kind, settings) if key not in settings]
+        schema_of(kind, settings)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        missing = [str(error)]
+    if missing:
+        raise UserError(
+            f"{path / MANIFEST}: its settings are not those of {kind}: {', '.join(missing)}",
+            hint=DAMAGED,
+        )
     return Artifact(
         path=path,
-        kind=manifest["kind"],
-        settings=manifest["settings"],
+        kind=kind,
+        settings=settings,
         shards=tuple(manifest["shards"]),
         parents=manifest["parents"],
         counts=manifest["counts"],

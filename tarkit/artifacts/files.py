@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import os
 import re
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tarkit.errors import UserError
 
 MAX_LINE_CHARS = 256 << 20
 """The limit of a line and of a CSV cell, which may hold a picture in base64."""
+MAX_JSON_BYTES = 256 << 20
+MAX_DEPTH = 64
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -79,6 +83,50 @@ def read_lines(path: Path, *, hint: str = "") -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\n")
 
 
+def read_object(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """The JSON object in a file that may come from elsewhere.
+
+    Raises UserError with `hint` where it cannot be read, is too large, is not one object of JSON,
+    or nests objects and lists `MAX_DEPTH` deep.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES or not path.is_file():
+            raise ValueError(f"it has {size:,} bytes, or is no file")
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        if is_deep(value):
+            raise RecursionError
+    except UnicodeDecodeError:
+        why = "it is not UTF-8 text"
+    except json.JSONDecodeError as error:
+        why = f"it is not JSON: {error}"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except RecursionError:
+        why = f"it holds tables in tables to a depth of {MAX_DEPTH} and more"
+    except ValueError as error:
+        why = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        why = f"it holds a {type(value).__name__}, not a table"
+    raise UserError(f"{path} cannot be read: {why}", hint=hint)
+
+
+def is_deep(value: Any) -> bool:
+    """Whether objects and lists nest too deep for the functions that walk through them."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = inner
+    return bool(level)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; missing folders are made."""
     with whole_file(path) as temporary:
@@ -113,15 +161,26 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it exists, and wait until its name is gone from the disk."""
+    if path.exists():
+        path.unlink()
+        _sync(path.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write whole files to; at the end of the block it becomes `path`.
+    """An empty folder to write to; at the end of the block it becomes `path`.
 
-    `path` must not exist or must be an empty folder; else OSError is raised at the end.
+    It appears whole or not at all, even if the machine stops: all that is in it is synced to the
+    disk before it is renamed. `path` must not exist or must be an empty folder; else OSError is
+    raised at the end.
     """
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
+        for written in (*temporary.rglob("*"), temporary):
+            _sync(written)
         os.replace(temporary, path)
         _sync(path.parent)
 

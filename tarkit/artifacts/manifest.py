@@ -8,15 +8,18 @@ compare theirs with it.
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import write_once
+from tarkit.artifacts.files import read_object, write_once
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
+SHARD_NAME = re.compile(r"[0-9]{5,18}")
+DAMAGED = "copy it again from where it was made, or make the directory again with another --out"
 NOTHING_NEAR = "name the --out of an earlier command; tarkit curate --help lists the first ones"
 
 
@@ -26,18 +29,46 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises UserError when there is none or it cannot be read.
     """
     place = path / MANIFEST
-    try:
-        manifest = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fault = f"is not an artifact: it has no {MANIFEST}" if path.exists() else "does not exist"
-        raise UserError(f"{path} {fault}", hint=_begin_hint(path)) from None
-    except NotADirectoryError:
-        raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path)) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{place} cannot be read: {error}") from None
-    if not isinstance(manifest, dict) or "kind" not in manifest:
-        raise UserError(f"{place} is not a tarkit manifest: it names no kind")
+    if path.is_file():
+        raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path))
+    if not place.exists():
+        why = f"is not an artifact: it has no {MANIFEST}" if path.exists() else "does not exist"
+        raise UserError(f"{path} {why}", hint=_begin_hint(path))
+    manifest = read_object(place, hint=DAMAGED)
+    fault = _fault(manifest)
+    if fault:
+        raise UserError(f"{place} is not a tarkit manifest: {fault}", hint=DAMAGED)
     return manifest
+
+
+def _fault(manifest: Mapping[str, Any]) -> str | None:
+    """What is wrong with a manifest; None where everything in it is as tarkit writes it."""
+    if not isinstance(manifest.get("kind"), str):
+        return "it names no kind"
+    for key in ("settings", "parents"):
+        if not isinstance(manifest.get(key, {}), dict):
+            return f"its {key} are not a table"
+    for name, parent in manifest.get("parents", {}).items():
+        texts = ("path", "kind", "manifest_sha256")
+        if not isinstance(parent, dict) or not all(isinstance(parent.get(t), str) for t in texts):
+            return f"its input {name} lacks one of {', '.join(texts)}"
+        if "\0" in parent["path"]:
+            return f"its input {name} has a path that no file can have"
+    shards, counts = manifest.get("shards", []), manifest.get("counts", {})
+    if not isinstance(shards, list) or not isinstance(counts, dict):
+        return "its shards are not a list, or their counts not a table"
+    names = [name for name in [*shards, *counts] if not _is_shard_name(name)]
+    if names or len(set(shards)) != len(shards):
+        return (
+            f"shards have names of five or more digits, each once, and not {names[:1] or 'twice'}"
+        )
+    if not all(type(count) is int and count >= 0 for count in counts.values()):
+        return "its counts are not numbers of rows"
+    return None
+
+
+def _is_shard_name(name: Any) -> bool:
+    return isinstance(name, str) and SHARD_NAME.fullmatch(name) is not None
 
 
 def write_manifest_once(path: Path, manifest: Mapping[str, Any]) -> bool:

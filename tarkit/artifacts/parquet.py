@@ -23,10 +23,11 @@ FOOTER_END = b"PAR1"
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table with zstd.
 
-    Codes are near-uniform numbers in 32-bit columns, so their bytes are split into streams.
+    Codes and latents are near-uniform numbers in 32-bit columns, so their bytes are split into
+    streams.
     """
     names = table.schema.names
-    codes = [name for name in names if name.startswith("codes_") or name == "vq_codes"]
+    codes = [name for name in names if name.startswith("codes_") or name in ("vq_codes", "latents")]
     pq.write_table(
         table,
         path,
@@ -46,7 +47,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         unknown = [column for column in columns or () if column not in names]
         if unknown:
             raise UserError(f"{path} has no column {unknown[0]!r}; it has {', '.join(names)}")
-        return file.read(columns=list(columns) if columns else None)
+        # A small shard costs a thread less than several.
+        threads = file.num_row_groups > 1
+        return file.read(columns=list(columns) if columns else None, use_threads=threads)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The rank of this process, and the number of processes: each makes names[rank::world]."""
 
 import os
+import re
 
 from tarkit.errors import UserError
 
@@ -33,7 +34,7 @@ def rank_and_world() -> tuple[int, int]:
 
 def _number(variable: str) -> int:
     text = os.environ.get(variable)
-    if text is None or not text.isdigit():
+    if text is None or not re.fullmatch("[0-9]{1,9}", text):
         raise UserError(f"the environment variable {variable} is {text!r}: expected a number")
     return int(text)
 

@@ -46,6 +46,12 @@ IMAGES = pa.schema(
         *OUTCOME,
     ]
 )
+# Of images that were found on the web; the artifact's setting `origin` says that they are there.
+ORIGIN = [
+    pa.field("url", pa.string()),
+    pa.field("original_width", pa.int32()),
+    pa.field("original_height", pa.int32()),
+]
 PROMPTS = pa.schema(
     [
         (name, pa.string())
@@ -83,12 +89,17 @@ NEEDED_SETTINGS = {
 # Further settings of tokens that hold the codes of an image VQ, all of them or none: its sha256,
 # the size of its codebook, the side of its grid of codes, and the side of the pictures in pixels.
 VQ_SETTINGS = ("vqvae_sha256", "vq_codebook_size", "vq_side", "vq_size_px")
+# Of tokens that hold the latents of a SANA's VAE: its sha256, channels and side of the latents, and
+# the side of the pictures in pixels.
+LATENT_SETTINGS = ("vae_sha256", "latent_channels", "latent_side", "latent_size_px")
 
 
 def needed_settings(kind: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The settings that an artifact of the kind needs, and that every shard holds as metadata."""
-    has_vq_codes = kind == "tokens" and any(key in settings for key in VQ_SETTINGS)
-    return NEEDED_SETTINGS.get(kind, ()) + (VQ_SETTINGS if has_vq_codes else ())
+    needed = NEEDED_SETTINGS.get(kind, ())
+    for optional in (VQ_SETTINGS, LATENT_SETTINGS) if kind == "tokens" else ():
+        needed += optional if any(key in settings for key in optional) else ()
+    return needed
 
 
 def code_type(codebook_size: int) -> pa.DataType:
@@ -98,7 +109,7 @@ def code_type(codebook_size: int) -> pa.DataType:
 
 
 def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
-    """Columns of a shard; those of tokens and scores follow from the artifact's settings."""
+    """Columns of a shard; those of tokens, scores and images depend on the artifact's settings."""
     if kind == "tokens":
         codes = [
             (f"codes_{scale}", pa.list_(pa.uint16(), side * side))
@@ -107,10 +118,15 @@ def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
         if "vq_side" in settings:
             width = code_type(settings["vq_codebook_size"])
             codes.append(("vq_codes", pa.list_(width, settings["vq_side"] ** 2)))
+        if "latent_side" in settings:
+            values = settings["latent_channels"] * settings["latent_side"] ** 2
+            codes.append(("latents", pa.list_(pa.float32(), values)))
         return pa.schema([*ABOUT_PICTURE, *TEXTS, *codes, *OUTCOME])
     if kind == "scores":
         scores = [(name, pa.float64()) for name in settings["columns"]]
         return pa.schema([("key", pa.string()), *scores, *OUTCOME])
+    if kind == "images" and settings.get("origin"):
+        return pa.schema([*IMAGES, *ORIGIN])
     fixed = {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS, "judgements": JUDGEMENTS}
     return fixed[kind]
 
@@ -197,9 +213,11 @@ def _check_codes(table: pa.Table, codebook_size: int, vq_codebook_size: int | No
     if vq_codebook_size is not None:
         sizes["vq_codes"] = vq_codebook_size
     sound = pc.equal(table["status"], "ok")
-    for name, size in sizes.items():
+    latents = [name for name in table.schema.names if name == "latents"]
+    for name in [*sizes, *latents]:
         if not pc.all(pc.equal(sound, pc.is_valid(table[name])), min_count=0).as_py():
-            raise ValueError(f"{name}: an ok row has codes and a failed row has none")
+            raise ValueError(f"{name}: an ok row has them and a failed row has none")
+    for name, size in sizes.items():
         highest = pc.max(pc.list_flatten(table[name])).as_py()
         if highest is not None and highest >= size:
             raise ValueError(f"{name} has the code {highest} of a codebook of {size}")

@@ -1,14 +1,18 @@
-"""Shares shards among the cores of one machine; ranks.py shares them among machines."""
+"""Shares shards, or what stands in one, among the cores of a machine; ranks.py among machines."""
 
+import collections
+import contextlib
+import functools
+import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from tarkit.errors import UserError
+from tarkit.errors import UserError, explained
 from tarkit.progress import Progress
 
 
@@ -18,6 +22,11 @@ class _Refusal(NamedTuple):
     message: str
     hint: str
 
+
+ENDED = "a worker process ended{}; its traceback is above, or it was killed (out of memory?)"
+WINDOW = 4
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 Report = Callable[[int, int], None]
 """Takes the numbers of rows that are done and, among them, failed since the last call."""
@@ -33,7 +42,7 @@ def make_shards(job: Job, names: Sequence[str], *, num_workers: int, progress: P
     `names[i::num_workers]`. Raises the UserError of a worker, or RuntimeError when a worker ends
     with another error.
     """
-    num_workers = min(len(names), num_workers or _num_cores())
+    num_workers = min(len(names), num_workers or num_cores())
     if num_workers > 1:
         _in_processes(job, names, num_workers, progress)
         return
@@ -66,13 +75,84 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
                     ended = workers.pop(ready)
                     ended.join()
                     if ended.exitcode != 0:
-                        raise RuntimeError(
-                            f"a worker process ended with code {ended.exitcode}; its traceback "
-                            "is above, or it was killed (out of memory?)"
-                        ) from None
+                        raise RuntimeError(ENDED.format(f" with code {ended.exitcode}")) from None
     finally:
         for worker in workers.values():
             worker.terminate()
+
+
+@contextlib.contextmanager
+def mapping_workers(
+    function: Callable[[Argument], Result], num_workers: int
+) -> Iterator[Callable[[Iterable[Argument]], Iterator[Result]]]:
+    """A map of `function` in `num_workers` processes, whose results come in order.
+
+    With one worker it is done in this process. `function` is pickled; an argument must be small (a
+    kilobyte), a result may be large. At most WINDOW arguments of a worker are under way. The map
+    raises the UserError of a worker, or RuntimeError when a worker ends.
+    """
+    if num_workers <= 1:
+        yield functools.partial(map, function)
+        return
+    context = multiprocessing.get_context("spawn")  # as below
+    workers: list[BaseProcess] = []
+    pipes: list[Connection] = []
+    try:
+        for _ in range(num_workers):
+            here, there = context.Pipe()
+            workers.append(context.Process(target=_answer, args=(function, there), daemon=True))
+            workers[-1].start()
+            there.close()
+            pipes.append(here)
+        yield functools.partial(_in_order, pipes)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _in_order(pipes: Sequence[Connection], arguments: Iterable[Any]) -> Iterator[Any]:
+    waiting: collections.deque[Connection] = collections.deque()
+    try:
+        for pipe, argument in zip(itertools.cycle(pipes), arguments, strict=False):
+            if len(waiting) == WINDOW * len(pipes):
+                yield _received(waiting.popleft())
+            pipe.send(argument)
+            waiting.append(pipe)
+        while waiting:
+            yield _received(waiting.popleft())
+    except (EOFError, ConnectionError):
+        raise RuntimeError(ENDED.format("")) from None
+
+
+def _received(pipe: Connection) -> Any:
+    result = pipe.recv()
+    if isinstance(result, _Refusal):
+        raise UserError(result.message, hint=result.hint)
+    return result
+
+
+def _answer(function: Callable[[Any], Any], pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended, or was killed
+        while True:
+            argument = pipe.recv()
+            try:
+                result = function(argument)
+            except Exception as fault:
+                error = explained(fault)
+                if error is None:
+                    raise
+                result = _Refusal(error.message, error.hint)
+            pipe.send(result)
+
+
+def num_cores() -> int:
+    """Cores that this process may use: in a container or job fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
@@ -80,14 +160,10 @@ def _work(job: Job, names: Sequence[str], sender: Connection) -> None:
     try:
         for name in names:
             job(name, lambda done, failed: sender.send((done, failed)))
-    except UserError as error:
-        sender.send(_Refusal(error.message, error.hint))
     except BrokenPipeError:  # the parent was killed
         return
-
-
-def _num_cores() -> int:
-    """Cores that this process may use: in a container or job fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except Exception as fault:
+        error = explained(fault)
+        if error is None:
+            raise
+        sender.send(_Refusal(error.message, error.hint))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import whole_file, write_whole
+from tarkit.artifacts.manifest import MANIFEST, begin_directory, file_sha256
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -17,6 +18,7 @@ from tarkit.checkpoints.directory import (
     read_config,
     require_weights,
 )
+from tarkit.checkpoints.published_directory import PUBLISHED, write_published
 from tarkit.checkpoints.sana import copy_dif_dtok
 from tarkit.checkpoints.tar_config import AssembleConfig
 from tarkit.config import load_config
@@ -37,17 +39,27 @@ def run(
 ) -> Path:
     """Copy the parts into `out`, with `half_precision` as float16; returns `out`.
 
-    `dif_dtok` is a trained Dif-DTok that the model may draw with as well; it is copied as it is.
-    Raises UserError when a part is unfinished, or was trained with another tokenizer or image VQ.
+    Tokenizer, AR-DTok and image VQ may be published files. A published AR-DTok does not say which
+    tokenizer it was trained with, so that this is not compared. `dif_dtok` is a trained Dif-DTok
+    that the model may draw with as well; it is copied as it is. The same parts may be assembled
+    again, with other settings. Raises UserError when a part is unfinished, or was trained with
+    another tokenizer or image VQ, and when `out` was begun with other parts: stopped between two,
+    it would be a mixture of both.
     """
     settings = load_config(AssembleConfig, config, overrides)
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
     given = {**parts, "dif_dtok": dif_dtok} if dif_dtok else parts
-    configs = {kind: read_config(path, kind) for kind, path in given.items()}
+    configs = {
+        kind: {"sha256": file_sha256(path), PUBLISHED: path.name}
+        if path.is_file()
+        else read_config(path, kind)
+        for kind, path in given.items()
+    }
     tokenizer_sha256 = configs["ta_tok"]["sha256"]
     for kind in [kind for kind in configs if kind not in ("ta_tok", "vqvae")]:
         trained_with = configs[kind].get("tokenizer_sha256")
-        if trained_with != tokenizer_sha256:
+        is_silent = trained_with is None and PUBLISHED in configs[kind]
+        if trained_with != tokenizer_sha256 and not is_silent:
             raise UserError(
                 f"{given[kind]} was trained with tokenizer {str(trained_with)[:12]}, "
                 f"{tokenizer} is {tokenizer_sha256[:12]}",
@@ -55,10 +67,18 @@ def run(
             )
     _check_vqvae(configs, parts)
     for path in given.values():
-        require_weights(path)
+        if not path.is_file():
+            require_weights(path)
+    identities = {kind: each["sha256"] for kind, each in configs.items()}
+    copied = {"sha256": identities, "half_precision": half_precision}
+    if not (out / MANIFEST).exists():
+        (out / CONFIG).unlink(missing_ok=True)  # complete again only with these parts
+    begin_directory(out, "tar", settings=copied, parents=given)
     if dif_dtok:
         copy_dif_dtok(dif_dtok, out / "dif_dtok")
     for kind, path in parts.items():
+        if path.is_file():
+            write_published(path, out / kind)
         for name in (CONFIG, "run.toml", TOKENIZER, WEIGHTS):
             if (path / name).exists():
                 with whole_file(out / kind / name) as copy:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tarkit.artifacts.digests import file_sha256, require_sha256
-from tarkit.artifacts.files import whole_file, write_whole
+from tarkit.artifacts.files import read_object, whole_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.config import Config, write_toml
 from tarkit.errors import UserError
@@ -128,12 +128,7 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
             f"{path} is no model directory: it holds no {CONFIG}",
             hint=_unfinished(path) if _in_training(path) else f"tarkit inspect {path}",
         )
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not JSON: {error}", hint=f"tarkit inspect {path}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is not a JSON object", hint=f"tarkit inspect {path}")
+    config = read_object(file, hint=f"tarkit inspect {path}")
     if kind is not None and config.get("kind") != kind:
         actual_kind = config.get("kind") or f"a {config.get('model_type', 'foreign')} model"
         raise UserError(
@@ -171,7 +166,10 @@ def read_arch(cls: type[ArchT], path: Path, config: Mapping[str, Any]) -> ArchT:
     try:
         return cls.model_validate(config.get("arch"))
     except pydantic.ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        faults = [
+            ": ".join([*filter(None, [".".join(map(str, e["loc"]))]), e["msg"]])
+            for e in error.errors()
+        ]
         raise UserError(
             f"{path / CONFIG}: arch is not one of tarkit's {cls.__name__}: {'; '.join(faults)}",
             hint=f"tarkit inspect {path}",
@@ -199,7 +197,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, RecursionError, KeyError, ValueError) as error:
         raise damaged(file, error) from None
 
 
@@ -238,6 +236,11 @@ def fill(model: ModuleT, state: Mapping[str, Tensor], file: Path, hint: str) -> 
         f"{k} is {list(v.shape)}, expected {list(expected[k].shape)}"
         for k, v in state.items()
         if k in expected and expected[k].shape != v.shape
+    ]
+    faults += [
+        f"{k} holds {v.dtype}, expected {expected[k].dtype}"
+        for k, v in state.items()
+        if k in expected and expected[k].is_floating_point() != v.is_floating_point()
     ]
     if faults:
         more = f" and {len(faults) - 6} more" if len(faults) > 6 else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import whole_folder
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
@@ -21,8 +21,9 @@ from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
 def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     """Write `model`'s language model to `out`, which must be empty or missing.
 
-    `precision` is float32, bfloat16 or float16. Raises UserError when `out` is not empty, or a
-    weight is beyond the range of `precision`.
+    `out` appears whole: after a kill, the same command writes it from the start. `precision` is
+    float32, bfloat16 or float16. Raises UserError when `out` is not empty, or a weight is beyond
+    the range of `precision`.
     """
     dtype = precision_of(precision)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -42,9 +43,10 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     network.generation_config = type(network.generation_config)(
         eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
     )
-    network.save_pretrained(out)
-    _write_tokenizer(vocabulary, out, max_length=network.config.max_position_embeddings)
-    write_whole(out / "README.md", _card(str(model), loaded, precision).encode())
+    with whole_folder(out) as folder:
+        network.save_pretrained(folder)
+        _write_tokenizer(vocabulary, folder, max_length=network.config.max_position_embeddings)
+        (folder / "README.md").write_text(_card(str(model), loaded, precision), encoding="utf-8")
     return out
 
 

@@ -232,6 +232,29 @@ def find_folder(named: Path) -> Path:
     return folder
 
 
+def find_language_model(named: Path) -> Path:
+    """The folder of a language model by a path, a model's name, or the hub id of any causal LM.
+
+    Of an assembled model it is the language model's part. A path that does not exist is returned as
+    it is, because its reader raises the error. Nothing is fetched. Raises UserError for a name or
+    id that is not whole in the hub's cache.
+    """
+    folder = EMBEDDED.get(str(named), named)
+    if folder.exists():
+        return folder / "mllm" if (folder / "mllm" / "config.json").exists() else folder
+    repo = LANGUAGE_MODELS.get(str(named).lower())
+    if repo is None:
+        return find_folder(named) if HUB_ID.fullmatch(str(named)) else named
+    path = cached(HubFile(repo))
+    if path is None:
+        raise UserError(
+            f"{named} is not complete on this machine; missing: {HubFile(repo)} (looked for in "
+            f"{cache_dir()})",
+            hint=f"tarkit models fetch {named}",
+        )
+    return path
+
+
 def _in_folder(mllm: Path | HubFile, place: HubFile) -> Path | None:
     """A published file in the language model's folder; Dif-DTok's is in a subfolder of it."""
     if not isinstance(mllm, Path):

@@ -6,6 +6,8 @@ whose tokenizer.json has Tar's visual tokens as added tokens.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import (
     CONFIG,
     REFETCH,
@@ -47,6 +50,10 @@ if TYPE_CHECKING:
 # A published file may also hold TA-Tok, as a vision tower; it is ignored here.
 VISION_TOWER = "model.vision_tower."
 
+# Limits of what a config.json may claim; the largest models known have 126 layers and 512 experts.
+PARTS = re.compile("layer|expert|block|depth|head(?!_dim)|group")
+MAX_PARTS, MAX_SIZE = 1024, 1 << 24
+
 
 @dataclass(frozen=True)
 class LoadedMllm:
@@ -63,13 +70,11 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
     `path` is a model directory of tarkit or a published one. Raises UserError when a file is
     missing or does not fit the others.
     """
-    from tarkit.models.mllm import skeleton
-
     config = read_config(path)
     if "kind" not in config and config.get("model_type") in PUBLISHED_LMS:
         return _published_mllm(path, config, dtype)
     config = read_config(path, "mllm")
-    model = skeleton(config["arch"])
+    model = _skeleton(config.get("arch"), path)
     state = _with_tied(model, read_weights(path, dtype))
     fill_directory(model, state, path)
     model.tie_weights()
@@ -78,8 +83,6 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
 
 def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedMllm:
     """Tar's published language model; all tensors must fit, except those of the vision tower."""
-    from tarkit.models.mllm import skeleton
-
     try:
         text, visual = split_tokenizer(_tokenizer_json(path))
     except (ValueError, KeyError, TypeError) as error:
@@ -104,13 +107,31 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
     arch = {**config, "model_type": "qwen2", "vocab_size": visual.size}
     for name in ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"):
         arch.pop(name, None)
-    try:
-        model = skeleton(arch)
-    except Exception as error:  # transformers raises many types for a bad config
-        raise UserError(f"{path / CONFIG} makes no model: {error}", hint=REFETCH) from None
+    model = _skeleton(arch, path)
     fill(model, _with_tied(model, state), path, REFETCH)
     model.tie_weights()
     return LoadedMllm(model, Vocabulary(text=text, visual=visual), dict(config))
+
+
+def _skeleton(arch: Any, path: Path) -> PreTrainedModel:
+    """A language model without weights, of the sizes in a config.json.
+
+    Raises UserError for sizes that make none, and for claims beyond any language model: a network
+    is built before its weights are looked at.
+    """
+    from tarkit.models.mllm import skeleton
+
+    if not isinstance(arch, dict):
+        raise UserError(f"{path / CONFIG} has no table `arch`", hint=REFETCH)
+    for name, value in arch.items():
+        limit = MAX_PARTS if PARTS.search(name) else MAX_SIZE
+        if isinstance(value, int) and value > limit and "theta" not in name:
+            raise UserError(f"{path / CONFIG}: {name} = {value} is above {limit}", hint=REFETCH)
+    try:
+        return skeleton(arch)
+    except Exception as error:  # transformers raises many types for a bad config
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path / CONFIG} makes no model: {reason}", hint=REFETCH) from None
 
 
 def _with_tied(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,6 +166,15 @@ def require_readable(model: PreTrainedModel) -> None:
         raise ValueError(f"{family} models compute something else when they are loaded again")
 
 
+def weights_sha256(path: Path) -> str:
+    """The sha256 of a language model's weights; of several files, that of their names and sums."""
+    files = indexed_files(path)
+    if not files:
+        return file_sha256(require_weights(path))
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def stored_arch(model: PreTrainedModel) -> dict[str, Any]:
     """The transformers config of a model as its config.json holds it."""
     arch = model.config.to_diff_dict()
@@ -160,9 +190,16 @@ def read_vocabulary(path: Path, config: Mapping[str, Any]) -> Vocabulary:
     visual = config.get("visual")
     return Vocabulary(
         text=text,
-        visual=VisualVocabulary(**visual) if visual else None,
+        visual=_visual(visual, path) if visual else None,
         system=config.get("system"),
     )
+
+
+def _visual(visual: Any, path: Path) -> VisualVocabulary:
+    names = ("first_id", "num_codes")
+    if not isinstance(visual, dict) or not all(type(visual.get(name)) is int for name in names):
+        raise UserError(f"{path / CONFIG}: visual is not {' and '.join(names)}", hint=REFETCH)
+    return VisualVocabulary(**{name: visual[name] for name in names})
 
 
 def read_text_tokenizer(path: Path) -> TextTokenizer:

@@ -41,10 +41,17 @@ from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale
 
 
-def _empty(build: Callable[[Any], ModuleT], arch: Config) -> ModuleT:
-    """A network on the meta device, which takes no memory until its weights are assigned."""
-    with torch.device("meta"):
-        return build(arch)
+def _empty(build: Callable[[Any], ModuleT], arch: Config, path: Path) -> ModuleT:
+    """A network on the meta device, which takes no memory until its weights are assigned.
+
+    Raises UserError for sizes that make no network, such as a width that heads do not divide.
+    """
+    try:
+        with torch.device("meta"):
+            return build(arch)
+    except (ValueError, ArithmeticError, AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: its sizes make no network: {reason}", hint=REFETCH) from None
 
 
 def _load(
@@ -58,13 +65,13 @@ def _load(
         model = _from_published(read_published(path), path, kind, build, dtype)
         return model, remembered_sha256(path)
     config = read_config(path, kind)
-    model = _empty(build, read_arch(MODELS[kind][0], path, config))
+    model = _empty(build, read_arch(MODELS[kind][0], path, config), path)
     return fill_directory(model, read_weights(path, dtype), path), str(config["sha256"])
 
 
 def check_published(published: Published, path: Path) -> None:
     """UserError where a published file's weights do not fit its own sizes."""
-    fill(_empty(MODELS[published.kind][1], published.arch), published.state, path, REFETCH)
+    fill(_empty(MODELS[published.kind][1], published.arch, path), published.state, path, REFETCH)
 
 
 def _from_published(
@@ -81,7 +88,7 @@ def _from_published(
             hint=f"tarkit models convert {path} --out DIR",
         )
     state = in_precision(published.state, dtype)
-    return fill(_empty(build, published.arch), state, path, REFETCH)
+    return fill(_empty(build, published.arch, path), state, path, REFETCH)
 
 
 def model_sha256(path: Path, kind: str) -> str:
@@ -101,7 +108,7 @@ def load_encoder(path: Path) -> VisionEncoder:
     """
     if is_siglip(path):
         arch, state = read_siglip(path)
-        return fill(_empty(VisionEncoder, arch), state, path, REFETCH)
+        return fill(_empty(VisionEncoder, arch, path), state, path, REFETCH)
     return _load(Path(path), "encoder", VisionEncoder)[0]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.files import read_object
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtokArch
@@ -176,6 +176,9 @@ def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is {type(value).__name__}, not a tensor", hint=HINT)
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            what = f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", "")
+            raise UserError(f"{path}: {name!r} is not a plain tensor: {what}", hint=HINT)
     return dict(state)
 
 
@@ -307,8 +310,8 @@ def _teacher(teacher: Any, path: Path) -> EncoderArch:
         )
     if config.stat().st_size > TEACHER_LIMIT:
         raise UserError(f"{config} has more than {TEACHER_LIMIT:,} bytes", hint=HINT)
+    content = read_object(config, hint=HINT)
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
         vision = content.get("vision_config", content)
         values = {
             "size_px": vision["image_size"],

@@ -7,6 +7,7 @@ classes that the folder names are neither loaded nor run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,16 +18,31 @@ import torch
 from torch import Tensor
 
 from tarkit.artifacts.files import whole_file, whole_folder
+from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import CONFIG
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
 from tarkit.checkpoints.published_pth import read_tensor
 from tarkit.errors import UserError
+from tarkit.models.pixel_range import signed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
 MAX_SIZE_PX = 4096  # of the largest SANA; a config.json may state any size
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+
+
+def vae_downsampling(vae: AutoencoderDC) -> int:
+    """Side of a picture in pixels over the side of its latents."""
+    return int(2 ** (len(vae.config.encoder_block_out_channels) - 1))
+
+
+@torch.no_grad()
+def vae_latents(vae: AutoencoderDC, pixels: Tensor) -> Tensor:
+    """uint8 (B, 3, S, S) -> the VAE's latents (B, C, h, w) in SANA's scale, in float32."""
+    with torch.autocast(pixels.device.type, enabled=False):
+        encoded: Tensor = vae.encode(signed(pixels)).latent
+    return encoded * float(vae.config.scaling_factor)
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Sana:
     @property
     def downsampling(self) -> int:
         """Side of a picture in pixels over the side of its latents."""
-        return int(2 ** (len(self.vae.config.encoder_block_out_channels) - 1))
+        return vae_downsampling(self.vae)
 
     @property
     def condition_width(self) -> int:
@@ -88,24 +104,45 @@ def load_sana(folder: Path, dtype: torch.dtype, *, hint: str) -> Sana:
 
     Raises UserError with `hint` when a part is missing or does not fit.
     """
-    try:
-        from diffusers import AutoencoderDC, SanaTransformer2DModel
-    except ImportError as error:
-        raise UserError(
-            f"the diffusion de-tokenizer needs diffusers: {error}",
-            hint="pip install 'tarkit[dif]'",
-        ) from None
+    _require_diffusers()
+    from diffusers import SanaTransformer2DModel
 
     absent = [name for name in SANA_PARTS if not (folder / name).exists()]
     if absent:
         raise UserError(f"{folder} is not a SANA: it lacks {', '.join(absent)}", hint=hint)
     sana = Sana(
-        vae=_strict(AutoencoderDC, folder / "vae", torch.float32, hint),
+        vae=load_vae(folder, hint=hint),
         transformer=_strict(SanaTransformer2DModel, folder / "transformer", dtype, hint),
         scheduler=_scheduler(folder / "scheduler", hint),
     )
     _check_sizes(sana, folder, hint)
     return sana
+
+
+def load_vae(folder: Path, *, hint: str) -> AutoencoderDC:
+    """The VAE of a SANA's folder, float32 and in eval mode; UserError with `hint` without one."""
+    _require_diffusers()
+    from diffusers import AutoencoderDC
+
+    vae: AutoencoderDC = _strict(AutoencoderDC, folder / "vae", torch.float32, hint)
+    return vae
+
+
+def vae_sha256(folder: Path) -> str:
+    """The identity of the VAE in a SANA's folder: of the names and bytes of its files."""
+    files = sorted(file for file in (folder / "vae").iterdir() if file.is_file())
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _require_diffusers() -> None:
+    try:
+        import diffusers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"the diffusion de-tokenizer needs diffusers: {error}",
+            hint="pip install 'tarkit[dif]'",
+        ) from None
 
 
 def read_negative(folder: Path, width: int, *, hint: str) -> Tensor:

@@ -7,7 +7,6 @@ keep their aspect ratio and therefore have no square grid.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import pydantic
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.files import read_object
 from tarkit.checkpoints.directory import CONFIG, REFETCH, in_precision, read_config
 from tarkit.checkpoints.stored_tensors import StoredTensor, stored_tensors
 from tarkit.errors import UserError
@@ -48,18 +48,33 @@ PATCHES = "embeddings.patch_embedding.weight"
 def is_siglip(path: Path) -> bool:
     """Whether a path is a transformers folder of a SigLIP or SigLIP 2 model."""
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_object(path / CONFIG)
+    except UserError:
         return False
-    return isinstance(config, dict) and config.get("model_type") in FAMILIES
+    return config.get("model_type") in FAMILIES
 
 
 def read_siglip(path: Path) -> tuple[EncoderArch, dict[str, Tensor]]:
     """Sizes and float32 weights of the vision tower in a folder, by VisionEncoder's names.
 
     The folder holds the whole model or the vision tower alone, as any version of transformers
-    saved it; the text tower is not read. Raises UserError for NaFlex, and for a tower that
-    computes what VisionEncoder does not.
+    saved it; the text tower is not read. Raises UserError where `read_siglip_arch` does.
+    """
+    arch = read_siglip_arch(path)
+    tensors = {
+        name.removeprefix("vision_model."): tensor
+        for name, tensor in stored_tensors(path).items()
+        if not re.match(TEXT_SIDE, name)
+    }
+    if PATCHES in tensors and len(tensors[PATCHES].shape) == 2:
+        raise _naflex(path)
+    return arch, _read(tensors)
+
+
+def read_siglip_arch(path: Path) -> EncoderArch:
+    """Sizes of the vision tower in a folder, whose config.json is enough.
+
+    Raises UserError for NaFlex, and for a tower that computes what VisionEncoder does not.
     """
     config = read_config(path)
     vision = config.get("vision_config", config if "vision" in config["model_type"] else {})
@@ -72,17 +87,6 @@ def read_siglip(path: Path) -> tuple[EncoderArch, dict[str, Tensor]]:
             raise UserError(
                 f"{path / CONFIG}: {key} is {vision[key]!r}, only {value!r} can be read", hint=FIXED
             )
-    tensors = {
-        name.removeprefix("vision_model."): tensor
-        for name, tensor in stored_tensors(path).items()
-        if not re.match(TEXT_SIDE, name)
-    }
-    if PATCHES in tensors and len(tensors[PATCHES].shape) == 2:
-        raise _naflex(path)
-    return _arch(path, vision), _read(tensors)
-
-
-def _arch(path: Path, vision: Mapping[str, Any]) -> EncoderArch:
     sizes = {name: vision.get(key, default) for name, (key, default) in SIZES.items()}
     try:
         return EncoderArch(**sizes, head=vision.get("vision_use_head", True))

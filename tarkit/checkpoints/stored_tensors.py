@@ -5,13 +5,13 @@ A vision tower or an embedding table is a small part of its checkpoint, so the r
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tarkit.artifacts.files import read_object
 from tarkit.checkpoints.directory import REFETCH, WEIGHTS, damaged
 from tarkit.errors import UserError
 
@@ -67,8 +67,8 @@ def indexed_files(path: Path) -> list[Path]:
     if not index.exists():
         return []
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(read_object(index, hint=REFETCH)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index} is not an index of weights: {error!r}", hint=REFETCH) from None
     files = [path / str(name) for name in names]
     for file in files:

@@ -12,6 +12,7 @@ import typer
 
 from tarkit.cli import curate, evaluate, inference, models, report, train
 from tarkit.cli.command import WORDS, guarded, new_group
+from tarkit.terminal import print_warnings
 
 app = new_group(
     "The whole chain of Tar: curate pictures, train each part, encode, generate, describe, score."
@@ -70,4 +71,5 @@ def _engine(
 
 def main() -> None:
     """The console command."""
+    print_warnings()
     app()

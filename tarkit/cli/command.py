@@ -1,12 +1,13 @@
 """Turns functions into commands: bundles of options, exit statuses, errors, commands.jsonl."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
 import shlex
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from tarkit.artifacts.commands import append_command
-from tarkit.errors import UserError
+from tarkit.errors import UserError, explained
+from tarkit.terminal import print_note, printable
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
 
@@ -29,9 +31,26 @@ class _Group(TyperGroup):
         self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
         words = list(args)  # parsing empties the list
-        context = super().make_context(info_name, args, parent=parent, **extra)
+        with _printable_misuse():
+            context = super().make_context(info_name, args, parent=parent, **extra)
         context.meta.setdefault(WORDS, words)  # one dictionary for the root and all below it
         return context
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_misuse():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _printable_misuse() -> Iterator[None]:
+    """Errors about arguments quote them: their message becomes printable."""
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(message, str) and hasattr(error, "exit_code"):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
 
 
 def new_group(help_text: str, **options: Any) -> typer.Typer:
@@ -135,13 +154,20 @@ def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
     `words` are the command's, without `tarkit`: an interrupted command is printed again.
     """
     try:
-        return function()
+        try:
+            return function()
+        except Exception as fault:
+            error = explained(fault)
+            if error is None:
+                raise
+            LOG.debug("explained as a user error", exc_info=True)
+            raise error from None
     except UserError as error:
-        typer.echo(f"error: {error.message}", err=True)
+        print_note(f"error: {error.message}")
         if error.hint:
-            typer.echo(f"next: {error.hint}", err=True)
+            print_note(f"next: {error.hint}")
         return FAILED
     except KeyboardInterrupt:
         again = shlex.join(["tarkit", *words])
-        typer.echo(f"\nstopped; the same command continues from here:\n{again}", err=True)
+        print_note(f"\nstopped; the same command continues from here:\n{again}")
         return INTERRUPTED

@@ -51,15 +51,20 @@ def spread(config: Path, words: Sequence[str]) -> int:
     """
     settings = load_config(EngineConfig, config)
     try:
-        executor = executor_of(settings, words)
-    except ImportError as error:
+        executor_of(settings, words).run()
+    except ImportError as error:  # of datatrove at once, of ray when the tasks begin
         raise UserError(
             f"the engine {settings.engine} is not installed: {error}",
             hint="pip install 'tarkit[scale]'"
             + (" 'datatrove[ray]'" if settings.engine == "ray" else ""),
         ) from None
-    try:
-        executor.run()
+    except FileNotFoundError as error:
+        if settings.engine != "slurm" or error.filename != "sbatch":
+            raise
+        raise UserError(
+            "the engine slurm needs the program sbatch, which is not on this machine",
+            hint='run it on a login node of the cluster, or set engine = "local"',
+        ) from None
     except TaskFailed as error:
         raise UserError(str(error), hint=f"logs are in {settings.logs}") from None
     if settings.engine == "slurm":

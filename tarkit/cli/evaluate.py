@@ -39,6 +39,7 @@ from tarkit.cli.options import (
 )
 from tarkit.cli.output import device_of, scored, show
 from tarkit.eval.benchmarks import LAYOUTS, QUESTIONS
+from tarkit.terminal import print_result
 
 group = new_group("Score a model.")
 
@@ -133,7 +134,7 @@ def eval_generate(
         retry_failed=retry_failed,
         device=device_of(evaluated.device),
     )
-    typer.echo(str(run))
+    print_result(str(run))
     return 0
 
 
@@ -156,7 +157,7 @@ def eval_answer(
         retry_failed=retry_failed,
         device=device_of(evaluated.device),
     )
-    typer.echo(str(run))
+    print_result(str(run))
     return 0
 
 
@@ -207,7 +208,7 @@ def eval_export(
     """Write the pictures or answers of a run in the layout of an official scorer."""
     from tarkit.eval import export as verb
 
-    typer.echo(str(verb.run(run, out=out, layout=layout)))
+    print_result(str(verb.run(run, out=out, layout=layout)))
     return 0
 
 
@@ -223,7 +224,7 @@ def eval_collect(
     """Take in the verdicts of an official scorer."""
     from tarkit.eval import collect
 
-    typer.echo(str(collect.run(run, file, layout=layout, scorer=scorer)))
+    print_result(str(collect.run(run, file, layout=layout, scorer=scorer)))
     return 0
 
 

@@ -24,6 +24,7 @@ from tarkit.cli.options import (
     given,
 )
 from tarkit.cli.output import device_of, part_of, preview_or_run, show
+from tarkit.terminal import print_note
 
 group = typer.Typer()
 
@@ -42,6 +43,15 @@ def encode(
             "needs --set vq_size_px=PIXELS.",
         ),
     ] = None,
+    sana: Annotated[
+        str | None,
+        typer.Option(
+            "--sana",
+            metavar="DIR|HUB-ID",
+            help="A SANA, whose VAE's latents are stored too, for train dif-dtok; "
+            "needs --set latent_size_px=PIXELS.",
+        ),
+    ] = None,
     *,
     stage: StageOptions,
     retry_failed: RetryFailed = False,
@@ -56,6 +66,7 @@ def encode(
         images,
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae") if vqvae else None,
+        sana=sana,
         out=out,
         config=stage.config,
         overrides=stage.overrides or (),
@@ -216,7 +227,7 @@ def reconstruct(
         sampling=given(guidance=guidance) | detokenizer.sampling(),
     )
     for name, reason in result.failed.items():
-        typer.echo(f"failed: {name}: {reason}", err=True)
+        print_note(f"failed: {name}: {reason}")
     facts = {"path": str(result.path), "pictures": result.num_pictures, "failed": result.failed}
     show(facts, str(result.path), as_json)
     return FAILED_ROWS if result.failed else 0

@@ -8,6 +8,7 @@ import typer
 from tarkit.cli.command import command, new_group
 from tarkit.cli.options import (
     ConfigOption,
+    DryRun,
     Dtok,
     Json,
     Out,
@@ -17,12 +18,12 @@ from tarkit.cli.options import (
     Tokenizer,
     Vqvae,
 )
-from tarkit.cli.output import show, trained
+from tarkit.cli.output import part_of, show, trained
 
 export = new_group("Write a model for other programs.")
 
 models = typer.Typer(
-    help="Published models: list, fetch and convert them, without running their code.",
+    help="Published models: list, fetch, convert and push them, without running their code.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
@@ -37,7 +38,12 @@ def assemble(
     ],
     tokenizer: Tokenizer,
     ar_dtok: Annotated[
-        Path, typer.Option("--ar-dtok", metavar="DIR", help="The trained de-tokenizer.")
+        Path,
+        typer.Option(
+            "--ar-dtok",
+            metavar="DIR|NAME",
+            help="The trained de-tokenizer, or a model that has one.",
+        ),
     ],
     vqvae: Vqvae,
     out: Out,
@@ -59,9 +65,9 @@ def assemble(
 
     path = verb.run(
         mllm=mllm,
-        tokenizer=tokenizer,
-        ar_dtok=ar_dtok,
-        vqvae=vqvae,
+        tokenizer=part_of(tokenizer, "ta_tok"),
+        ar_dtok=part_of(ar_dtok, "ar_dtok"),
+        vqvae=part_of(vqvae, "vqvae"),
         out=out,
         dif_dtok=dif_dtok,
         half_precision=half,
@@ -138,6 +144,63 @@ def models_convert(
     from tarkit.checkpoints import convert
 
     return trained(convert.run(file, out=out, precision=precision), as_json)  # type: ignore[arg-type]
+
+
+@command(models, "push", recorded_in=None)
+def models_push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A trained, assembled or exported model.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A hub id: OWNER/NAME.")],
+    licence: Annotated[
+        str,
+        typer.Option("--licence", metavar="ID", help="Of the weights, as apache-2.0 or other."),
+    ],
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trained-on",
+            metavar="TEXT",
+            help="Data that the card names, besides the inputs in the manifest; may be repeated.",
+        ),
+    ] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--base-model", metavar="HUB-ID", help="A model it was trained from; may be repeated."
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Everybody may see it; default: private.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> int:
+    """Upload a model directory to the hub, with a model card, as one commit.
+
+    --dry-run opens no connection and prints the files with their bytes, and the card.
+    Logs, sample sheets and the state of a training stay here.
+    """
+    from tarkit.checkpoints import push
+
+    upload = push.plan(
+        folder,
+        repo,
+        licence=licence,
+        trained_on=trained_on or (),
+        base_models=base_model or (),
+        public=public,
+    )
+    facts = {"repo": repo, "private": upload.private, "licence": licence, "files": upload.sizes}
+    lines = [f"{num_bytes:>15_}  {name}" for name, num_bytes in upload.sizes.items()]
+    visibility = "private" if upload.private else "public"
+    lines.append(f"{sum(upload.sizes.values()):>15_}  bytes in all, to {repo} ({visibility})")
+    if dry_run:
+        show({**facts, "card": upload.card}, "\n".join([*lines, "", upload.card]), as_json)
+        return 0
+    address = push.run(upload)
+    show({**facts, "address": address}, address, as_json)
+    return 0
 
 
 @command(export, "hf", recorded_in=None)

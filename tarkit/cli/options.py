@@ -41,7 +41,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be mad
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the path or text.")]
 
-Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="An images artifact.")]
+Images = Annotated[
+    list[Path],
+    typer.Option(
+        "--images", metavar="DIR", help="An images artifact; several are mixed by images_weights."
+    ),
+]
 
 Tokenizer = Annotated[
     Path,

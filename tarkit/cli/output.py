@@ -1,13 +1,13 @@
 """Prints the results of commands and returns their exit statuses; resolves --device and parts."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tarkit.cli.command import FAILED_ROWS
+from tarkit.terminal import print_note, print_result
 
 if TYPE_CHECKING:
     from tarkit.artifacts.artifact import Artifact
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
-    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
+    print_result(json.dumps(facts, ensure_ascii=False) if as_json else text)
 
 
 def scored(done: "Scored", as_json: bool) -> int:
@@ -33,7 +33,7 @@ def made(artifact: "Artifact", as_json: bool) -> int:
     facts = {"path": str(artifact.path), "kind": artifact.kind, "shards": len(artifact.shards)}
     show({**facts, "shards_left": left, "failed": failed}, str(artifact.path), as_json)
     if failed:
-        typer.echo(f"{failed} failed rows: tarkit inspect {artifact.path}", err=True)
+        print_note(f"{failed} failed rows: tarkit inspect {artifact.path}")
     return FAILED_ROWS if failed else 0
 
 
@@ -64,8 +64,15 @@ def part_of(named: Path, part: str) -> Path:
 
 
 def device_of(name: str) -> str:
+    """The device that --device names; auto is this process's own GPU, where there is one.
+
+    Of several processes on a machine, each has the GPU of its LOCAL_RANK, which torchrun sets.
+    """
     if name != "auto":
         return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"cuda:{int(local) % torch.cuda.device_count()}" if local.isdigit() else "cuda"

@@ -21,18 +21,25 @@ class StartOptions:
 
     lm: Annotated[
         Path | None,
-        typer.Option("--lm", metavar="DIR", help="The language model; its config.json is enough."),
+        typer.Option(
+            "--lm",
+            metavar="DIR|NAME|HUB-ID",
+            help="The language model: a folder, whose config.json is enough, a hub id in the local "
+            "cache, tar-1.5b or tar-7b.",
+        ),
     ] = None
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            "--tokenizer", metavar="DIR|TOML", help="TA-Tok, or the TOML of its training."
+            "--tokenizer", metavar="DIR|TOML|NAME", help="TA-Tok, or the TOML of its training."
         ),
     ] = None
     encoder: Annotated[
         Path | None,
         typer.Option(
-            "--encoder", metavar="DIR|TOML", help="The vision encoder; default: siglip2-so400m."
+            "--encoder",
+            metavar="DIR|HUB-ID|TOML",
+            help="The vision encoder; default: siglip2-so400m.",
         ),
     ] = None
     vqvae: Annotated[
@@ -106,12 +113,44 @@ def plan(
 
 @command(group, "vqvae")
 def train_vqvae(
-    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+    config: ConfigFile,
+    images: Images,
+    out: Out,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            metavar="DIR|NAME",
+            help="An image VQ to go on with: its codebook is kept, and used from the first step.",
+        ),
+    ] = None,
+    lpips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lpips",
+            metavar="FILE",
+            help="Weights of LPIPS for the perceptual loss: once VGG16's, once the heads'.",
+        ),
+    ] = None,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> int:
-    """Train the image VQ, from pixels to codes and back."""
+    """Train the image VQ, from pixels to codes and back.
+
+    LPIPS and a discriminator are off by default; the settings perceptual and discriminator_from
+    turn them on.
+    """
     from tarkit.train import vqvae
 
-    return trained(vqvae.run(config, images=images, out=out, overrides=overrides or ()), as_json)
+    path = vqvae.run(
+        config,
+        images=images,
+        out=out,
+        start=part_of(start, "vqvae") if start else None,
+        lpips=lpips or (),
+        overrides=overrides or (),
+    )
+    return trained(path, as_json)
 
 
 @command(group, "encoder")
@@ -131,14 +170,7 @@ def train_encoder(
 @command(group, "tokenizer")
 def train_tokenizer(
     config: ConfigFile,
-    images: Annotated[
-        list[Path],
-        typer.Option(
-            "--images",
-            metavar="DIR",
-            help="An images artifact; several are mixed by images_weights.",
-        ),
-    ],
+    images: Images,
     encoder: Annotated[
         Path,
         typer.Option(
@@ -188,11 +220,12 @@ def train_ar_dtok(
         ),
     ] = None,
     images: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--images",
             metavar="DIR",
-            help="An images artifact to encode while training, in place of --tokens.",
+            help="An images artifact to encode while training, in place of --tokens; several are "
+            "mixed by images_weights.",
         ),
     ] = None,
     start: Annotated[
@@ -214,7 +247,7 @@ def train_ar_dtok(
 
     path = ar_dtok.run(
         config,
-        images=images,
+        images=images or (),
         tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         vqvae=part_of(vqvae, "vqvae"),
@@ -228,7 +261,6 @@ def train_ar_dtok(
 @command(group, "dif-dtok")
 def train_dif_dtok(
     config: ConfigFile,
-    images: Images,
     tokenizer: Tokenizer,
     sana: Annotated[
         str,
@@ -239,11 +271,29 @@ def train_dif_dtok(
         ),
     ],
     out: Out,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens",
+            metavar="DIR",
+            help="Codes and latents made by `tarkit encode --sana`; may be repeated.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Pictures to encode while training, in place of --tokens; may be repeated, mixed "
+            "by images_weights.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
     """Train the diffusion de-tokenizer: a pretrained SANA learns to draw from codes of TA-Tok.
 
+    Give --tokens or --images.
     Only its cross-attention and its condition embedding are trained.
     A hub id is looked for in the hub's cache; nothing is downloaded.
     The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
@@ -252,7 +302,8 @@ def train_dif_dtok(
 
     path = dif_dtok.run(
         config,
-        images=images,
+        images=images or (),
+        tokens=tokens or (),
         tokenizer=part_of(tokenizer, "ta_tok"),
         sana=sana,
         out=out,
@@ -276,7 +327,10 @@ def train_mllm(
     lm: Annotated[
         Path | None,
         typer.Option(
-            "--lm", metavar="DIR", help="The language model to extend; default: from scratch."
+            "--lm",
+            metavar="DIR|NAME|HUB-ID",
+            help="The language model to start from: a folder, a model such as tar-1.5b, or a hub "
+            "id in the local cache; default: from scratch.",
         ),
     ] = None,
     ar_dtok: Annotated[
@@ -295,6 +349,7 @@ def train_mllm(
     as_json: Json = False,
 ) -> int:
     """Train the language model on text and codes (only on text without --tokenizer)."""
+    from tarkit.checkpoints.hub import find_language_model
     from tarkit.train import mllm
 
     if (ar_dtok is None) != (vqvae is None):
@@ -305,7 +360,7 @@ def train_mllm(
         config,
         chats=chats,
         tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
-        lm=lm,
+        lm=find_language_model(lm) if lm else None,
         dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
         out=out,
         overrides=overrides or (),

@@ -7,7 +7,6 @@ split of its pictures.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -27,6 +26,7 @@ from tarkit.config import load_config
 from tarkit.curate.chat_inputs import ChatInputs, MinScore, open_inputs
 from tarkit.curate.picture_chats import Chat, ChatsConfig, chat_of_document, chats_of_pictures
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 
 CODE_COLUMNS = ("codes_1", "codes_2", "codes_3")
 CODES_SETTINGS = ("tokenizer_sha256", "codebook_size", "sides")
@@ -119,10 +119,9 @@ class ChatsPlan(ShardPlan):
         documents = self.inputs.documents
         if documents and documents.num_with_pictures:
             num_rows = documents.num_with_pictures
-            print(
+            print_note(
                 f"{documents.path}: {num_rows} rows name pictures and are not used; "
-                "curate ingest --questions takes them",
-                file=sys.stderr,
+                "curate ingest --questions takes them"
             )
         rank, world = rank_and_world()
         pending = set(pending_shards(artifact, self.source, rank=rank, world=world))

@@ -1,16 +1,23 @@
 """`tarkit curate ingest`: puts a user's own pictures into an images artifact.
 
-The source is listed first and read afterwards. Shard i holds the pictures i * shard_size to
-(i + 1) * shard_size of the sorted list. JPEG, PNG and WebP files that decode without an error keep
-their bytes; other formats become PNG. A damaged or hostile file is a failed row with its reason.
+The source is listed first, into a temporary file, and read afterwards. Shard i holds the pictures
+i * shard_size to (i + 1) * shard_size of the sorted list. JPEG, PNG and WebP files that decode
+without an error keep their bytes; other formats become PNG. A damaged or hostile file is a failed
+row with its reason.
+
+Pictures in tars are copied too: a tar of an artifact holds exactly its ok rows, under the
+artifact's keys and with the rows as JSON, so that no tar of another program can take its place.
 """
+
+from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +34,14 @@ from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
 from tarkit.curate.sources import list_source
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.items import Listing, SourceItem
+from tarkit.curate.sources.items import ORIGIN_COLUMNS, Listing, SourceItem
 from tarkit.curate.sources.remote import SourceLost
 from tarkit.curate.sources.shard_names import shown_source
+from tarkit.curate.sources.stored_items import StoredItems
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS, ImageError, decode, kept_bytes
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 
 
 class IngestConfig(Config):
@@ -73,7 +82,11 @@ class IngestPlan(ShardPlan):
 
     @cached_property
     def listing(self) -> Listing:
-        """The pictures of the source, with their captions and questions."""
+        """The pictures of the source, with their captions and questions.
+
+        They are in a temporary file, but all in memory for a moment where they are files of a
+        folder, or joined with a captions or questions file.
+        """
         tables = [path for path in (self.captions, self.questions) if path]
         listing = list_source(self.source_path, exclude=tables, allow_private=self.allow_private)
         items = listing.items
@@ -81,7 +94,13 @@ class IngestPlan(ShardPlan):
             items = add_captions(items, self.captions)
         if self.questions:
             items = add_questions(items, self.questions)
-        return Listing(listing.form, items[: self.limit], listing.notes)
+        if self.limit is not None or not isinstance(items, StoredItems):
+            items = StoredItems(itertools.islice(items, self.limit))
+        return Listing(listing.form, items, listing.notes)
+
+    @cached_property
+    def summary(self) -> _Summary:
+        return _summary_of(self.listing.items)
 
     @cached_property
     def is_file_or_folder(self) -> bool:
@@ -94,7 +113,8 @@ class IngestPlan(ShardPlan):
             **self.settings.model_dump(exclude={"num_workers"}),
             "form": self.listing.form,
             "num_pictures": len(self.listing.items),
-            "listing_sha256": _fingerprint(self.listing.items),
+            "listing_sha256": self.summary.sha256,
+            **({"origin": True} if self.summary.num_with_origin else {}),
             **({} if self.is_file_or_folder else {"source": shown_source(self.source_path)}),
         }
 
@@ -108,17 +128,16 @@ class IngestPlan(ShardPlan):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        items = self.listing.items
         return {
-            "pictures": len(items),
-            "with_captions": sum(bool(item.captions) for item in items),
-            "with_questions": sum(bool(item.qa) for item in items),
-            "known_unusable": sum(item.error is not None for item in items),
+            "pictures": len(self.listing.items),
+            "with_captions": self.summary.num_with_captions,
+            "with_questions": self.summary.num_with_questions,
+            "known_unusable": self.summary.num_unusable,
         }
 
     def make(self, artifact: Artifact) -> None:
         for note in self.listing.notes:
-            print(f"{self.source_path}: {note}", file=sys.stderr)
+            print_note(f"{self.source_path}: {note}")
         rank, world = rank_and_world()
         names = pending_shards(artifact, rank=rank, world=world)
         num_pictures = sum(artifact.counts[name] for name in names)
@@ -127,28 +146,55 @@ class IngestPlan(ShardPlan):
             make_shards(job, names, num_workers=self.settings.num_workers, progress=progress)
 
 
-def _fingerprint(items: Sequence[SourceItem]) -> str:
-    """A hash of the names, sizes, texts and errors of all items."""
+@dataclass(frozen=True)
+class _Summary:
+    """A listing in numbers, and a hash of the names, sizes, texts and errors of all items."""
+
+    num_with_captions: int
+    num_with_questions: int
+    num_with_origin: int
+    num_unusable: int
+    sha256: str
+
+
+def _summary_of(items: Iterable[SourceItem]) -> _Summary:
     digest = hashlib.sha256()
+    counts: Counter[str] = Counter()
     for item in items:
         facts = [item.name, item.fingerprint, item.captions, item.qa, item.about, item.error]
+        facts += [item.origin] if item.origin else []
         digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()
+        counts["captions"] += bool(item.captions)
+        counts["questions"] += bool(item.qa)
+        counts["origin"] += bool(item.origin)
+        counts["unusable"] += item.error is not None
+    return _Summary(
+        counts["captions"],
+        counts["questions"],
+        counts["origin"],
+        counts["unusable"],
+        digest.hexdigest(),
+    )
 
 
 def _make_shard(
     artifact: Artifact, config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> None:
-    artifact.write_pictures(name, _pictures(config, items, name, report))
+    origin_columns = ORIGIN_COLUMNS if artifact.settings.get("origin") else ()
+    artifact.write_pictures(name, _pictures(config, items, name, origin_columns, report))
 
 
 def _pictures(
-    config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
+    config: IngestConfig,
+    items: Sequence[SourceItem],
+    name: str,
+    origin_columns: Sequence[str],
+    report: Report,
 ) -> Iterator[tuple[dict[str, Any], Blob | None]]:
     first = int(name) * config.shard_size
     for index, item in enumerate(items[first : first + config.shard_size]):
         row, blob = _picture(item, f"{name}-{index:06d}", config)
-        yield row, blob
+        yield row | {column: item.origin.get(column) for column in origin_columns}, blob
         report(1, int(blob is None))
 
 

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -38,6 +37,7 @@ from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.scoring.geneval_prompts import geneval_prompts
+from tarkit.terminal import print_note
 
 COLUMNS = ("prompt", "Prompt", "text", "TEXT", "caption")
 MAX_LINE_BYTES = 1 << 20
@@ -129,7 +129,7 @@ class PromptsPlan(ShardPlan):
 
     def make(self, artifact: Artifact) -> None:
         summary = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        print(f"prompts: {summary}", file=sys.stderr)
+        print_note(f"prompts: {summary}")
         rank, world = rank_and_world()
         pending = set(pending_shards(artifact, rank=rank, world=world))
         rows = _kept_rows(self.prompts, self.selection.kept)

@@ -13,7 +13,6 @@ import collections
 import functools
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from tarkit.config import load_config
 from tarkit.curate.ask import AskConfig, AskPlan, Refused
 from tarkit.llm.base import LlmQuestion
 from tarkit.seeds import row_seed
+from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK
 
 INSTRUCTION = """\
@@ -117,7 +117,7 @@ class SplitPlan(AskPlan):
         )
         if counts:
             summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-            print(f"split: {summary}", file=sys.stderr)
+            print_note(f"split: {summary}")
 
 
 def _question(config: SplitConfig, todo: Todo, number: int) -> LlmQuestion:

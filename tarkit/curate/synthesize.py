@@ -9,7 +9,7 @@ more for its phrase. These pictures are a group, and their keys begin with the k
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,13 @@ from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
 from tarkit.config import Config, load_config
-from tarkit.curate.text_to_image import Painter, PictureRequest, load_painter
+from tarkit.curate.text_to_image import (
+    Offload,
+    Painter,
+    PictureRequest,
+    check_offload,
+    load_painter,
+)
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
 from tarkit.seeds import row_seed
@@ -41,6 +47,9 @@ class SynthesizeConfig(Config):
     max_prompt_tokens: int = Field(default=256, ge=1)
     """Tokens of a prompt that FLUX.1-schnell reads; other pipelines have their own limit."""
     batch_size: int = Field(default=8, ge=1)
+    offload: Offload = "none"
+    """none, model or sequential: which weights wait in the CPU's memory, for a GPU that the whole
+    pipeline does not fit into. The pictures do not depend on it, and it may change between runs."""
     seed: int = 0
     licence: str | None = None
     """The licence of the pictures; without it they have the licence of their prompts."""
@@ -71,12 +80,14 @@ class SynthesizePlan(RowPlan):
 
     @cached_property
     def settings(self) -> SynthesizeConfig:
-        return load_config(SynthesizeConfig, self.config, self.overrides)
+        settings = load_config(SynthesizeConfig, self.config, self.overrides)
+        check_offload(settings.offload, self.device)
+        return settings
 
     @property
     def recorded(self) -> Mapping[str, Any]:
         return {
-            **self.settings.model_dump(mode="json"),
+            **self.settings.model_dump(mode="json", exclude={"offload"}),
             "limit": self.limit,
             "generator": self.generator,
             "precision": self.precision,
@@ -97,14 +108,18 @@ class SynthesizePlan(RowPlan):
             for name in names:
                 rows = self.source.rows(name)[: self.rows_of[name]]
                 pictures = list(_plan_pictures(artifact, rows, self.settings))
-                kept = {} if name in pending else _ok_pictures(artifact, name)
+                kept = set() if name in pending else _ok_keys(artifact, name)
                 if name not in pending and len(kept) == len(pictures):
                     progress.advance(len(kept))
                     continue
                 painter = painter or load_painter(
-                    self.generator, device=self.device, precision=self.precision
+                    self.generator,
+                    device=self.device,
+                    precision=self.precision,
+                    offload=self.settings.offload,
                 )
-                made = _pictures(pictures, kept, painter, self.settings, progress)
+                old = _ok_pictures(artifact, name) if kept else iter(())
+                made = _pictures(pictures, kept, old, painter, self.settings, progress)
                 artifact.write_pictures(name, made, source_sha256=self.source.shard_sha256(name))
 
     def _num_pictures(self, name: str) -> int:
@@ -144,19 +159,25 @@ def _plan_pictures(
             yield _PlannedPicture(blank | shared | own, PictureRequest(prompt, seed))
 
 
-def _ok_pictures(artifact: Artifact, name: str) -> dict[str, tuple[Row, Blob]]:
-    """The pictures of a finished shard that did not fail, by key."""
-    return {row["key"]: (row, ("png", blob)) for row, blob in artifact.read_images(name) if blob}
+def _ok_keys(artifact: Artifact, name: str) -> set[str]:
+    rows = artifact.rows(name, ["key", "status"])
+    return {row["key"] for row in rows if row["status"] == "ok"}
+
+
+def _ok_pictures(artifact: Artifact, name: str) -> Iterator[tuple[Row, Blob]]:
+    """The rows and pictures of a finished shard that did not fail, in order."""
+    return ((row, ("png", blob)) for row, blob in artifact.read_images(name) if blob is not None)
 
 
 def _pictures(
     pictures: Sequence[_PlannedPicture],
-    kept: Mapping[str, tuple[Row, Blob]],
+    kept: Set[str],
+    old: Iterator[tuple[Row, Blob]],
     painter: Painter,
     config: SynthesizeConfig,
     progress: Progress,
 ) -> Iterator[tuple[Row, Blob | None]]:
-    """Rows with their pictures in order; pictures that are not kept are drawn in batches."""
+    """Rows with their pictures in order: those of the keys `kept` are `old`, others are drawn."""
     waiting = iter(pictures)
     while batch := list(itertools.islice(waiting, config.batch_size)):
         requests = {
@@ -174,7 +195,8 @@ def _pictures(
         image_of = dict(zip(requests, images, strict=True))
         for picture in batch:
             key = picture.row["key"]
-            row, blob = kept[key] if key in kept else _result(picture, image_of.get(key))
+            row, blob = next(old) if key in kept else _result(picture, image_of.get(key))
+            assert row["key"] == key
             progress.advance(1, failed=int(blob is None))
             yield row, blob
 

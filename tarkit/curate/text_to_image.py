@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ class PictureRequest(NamedTuple):
     prompt: str
     seed: int
 
+
+Offload = Literal["none", "model", "sequential"]
+"""Which weights wait in the CPU's memory: none, those of the models that do not run at the moment
+(FLUX.1 then needs what its transformer does, not that and both text encoders), or all, layer by
+layer, which needs least and is much slower."""
 
 Embed = Callable[[Any, Sequence[str], int], Mapping[str, Tensor]]
 
@@ -83,7 +88,8 @@ class Painter:
         inputs: dict[str, Any] = {"prompt": [request.prompt for request in requests]}
         if self.embed is not None:
             inputs = dict(self._embeddings(requests, max_prompt_tokens))
-        with torch.inference_mode():
+        # As diffusers itself: accelerate makes parameters of the weights that come back.
+        with torch.no_grad():
             images = self.pipeline(
                 **inputs,
                 height=size_px,
@@ -100,7 +106,7 @@ class Painter:
     ) -> Mapping[str, Tensor]:
         assert self.embed is not None
         unique = list(dict.fromkeys(request.prompt for request in requests))
-        with torch.inference_mode():
+        with torch.no_grad():
             embeddings = self.embed(self.pipeline, unique, max_prompt_tokens)
         places = torch.tensor([unique.index(request.prompt) for request in requests])
         return {name: value[places.to(value.device)] for name, value in embeddings.items()}
@@ -117,9 +123,23 @@ def _flux(pipeline: Any, prompts: Sequence[str], max_prompt_tokens: int) -> Mapp
 EMBEDS: Mapping[str, Embed] = {"FluxPipeline": _flux}
 
 
-def load_painter(model: str, *, device: str, precision: str) -> Painter:
-    """The text-to-image pipeline of a folder or hub id; UserError where it cannot be loaded."""
+def check_offload(offload: Offload, device: str) -> None:
+    """Raises UserError where there is nothing to offload from."""
+    if offload != "none" and torch.device(device).type == "cpu":
+        raise UserError(
+            f"offload = {offload!r} moves weights from a GPU into the CPU's memory, and the device "
+            "is the CPU",
+            hint="leave offload out, or --device cuda",
+        )
+
+
+def load_painter(model: str, *, device: str, precision: str, offload: Offload = "none") -> Painter:
+    """The text-to-image pipeline of a folder or hub id.
+
+    Raises UserError where it cannot be loaded or offloaded.
+    """
     dtype = precision_of(precision)
+    check_offload(offload, device)
     try:
         from diffusers import AutoPipelineForText2Image
     except ImportError as error:
@@ -142,8 +162,25 @@ def load_painter(model: str, *, device: str, precision: str) -> Painter:
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()  # a newly built T5 would apply dropout
-    pipeline.to(device)
+    _place(pipeline, device, offload)
     return Painter(pipeline, EMBEDS.get(type(pipeline).__name__))
+
+
+def _place(pipeline: Any, device: str, offload: Offload) -> None:
+    """Move a pipeline to its device, or have its weights come there when they are needed."""
+    if offload == "none":
+        pipeline.to(device)
+        return
+    try:
+        if offload == "model":
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.enable_sequential_cpu_offload(device=device)
+    except ValueError as error:  # a pipeline that does not say in which order its models run
+        raise UserError(
+            f"{type(pipeline).__name__} cannot be offloaded: {error}",
+            hint="--set offload=none, or --set offload=sequential",
+        ) from None
 
 
 def _pixels(image: np.ndarray) -> np.ndarray | str:

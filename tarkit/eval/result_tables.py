@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarkit.scoring.statistics import COLOR_POSITION, COLUMNS, TASKS
+from tarkit.terminal import printable
 
 Estimates = Mapping[str, Any]
 
@@ -37,11 +38,13 @@ def show(all_tables: Sequence[Table]) -> None:
     if not console.is_terminal:
         console = Console(stderr=True, width=200)
     for each in all_tables:
-        table = RichTable(title=each.title, caption=each.note, title_justify="left")
+        table = RichTable(
+            title=printable(each.title), caption=printable(each.note), title_justify="left"
+        )
         for name in each.header:
-            table.add_column(escape(name), overflow="fold")
+            table.add_column(escape(printable(name)), overflow="fold")
         for row in each.rows:
-            table.add_row(*(escape(cell.replace("**", "")) for cell in row))
+            table.add_row(*(escape(printable(cell.replace("**", ""))) for cell in row))
         console.print(table)
 
 

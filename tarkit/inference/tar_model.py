@@ -23,6 +23,7 @@ from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.published_directory import PUBLISHED
 from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
     AssembleConfig,
@@ -332,9 +333,14 @@ class Tar:
 
 
 def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
-    """Raises UserError when `part` was trained on the codes of another TA-Tok."""
-    sha256 = read_config(part).get("tokenizer_sha256")
-    if sha256 != ta_tok.sha256:
+    """Raises UserError when `part` was trained on the codes of another TA-Tok.
+
+    A published part does not say on which; sizes are compared all the same.
+    """
+    config = read_config(part)
+    sha256 = config.get("tokenizer_sha256")
+    is_silent = sha256 is None and PUBLISHED in config
+    if sha256 != ta_tok.sha256 and not is_silent:
         raise UserError(
             f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the ta_tok folder "
             f"next to it holds {ta_tok.sha256[:12]}",

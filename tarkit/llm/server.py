@@ -2,6 +2,10 @@
 
 The caller checks the content of an answer: with status 200 a server may have ignored a part of the
 request that it does not support. Only failed connections are retried here.
+
+A server is not trusted. No redirect is followed, as the questions, the pictures and the key would
+go to another host; an answer is bounded in bytes and in time; whatever is wrong with one answer
+fails one row; and the key is shown nowhere, also where a server repeats it.
 """
 
 from __future__ import annotations
@@ -9,15 +13,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from tarkit.artifacts.files import LONE_SURROGATE
 from tarkit.errors import UserError
 from tarkit.images import image_format
 from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion
 
 API_KEY = "OPENAI_API_KEY"
 MAX_ANSWER_CHARS = 100_000
+MAX_RESPONSE_BYTES = 4 << 20
+MAX_TOKENS_COUNTED = 2**31
 ROLES = ("user", "assistant")
 
 
@@ -44,12 +52,16 @@ class ServerAssistant:
 
     async def _all(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         gate = asyncio.Semaphore(self._config.batch_size)
-        key = os.environ.get(API_KEY, "none")
         async with self._openai.AsyncOpenAI(
             base_url=self._url,
-            api_key=key,
+            api_key=_key(),
             max_retries=self._config.retries,
             timeout=self._config.timeout_s,
+            # Compressed, an answer of the largest size could unpack to a thousand times as much.
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=self._openai.DefaultAsyncHttpxClient(
+                follow_redirects=False, event_hooks={"response": [_bound]}
+            ),
         ) as client:
             return await asyncio.gather(*(self._one(client, gate, q) for q in questions))
 
@@ -75,9 +87,39 @@ class ServerAssistant:
                 )
             except openai.APIConnectionError as error:
                 return LlmAnswer(error=f"the server cannot be reached: {_brief(error)}")
-            except (openai.OpenAIError, ValueError) as error:
+            except Exception as error:  # a JSON parser fails in many ways, for example by recursion
                 return LlmAnswer(error=f"the server's answer cannot be read: {_brief(error)}")
         return _read(reply)
+
+
+def _key() -> str:
+    return os.environ.get(API_KEY) or "none"
+
+
+async def _bound(response: Any) -> None:
+    """Make reading a response fail after MAX_RESPONSE_BYTES, and at once where it is compressed."""
+    httpx = sys.modules[type(response).__module__.partition(".")[0]]  # openai 3 uses httpx2
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise httpx.DecodingError(
+            f"the answer is compressed ({encoding})", request=response.request
+        )
+    stream = response.stream
+
+    class Bounded(httpx.AsyncByteStream):  # type: ignore[name-defined]
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            num_bytes = 0
+            async for part in stream:
+                num_bytes += len(part)
+                if num_bytes > MAX_RESPONSE_BYTES:
+                    why = f"the answer has more than {MAX_RESPONSE_BYTES} bytes"
+                    raise httpx.ReadError(why, request=response.request)
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.stream = Bounded()
 
 
 def _messages(question: LlmQuestion) -> list[dict[str, Any]]:
@@ -116,13 +158,24 @@ def _read(reply: Any) -> LlmAnswer:
         error = "the answer is cut off"
     elif len(text) > MAX_ANSWER_CHARS:
         error = f"the answer is too long: {len(text)} characters"
+    elif LONE_SURROGATE.search(text):
+        error = "the answer is not text: it has half of a surrogate pair"
     return LlmAnswer(
         text="" if error else text,
         error=error,
-        num_prompt_tokens=num_prompt_tokens if isinstance(num_prompt_tokens, int) else 0,
-        num_tokens=num_tokens if isinstance(num_tokens, int) else 0,
+        num_prompt_tokens=_count(num_prompt_tokens),
+        num_tokens=_count(num_tokens),
     )
 
 
+def _count(number: Any) -> int:
+    """A number of tokens as a server states it; 0 where it is none."""
+    return number if isinstance(number, int) and 0 <= number < MAX_TOKENS_COUNTED else 0
+
+
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """One short line without the key; a failed connection has its reason in its cause."""
+    cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) else ""
+    text = " ".join(f"{error}{cause}".split()) or type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()
+    return (text.replace(_key(), "***") if API_KEY in os.environ else text)[:200]

@@ -11,30 +11,42 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.sampling import Generators, draw
 
 
 class ArDtokArch(Config):
     """Sizes of AR-DTok; the defaults are the released 256 px model's (llama-abs-LP, 654M)."""
 
-    layers: int = 30
-    heads: int = 20
-    kv_heads: int | None = None
-    width: int = 1280
-    multiple_of: int = 256
-    ffn_multiplier: float | None = None
+    layers: Count = 30
+    heads: Count = 20
+    kv_heads: Count | None = None
+    width: Size = 1280
+    multiple_of: Size = 256
+    ffn_multiplier: PositiveFloat | None = None
     norm_eps: float = 1e-5
-    condition_width: int = 1152
-    vocab_size: int = 16384
-    num_codes: int = 256
+    condition_width: Size = 1152
+    vocab_size: Size = 16384
+    num_codes: Size = 256
     """N: 256, 1024 or 4096 codes for 256, 512 or 1024 pixels."""
-    max_condition: int = 729
-    token_dropout: float = 0.1
-    residual_dropout: float = 0.1
-    ffn_dropout: float = 0.1
+    max_condition: Size = 729
+    token_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the values of all inputs, of condition and codes, that are set to zero."""
+    residual_dropout: float = Field(default=0.1, ge=0, lt=1)
+    ffn_dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ArDtokArch:
+        kv_heads = self.kv_heads or self.heads
+        if self.width % self.heads or self.heads % kv_heads:
+            raise ValueError(
+                f"heads = {self.heads} must divide width = {self.width}, and kv_heads = {kv_heads} "
+                "must divide heads"
+            )
+        return self
 
     @property
     def ffn_width(self) -> int:

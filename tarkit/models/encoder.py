@@ -10,27 +10,36 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 
 
 class EncoderArch(Config):
     """Sizes of the encoder; the defaults are siglip2-so400m-patch14-384's (428M values)."""
 
-    size_px: int = 384
-    patch_px: int = 14
-    width: int = 1152
-    layers: int = 27
-    heads: int = 16
-    mlp_width: int = 4304
-    stem_channels: tuple[int, ...] = ()
+    size_px: Size = 384
+    patch_px: Size = 14
+    width: Size = 1152
+    layers: Count = 27
+    heads: Count = 16
+    mlp_width: Size = 4304
+    stem_channels: tuple[Size, ...] = Field(default=(), max_length=16)
     """Widths of the stem's steps, each a stride-2 and a stride-1 convolution, both normalised. The
     patch embedding after them covers the remaining part of `patch_px`. Empty: the published patch
     embedding. A plain ViT learns too slowly on two cores: in a prototype it recognised .13 of the
     shapes after 16k pictures, with a stem .99."""
     head: bool = True
     """Whether there is an attention pool, for the vector of a whole picture."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> EncoderArch:
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} must divide width = {self.width}")
+        if self.patch_px > self.size_px:
+            raise ValueError(f"patch_px = {self.patch_px} is more than size_px = {self.size_px}")
+        return self
 
     @property
     def grid(self) -> int:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
@@ -33,12 +34,22 @@ EmbeddingStart = Literal["codebook", "mean", "random"]
 class LmArch(Config):
     """Sizes of a language model made from nothing (Qwen2's architecture, tied embeddings)."""
 
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    kv_heads: int = 3
-    mlp_width: int = 512
-    max_positions: int = 1024
+    width: Size = 192
+    layers: Count = 6
+    heads: Count = 6
+    kv_heads: Count = 3
+    mlp_width: Size = 512
+    max_positions: Size = 1024
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> LmArch:
+        # Rotary positions turn pairs of values.
+        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads = {self.heads} must divide width = {self.width} into even widths, and "
+                f"kv_heads = {self.kv_heads} must divide heads"
+            )
+        return self
 
 
 def from_scratch(arch: LmArch, vocab_size: int) -> dict[str, Any]:
@@ -83,6 +94,22 @@ def _config(arch: Mapping[str, Any]) -> Any:
 
     settings = dict(arch)
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+@torch.no_grad()
+def fit_width(codebook: Tensor, width: int) -> Tensor:
+    """A codebook (K, C) -> (K, `width`), by a random rotation of its main directions.
+
+    The projection is V Q: V (C, r) are the r = min(C, width) directions in which the codes are
+    longest, Q (r, width) random orthonormal rows. To a wider model, lengths and angles of the codes
+    stay as they are; to a narrower one no projection keeps more of them. How codes lie to the text
+    embeddings is lost, because a model of another width has others.
+    """
+    exact = codebook.double()
+    _, directions = torch.linalg.eigh(exact.T @ exact)  # ascending
+    kept = directions[:, -min(width, codebook.shape[1]) :]
+    rotation = torch.linalg.qr(torch.randn(width, kept.shape[1], dtype=torch.float64)).Q
+    return (exact @ kept @ rotation.T).to(codebook.dtype)
 
 
 @torch.no_grad()
@@ -132,14 +159,20 @@ class Packed(NamedTuple):
     labels: Tensor  # (P, T) int64: ids[t] where position t is supervised, else -100
     positions: Tensor  # (P, T) int64, each chat from 0
     chats: Tensor  # (P, T) int64, number of the chat in its row; -1: padding
+    numbers: Tensor  # (P, T) int64, number of the chat, as `pack` was given it; -1: padding
 
 
-def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Packed:
+def pack(
+    chats: Sequence[tuple[Sequence[int], Sequence[int]]],
+    length: int,
+    *,
+    numbers: Sequence[int] | None = None,
+) -> Packed:
     """Pack chats (ids, labels) into rows of at most `length` tokens.
 
-    First-fit decreasing: longest chat first, each into the first row with room. No chats make one
-    row of one padding token. Raises ValueError for a chat longer than a row: to cut it could cut a
-    picture.
+    `numbers`: what each chat is known by; None: its place among `chats`. First-fit decreasing:
+    longest chat first, each into the first row with room. No chats make one row of one padding
+    token. Raises ValueError for a chat longer than a row: to cut it could cut a picture.
     """
     order = sorted(range(len(chats)), key=lambda i: (-len(chats[i][0]), i))
     rows: list[list[int]] = []
@@ -161,7 +194,8 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100, dtype=torch.long)
     positions = torch.zeros(len(rows), width, dtype=torch.long)
-    numbers = torch.full((len(rows), width), -1, dtype=torch.long)
+    in_row = torch.full((len(rows), width), -1, dtype=torch.long)
+    among_all = in_row.clone()
     for r, members in enumerate(rows):
         at = 0
         for number, index in enumerate(members):
@@ -170,9 +204,10 @@ def pack(chats: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> P
             ids[r, span] = torch.tensor(chat)
             labels[r, span] = torch.tensor(target)
             positions[r, span] = torch.arange(len(chat))
-            numbers[r, span] = number
+            in_row[r, span] = number
+            among_all[r, span] = index if numbers is None else numbers[index]
             at += len(chat)
-    return Packed(ids, labels, positions, numbers)
+    return Packed(ids, labels, positions, in_row, among_all)
 
 
 # ---- attention of packed rows ------------------------------------------------------------------

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 from tarkit.models.codebook import TextAlignedCodebook
 from tarkit.models.encoder import EncoderArch, VisionEncoder, VitLayers
 from tarkit.vocab import Scale
@@ -28,17 +29,26 @@ class TaTokArch(Config):
 
     encoder: EncoderArch = EncoderArch()
     select_layer: int = -2
-    num_codes: int = 65536
-    embedding_width: int = 1536
-    code_width: int = 1536
+    num_codes: Size = 65536
+    embedding_width: Size = 1536
+    code_width: Size = 1536
     projection_bias: bool = True
     l2_normalized: bool = True
     stochastic: bool = True
     temperature: float = 0.03
-    decoder_layers: int = 3
-    decoder_heads: int = 12
-    decoder_mlp_width: int = 3072
-    decoder_side: int = 16
+    decoder_layers: Count = 3
+    decoder_heads: Count = 12
+    decoder_mlp_width: Size = 3072
+    decoder_side: Size = 16
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TaTokArch:
+        if self.encoder.width % self.decoder_heads:
+            raise ValueError(
+                f"decoder_heads = {self.decoder_heads} must divide the encoder's width, "
+                f"{self.encoder.width}"
+            )
+        return self
 
 
 class TaTokOutput(NamedTuple):

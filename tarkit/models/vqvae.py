@@ -12,22 +12,23 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from tarkit.config import Config
+from tarkit.config import Config, Count, Size
 
 
 class VqvaeArch(Config):
     """Sizes of the image VQ; the defaults are LlamaGen's VQ-16 (71.9M values)."""
 
-    channels: int = 128
-    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    latent_channels: int = 256
-    num_codes: int = 16384
-    code_dim: int = 8
-    unshuffle: int = 1
+    channels: Size = 128
+    encoder_multipliers: tuple[Count, ...] = Field(default=(1, 1, 2, 2, 4), max_length=16)
+    decoder_multipliers: tuple[Count, ...] = Field(default=(1, 1, 2, 2, 4), max_length=16)
+    num_res_blocks: Count = 2
+    latent_channels: Size = 256
+    num_codes: Size = 16384
+    code_dim: Size = 8
+    unshuffle: Size = 1
     """Side of the squares of pixels that are folded into channels before the first convolution. 1
     as published; 2 saves two thirds of a small model's time, which full resolution mostly takes."""
 

@@ -28,6 +28,7 @@ from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes
 from tarkit.report.readers import read_log, read_table
+from tarkit.terminal import print_result, printable
 
 MAX_SHEET = 36
 MAX_FAILED = 20
@@ -54,8 +55,7 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     elif out is not None:
         raise UserError(f"{path} holds {facts['kind']}: only images have a contact sheet")
     if as_json:
-        # In ASCII: words of a command that are not UTF-8 could not be written otherwise.
-        print(json.dumps(facts))
+        print_result(json.dumps(facts))
     else:
         _show(facts)
     return facts
@@ -259,6 +259,8 @@ def _model(path: Path) -> dict[str, Any]:
     log = read_log(path / "metrics.jsonl")
     if log.rows:
         facts["last_metrics"] = log.rows[-1]
+    if bad_rows := read_log(path / "bad_rows.jsonl").rows:
+        facts["bad_rows"] = len(bad_rows)
     if log.num_damaged_lines:
         facts["damaged_metrics_lines"] = log.num_damaged_lines
     has_weights = "num_parameters" in facts
@@ -286,9 +288,13 @@ def _safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} is not a safetensors file: a header of {length} bytes")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
-            raise UserError(f"{path} is not a safetensors file: {error}") from None
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            tensors = {name: each for name, each in header.items() if name != "__metadata__"}
+            for each in tensors.values():
+                math.prod(each["shape"])
+                str(each["dtype"])
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a safetensors file: {error!r}") from None
+    return tensors
 
 
 def _save(sheet: Image.Image, place: Path) -> None:
@@ -326,17 +332,17 @@ def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, st
     for name, value in facts.items():
         if value in ({}, [], None):
             continue
-        label = indent + _printable(name.replace("_", " "))
+        label = indent + printable(name.replace("_", " "))
         if name == "lineage":
             yield from _lineage_lines(value)
         elif name == "commands":
             for number, argv in enumerate(value):
-                yield label if number == 0 else "", _printable(shlex.join(argv))
+                yield label if number == 0 else "", printable(shlex.join(argv))
         elif isinstance(value, Mapping) and any(map(_is_nested, value.values())):
             yield label, ""
             yield from _lines(value, indent + "  ")
         elif isinstance(value, Mapping):
-            pairs = (f"{_printable(key)} {_value(item)}" for key, item in value.items())
+            pairs = (f"{printable(key)} {_value(item)}" for key, item in value.items())
             yield label, ", ".join(pairs)
         elif _is_nested(value):
             for number, item in enumerate(value):
@@ -355,7 +361,7 @@ def _is_nested(value: Any) -> bool:
 def _lineage_lines(lineage: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for number, parent in enumerate(lineage):
         text = f"{parent['name']} of {parent['of']}: {parent['path']} ({parent['kind']}"
-        yield "lineage" if number == 0 else "", _printable(f"{text}, {parent['state']})")
+        yield "lineage" if number == 0 else "", printable(f"{text}, {parent['state']})")
 
 
 def _value(value: Any) -> str:
@@ -364,13 +370,8 @@ def _value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}" if value >= 10_000 else str(value)
     if isinstance(value, str):
-        return _printable(value)
+        return printable(value)
     if isinstance(value, list) and len(value) > MAX_NUMBERS:
         shown = json.dumps(value[:MAX_NUMBERS], ensure_ascii=False)
-        return _printable(f"{shown[:-1]}, ...] ({len(value):_} in all, see --json)")
-    return _printable(json.dumps(value, ensure_ascii=False))
-
-
-def _printable(text: str) -> str:
-    """The text, escaped where it holds characters that would steer the terminal."""
-    return text if text.isprintable() else ascii(text)
+        return printable(f"{shown[:-1]}, ...] ({len(value):_} in all, see --json)")
+    return printable(json.dumps(value, ensure_ascii=False))

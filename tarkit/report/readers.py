@@ -15,12 +15,12 @@ from typing import Any, TypedDict, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.files import is_deep, read_object
 from tarkit.errors import UserError
 
 MAX_TEXT_BYTES = 256 << 20
 MAX_SCORE_BYTES = 1 << 30
 """Of the columns read, unpacked: a few million judged samples."""
-MAX_DEPTH = 64
 
 # The columns of an evaluation's scores.parquet that are read; one that is absent is null.
 SCORE_COLUMNS = pa.schema(
@@ -63,26 +63,12 @@ class TrainingLog:
 
 
 def read_table(path: Path) -> Mapping[str, Any]:
-    """The JSON object in a file, empty where there is no file.
-
-    Raises UserError for a file that is too large, is not JSON, holds another value, or nests
-    objects and lists `MAX_DEPTH` deep.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        table = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if _is_deep(table):
-        raise UserError(f"{path} holds tables in tables to a depth of {MAX_DEPTH} and more")
-    if not isinstance(table, dict):
-        raise UserError(f"{path} holds a {type(table).__name__}, not a table")
-    return table
+    """The JSON object in a file, empty where there is none; raises UserError as `read_object`."""
+    return read_object(path) if path.is_file() else {}
 
 
 def read_log(path: Path) -> TrainingLog:
-    """The log in a metrics.jsonl, empty where there is no file."""
+    """The log in a metrics.jsonl or bad_rows.jsonl, empty where there is no file."""
     rows: list[Mapping[str, Any]] = []
     num_damaged_lines = 0
     for line in _read_text(path).splitlines() if path.is_file() else ():
@@ -90,7 +76,7 @@ def read_log(path: Path) -> TrainingLog:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and is_finite(row.get("step")) and not _is_deep(row):
+        if isinstance(row, dict) and is_finite(row.get("step")) and not is_deep(row):
             rows.append(row)
         else:
             num_damaged_lines += 1
@@ -150,17 +136,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether objects and lists nest too deep for the functions that walk through them."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += each.values()
-            elif isinstance(each, list):
-                inner += each
-        level = inner
-    return bool(level)

@@ -28,6 +28,7 @@ from tarkit.report.readers import (
 )
 
 RESULTS, SCORES, LOG, CONFIG = "results.json", "scores.parquet", "metrics.jsonl", "config.json"
+BAD_ROWS = "bad_rows.jsonl"
 MAX_IMAGE_BYTES = 64 << 20
 
 
@@ -35,8 +36,8 @@ MAX_IMAGE_BYTES = 64 << 20
 class RecordedRun:
     """Results of an evaluation or a training. A field is empty where the folder lacks its file.
 
-    `figures` are those of a trained model's config.json, `fingerprints` the sha256 of the files
-    read, `commands` the recorded commands, oldest first.
+    `figures` are those of a trained model's config.json, `bad_rows` those of its bad steps,
+    `fingerprints` the sha256 of the files read, `commands` the recorded commands, oldest first.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class RecordedRun:
     figures: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[ScoreRow] = ()
     log: TrainingLog = field(default_factory=TrainingLog)
+    bad_rows: Sequence[Mapping[str, Any]] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[Sequence[str]] = ()
 
@@ -77,7 +79,7 @@ def read_run(path: Path, *, name: str | None = None) -> RecordedRun:
     results = read_table(path / RESULTS)
     if (path / RESULTS).is_file() and not isinstance(results.get("metrics"), Mapping):
         raise UserError(f"{path / RESULTS} holds no metrics: it has no table of that name")
-    manifest = read_manifest(path) if (path / MANIFEST).is_file() else {}
+    manifest = read_table(path / MANIFEST)
     log = read_log(path / LOG)
     return RecordedRun(
         path,
@@ -90,9 +92,10 @@ def read_run(path: Path, *, name: str | None = None) -> RecordedRun:
         figures=as_table(read_table(path / CONFIG).get("figures")) if log.rows else {},
         scores=read_scores(path / SCORES),
         log=log,
+        bad_rows=read_log(path / BAD_ROWS).rows,
         fingerprints={
             file: file_sha256(path / file)
-            for file in (RESULTS, SCORES, LOG, MANIFEST)
+            for file in (RESULTS, SCORES, LOG, BAD_ROWS, MANIFEST)
             if (path / file).is_file()
         },
         commands=_commands(path),

@@ -19,6 +19,7 @@ from tarkit.report.blocks import (
     Section,
     data_uri,
 )
+from tarkit.report.escaping import shorten
 from tarkit.report.nested import nested_tables
 from tarkit.report.readers import is_finite
 from tarkit.report.runs import RecordedRun, read_image
@@ -26,9 +27,18 @@ from tarkit.report.svg import Series, lines, thinned
 from tarkit.report.values import number
 
 SHEET_PX = 1100
+MAX_REASON = 120
 # The figures about a codebook; losses are drawn before them, all others after them.
 CODEBOOK = re.compile(r"codebook|perplexity|usage|used|dead|cosine|commit")
-SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "weight_rms", "rows_per_s"}
+SAME_AT_EVERY_SCALE = {"rate", "grad_norm", "weight_rms", "skipped_steps"}
+OF_THE_MACHINE = re.compile(r"(_per_s|_s|_gb)$|^mfu$")
+TOGETHER = (
+    ("step_s", "data_wait_s"),
+    ("tokens_per_s", "supervised_tokens_per_s"),
+    ("flops_per_s", "float32_flops_per_s"),
+)
+# Where each row is about one scale, all figures have a line each scale.
+BY_SCALE = "loss_by_scale/"
 NOT_DRAWN = {"step", "scale"}
 
 
@@ -45,6 +55,8 @@ def training(run: RecordedRun) -> list[PageBlock]:
     if curves.num_left_out:
         text = f"{curves.num_left_out} values are no finite numbers and are not drawn."
         blocks.append(Paragraph(text, "warning"))
+    if run.bad_rows:
+        blocks.append(Paragraph(_bad_rows(run), "warning"))
     blocks.append(FigureGrid(_figures(curves)))
     scale = f", scale {number(log[-1]['scale'])}" if curves.scales else ""
     last = {name: value for name, value in log[-1].items() if name not in NOT_DRAWN}
@@ -61,16 +73,37 @@ def training(run: RecordedRun) -> list[PageBlock]:
     return [Section("Training", blocks, level=3)]
 
 
+def _bad_rows(run: RecordedRun) -> str:
+    steps = {number(row["step"]) for row in run.bad_rows}
+    reasons = list(dict.fromkeys(str(row.get("reason")) for row in run.bad_rows))
+    text = f"bad_rows.jsonl lists {len(run.bad_rows)} rows of {len(steps)} bad steps"
+    return f"{text}; the last: {shorten(reasons[-1], MAX_REASON)}."
+
+
 def _figures(curves: Curves) -> list[Figure]:
-    """The losses in one plot, then the codebook's figures and all others in one plot each."""
-    losses = [name for name in curves.names if "loss" in name]
-    codebook = [name for name in curves.names if name not in losses and CODEBOOK.search(name)]
-    rest = [name for name in curves.names if name not in (*losses, *codebook)]
+    """Plots of losses, of figures of a group, of the codebook, of others, and of the machine."""
+    names = [name for name in curves.names if not (curves.scales and name.startswith(BY_SCALE))]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if "/" in name:
+            groups.setdefault(name.split("/")[0], []).append(name)
+    single = [name for name in names if "/" not in name]
+    losses = [name for name in single if "loss" in name]
+    codebook = [name for name in single if name not in losses and CODEBOOK.search(name)]
+    machine = [name for name in single if OF_THE_MACHINE.search(name)]
+    rest = [name for name in single if name not in (*losses, *codebook, *machine)]
     figures = [_figure("loss", curves, losses)] if losses else []
+    figures += [_figure(group.replace("_", " "), curves, of) for group, of in groups.items()]
     for name in codebook:
         title = name if "codebook" in name else f"codebook: {name}"
         figures.append(_figure(title, curves, [name]))
-    return figures + [_figure(name, curves, [name]) for name in rest]
+    figures += [_figure(name, curves, [name]) for name in rest]
+    for first, *others in TOGETHER:
+        together = [name for name in (first, *others) if name in machine]
+        if together:
+            figures.append(_figure(" and ".join(together), curves, together))
+    paired = {name for names in TOGETHER for name in names}
+    return figures + [_figure(name, curves, [name]) for name in machine if name not in paired]
 
 
 def _figure(title: str, curves: Curves, names: Sequence[str]) -> Figure:
@@ -110,12 +143,13 @@ class Curves:
 
     def lines(self, name: str, *, is_alone: bool) -> list[Series]:
         """The lines of a figure; their names include the figure's unless its plot has no other."""
-        if not self.scales or name in SAME_AT_EVERY_SCALE:
-            return [_line(name, name, self.log)]
-        prefix = "" if is_alone else f"{name}, "
+        label = name.partition("/")[2] or name
+        if not self.scales or name in SAME_AT_EVERY_SCALE or OF_THE_MACHINE.search(name):
+            return [_line(name, label, self.log)]
+        prefix = "" if is_alone and "/" not in name else f"{label}, "
         by_scale = [
             _line(
-                name, f"{prefix}scale {scale}", [row for row in self.log if row["scale"] == scale]
+                name, f"{prefix}scale {scale:g}", [row for row in self.log if row["scale"] == scale]
             )
             for scale in self.scales
         ]

@@ -24,6 +24,7 @@ from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.report.readers import read_table
+from tarkit.terminal import print_result
 
 DAMAGED = ".damaged"
 
@@ -59,13 +60,13 @@ def run(path: Path, *, repair: bool = False, as_json: bool = False) -> bool:
         "repaired_shards": repaired,
     }
     if as_json:
-        print(json.dumps(facts))
+        print_result(json.dumps(facts))
     else:
         for fault in faults:
-            print(fault.what)
+            print_result(fault.what)
         held = "all as recorded" if not faults else f"{len(faults)} faults"
         more = f", {repaired} shards made again" if repaired else ""
-        print(f"{path}: {len(folders)} directories with its inputs: {held}{more}")
+        print_result(f"{path}: {len(folders)} directories with its inputs: {held}{more}")
     return not faults
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -43,27 +44,30 @@ from tarkit.train.code_batches import (
     require_codes,
 )
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
-from tarkit.train.streams import draw_scale, picture_stream
-from tarkit.vocab import Scale
+from tarkit.train.loop_config import PicturesConfig
+from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
+from tarkit.train.task import Amount, Figure, RowName
+from tarkit.train.workloads import Start, flops_by_scale
+from tarkit.vocab import Scale, ScaleOdds
 
 log = logging.getLogger("tarkit")
 
 
-class ArDtokConfig(LoopConfig):
+class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
     arch: ArDtokArch = ArDtokArch()
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
-    condition_dropout: float = 0.1
-    """Share of pictures whose condition is set to zero, for classifier-free guidance (released
-    arguments: class_dropout_prob; Table 8's token drop prob is arch.token_dropout)."""
+    condition_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures whose condition is set to zero, for classifier-free guidance (Table 8:
+    token drop prob, as for Dif-DTok; released arguments: class_dropout_prob). Dropout of single
+    values within the network is `arch.token_dropout`."""
     sample_guidance: float = 1.5
     square: Literal["crop"] | None = None
     """How --images become square: "crop" keeps the middle square; by default the whole picture is
     squashed. It holds for both models; with --tokens the encoder's own setting does."""
-    remember: int = 200_000
+    remember: NonNegativeInt = 200_000
     """Pictures of --images whose codes are kept in memory (0.6 kB each in miniature), so that later
     epochs run neither encoder. When it is full, it is emptied."""
 
@@ -102,6 +106,9 @@ class ArDtokTask:
         self.ta_tok = ta_tok
         self.vqvae = vqvae
         self.vqvae_sha256 = vqvae_sha256
+        # The encoders, which --images need in the first epoch, do not count.
+        costs = Start(tokenizer=ta_tok.model.arch, vqvae=vqvae.arch)
+        self.costs = flops_by_scale("ar_dtok", config.model_dump(mode="json"), costs)
         self.model: ArDtok
         if start is None:
             self.model = ArDtok(config.arch)
@@ -124,12 +131,22 @@ class ArDtokTask:
 
     def loss(
         self, model: nn.Module, batch: DtokBatch, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         codes = self.source.codes(batch.codes)
         condition = self._condition(codes[batch.scale])
         condition = condition.masked_fill(batch.dropped[:, None, None], 0.0)
         loss = model(condition, codes[None])
-        return loss, {"condition_tokens": condition.shape[1]}
+        count, read, drawn = len(condition), condition.shape[1], codes[None].shape[1]
+        return loss, {
+            "condition_tokens": read,
+            f"loss_by_scale/{int(batch.scale)}": float(loss.detach()),
+            "tokens_per_s": Amount(count * (read + drawn - 1)),
+            "supervised_tokens_per_s": Amount(count * drawn),
+            **self.costs[batch.scale].amounts(count),
+        }
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def _condition(self, codes: Tensor) -> Tensor:
         """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""
@@ -230,17 +247,18 @@ def run(
     tokenizer: Path,
     vqvae: Path,
     out: Path,
-    images: Path | None = None,
+    images: Sequence[Path] = (),
     tokens: Sequence[Path] = (),
     start: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train the autoregressive de-tokenizer; returns the model directory.
 
-    `tokens`: tokens artifacts with image-VQ codes, from which it is trained, or `images`: pictures,
-    which are encoded as they come. `start`: a trained AR-DTok to start from, in place of random
-    weights, of the same or of another resolution. Raises UserError unless just one of `tokens` and
-    `images` is there, and where sizes or models do not fit.
+    `tokens`: tokens artifacts with image-VQ codes, from which it is trained, or `images`: images
+    artifacts, mixed by weight, whose pictures are encoded as they come. `start`: a trained AR-DTok
+    to start from, in place of random weights, of the same or of another resolution. Raises
+    UserError unless just one of `tokens` and `images` is there, and where sizes or models do not
+    fit.
     """
     if bool(tokens) == bool(images):
         raise UserError(
@@ -256,8 +274,9 @@ def run(
     more: dict[str, Any] = {}
     source: CodeSource
     if images:
+        artifacts = [open_artifact(path, "images") for path in images]
         source = PictureCodes(
-            picture_stream(open_artifact(images, "images"), seed=settings.seed),
+            mixed_pictures(artifacts, settings.images_weights, seed=settings.seed),
             settings.scales,
             ta_tok,
             image_vq,
@@ -265,7 +284,7 @@ def run(
             square=settings.square,
             remember=settings.remember,
         )
-        parents |= {"images": images}
+        parents |= picture_parents(images)
     else:
         source = _stored_codes(tokens, settings, ta_tok, image_vq, vqvae_sha256)
         parents |= {f"tokens_{i}": path for i, path in enumerate(tokens)}
@@ -288,6 +307,11 @@ def _stored_codes(
             f"square = {settings.square!r} is for --images; `tarkit encode` made the pictures of "
             "--tokens square",
             hint="leave square out, or encode the pictures with --set square=crop",
+        )
+    if settings.images_weights:
+        raise UserError(
+            "images_weights is for --images; every row of all --tokens comes once in an epoch",
+            hint="leave images_weights out",
         )
     artifacts = [open_artifact(path, "tokens") for path in tokens]
     for artifact in artifacts:

@@ -20,7 +20,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
 
+from torch import nn
+
 from tarkit.checkpoints.directory import read_arch, read_config
+from tarkit.checkpoints.hub import LANGUAGE_MODELS, find_folder
+from tarkit.checkpoints.siglip import is_siglip, read_siglip_arch
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch
@@ -31,6 +35,12 @@ from tarkit.train.costs import count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
+from tarkit.train.parameters import (
+    ParameterCounts,
+    ParametersConfig,
+    count_parameters,
+    freeze_parameters,
+)
 from tarkit.train.workloads import (
     WORKLOADS,
     Settings,
@@ -62,6 +72,7 @@ class Memory(NamedTuple):
     gradients: float
     gradient_buckets: float  # of data parallel training
     optimizer: float
+    average: float  # of the weights, with `ema`
     frozen: float
     activations: float
     loss: float
@@ -70,7 +81,7 @@ class Memory(NamedTuple):
     @property
     def peak(self) -> float:
         """The larger of two moments: the end of a forward pass, and the optimizer's step."""
-        always = self.weights + self.gradient_buckets + self.optimizer + self.frozen
+        always = self.weights + self.gradient_buckets + self.optimizer + self.average + self.frozen
         forward = self.gathered + self.weight_copies + self.activations + self.loss
         forward += self.gradients if self.accumulates else 0
         return always + max(forward, self.gradients)
@@ -164,11 +175,13 @@ def run(
 ) -> Budget:
     """The budget of a training on `gpus` GPUs that run at the share `mfu` of their peak.
 
-    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. Raises
+    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. `lm` and
+    `encoder` may be models of transformers, by folder or by hub id in the local cache. Raises
     UserError where the trainer or the GPU is unknown, where a size is missing, and where the
     training does not fit.
     """
     name = _stage(config, stage)
+    lm, encoder = (find_folder(path) if path else None for path in (lm, encoder))
     if gpu not in GPUS:
         raise UserError(
             f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))
@@ -178,7 +191,7 @@ def run(
     start = Start(
         lm=lm,
         tokenizer=_tokenizer_arch(tokenizer, encoder, lm) if tokenizer else None,
-        encoder=_arch(EncoderArch, encoder, "encoder") if encoder else None,
+        encoder=_encoder_arch(encoder) if encoder else None,
         vqvae=_arch(VqvaeArch, vqvae, "vqvae") if vqvae else None,
         size_px=size_px,
         text_tokens=text_tokens,
@@ -213,8 +226,15 @@ def _arch(cls: type[ArchT], path: Path, kind: str) -> ArchT:
     return arch
 
 
+def _encoder_arch(path: Path) -> EncoderArch:
+    """The sizes of a SigLIP, of a trained encoder, or of the one that a TOML will train."""
+    return read_siglip_arch(path) if is_siglip(path) else _arch(EncoderArch, path, "encoder")
+
+
 def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokArch:
     """The sizes of a trained TA-Tok, or of the one that a TOML will train."""
+    if str(path).lower() in LANGUAGE_MODELS and not path.exists():
+        return TaTokArch()
     if path.suffix != ".toml":
         return read_arch(TaTokArch, path, read_config(path, "ta_tok"))
     settings = load_config(resolve_name(CONFIGS["tokenizer"]), path).model_dump(mode="json")
@@ -222,7 +242,7 @@ def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokA
     if lm is not None:
         config = read_config(lm)
         width = config.get("arch", config).get("hidden_size", width)
-    grid = _arch(EncoderArch, encoder, "encoder") if encoder else EncoderArch()
+    grid = _encoder_arch(encoder) if encoder else EncoderArch()
     return ta_tok_arch(settings["sizes"], grid, width)
 
 
@@ -237,8 +257,17 @@ def plan(
             f"batch_size = {batch:,} does not divide by {gpus} GPUs",
             hint=f"--gpus {fewer}, or --set batch_size={max(1, batch // gpus) * gpus}",
         )
-    workload = WORKLOADS[stage](settings, start)
+    workload = _workload(stage, settings, start)
     return _budget(stage, settings, workload, gpus=gpus, gpu=gpu, mfu=mfu)
+
+
+def _workload(stage: str, settings: Settings, start: Start) -> Workload:
+    """The cost of a step, with the parameters frozen that the settings freeze."""
+    workload = WORKLOADS[stage](settings, start)
+    module = nn.ModuleDict({workload.part: workload.model}) if workload.part else workload.model
+    keys = ParametersConfig.model_fields
+    freeze_parameters(module, ParametersConfig(**{key: settings[key] for key in keys}))
+    return workload
 
 
 def _rows_of_pass(settings: Settings, rows: int) -> int:
@@ -258,7 +287,7 @@ def _budget(
     stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
-    sharded = settings["sharding"] == "full"
+    parts = gpus if settings["sharding"] == "full" else 1
     rows = _rows_of_pass(settings, batch // gpus)
     passes = batch // gpus // rows
     row_flops = workload.flops + workload.recomputed_flops(rows)
@@ -266,7 +295,8 @@ def _budget(
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
     values = count(workload.model)
-    saved = values + (workload.frozen if workload.frozen_in_checkpoint else 0)
+    saved = values if workload.frozen_is_saved else _trained(workload)
+    saved += workload.frozen if workload.frozen_in_checkpoint else 0
     models = steps // settings["keep_every"] if settings["keep_every"] else 0
     return Budget(
         stage=stage,
@@ -289,8 +319,8 @@ def _budget(
         memory=memory,
         activation_checkpointing=settings["activation_checkpointing"],
         checkpointed=checkpointed,
-        checkpoint_bytes=4 * saved + memory.optimizer * (gpus if sharded else 1),
-        model_bytes=4 * values,
+        checkpoint_bytes=4 * saved + (memory.optimizer + memory.average) * parts,
+        model_bytes=memory.weights * parts,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
         assumptions=workload.assumptions,
@@ -299,8 +329,7 @@ def _budget(
 
 def _trained(workload: Workload) -> int:
     """Values that get a gradient."""
-    trainable = (p.numel() for p in workload.model.parameters() if p.requires_grad)
-    return sum(trainable) - workload.idle
+    return max(0, count_parameters(workload.model).trained - workload.idle)
 
 
 def _memory(
@@ -319,25 +348,37 @@ def _memory(
     sharded, bf16 = settings["sharding"] == "full", settings["precision"] == "bf16"
     again = settings["activation_checkpointing"]
     parts = gpus if sharded else 1
-    blocks = [count(block) for block in blocks_of(workload.model)]
-    outside = max(0, trained - sum(blocks))
-    # Blocks are gathered in bf16, and so are the gradients that they have until they are summed.
-    c = 2 if bf16 else 4
-    largest = max(blocks, default=0)
-    gathered = (4 + 4) * outside + 2 * c * largest + (c + 4) * largest
+    parameters = workload.model.parameters()
+    outside = count(workload.model) - sum(map(count, blocks_of(workload.model)))
     memory = Memory(
-        weights=4 * count(workload.model) / parts,
-        gathered=gathered if sharded else 0,
-        weight_copies=2 * (outside if sharded else trained) if bf16 else 0,
+        weights=sum(p.numel() * p.element_size() for p in parameters) / parts,
+        gathered=_gathered(workload.model, 2 if bf16 else 4) if sharded else 0,
+        weight_copies=2 * (min(outside, trained) if sharded else trained) if bf16 else 0,
         gradients=4 * trained / parts,
         gradient_buckets=4 * trained if gpus > 1 and not sharded else 0,
         optimizer=(8 * trained - 4 * single) / parts,
+        average=4 * trained / parts if settings["ema"] else 0,
         frozen=4 * workload.frozen / (parts if workload.frozen_in_checkpoint else 1),
         activations=kept.checkpointed if again else kept.activations,
         loss=max(kept.loss, kept.block) if again else kept.loss,
         accumulates=passes > 1,
     )
     return memory, kept.checkpointed
+
+
+def _gathered(model: nn.Module, c: int) -> float:
+    """Bytes that one process of sharded training holds of others' parts, at the most.
+
+    Weights outside of blocks with their gradients, in float32. Weights of two blocks in c bytes;
+    of one its gradients in c bytes, and in the 4 in which they are summed.
+    """
+    inside, outside = [ParameterCounts(0, 0)], count_parameters(model)
+    for block in map(count_parameters, blocks_of(model)):
+        inside.append(block)
+        outside = ParameterCounts(outside.trained - block.trained, outside.total - block.total)
+    largest = max(inside, key=lambda block: block.total)
+    around = 4 * (outside.total + outside.trained)
+    return around + 2 * c * largest.total + (c + 4) * largest.trained
 
 
 # ---- what does not fit ---------------------------------------------------------------------------
@@ -358,7 +399,7 @@ def _does_not_fit(budget: Budget, settings: Settings, start: Start) -> UserError
 
 def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     """Options with each of which the training fits; several keys together where one is too few."""
-    workload = WORKLOADS[budget.stage](settings, start)
+    workload = _workload(budget.stage, settings, start)
     mends = []
 
     def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
@@ -462,12 +503,13 @@ def in_words(budget: Budget) -> str:
     flops = budget.flops_per_step + budget.frozen_flops_per_step
     share = 100 * budget.frozen_flops_per_step / flops
     parts = {
-        "weights, float32": memory.weights,
+        "weights": memory.weights,
         "gathered": memory.gathered,
         "weights, bf16 copy": memory.weight_copies,
         "gradients": memory.gradients,
         "gradient buckets": memory.gradient_buckets,
         "optimizer": memory.optimizer,
+        "average of weights": memory.average,
         "frozen models": memory.frozen,
         "activations": memory.activations,
         "loss": memory.loss,

@@ -7,30 +7,32 @@ Letters: P packed rows, T positions, M supervised tokens.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Rounds, Stream, draw_scale
-from tarkit.train.task import Figure, Mean
-from tarkit.vocab import END_OF_TEXT, Scale, Supervised, Vocabulary
+from tarkit.train.streams import Order, Rounds, draw_scale, source_names
+from tarkit.train.task import Figure, Mean, mean_of
+from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,23 +40,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("tarkit")
 
 TaskName = Literal["t2i", "i2t", "text", "i2i", "ti2i"]
+CHAT_COLUMNS = ("key", "task", "split", "messages", "images", "status")
+
+
+def _some_task(ratio: Mapping[TaskName, int]) -> Mapping[TaskName, int]:
+    if not any(ratio.values()):
+        raise ValueError(f"no task has rows in {dict(ratio)}: one number must be above 0")
+    return ratio
+
+
+TaskRatio = Annotated[Mapping[TaskName, NonNegativeInt], AfterValidator(_some_task)]
 
 
 class ChatBatchesConfig(Config):
     """Which chats a step learns from, and how much each of their tokens weighs."""
 
-    seed: int = 0
-    ratio: Mapping[TaskName, int] = {"i2t": 2, "t2i": 2, "text": 1}
+    seed: int = Field(default=0, ge=0)
+    ratio: TaskRatio = {"i2t": 2, "t2i": 2, "text": 1}
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each row draws its own (App. C.1)."""
-    read_scale_ratio: tuple[int, int, int] | None = None
+    read_scale_ratio: ScaleOdds | None = None
     """Odds for i2t rows, if they differ; None: `scale_ratio`."""
     prompt_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of t2i rows whose prompt is made empty, for classifier-free guidance on prompts."""
     text_weight: float = Field(default=1.0, gt=0)
     """Weight of a supervised text token; a code weighs 1 (the paper weighs all the same)."""
-    length: int = 2048
+    length: int = Field(default=2048, ge=2)
     """Tokens of a packed row. A longer chat is left out and listed in `too_long.jsonl`; no chat is
     cut."""
     supervise: Supervised = "answers"
@@ -76,12 +88,14 @@ class TooLongChats:
     def __init__(self, file: Path | None) -> None:
         """`file`: a line is {"chats", "key", "tokens", "length"} in JSON; None: only the log."""
         self.file = file
-        self.listed: set[tuple[str, str]] | None = None
+        self.listed: set[tuple[str, str]] = set()
+        self.end = 0  # of what has been read of the file
+        self.warned = False
 
     def add(self, chats: str, key: str, *, tokens: int, length: int) -> None:
         """List a chat of an artifact, unless an earlier step or start of this training has."""
-        if self.listed is None:
-            self.listed = self._read()
+        if not self.warned:
+            self.warned = True
             log.warning(
                 "chat %s has %d tokens, length is %d: it is left out, as all longer ones are%s",
                 key,
@@ -89,51 +103,49 @@ class TooLongChats:
                 length,
                 f"; {self.file} lists them" if self.file else "",
             )
-        if (chats, key) in self.listed:
+        if self.file is None or (chats, key) in self.listed:
             return
-        self.listed.add((chats, key))
-        if self.file:
-            with self.file.open("a") as file:
-                line = {"chats": chats, "key": key, "tokens": tokens, "length": length}
-                file.write(json.dumps(line) + "\n")
+        line = {"chats": chats, "key": key, "tokens": tokens, "length": length}
+        with self.file.open("a+b") as file:
+            # Several processes may read for one training.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._read_new_lines(file)
+            if (chats, key) not in self.listed:
+                self.listed.add((chats, key))
+                file.write(json.dumps(line).encode() + b"\n")
+                self.end = file.tell()
 
-    def _read(self) -> set[tuple[str, str]]:
-        if self.file is None or not self.file.exists():
-            return set()
-        *lines, half = self.file.read_text().split("\n")
+    def _read_new_lines(self, file: BinaryIO) -> None:
+        file.seek(self.end)
+        *lines, half = file.read().split(b"\n")
+        self.end += sum(len(line) + 1 for line in lines)
         if half:  # of a killed run
-            write_whole(self.file, "".join(f"{line}\n" for line in lines).encode())
-        return {(row["chats"], row["key"]) for row in map(json.loads, lines)}
+            file.truncate(self.end)
+        self.listed |= {(row["chats"], row["key"]) for row in map(json.loads, lines)}
 
 
-class _Shards:
-    """Chats of several artifacts as one numbered list of shards; rows are decoded on demand."""
+class ChatShard:
+    """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
-    def __init__(self, artifacts: Sequence[Artifact], columns: Sequence[str]) -> None:
-        self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
-        self.columns = columns
-        self._table = lru_cache(maxsize=24)(self._read)
+    def __init__(self, table: pa.Table, chats: str) -> None:
+        """`chats`: the path of the artifact."""
+        self.table = table
+        self.chats = chats
+        self._rows: dict[str, np.ndarray] = {}
 
-    def _read(self, index: int) -> pa.Table:
-        artifact, name = self.shards[index]
-        return artifact.read(name, columns=list(self.columns))
+    def rows_of(self, task: TaskName) -> np.ndarray:
+        """The numbers of the rows of a task."""
+        if task not in self._rows:
+            in_split = pc.fill_null(pc.equal(self.table["split"], "train"), True)
+            usable = pc.and_(pc.equal(self.table["status"], "ok"), in_split)
+            usable = pc.and_(usable, pc.equal(self.table["task"], task))
+            self._rows[task] = np.flatnonzero(np.asarray(usable))
+        return self._rows[task]
 
-    def row(self, index: int, row: int) -> dict[str, Any]:
-        """The chat in a row of shard `index`, with the path of its artifact as "chats"."""
-        chat: dict[str, Any] = self._table(index).slice(row, 1).to_pylist()[0]
-        return {**chat, "chats": str(self.shards[index][0].path)}
-
-    def of_task(self, task: TaskName, index: int) -> np.ndarray:
-        """Row numbers of a shard's usable training chats of one task."""
-        artifact, name = self.shards[index]
-        table = artifact.read(name, columns=["task", "split", "status"])
-        columns = [table[c].to_pylist() for c in ("task", "split", "status")]
-        rows = [
-            i
-            for i, (t, split, status) in enumerate(zip(*columns, strict=True))
-            if t == task and split in (None, "train") and status == "ok"
-        ]
-        return np.asarray(rows, dtype=np.int64)
+    def chat(self, row: int) -> dict[str, Any]:
+        """The chat of a row, with the path of its artifact as "chats"."""
+        columns: dict[str, Any] = self.table.slice(row, 1).to_pylist()[0]
+        return {**columns, "chats": self.chats}
 
 
 class ChatStreams:
@@ -146,52 +158,59 @@ class ChatStreams:
         self, artifacts: Sequence[Artifact], ratio: Mapping[TaskName, int], seed: int
     ) -> None:
         """Raises UserError for an incomplete artifact, or a task in `ratio` without any rows."""
-        for artifact in artifacts:
-            artifact.require_complete()
-        self.shards = _Shards(artifacts, ["key", "task", "messages", "images"])
+        self.shards = [(artifact, name) for artifact in artifacts for name in artifact.shards]
+        self.sources = source_names([artifact.path for artifact in artifacts])
         self.ratio = {task: count for task, count in ratio.items() if count > 0}
         self.tasks = sorted(self.ratio)
         self.rounds = Rounds([self.ratio[task] for task in self.tasks], seed=seed)
-        self.streams: dict[TaskName, Stream[tuple[int, int]]] = {}
+        self.orders: dict[TaskName, Order] = {}
+        # Each task reads from four shards at one time.
+        self._shard = lru_cache(maxsize=5 * len(self.tasks))(self._read)
+        counts = [counts for artifact in artifacts for counts in row_counts(artifact)]
         for task in self.ratio:
-            rows = [self.shards.of_task(task, i) for i in range(len(self.shards.shards))]
-            if not sum(map(len, rows)):
+            kinds = [RowKind(task, split, "ok") for split in ("train", None)]
+            counts_of_task = [sum(c.get(kind, 0) for kind in kinds) for c in counts]
+            if not sum(counts_of_task):
                 raise UserError(
                     f"the ratio names the task {task}, but the chats hold no row of it",
                     hint="run tarkit inspect on the chats, or set the ratio of that task to 0",
                 )
-            self.streams[task] = _row_stream(rows, training_seed(seed, task))
+            self.orders[task] = Order(
+                counts_of_task, seed=training_seed(seed, task), shards_together=4
+            )
+
+    def _read(self, index: int) -> ChatShard:
+        artifact, name = self.shards[index]
+        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), str(artifact.path))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
         number, position = self.rounds[slot]
-        shard, row = self.streams[self.tasks[number]][position]
-        return self.shards.row(shard, row)
+        return self.of_task(self.tasks[number], position)
+
+    def place(self, slot: int) -> tuple[TaskName, Artifact]:
+        """The task of the chat at a slot, and its artifact; no chat is read."""
+        number, position = self.rounds[slot]
+        shard, _ = self.orders[self.tasks[number]][position]
+        return self.tasks[number], self.shards[shard][0]
 
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
-        return self.shards.row(*self.streams[task][position])
+        index, place = self.orders[task][position]
+        shard = self._shard(index)
+        return shard.chat(int(shard.rows_of(task)[place]))
 
     def documents(self, limit: int) -> list[str]:
         """The first `limit` text-only rows in order: to train a tokenizer and count its tokens."""
         texts: list[str] = []
-        for index in range(len(self.shards.shards)):
-            for row in self.shards.of_task("text", index):
-                texts.append(
-                    "\n".join(m["content"] for m in self.shards.row(index, int(row))["messages"])
-                )
-                if len(texts) >= limit:
-                    return texts
+        for index in range(len(self.shards)):
+            shard = self._read(index)
+            rows = shard.rows_of("text")[: limit - len(texts)]
+            for messages in shard.table["messages"].take(pa.array(rows)).to_pylist():
+                texts.append("\n".join(message["content"] for message in messages))
+            if len(texts) == limit:
+                break
         return texts
-
-
-def _row_stream(rows: Sequence[np.ndarray], seed: int) -> Stream[tuple[int, int]]:
-    """The stream of (shard, row) over these rows of each shard."""
-
-    def load(shard: int) -> list[tuple[int, int]]:
-        return [(shard, int(row)) for row in rows[shard]]
-
-    return Stream([len(r) for r in rows], load, seed=seed, shards_together=4)
 
 
 def encode_chat(
@@ -232,20 +251,35 @@ def packed_chats(
     *,
     first: int,
     size: int,
-    too_long: TooLongChats,
+    too_long: TooLongChats | None,
 ) -> Packed:
     """The chats of `size` slots from `first` on, packed into rows of `config.length` tokens.
 
-    Chats longer than a row are left out and listed in `too_long`.
+    Chats longer than a row are left out and listed in `too_long`, if it is there. A chat's number
+    is its slot.
     """
-    chats = []
+    chats, slots = [], []
     for slot in range(first, first + size):
         chat, ids, labels = _chat_of_slot(streams, config, vocabulary, slot)
-        if len(ids) > config.length:
-            too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
-        else:
+        if len(ids) <= config.length:
             chats.append((ids, labels))
-    return pack(chats, config.length)
+            slots.append(slot)
+        elif too_long:
+            too_long.add(chat["chats"], chat["key"], tokens=len(ids), length=config.length)
+    return pack(chats, config.length, numbers=slots)
+
+
+def rows_of_part(packed: Packed, part: int, parts: int, *, length: int) -> Packed:
+    """The packed rows of part `part` of a step's `parts`; one row of padding where it has none.
+
+    A step is packed as a whole and its rows are then shared: packs are the same for any number of
+    processes and passes, which get as many rows each, to within one.
+    """
+    num_rows = len(packed.ids)
+    own = slice(part * num_rows // parts, (part + 1) * num_rows // parts)
+    if own.start == own.stop:
+        return pack([], length)
+    return Packed(*(tensor[own] for tensor in packed))
 
 
 def require_fitting(
@@ -271,10 +305,15 @@ def _chat_of_slot(
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
     chat = _prompted(streams[slot], slot, config)
-    ratio = (chat["task"] == "i2t" and config.read_scale_ratio) or config.scale_ratio
-    scale = draw_scale(ratio, config.seed, slot)
+    scale = _scale_of_slot(config, chat["task"], slot)
     ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
     return chat, ids, labels
+
+
+def _scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
+    """The scale of the pictures in the chat of a slot."""
+    ratio = (task == "i2t" and config.read_scale_ratio) or config.scale_ratio
+    return draw_scale(ratio, config.seed, slot)
 
 
 def _prompted(chat: dict[str, Any], slot: int, config: ChatBatchesConfig) -> dict[str, Any]:
@@ -323,6 +362,34 @@ def weighted_loss(
     return (losses * weights).sum() / total, figures
 
 
+def losses_by_group(
+    losses: Tensor, packed: Packed, streams: ChatStreams, config: ChatBatchesConfig
+) -> dict[str, Figure]:
+    """Mean losses of the supervised tokens (M,) of packed chats by task, by scale and by source.
+
+    There is none by task, or by source, where the training has a single one.
+    """
+    supervised = packed.labels[:, 1:] != -100
+    slots, chats = packed.numbers[:, 1:][supervised].unique(return_inverse=True)
+    sums = torch.zeros(len(slots), device=losses.device)
+    sums.index_add_(0, chats, losses.detach().float())
+    counts = torch.bincount(chats, minlength=len(slots))
+    parts: dict[str, list[Mean]] = {}
+    for slot, loss, count in zip(slots.tolist(), sums.tolist(), counts.tolist(), strict=True):
+        mean = Mean(loss / count, count)
+        task, artifact = streams.place(slot)
+        names = []
+        if len(streams.tasks) > 1:
+            names.append(f"loss_by_task/{task}")
+        if task != "text":
+            names.append(f"loss_by_scale/{int(_scale_of_slot(config, task, slot))}")
+        if len(streams.sources) > 1:
+            names.append(f"loss_by_source/{streams.sources[artifact.path]}")
+        for name in names:
+            parts.setdefault(name, []).append(mean)
+    return {name: mean_of(means) for name, means in sorted(parts.items())}
+
+
 def model_description(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -340,6 +407,22 @@ def model_description(
         "tokenizer_sha256": tokenizer_sha256,
         "grid": grid,
     }
+
+
+def check_scales(chats: Sequence[Artifact], config: ChatBatchesConfig) -> None:
+    """Raise UserError where a scale is drawn that the chats' pictures were not encoded at."""
+    ratios = (config.scale_ratio, config.read_scale_ratio or config.scale_ratio)
+    drawn = [s for s, odds in zip(Scale, zip(*ratios, strict=True), strict=True) if any(odds)]
+    for artifact in chats:
+        sides = artifact.settings.get("sides")
+        missing = [int(s) for s in drawn if sides is not None and str(int(s)) not in sides]
+        if missing:
+            raise UserError(
+                f"{artifact.path} has no codes of scale {missing[0]}, which scale_ratio or "
+                "read_scale_ratio draws",
+                hint=f"set the odds of scale {missing[0]} to 0, or encode the pictures at every "
+                "scale and make the chats again",
+            )
 
 
 def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:

@@ -22,13 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
 from tarkit.images import resize, to_uint8
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
-from tarkit.train.streams import PictureRow, Stream
+from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 Codes = dict[Scale | None, Tensor]
@@ -38,7 +40,7 @@ Codes = dict[Scale | None, Tensor]
 class SizedPixels(NamedTuple):
     """Pictures that the device has yet to encode."""
 
-    keys: list[str]
+    names: list[RowName]
     ta_tok: Tensor  # (B, 3, S, S) uint8
     vqvae: Tensor  # (B, 3, P, P) uint8
 
@@ -55,7 +57,7 @@ class CodeSource(Protocol):
     """What the training needs to know of where its codes come from."""
 
     @property
-    def stream(self) -> Stream[Any]:
+    def stream(self) -> Stream[Any] | MixedStream[Any]:
         """The rows in training's order."""
 
     def read(self, rows: Sequence[Any]) -> Codes | SizedPixels:
@@ -76,9 +78,15 @@ class CodesRow(NamedTuple):
 
     key: str
     codes: dict[Scale | None, np.ndarray]  # (n,) of each scale, (N,) under None
+    source: str  # folder of the artifact
+
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is."""
+        return RowName(self.source, self.key)
 
 
-class StoredCodes:
+class StoredRows:
     """The usable rows of tokens artifacts: status "ok", and of the split or without one.
 
     The rows of all artifacts are one set: an epoch visits each once.
@@ -88,26 +96,26 @@ class StoredCodes:
         self,
         artifacts: Sequence[Artifact],
         scales: Sequence[Scale],
-        vqvae: Vqvae,
+        target: str,
         *,
         seed: int,
         split: str = "train",
     ) -> None:
-        """Raises UserError for an incomplete artifact, and where no row is usable."""
+        """`target`: the column that is trained on, kept under None next to the codes of `scales`.
+
+        Raises UserError for an incomplete artifact, and where no row is usable.
+        """
         self.split = split
-        self.vqvae = vqvae
         self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
-        self.columns[None] = "vq_codes"
+        self.columns[None] = target
         self.num_failed = {artifact.path: 0 for artifact in artifacts}
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
         for artifact in artifacts:
-            artifact.require_complete()
-            for name in artifact.shards:
-                table = artifact.read(name, ["status", "split"])
-                failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+            for name, kinds in zip(artifact.shards, row_counts(artifact), strict=True):
+                failed = sum(n for kind, n in kinds.items() if kind.status == "failed")
                 self.num_failed[artifact.path] += failed
-                counts.append(pc.sum(self._usable(table)).as_py() or 0)
+                counts.append(sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None)))
                 self._shards.append((artifact, name))
         if not sum(counts):
             paths = ", ".join(str(artifact.path) for artifact in artifacts)
@@ -134,9 +142,19 @@ class StoredCodes:
             for part, column in self.columns.items()
         }
         return [
-            CodesRow(key, {part: array[row] for part, array in arrays.items()})
+            CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
             for row, key in enumerate(table["key"].to_pylist())
         ]
+
+
+class StoredCodes(StoredRows):
+    """The codes of TA-Tok and of the image VQ, as `encode` stored them."""
+
+    def __init__(
+        self, artifacts: Sequence[Artifact], scales: Sequence[Scale], vqvae: Vqvae, *, seed: int
+    ) -> None:
+        super().__init__(artifacts, scales, "vq_codes", seed=seed)
+        self.vqvae = vqvae
 
     def read(self, rows: Sequence[CodesRow]) -> Codes:
         return {
@@ -207,7 +225,7 @@ class PictureCodes:
 
     def __init__(
         self,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         scales: Sequence[Scale],
         ta_tok: LoadedTaTok,
         vqvae: Vqvae,
@@ -226,7 +244,7 @@ class PictureCodes:
         self.remember = remember
         # The background thread looks codes up while a step stores others.
         self._lock = threading.Lock()
-        self._rows: dict[str, int] = {}  # a picture's row in the tables
+        self._rows: dict[RowName, int] = {}  # a picture's row in the tables
         self._tables: Codes = {}
 
     def _sized(self, picture: np.ndarray, size_px: int) -> np.ndarray:
@@ -237,7 +255,7 @@ class PictureCodes:
     def _pixels(self, rows: Sequence[PictureRow]) -> SizedPixels:
         pictures = [row.pixels() for row in rows]
         return SizedPixels(
-            [row["key"] for row in rows],
+            [row.name for row in rows],
             channels_first([self._sized(a, self.ta_tok.size_px) for a in pictures]),
             channels_first([self._sized(a, self.vq_size_px) for a in pictures]),
         )
@@ -248,12 +266,15 @@ class PictureCodes:
         A batch with a new picture is encoded as a whole: a smaller batch rounds differently, and
         codes must not depend on the pictures that this process encoded before.
         """
-        keys = [row["key"] for row in rows]
+        codes = self._remembered([row.name for row in rows])
+        return codes if codes is not None else self._pixels(rows)
+
+    def _remembered(self, keys: Sequence[RowName]) -> Codes | None:
         with self._lock:
-            if all(key in self._rows for key in keys):
-                cached = torch.tensor([self._rows[key] for key in keys])
-                return {name: table[cached].long() for name, table in self._tables.items()}
-        return self._pixels(rows)
+            if not all(key in self._rows for key in keys):
+                return None
+            cached = torch.tensor([self._rows[key] for key in keys])
+            return {name: table[cached].long() for name, table in self._tables.items()}
 
     def encode(self, pixels: SizedPixels) -> Codes:
         """The pictures' TA-Tok codes at every scale that is trained, and their image-VQ codes."""
@@ -270,12 +291,15 @@ class PictureCodes:
     def codes(self, batch: Codes | SizedPixels) -> Codes:
         if not isinstance(batch, SizedPixels):
             return batch
-        encoded = self.encode(batch)
-        with self._lock:
-            self._store(batch.keys, encoded)
-        return encoded
+        # A worker process reads pixels each time, as it does not know what this one remembers.
+        codes = self._remembered(batch.names)
+        if codes is None:
+            codes = self.encode(batch)
+            with self._lock:
+                self._store(batch.names, codes)
+        return {name: numbers.to(batch.ta_tok.device) for name, numbers in codes.items()}
 
-    def _store(self, keys: Sequence[str], encoded: Codes) -> None:
+    def _store(self, keys: Sequence[RowName], encoded: Codes) -> None:
         new = len(set(keys) - self._rows.keys())
         if len(self._rows) + new > self.remember:
             self._rows.clear()
@@ -293,5 +317,5 @@ class PictureCodes:
     def examples(self, count: int, device: torch.device) -> Examples:
         pixels = self._pixels([self.stream[i] for i in range(count)])
         pictures = [Image.fromarray(a.numpy()) for a in pixels.vqvae.permute(0, 2, 3, 1)]
-        moved = SizedPixels(pixels.keys, pixels.ta_tok.to(device), pixels.vqvae.to(device))
+        moved = SizedPixels(pixels.names, pixels.ta_tok.to(device), pixels.vqvae.to(device))
         return Examples(pictures, "original", self.encode(moved))

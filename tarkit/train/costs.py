@@ -57,6 +57,9 @@ class Stack(NamedTuple):
     begin the MLP. Under bf16 each keeps a copy of its own."""
     dropout: bool = False
     """Whether both outputs of a block go through dropout, whose masks have a byte a value."""
+    adapter_rank: int = 0
+    """Rank of LoRA adapters on all matrices of a gated stack, which is then frozen; 0: no adapters,
+    and the stack is trained."""
 
     @property
     def attention_width(self) -> int:
@@ -68,6 +71,20 @@ class Stack(NamedTuple):
         """Values of all matrices of the stack; biases and norms are not counted."""
         attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_width
         return self.layers * (attention + (3 if self.gated else 2) * self.width * self.mlp_width)
+
+    @property
+    def adapter_values(self) -> int:
+        """Values of the adapters on all seven matrices of a gated block."""
+        keys = self.kv_heads * self.head_width
+        sides = 6 * self.width + 2 * self.attention_width + 2 * keys + 3 * self.mlp_width
+        return self.layers * self.adapter_rank * sides
+
+    def training_flops(self, positions: float, length: float) -> float:
+        """FLOPs of a training step; frozen matrices need no gradient of their own."""
+        whole = TRAINED * self.flops(positions, length)
+        if not self.adapter_rank:
+            return whole
+        return whole + positions * (TRAINED * 2 * self.adapter_values - 2 * self.matrix_values)
 
     def flops(self, positions: float, length: float) -> float:
         """FLOPs of a forward pass over `positions` positions in sequences of `length`."""
@@ -81,13 +98,18 @@ class Stack(NamedTuple):
         queries, keys, values (repeated to all heads) and its output. A GELU MLP keeps two, a
         SwiGLU MLP four tensors of width F. Two normalised inputs are D wide; under bf16 their
         `input_copies` take their place.
+
+        With adapters a frozen norm keeps its input alone. Each adapter keeps the input of its
+        matrix (under bf16 a copy, of attention's output too) and what it makes of it, r wide.
         """
-        norms = (4 if self.gated else 2) * 4 * self.width
+        norms = (4 if self.gated and not self.adapter_rank else 2) * 4 * self.width
         inputs = (2 if c == 4 else self.input_copies) * c * self.width
         attention = 4 * c * self.attention_width + 4 * self.heads
         mlp = (4 if self.gated else 2) * c * self.mlp_width
         masks = 2 * self.width if self.dropout else 0
-        return positions * self.layers * (norms + inputs + attention + mlp + masks)
+        copied = self.attention_width if c == 2 else 0
+        adapters = c * (7 * self.adapter_rank + copied) if self.adapter_rank else 0
+        return positions * self.layers * (norms + inputs + attention + mlp + masks + adapters)
 
     def gradient_bytes(self, positions: float, c: int) -> float:
         """Bytes of the gradients that the MLP of one block holds at once in its backward pass.

@@ -12,10 +12,10 @@ embeddings, W condition width, T training steps of the schedule (1000).
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,17 +28,35 @@ from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints.directory import WEIGHTS, read_tensors
 from tarkit.checkpoints.hub import NEGATIVE, SANA_PARTS
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
-from tarkit.checkpoints.sana import Sana, check_size_px, find_sana, load_sana, read_negative
+from tarkit.checkpoints.sana import (
+    Sana,
+    check_size_px,
+    find_sana,
+    load_sana,
+    read_negative,
+    vae_sha256,
+)
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.inference.dif_detokenizer import DifDetokenizer
-from tarkit.models.pixel_range import channels_first, from_unit, signed
+from tarkit.models.pixel_range import from_unit
 from tarkit.seeds import training_seed
+from tarkit.train.latent_batches import (
+    LatentSource,
+    PictureLatents,
+    StoredLatents,
+    TaTokInputs,
+    require_latents,
+)
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
-from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
+from tarkit.train.loop_config import PicturesConfig
+from tarkit.train.parameters import count_parameters, save_trained_only
+from tarkit.train.streams import mixed_pictures, picture_parents
+from tarkit.train.task import Figure, Mean, RowName
 from tarkit.vocab import Scale
+
+log = logging.getLogger("tarkit")
 
 # Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
 TRAINED = ("attn2.", "caption_projection.", "caption_norm.")
@@ -48,7 +66,7 @@ WITHOUT_EFFECT = "attn2.to_k.bias"
 HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 
 
-class DifDtokConfig(LoopConfig):
+class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
     optimizer: Literal["adamw", "muon", "came"] = "came"
@@ -56,6 +74,9 @@ class DifDtokConfig(LoopConfig):
     schedule: Literal["cosine", "constant", "linear"] = "constant"
     warmup: float = 0.01
     clip: float = 0.1
+    trained: Literal["condition", "all"] = "condition"
+    """What is trained of SANA's transformer: cross-attention and condition embedding (Sec. 4.1), or
+    all of it, for a SANA with random weights."""
     scale_ratio: tuple[int, int, int] = (2, 1, 1)
     """Odds of scales 1, 2, 3; each picture of a step draws its own (App. C.1)."""
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -73,6 +94,13 @@ class DifDtokConfig(LoopConfig):
     sample_guidance: float = 4.0
     sample_steps: PositiveInt = 20
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("trained",))
+
+    @property
+    def scales(self) -> list[Scale]:
+        """The scales that are trained."""
+        return [s for s, weight in zip(Scale, self.scale_ratio, strict=True) if weight]
+
     @field_validator("scale_ratio")
     @classmethod
     def _some_scale_is_drawn(cls, ratio: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -84,8 +112,8 @@ class DifDtokConfig(LoopConfig):
 class DifBatch(NamedTuple):
     """Pictures of a step, and what each of them draws by itself."""
 
-    inputs: Tensor  # (B, 3, s, s) uint8, at TA-Tok's size s
-    targets: Tensor  # (B, 3, S, S) uint8
+    inputs: TaTokInputs  # pictures (B, 3, s, s) uint8 at TA-Tok's size s, or codes
+    targets: Tensor  # pictures (B, 3, S, S) uint8, or latents (B, C, h, w)
     noise: Tensor  # (B, C, h, w)
     sigma: Tensor  # (B,) share of noise in [0, 1)
     timestep: Tensor  # (B,) int64 in [0, T), that share as SANA reads it
@@ -100,21 +128,16 @@ class DifDtok(nn.Module):
     the model.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, *, trained: Literal["condition", "all"]) -> None:
         super().__init__()
         self.transformer: Any = transformer
         frozen = () if transformer.config.qk_norm else (WITHOUT_EFFECT,)
+        parts = TRAINED if trained == "condition" else ("",)
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(
-                any(part in name for part in TRAINED) and not name.endswith(frozen)
+                any(part in name for part in parts) and not name.endswith(frozen)
             )
-        self._frozen = {
-            f"transformer.{name}"
-            for name, tensor in transformer.state_dict(keep_vars=True).items()
-            if not tensor.requires_grad
-        }
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_expect_no_frozen)
+        save_trained_only(self)
 
     def forward(self, latents: Tensor, condition: Tensor, mask: Tensor, timestep: Tensor) -> Tensor:
         """Noised latents (B, C, h, w), condition (B, n, W), its mask (B, n) and times (B,) in
@@ -130,17 +153,6 @@ class DifDtok(nn.Module):
         return out
 
 
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    assert isinstance(module, DifDtok)
-    for name in module._frozen:
-        del state[prefix + name]
-
-
-def _expect_no_frozen(module: nn.Module, keys: Any) -> None:
-    assert isinstance(module, DifDtok)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in module._frozen]
-
-
 class DifDtokTask:
     """Flow matching of the VAE's latents given TA-Tok's features of the same square picture."""
 
@@ -149,32 +161,27 @@ class DifDtokTask:
     def __init__(
         self,
         config: DifDtokConfig,
-        stream: Stream[PictureRow],
+        source: LatentSource,
         ta_tok: LoadedTaTok,
         sana: Sana,
         negative: Tensor,
     ) -> None:
         """`sana` is changed: its transformer is trained in place. `negative`: (M, W)."""
         self.config = config
-        self.stream = stream
+        self.source = source
+        self.stream = source.stream
         self.ta_tok = ta_tok
         self.sana = sana
         self.negative = negative
         self.shift, self.num_times = noise_schedule(sana.scheduler)
         self.shift = config.flow_shift or self.shift
         sana.vae.requires_grad_(False)
-        self.model = DifDtok(sana.transformer)
-        self.scales = [s for s, weight in zip(Scale, config.scale_ratio, strict=True) if weight]
+        self.model = DifDtok(sana.transformer, trained=config.trained)
+        self.scales = config.scales
         odds = np.asarray(config.scale_ratio, dtype=float)
         self.odds = odds / odds.sum()
         side = sana.size_px // sana.downsampling
         self.latent_shape = (int(sana.vae.config.latent_channels), side, side)
-
-    def counts(self) -> tuple[int, int]:
-        """How many parameters are trained, and how many the transformer has."""
-        parameters = list(self.model.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        return trained, sum(p.numel() for p in parameters)
 
     def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
         """Every picture's numbers are drawn from the seed and its position in the stream."""
@@ -185,10 +192,10 @@ class DifDtokTask:
         time = 1 / (1 + np.exp(-np.asarray(normals)))
         whole = np.minimum(np.floor(time * self.num_times), self.num_times - 1)
         sigma = shifted(whole / self.num_times, self.shift)
-        raw = [row.pixels() for row in rows]
+        inputs, targets = self.source.read(rows)
         return DifBatch(
-            inputs=channels_first([sized(a, self.ta_tok.size_px) for a in raw]),
-            targets=channels_first([sized(a, self.sana.size_px) for a in raw]),
+            inputs=inputs,
+            targets=targets,
             noise=torch.from_numpy(np.stack(noise)),
             sigma=torch.from_numpy(sigma.astype(np.float32)),
             # Whole steps, as SANA was trained and as its schedulers give them.
@@ -207,42 +214,46 @@ class DifDtokTask:
 
     def weight(self, batch: DifBatch) -> float:
         """Pictures: all have as many latents."""
-        return len(batch.inputs)
+        return len(batch.targets)
 
-    def loss(self, model: nn.Module, batch: DifBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, model: nn.Module, batch: DifBatch, step: int
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Mean squared error of the velocity: every element of every picture weighs the same."""
-        latents = self.latents(batch.targets)
+        latents = self.source.latents(batch.targets)
         condition, mask = self.condition(batch.inputs, batch.scales, batch.dropped)
         weight = batch.sigma[:, None, None, None]
         noised = (1 - weight) * latents + weight * batch.noise
         predicted = model(noised, condition, mask, batch.timestep)
-        loss = (predicted.float() - (batch.noise - latents)).square().mean()
-        figures = {
+        errors = (predicted.to(latents.dtype) - (batch.noise - latents)).square()
+        loss = errors.mean()
+        figures: dict[str, Figure] = {
             "sigma": float(batch.sigma.mean()),
             "condition_tokens": float(mask.sum(1).float().mean()),
             "dropped": float(batch.dropped.float().mean()),
         }
+        of_pictures = errors.detach().flatten(1).mean(1)
+        for scale in self.scales:
+            own = of_pictures[batch.scales == int(scale)]
+            if len(own):
+                figures[f"loss_by_scale/{int(scale)}"] = Mean(float(own.mean()), len(own))
         return loss, figures
 
     @torch.no_grad()
-    def latents(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> the VAE's latents (B, C, h, w) in SANA's scale, in float32."""
-        vae = self.sana.vae.to(pixels.device)
-        with torch.autocast(pixels.device.type, enabled=False):
-            encoded: Tensor = vae.encode(signed(pixels)).latent
-        return encoded * float(vae.config.scaling_factor)
-
-    @torch.no_grad()
-    def condition(self, pixels: Tensor, scales: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, s, s), scales (B,) and dropped (B,) -> features (B, n, W), mask (B, n).
+    def condition(
+        self, inputs: TaTokInputs, scales: Tensor, dropped: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures or codes of B rows, scales (B,) and dropped (B,) -> features (B, n, W) and their
+        mask (B, n).
 
         Rows that are shorter than the longest end in positions that the mask leaves out.
         """
-        self.ta_tok.model.to(pixels.device)
+        device = scales.device
+        self.ta_tok.model.to(device)
         present = [scale for scale in Scale if bool((scales == int(scale)).any())]
-        with torch.autocast(pixels.device.type, enabled=False):
-            codes = self.ta_tok.encode_scales(signed(pixels) * 0.5 + 0.5, present)
-            rows: list[Tensor] = [self.negative.to(pixels.device)] * len(pixels)
+        with torch.autocast(device.type, enabled=False):
+            codes = self.source.codes(inputs, present)
+            rows: list[Tensor] = [self.negative.to(device)] * len(scales)
             for scale in present:
                 own = ((scales == int(scale)) & ~dropped).nonzero()[:, 0]
                 if len(own):
@@ -253,6 +264,9 @@ class DifDtokTask:
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
 
@@ -260,30 +274,28 @@ class DifDtokTask:
         """Pictures of the stream, and each drawn from its codes at every scale that is trained."""
         self.model.eval()
         config, device = self.config, self.sana.transformer.device
-        rows = [self.stream[i] for i in range(config.sample_pictures)]
-        raw = [row.pixels() for row in rows]
-        inputs = channels_first([sized(a, self.ta_tok.size_px) for a in raw], device)
-        cells = [Image.fromarray(sized(a, self.sana.size_px)) for a in raw]
-        captions = ["original"] * len(rows)
+        count = config.sample_pictures
+        examples = self.source.examples(count, device)
+        cells, captions = list(examples.pictures), [examples.caption] * count
         self.sana.vae.to(device)
         drawer = DifDetokenizer.of(self.sana, self.negative)
-        kept = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        kept = torch.zeros(count, dtype=torch.bool, device=device)
         for scale in self.scales:
             condition, _ = self.condition(
-                inputs, torch.full_like(kept, int(scale), dtype=torch.int64), kept
+                examples.inputs, torch.full_like(kept, int(scale), dtype=torch.int64), kept
             )
             pixels = drawer.draw(
                 condition,
                 guidance=config.sample_guidance,
                 steps=config.sample_steps,
-                generators=[torch.Generator().manual_seed(i) for i in range(len(rows))],
+                generators=[torch.Generator().manual_seed(i) for i in range(count)],
             )
             cells += [Image.fromarray(a) for a in from_unit(pixels)]
-            captions += [f"{condition.shape[1]} codes"] * len(rows)
-        return contact_sheet(cells, captions, columns=len(rows), cell_px=128)
+            captions += [f"{condition.shape[1]} codes"] * count
+        return contact_sheet(cells, captions, columns=count, cell_px=128)
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
-        trained, parameters = self.counts()
+        trained, parameters = count_parameters(self.model)
         arch = {
             key: value
             for key, value in self.sana.transformer.config.items()
@@ -373,9 +385,11 @@ def load_start(
     return sana, negative
 
 
-def publish(folder: Path, sana: Sana, negative: Tensor) -> None:
+def publish(
+    folder: Path, sana: Sana, negative: Tensor, *, trained: Literal["condition", "all"]
+) -> None:
     """Write the parts of a Dif-DTok into the model directory of its trained parameters."""
-    model = DifDtok(sana.transformer)
+    model = DifDtok(sana.transformer, trained=trained)
     model.load_state_dict(read_tensors(folder / WEIGHTS))
     sana.save(folder, negative)
 
@@ -389,38 +403,81 @@ def _fingerprints(folder: Path) -> Mapping[str, str]:
 def run(
     config: Path | None,
     *,
-    images: Path,
     tokenizer: Path,
     sana: str,
     out: Path,
+    images: Sequence[Path] = (),
+    tokens: Sequence[Path] = (),
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train the diffusion de-tokenizer on pictures; returns the model directory.
+    """Train the diffusion de-tokenizer; returns the model directory.
 
-    `sana`: a folder or a hub id in the hub's cache, of a SANA or a Dif-DTok. The directory holds
-    the trained parameters (model.safetensors) and a whole Dif-DTok in the published layout, and so
-    does each one that `keep_every` asked for, after the last step.
+    `tokens`: tokens artifacts with a VAE's latents, from which it is trained, or `images`: images
+    artifacts, which are mixed by weight and encoded as they come. `sana`: a folder or a hub id in
+    the hub's cache, of a SANA or a Dif-DTok. The directory holds the trained parameters
+    (model.safetensors) and a whole Dif-DTok in the published layout, and so does each one that
+    `keep_every` asked for, after the last step. Raises UserError unless just one of `tokens` and
+    `images` is there, and where sizes or models do not fit.
     """
     from accelerate import PartialState
 
+    if bool(tokens) == bool(images):
+        raise UserError(
+            "Dif-DTok is trained from --tokens or from --images: name one of the two",
+            hint="tarkit train dif-dtok --help",
+        )
     settings = load_config(DifDtokConfig, config, overrides)
     begin_training(settings.seed)
     folder = find_sana(sana)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
     ta_tok = load_ta_tok(tokenizer)
     start, negative = load_start(folder, ta_tok, settings.size_px)
-    task = DifDtokTask(settings, stream, ta_tok, start, negative)
-    trained, parameters = task.counts()
-    print(f"dif-dtok: trains {trained:,} of {parameters:,} parameters", file=sys.stderr)
+    parents = {"tokenizer": tokenizer, "sana": folder}
+    more: dict[str, Any] = {"sana": _fingerprints(folder)}
+    source: LatentSource
+    if images:
+        artifacts = [open_artifact(path, "images") for path in images]
+        stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
+        source = PictureLatents(stream, ta_tok, start)
+        parents |= picture_parents(images)
+    else:
+        source = _stored_latents(tokens, settings, ta_tok, start, folder)
+        parents |= {f"tokens_{i}": path for i, path in enumerate(tokens)}
+        # The order of the rows follows from their number, which a repaired artifact changes.
+        more |= {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
+    task = DifDtokTask(settings, source, ta_tok, start, negative)
     path = train(
         task,
         settings,
         out=out,
         name="dif-dtok",
-        parents={"images": images, "tokenizer": tokenizer, "sana": folder},
-        more={"sana": _fingerprints(folder), "flow_shift": task.shift},
+        parents=parents,
+        more={**more, "flow_shift": task.shift},
     )
     if PartialState().is_main_process:
         for made in [*sorted((out / "steps").glob("*")), out]:
-            publish(made, start, negative)
+            publish(made, start, negative, trained=settings.trained)
     return path
+
+
+def _stored_latents(
+    tokens: Sequence[Path],
+    settings: DifDtokConfig,
+    ta_tok: LoadedTaTok,
+    sana: Sana,
+    folder: Path,
+) -> StoredLatents:
+    """The latents in tokens artifacts; UserError where they are not those that are trained on."""
+    artifacts = [open_artifact(path, "tokens") for path in tokens]
+    for artifact in artifacts:
+        require_latents(
+            artifact,
+            scales=settings.scales,
+            tokenizer_sha256=ta_tok.sha256,
+            vae_sha256=vae_sha256(folder),
+            size_px=sana.size_px,
+        )
+    source = StoredLatents(artifacts, settings.scales, sana, seed=settings.seed)
+    for path, num_failed in source.num_failed.items():
+        if num_failed:
+            log.warning("%s: %d failed rows are left out", path, num_failed)
+    return source

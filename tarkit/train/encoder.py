@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -33,9 +33,16 @@ from tarkit.models.encoder import (
 )
 from tarkit.models.pixel_range import to_signed
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes
-from tarkit.train.streams import PictureRow, Stream, picture_stream, sized
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    mixed_pictures,
+    picture_parents,
+    sized,
+)
+from tarkit.train.task import RowName
 from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 Box = tuple[float, float, float, float]
@@ -44,19 +51,19 @@ RegionsOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, Box]] | None]
 top, right, bottom) in shares of its side, [0, 1]; None where that is not known."""
 
 
-class EncoderConfig(LoopConfig):
+class EncoderConfig(PicturesConfig):
     """Settings of the contrastive training."""
 
     arch: EncoderArch = EncoderArch()
-    text_width: int = 128
-    text_layers: int = 2
-    text_heads: int = 4
-    text_length: int = 96
+    text_width: PositiveInt = 128
+    text_layers: PositiveInt = 2
+    text_heads: PositiveInt = 4
+    text_length: PositiveInt = 96
     text_vocab: int = Field(default=512, ge=259)
-    grounding: float = 0.0
+    grounding: NonNegativeFloat = 0.0
     """Weight of the grounding loss (object, phrase and box at a position). It counts only pictures
     whose regions are known."""
-    surplus: float = 0.0
+    surplus: NonNegativeFloat = 0.0
     """Weight, within the grounding loss, of the share of the features' variance that phrase and box
     do not explain. Other content of a feature becomes codes that a language model has to guess."""
     grounding_layer: int = -2
@@ -66,12 +73,16 @@ class EncoderConfig(LoopConfig):
     """The caption that a picture is compared with: a long one fits few other pictures."""
 
     @model_validator(mode="after")
-    def _one_pass(self) -> EncoderConfig:
+    def _can_train(self) -> EncoderConfig:
         if self.micro_batch_size not in (None, self.batch_size):
             raise ValueError(
                 "micro_batch_size splits a step, but every other picture of a step is a negative "
                 "of the contrastive loss: leave it out, and use more processes where memory is "
                 "short"
+            )
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_heads = {self.text_heads} must divide text_width = {self.text_width}"
             )
         return self
 
@@ -209,7 +220,7 @@ class EncoderTask:
     def __init__(
         self,
         config: EncoderConfig,
-        stream: Stream[PictureRow],
+        stream: PictureStream,
         *,
         regions_of: RegionsOf | None = None,
     ) -> None:
@@ -291,6 +302,9 @@ class EncoderTask:
         loss, figures = model(batch)
         return loss, figures
 
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
 
@@ -327,17 +341,20 @@ def covered(bounds: np.ndarray, side: int, *, least: float = 0.25) -> tuple[Tens
 def run(
     config: Path | None,
     *,
-    images: Path,
+    images: Sequence[Path],
     out: Path,
     overrides: Sequence[str] = (),
     regions_of: RegionsOf | None = None,
 ) -> Path:
     """Train a vision encoder on captioned pictures; returns the model directory.
 
+    `images`: images artifacts, which are mixed by weight.
+
     Raises UserError for a grounding weight above 0 without `regions_of`.
     """
     settings = load_config(EncoderConfig, config, overrides)
     begin_training(settings.seed)
-    stream = picture_stream(open_artifact(images, "images"), seed=settings.seed)
+    artifacts = [open_artifact(path, "images") for path in images]
+    stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
     task = EncoderTask(settings, stream, regions_of=regions_of)
-    return train(task, settings, out=out, name="encoder", parents={"images": images})
+    return train(task, settings, out=out, name="encoder", parents=picture_parents(images))

@@ -32,3 +32,21 @@ GPUS = {
     "l40s": Gpu(362e12, 91.6e12, 48e9),
     "rtx4090": Gpu(165e12, 82.6e12, 24e9),
 }
+
+# By the name that the driver gives. The PCIe and NVL models of H100 and H200 have other peaks than
+# the sheets above, so they are not here; an A100 has the same in both forms.
+_NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-PCIE-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA A100 80GB PCIe": "a100-80",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+
+
+def gpu_named(name: str) -> Gpu | None:
+    """The GPU that torch names so, None where its peak is not known: it is never guessed."""
+    return GPUS[_NAMES[name]] if name in _NAMES else None

@@ -44,9 +44,11 @@ from tarkit.train.chat_batches import (
     ChatStreams,
     TooLongChats,
     check_codes,
+    check_scales,
     model_description,
     packed_chats,
     require_fitting,
+    rows_of_part,
     supervision,
     weighted_loss,
 )
@@ -54,7 +56,7 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import num_processes, sum_over_processes
 from tarkit.train.streams import Stream
-from tarkit.train.task import Figure, Mean
+from tarkit.train.task import Amount, Figure, Mean
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -255,16 +257,15 @@ class GrpoTask:
                 seeds += [training_seed(seed, place) >> 2 for place in range(first, first + size)]
         chats = None
         if self.streams is not None:
-            rows = config.chats_size // parts
-            first = (step * parts + part) * rows
-            chats = packed_chats(
+            packed = packed_chats(
                 self.streams,
                 config,
                 self.vocabulary,
-                first=first,
-                size=rows,
-                too_long=self.too_long,
+                first=step * config.chats_size,
+                size=config.chats_size,
+                too_long=self.too_long if part == 0 else None,
             )
+            chats = rows_of_part(packed, part, parts, length=config.length)
         return GrpoBatch(prompts, seeds, chats)
 
     def weight(self, batch: GrpoBatch) -> float:
@@ -356,6 +357,7 @@ class GrpoTask:
         loss = loss * (len(part) / size)
         figures: dict[str, Figure] = {
             **current.figures,
+            "supervised_tokens_per_s": Amount(log_probs.numel()),
             "stopped": Mean(stopped, len(teaching)),
             "nats": Mean(-float(log_probs.detach().mean()), len(teaching)),
         }
@@ -462,6 +464,7 @@ def run(
     tar = Tar.load(model)
     artifacts = [open_artifact(path, "chats") for path in chats]
     check_codes(artifacts, tar.ta_tok)
+    check_scales(artifacts, settings)
     task = GrpoTask(
         settings,
         tar,

@@ -11,8 +11,9 @@ process draws its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ import torch
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.batches import step_batches
+from tarkit.train.guard import Guard
 from tarkit.train.launch import join_processes, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
+from tarkit.train.parameters import freeze_parameters, recorded_counts
 from tarkit.train.recorder import Recorder
 from tarkit.train.state import load_state, save_state
-from tarkit.train.step import require_finite_weights, take_step
+from tarkit.train.step import take_step
 from tarkit.train.task import TrainingTask
+from tarkit.train.trackers import required_trackers
+from tarkit.train.weight_average import averaged_weights
 
 
 def begin_training(seed: int) -> None:
@@ -56,41 +62,55 @@ def train(
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
     manifest that no TOML holds. Call `begin_training` before making the task. The number of
-    processes and what `LoopConfig.HOW_KEYS` names may change when a run is resumed. Raises
-    UserError where the directory was begun with other settings, where the batch does not divide by
-    processes and micro-batches, and, before the step is taken, where a loss or a gradient is not
-    finite.
+    processes and `LoopConfig.FREE_KEYS` may change when a run is resumed. Raises UserError
+    where the directory was begun with other settings, where the batch does not divide by processes
+    and micro-batches, where a tracker is not installed, and, before the step is taken, where a loss
+    or a gradient is not finite, unless such steps are skipped.
     """
+    required_trackers(config)
     processes = join_processes(config, unused_parameters=task.unused_parameters)
     rows = rows_per_pass(config, processes.world)
-    settings = {"stage": name, **config.recorded(), **(more or {})}
+    counts = freeze_parameters(task.model, config)
+    chosen = recorded_counts(counts, config)
+    settings = {"stage": name, **config.recorded(), **(more or {}), **chosen}
     begin_directory(out, "model", settings=settings, parents=parents)
     if (out / "model.safetensors").exists():
         return out
+    if processes.is_main:
+        print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
     checkpoint = out / "state" / "checkpoint.pt"
     processes.prepare(task.model)
     optimizers = make_optimizers(processes.trained, config)
-    first = load_state(checkpoint, processes.trained, optimizers)
+    accelerator = processes.accelerator
+    guard = Guard(task, config, accelerator, out=out, rows=rows)
+    first = load_state(checkpoint, processes.trained, optimizers, guard)
     recorder = None
     if processes.is_main:
-        recorder = Recorder(task, config, out=out, files=files or {}, first=first)
+        recorder = Recorder(task, config, guard, out=out, files=files or {})
+    metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
     with (
-        Progress(name, total=config.steps, unit="steps", done=first) as progress,
+        # One process of many shows how far the training is.
+        Progress(name, total=config.steps, unit="steps", done=first)
+        if processes.is_main
+        else nullcontext() as progress,
+        closing(metrics),
         closing(step_batches(task, config, processes, first=first, rows=rows)) as steps,
     ):
-        for step, batches in steps:
-            result = take_step(task, config, step, batches, processes, optimizers, checkpoint)
-            progress.advance(1, loss=result.loss)
+        for step, batches in metrics.timed(steps):
+            result = take_step(task, config, step, batches, processes, optimizers, guard)
+            metrics.after_step(step, result, processes.trained)
+            if progress:
+                progress.advance(1, loss=result.loss, **metrics.shown)
             if config.saves_after(step + 1):
-                require_finite_weights(processes.trained, step, config, checkpoint)
+                guard.require_finite_weights(processes.trained, step)
             if config.samples_after(step + 1):
-                processes.collect()
+                with averaged_weights(optimizers):
+                    processes.collect()
             if recorder:
-                recorder.after_step(step, result)
+                recorder.after_step(step, optimizers)
             if config.checkpoints_after(step + 1):
-                save_state(checkpoint, step + 1, processes, optimizers)
+                save_state(checkpoint, step + 1, processes, optimizers, guard)
     if recorder:
-        recorder.finish()
-        checkpoint.unlink(missing_ok=True)  # last: the weights take its place
+        recorder.finish(optimizers)
     processes.wait()
     return out

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
+from tarkit.train.parameters import ParametersConfig
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
-class LoopConfig(OptimizerConfig):
+class LoopConfig(OptimizerConfig, ParametersConfig):
     """Settings of every training; each trainer's config extends it. Defaults: paper, Table 8."""
 
     steps: PositiveInt
@@ -19,6 +23,11 @@ class LoopConfig(OptimizerConfig):
     micro_batch_size: PositiveInt | None = None
     """Rows of one forward pass of a process; None: all of its rows of the step. Fewer rows need
     less memory, and the step is the same: gradients are summed over its passes."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes next to each training process that read and decode batches ahead of the step; 0: a
+    thread of the training process does. None: 0 where the model is trained on a CPU; on a GPU one
+    for each core but one of the process's share of the machine, at most 8. The batches are the
+    same."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps, at the end, over which a constant rate falls linearly to zero: the length
@@ -26,7 +35,7 @@ class LoopConfig(OptimizerConfig):
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     clip: float = 1.0
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     """"no": everything in float32; on CUDA, matrices are multiplied without TF32 and cuDNN's
     convolutions use it, as torch does by default. "bf16": matrices are multiplied in bf16 under
@@ -48,9 +57,35 @@ class LoopConfig(OptimizerConfig):
     keep_every: PositiveInt | None = None
     """Steps between the models that are kept whole in `steps/`, to be evaluated later."""
 
+    trackers: tuple[Tracker, ...] | None = None
+    """Where the figures of `metrics.jsonl` are shown while it grows; None: in tensorboard, where it
+    is installed. An empty list is none."""
+    tracker_project: str = "tarkit"
+    """The project that wandb and trackio put the training into."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where the loss or the gradient of a step is not finite. The rows of the step are
+    listed in `bad_rows.jsonl`. A step that is skipped changes no weight and no optimizer state."""
+    on_spike: Literal["ignore", "skip", "stop"] = "ignore"
+    """What happens where the loss of a step exceeds its running mean by more than
+    `spike_deviations` of its standard deviations. The training of PaLM skipped the batches around
+    spikes (Chowdhery et al. 2022, Sec. 5.1)."""
+    spike_deviations: float = Field(default=6.0, gt=0)
+    spike_window: int = Field(default=100, ge=2)
+    """Steps over which mean and deviation of the loss are averaged (exponentially). Before as many
+    steps were taken, no loss is a spike."""
+    max_skipped: PositiveInt = 10
+    """Skipped steps in a row that a training survives; with one more it stops."""
+
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "micro_batch_tokens", "workers", "trackers", "tracker_project"}
+        | {"sharding", "activation_checkpointing", "compile"}
+        | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
+    )
+    """Keys that may change when a run is resumed: the manifest does not hold them."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys that older versions did not have. The manifest holds them only where they differ from
-    their default, so that a training begun by an older version can be resumed."""
+    """Keys of this class that older versions did not have; a base class names its own. The manifest
+    holds them only where they differ from their default, so that a training begun by an older
+    version can be resumed."""
 
     @model_validator(mode="after")
     def _matrices_are_whole_for_muon(self) -> LoopConfig:
@@ -61,16 +96,27 @@ class LoopConfig(OptimizerConfig):
             )
         return self
 
-    HOW_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "sharding", "activation_checkpointing", "compile"}
-    )
-    """Keys that say how a step is computed, and leave its result as it is. The manifest holds none
-    of them: they may change when a run is resumed."""
+    # Not bounds of the fields: a trainer with defaults of its own replaces those.
+    @field_validator("warmup")
+    @classmethod
+    def _is_a_share(cls, warmup: float) -> float:
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"{warmup} is no share of the steps: it must be from 0 to 1")
+        return warmup
+
+    @field_validator("clip")
+    @classmethod
+    def _lets_gradients_through(cls, clip: float) -> float:
+        if clip <= 0:
+            raise ValueError(f"{clip} leaves no gradient: it must be above 0")
+        return clip
 
     def recorded(self) -> dict[str, Any]:
-        """The settings that decide the weights, as the manifest holds them."""
-        settings = self.model_dump(mode="json", exclude=set(self.HOW_KEYS))
-        defaults = {name: type(self).model_fields[name].default for name in self.LATER_KEYS}
+        """The settings that a run is resumed with, as the manifest holds them."""
+        settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
+        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        fields = type(self).model_fields
+        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:
@@ -90,6 +136,15 @@ class LoopConfig(OptimizerConfig):
         """Whether weights are written after `done` steps, as a checkpoint or as a model."""
         intervals = (self.checkpoint_every, self.keep_every or self.steps)
         return done == self.steps or any(done % interval == 0 for interval in intervals)
+
+
+class PicturesConfig(LoopConfig):
+    """Settings of a training that reads one or several --images."""
+
+    LATER_KEYS = frozenset({"images_weights"})
+
+    images_weights: tuple[PositiveInt, ...] | None = None
+    """Pictures that a round takes from each --images, in their order; None: one of each."""
 
 
 def rate_factor(config: LoopConfig, step: int) -> float:

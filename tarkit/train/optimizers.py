@@ -7,15 +7,16 @@ Sources: AdamW and CAME (paper Table 8; came.py); Muon as in `torch.optim.Muon` 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from tarkit.config import Config
 from tarkit.train.came import Came
 from tarkit.train.sharded_tensors import is_split, sum_of_squares
+from tarkit.train.weight_average import WeightAverage
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 
@@ -23,16 +24,26 @@ TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
 class OptimizerConfig(Config):
     """Settings of the optimizers. Defaults: paper, Table 8."""
 
-    learning_rate: float
+    learning_rate: float = Field(ge=0)
     optimizer: Literal["adamw", "muon", "came"] = "adamw"
-    muon_rate: float = 0.02
+    muon_rate: float = Field(default=0.02, gt=0)
     """Learning rate of Muon, for hidden matrices; AdamW trains everything else."""
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.95)
     """Decay of the means that the optimizer keeps: two for AdamW, three for CAME."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the trained weights (weight_average.py), in
+    float32: 4 bytes a trained value. Sample sheets, kept models and the saved model then have the
+    averaged weights; the last weights themselves are not saved. None: no average. The paper states
+    none; diffusion models are mostly used so (0.9999 in Ho et al. 2020, App. B)."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"ema"})
 
     @model_validator(mode="after")
     def _betas_fit(self) -> OptimizerConfig:
+        # At 1 a mean never moves from its start, zero.
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: each must be at least 0 and below 1")
         needed = 3 if self.optimizer == "came" else 2
         if len(self.betas) != needed:
             raise ValueError(
@@ -82,7 +93,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     """AdamW or CAME for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
-    On CUDA, AdamW is torch's fused one.
+    On CUDA, AdamW is torch's fused one. With `ema` a WeightAverage comes last.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
@@ -112,6 +123,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)
         )
+    if config.ema is not None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizers.append(WeightAverage(trained, decay=config.ema))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

@@ -1,21 +1,19 @@
-"""What a training leaves in its directory: metrics, sample sheets and models."""
+"""What a training leaves in its directory beside its metrics: sample sheets and models."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tarkit.artifacts.files import write_whole
 from tarkit.checkpoints.directory import save_model
 from tarkit.images import png_bytes
+from tarkit.train.guard import Guard
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.step import StepResult
 from tarkit.train.task import TrainingTask
+from tarkit.train.weight_average import averaged_weights
 
 
 class Recorder:
@@ -25,60 +23,46 @@ class Recorder:
         self,
         task: TrainingTask,
         config: LoopConfig,
+        guard: Guard,
         *,
         out: Path,
         files: Mapping[str, str],
-        first: int,
     ) -> None:
-        """`first`: the step that this process begins with."""
         self.task = task
         self.config = config
+        self.guard = guard
         self.out = out
         self.files = files
-        self.first = first
-        self.metrics = out / "metrics.jsonl"
+        self.checkpoint = out / "state" / "checkpoint.pt"
         self._write_files(out)
-        _truncate_log(self.metrics, first)
-        self.tensorboard = _tensorboard(out)
-        self.began = time.monotonic()
 
-    def after_step(self, step: int, result: StepResult) -> None:
-        """Log, draw and keep what is due after a step; the model stays on its device."""
+    def after_step(
+        self,
+        step: int,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        """Draw and keep what is due after a step; the model stays on its device."""
         config, done = self.config, step + 1
-        if config.logs_after(done):
-            self._log(done, result)
         if done == config.steps:
             return
         device = next(self.task.model.parameters()).device
         if done % config.sample_every == 0:
-            self._write_sheet(done)
+            with averaged_weights(optimizers):
+                self._write_sheet(done)
+            self.task.model.to(device)
         if config.keep_every and done % config.keep_every == 0:
-            self._keep(self.out / "steps" / f"{done:07d}")
-        self.task.model.to(device)
+            with averaged_weights(optimizers):
+                self._keep(self.out / "steps" / f"{done:07d}")
+            self.task.model.to(device)
 
-    def finish(self) -> None:
-        """Write the last sheet and the model."""
-        self._write_sheet(self.config.steps)
-        self.task.model.eval()
-        model, description = self.task.finish()
-        save_model(self.out, model, description, self.config)
-
-    def _log(self, done: int, result: StepResult) -> None:
-        """Append a row to metrics.jsonl, and to tensorboard's log where it is installed."""
-        rows = (done - self.first) * self.config.batch_size
-        row = {
-            "step": done,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "rate": result.rate_factor,
-            **result.figures,
-            "rows_per_s": round(rows / (time.monotonic() - self.began), 2),
-        }
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.tensorboard:
-            for key, figure in row.items():
-                self.tensorboard.add_scalar(key, figure, done)
+    def finish(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
+        with averaged_weights(optimizers):
+            self._write_sheet(self.config.steps)
+            self.task.model.eval()
+            model, description = self.task.finish()
+            save_model(self.out, model, description, self.config)
+        self.checkpoint.unlink(missing_ok=True)
 
     def _write_sheet(self, done: int) -> None:
         """Write the task's sample sheet; sampling must not disturb the run's randomness.
@@ -106,21 +90,3 @@ class Recorder:
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():
             write_whole(out / file, text.encode())
-
-
-def _truncate_log(path: Path, done: int) -> None:
-    """Make the log hold the first `done` steps alone: the later ones are about to be run again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A killed run can leave half a line at the end; its step is run again.
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = "".join(line for line in whole if json.loads(line)["step"] <= done)
-    write_whole(path, kept.encode())
-
-
-def _tensorboard(out: Path) -> Any:
-    """A writer where tensorboard is installed, None where it is not."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(out / "tensorboard"))

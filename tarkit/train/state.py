@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tarkit.artifacts.files import whole_file
+from tarkit.train.guard import Guard
 from tarkit.train.parallelism import Parallelism
 from tarkit.train.sharded_tensors import is_split, split_like, whole
 
@@ -21,9 +22,12 @@ KERNEL_KEYS = ("foreach", "fused", "capturable")
 
 
 def load_state(
-    checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    checkpoint: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    guard: Guard,
 ) -> int:
-    """Load a checkpoint, if there is one, into model and optimizers; the first step to take."""
+    """Load a checkpoint, if there is one, into all that has a state; the first step to take."""
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -33,6 +37,7 @@ def load_state(
     )
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         _load_optimizer(optimizer, saved)
+    guard.load_state_dict(state.get("guard", {}))
     return int(state["step"])
 
 
@@ -41,15 +46,21 @@ def save_state(
     done: int,
     processes: Parallelism,
     optimizers: Sequence[torch.optim.Optimizer],
+    guard: Guard,
 ) -> None:
-    """Write model and optimizers after `done` steps, whole or not at all.
+    """Write the state after `done` steps, whole or not at all.
 
     All processes call it, and the main process writes.
     """
     model = {name: whole(values) for name, values in processes.trained.state_dict().items()}
     states = [_whole_optimizer(optimizer) for optimizer in optimizers]
     if processes.is_main:
-        state = {"step": done, "model": model, "optimizers": states}
+        state = {
+            "step": done,
+            "model": model,
+            "optimizers": states,
+            "guard": guard.state_dict(),
+        }
         with whole_file(checkpoint) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
 

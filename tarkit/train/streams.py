@@ -9,34 +9,40 @@ Letters: B pictures, H W pixels.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.row_counts import row_counts
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
+from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
 StreamRow = TypeVar("StreamRow")
+AnyRow = TypeVar("AnyRow", covariant=True)
 
 
-class Stream(Generic[StreamRow]):
-    """Rows of numbered shards in an endless random order, with random access by position."""
+class Rows(Protocol[AnyRow]):
+    """The rows of one shard, by their number."""
 
-    def __init__(
-        self,
-        counts: Sequence[int],
-        load: Callable[[int], Sequence[StreamRow]],
-        *,
-        seed: int,
-        shards_together: int = 8,
-    ) -> None:
-        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order.
+    def __getitem__(self, row: int, /) -> AnyRow: ...
+
+
+class Order:
+    """The endless random order of numbered shards' rows; each position is computed by itself."""
+
+    def __init__(self, counts: Sequence[int], *, seed: int, shards_together: int = 8) -> None:
+        """`counts`: rows of each shard.
 
         Rows are shuffled within groups of `shards_together` shards. Raises ValueError without rows.
         """
@@ -44,7 +50,6 @@ class Stream(Generic[StreamRow]):
         self.total = int(self.counts.sum())
         self.seed = seed
         self.together = shards_together
-        self._load = lru_cache(maxsize=2 * shards_together)(load)
         self._group = lru_cache(maxsize=4)(self._group_order)
         self._epoch = lru_cache(maxsize=2)(self._epoch_plan)
         if not self.total:
@@ -55,26 +60,50 @@ class Stream(Generic[StreamRow]):
         order = np.random.default_rng(training_seed(self.seed, epoch, "shards")).permutation(
             len(self.counts)
         )
-        sizes = [
-            self.counts[order[i : i + self.together]].sum()
-            for i in range(0, len(order), self.together)
-        ]
+        sizes = np.add.reduceat(self.counts[order], np.arange(0, len(order), self.together))
         return order, np.concatenate([[0], np.cumsum(sizes)])
 
-    def _group_order(self, epoch: int, group: int) -> list[tuple[int, int]]:
-        """(shard, row) of every position of one group of shards."""
+    def _group_order(self, epoch: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The shards of a group, where each ends in their rows, and the order of those rows."""
         order, _ = self._epoch(epoch)
         shards = order[group * self.together : (group + 1) * self.together]
-        pairs = [(int(s), row) for s in shards for row in range(int(self.counts[s]))]
+        ends = np.cumsum(self.counts[shards])
         rng = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
-        return [pairs[i] for i in rng.permutation(len(pairs))]
+        return shards, ends, rng.permutation(int(ends[-1]))
 
-    def __getitem__(self, position: int) -> StreamRow:
-        """The row at a position of the endless stream."""
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(shard, row in it) at a position of the endless order."""
         epoch, within = divmod(position, self.total)
         _, starts = self._epoch(epoch)
         group = int(np.searchsorted(starts, within, side="right")) - 1
-        shard, row = self._group(epoch, group)[within - int(starts[group])]
+        shards, ends, rows = self._group(epoch, group)
+        row = int(rows[within - int(starts[group])])
+        place = int(np.searchsorted(ends, row, side="right"))
+        return int(shards[place]), row - (int(ends[place - 1]) if place else 0)
+
+
+class Stream(Generic[StreamRow]):
+    """Rows of numbered shards in an endless random order, with random access by position."""
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        load: Callable[[int], Rows[StreamRow]],
+        *,
+        seed: int,
+        shards_together: int = 8,
+    ) -> None:
+        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order.
+
+        Raises ValueError without rows.
+        """
+        self.order = Order(counts, seed=seed, shards_together=shards_together)
+        self.total = self.order.total
+        self._load = lru_cache(maxsize=2 * shards_together)(load)
+
+    def __getitem__(self, position: int) -> StreamRow:
+        """The row at a position of the endless stream."""
+        shard, row = self.order[position]
         return self._load(shard)[row]
 
     def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> list[StreamRow]:
@@ -133,6 +162,11 @@ class PictureRow(dict[str, Any]):
         super().__init__(row)
         self._location = (path, offset, size)
 
+    @property
+    def name(self) -> RowName:
+        """Which row of which artifact it is: unlike the key, another one for every picture."""
+        return RowName(str(Path(self._location[0]).parent), self["key"])
+
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
         path, offset, size = self._location
@@ -141,7 +175,59 @@ class PictureRow(dict[str, Any]):
         return pictures.to_uint8(pictures.decode(blob))
 
 
+PictureStream = Stream[PictureRow] | MixedStream[PictureRow]
+
 COLUMNS = ("key", "split", "role", "status", "prompt", "captions", "scene")
+
+
+class PictureShards:
+    """The usable pictures of an images artifact: status "ok", and of the split or without one."""
+
+    def __init__(self, artifact: Artifact, split: str | None) -> None:
+        """`split=None` takes every split."""
+        self.artifact = artifact
+        self.split = split
+
+    def counts(self) -> list[int]:
+        """The number of usable pictures in each shard; UserError for an incomplete artifact."""
+        return [
+            sum(n for kind, n in counts.items() if self._usable(kind.split, kind.status))
+            for counts in row_counts(self.artifact)
+        ]
+
+    def load(self, index: int) -> PictureShard:
+        """The usable pictures of shard `index`, in order."""
+        name = self.artifact.shards[index]
+        table = self.artifact.read(name, columns=list(COLUMNS))
+        offsets, sizes = self.artifact.image_offsets(name)
+        has_picture = np.asarray(pc.equal(table["status"], "ok"))
+        outcomes = zip(table["split"].to_pylist(), table["status"].to_pylist(), strict=True)
+        usable = np.array([self._usable(*outcome) for outcome in outcomes], dtype=bool)
+        kept = usable[has_picture]
+        return PictureShard(
+            table.filter(pa.array(usable)),
+            str(self.artifact.tar_path(name)),
+            offsets[kept],
+            sizes[kept],
+        )
+
+    def _usable(self, split: str | None, status: str | None) -> bool:
+        return status == "ok" and (self.split is None or split in (None, self.split))
+
+
+class PictureShard:
+    """Rows of an index, each decoded when it is needed, and where their pictures stand."""
+
+    def __init__(self, table: pa.Table, path: str, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        """`path` of the tar; `offsets` and `sizes` in bytes, one for each row of `table`."""
+        self.table = table
+        self.path = path
+        self.offsets = offsets
+        self.sizes = sizes
+
+    def __getitem__(self, row: int) -> PictureRow:
+        [columns] = self.table.slice(row, 1).to_pylist()
+        return PictureRow(columns, self.path, int(self.offsets[row]), int(self.sizes[row]))
 
 
 def picture_stream(
@@ -152,33 +238,14 @@ def picture_stream(
     A user's own pictures have no split. `split=None` takes every split. Raises UserError for an
     incomplete artifact and for one without a usable picture.
     """
-    artifact.require_complete()
-
-    def usable(row: Mapping[str, Any]) -> bool:
-        return row["status"] == "ok" and (row["split"] in (None, split) or split is None)
-
-    def load(index: int) -> list[PictureRow]:
-        name = artifact.shards[index]
-        rows = artifact.read(name, columns=list(COLUMNS)).to_pylist()
-        offsets, sizes = artifact.image_offsets(name)
-        tar = str(artifact.tar_path(name))
-        ok = [row for row in rows if row["status"] == "ok"]
-        return [
-            PictureRow(row, tar, int(offset), int(size))
-            for row, offset, size in zip(ok, offsets, sizes, strict=True)
-            if usable(row)
-        ]
-
-    counts = [
-        sum(map(usable, artifact.read(name, columns=["split", "status"]).to_pylist()))
-        for name in artifact.shards
-    ]
+    shards = PictureShards(artifact, split)
+    counts = shards.counts()
     if not sum(counts):
         raise UserError(
             f"{artifact.path} holds no usable picture of split {split!r}",
             hint=f"tarkit inspect {artifact.path}",
         )
-    return Stream(counts, load, seed=seed)
+    return Stream(counts, shards.load, seed=seed)
 
 
 def mixed_pictures(
@@ -202,11 +269,27 @@ def mixed_pictures(
     return MixedStream(streams, weights, seed=seed)
 
 
-def sized(picture: np.ndarray, size_px: int) -> np.ndarray:
-    """A picture at the encoder's size, by the default resize (PIL bicubic, aspect not kept)."""
+def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
+    """The images artifacts of a training by their names in its manifest."""
+    return {f"images_{i}" if i else "images": path for i, path in enumerate(images)}
+
+
+def source_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What figures call each input: its folder's name, or its path where another has that name."""
+    counts = Counter(folder.name for folder in folders)
+    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
+
+
+def sized(
+    picture: np.ndarray, size_px: int, *, square: Literal["crop"] | None = None
+) -> np.ndarray:
+    """A square picture of a model's size, by the default resize (PIL bicubic).
+
+    "crop" keeps the middle square; by default the whole picture is squashed.
+    """
     if picture.shape[:2] == (size_px, size_px):
         return picture
-    return np.asarray(pictures.resize(Image.fromarray(picture), size_px, "squash"))
+    return pictures.to_uint8(pictures.resize(Image.fromarray(picture), size_px, square or "squash"))
 
 
 def draw_scale(ratio: Sequence[int], seed: int, step: int) -> Scale:

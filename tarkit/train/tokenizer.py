@@ -10,17 +10,25 @@ D code width, E width of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.schema import NUM_CODES_MAX
 from tarkit.checkpoints.embeddings import TokenEmbeddings, read_embeddings
 from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.load import load_encoder
@@ -40,15 +48,25 @@ from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import sum_over_processes
-from tarkit.train.streams import MixedStream, PictureRow, Stream, draw_scale, mixed_pictures, sized
-from tarkit.vocab import Scale
+from tarkit.train.streams import (
+    PictureRow,
+    PictureStream,
+    draw_scale,
+    mixed_pictures,
+    picture_parents,
+    sized,
+    source_names,
+)
+from tarkit.train.task import Amount, Figure, Mean, RowName
+from tarkit.train.workloads import Start, flops_by_scale
+from tarkit.vocab import Scale, ScaleOdds
 
 
 class TaTokSizes(Config):
     """The sizes of TA-Tok that encoder and language model do not fix."""
 
-    num_codes: int = 65536
-    code_width: int | None = None
+    num_codes: int = Field(default=65536, ge=1, le=NUM_CODES_MAX)
+    code_width: PositiveInt | None = None
     """None: the language model's width, so that codes can be its embeddings (paper Sec. 3.3)."""
     projection_bias: bool | None = None
     """Whether C = E W + b, as in the released model (None means so too), or C = E W (Eq. 1)."""
@@ -60,11 +78,11 @@ class TaTokSizes(Config):
     stochastic: bool = True
     """Whether training draws codes from softmax(cosine / temperature), as the released model, or
     takes the nearest (paper Sec. 3.1)."""
-    temperature: float = 0.03
-    decoder_layers: int = 3
-    decoder_heads: int = 12
-    decoder_mlp_width: int = 3072
-    decoder_side: int = 16
+    temperature: float = Field(default=0.03, gt=0)
+    decoder_layers: PositiveInt = 3
+    decoder_heads: PositiveInt = 12
+    decoder_mlp_width: PositiveInt = 3072
+    decoder_side: PositiveInt = 16
 
 
 class TokenizerConfig(LoopConfig):
@@ -74,22 +92,22 @@ class TokenizerConfig(LoopConfig):
     images_weights: tuple[PositiveInt, ...] | None = None
     """Pictures that a round takes from each --images, in their order; None: one of each (Table 7:
     as many of LAION as of LAION Aesthetics)."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"
     free_codebook: bool = False
     """Train the embeddings too, and not only their projection: the codebook then only starts from
     the language model's. Not in the paper; it shows what text alignment costs (Table 3)."""
-    codebook: float = 1.0
-    commitment: float = 0.25
+    codebook: NonNegativeFloat = 1.0
+    commitment: NonNegativeFloat = 0.25
     """Weight of Eq. 3's commitment half: 0.25 in the released file (the paper prints 1.0)."""
-    reconstruction: float = 1.0
+    reconstruction: NonNegativeFloat = 1.0
     freeze_encoder: bool = False
-    whiten: float = 0.0
+    whiten: NonNegativeFloat = 0.0
     """Teacher features are multiplied by their covariance to the power -whiten/2: 0 leaves them as
     they are, 1 gives every direction equal variance. Without it a common direction can dominate the
     cosine (in a prototype: .905 with colour at chance)."""
-    whiten_floor: float = 1e-4
+    whiten_floor: PositiveFloat = 1e-4
     """Variances below this share of the largest are raised to it before whitening: directions of
     small variance are mostly noise."""
     centre: float = 0.0
@@ -99,12 +117,20 @@ class TokenizerConfig(LoopConfig):
     start: Literal["linear", "data"] = "linear"
     """Start of the projection W: as any linear layer, or such that the rows of E W + b have the
     mean and covariance of the features."""
-    start_rank: int = 0
+    start_rank: NonNegativeInt = 0
     """With `start = "data"`: number of principal directions of the features; 0 is all."""
-    measure_pictures: int = 512
+    measure_pictures: PositiveInt = 512
     drop_copies: float = Field(default=1.0, gt=0)
     """After training, drop a code whose cosine with a more frequent code is at least this; at 1 all
     stay."""
+
+    @model_validator(mode="after")
+    def _some_loss_counts(self) -> TokenizerConfig:
+        if not self.codebook + self.commitment + self.reconstruction:
+            raise ValueError(
+                "codebook, commitment and reconstruction are all 0: nothing is learned"
+            )
+        return self
 
 
 class TokenizerBatch(NamedTuple):
@@ -113,6 +139,7 @@ class TokenizerBatch(NamedTuple):
     pixels: Tensor  # (B, 3, size, size) in [-1, 1]
     scale: Scale
     seeds: list[int]  # B
+    sources: Tensor | None = None  # (B,) int64, number of each picture's --images, where several
 
 
 class TokenizerModel(nn.Module):
@@ -189,18 +216,19 @@ class TokenizerModel(nn.Module):
         if codebook.embedding_proj.bias is not None:
             codebook.embedding_proj.bias.copy_(z.mean(0) - rows.mean(0) @ weight)
 
-    def forward(self, batch: TokenizerBatch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """A batch -> the loss () at its scale, the codes (B, N), and figures.
+    def forward(self, batch: TokenizerBatch) -> tuple[Tensor, Tensor, dict[str, float], Tensor]:
+        """A batch -> the loss () at its scale, the codes (B, N), figures, and the cosines (B,).
 
         Reconstruction is one minus the mean cosine of decoded and target features.
         """
-        config, (pixels, scale, seeds) = self.config, batch
+        config, pixels, scale = self.config, batch.pixels, batch.scale
         teacher_features = self.teacher_features(pixels)
         # A frozen encoder is the teacher: one pass serves both.
         features = teacher_features if config.freeze_encoder else self.ta_tok.features(pixels)
-        out = self.ta_tok(features, scale, seeds=seeds)
+        out = self.ta_tok(features, scale, seeds=batch.seeds)
         target = self.target(teacher_features, scale)
-        reconstruction = (1 - F.cosine_similarity(out.features, target, dim=-1)).mean()
+        distances = 1 - F.cosine_similarity(out.features, target, dim=-1)  # (B, N)
+        reconstruction = distances.mean()
         loss = (
             config.reconstruction * reconstruction
             + config.codebook * out.codebook_loss
@@ -210,8 +238,9 @@ class TokenizerModel(nn.Module):
             "cosine": 1 - float(reconstruction.detach()),
             "codebook": float(out.codebook_loss.detach()),
             "scale": int(scale),
+            f"loss_by_scale/{int(scale)}": float(loss.detach()),
         }
-        return loss, out.codes, figures
+        return loss, out.codes, figures, 1 - distances.detach().mean(1)
 
 
 class TokenizerTask:
@@ -220,13 +249,18 @@ class TokenizerTask:
     def __init__(
         self,
         config: TokenizerConfig,
-        stream: Stream[PictureRow] | MixedStream[PictureRow],
+        stream: PictureStream,
         encoder: VisionEncoder,
         embeddings: TokenEmbeddings,
+        *,
+        sources: Mapping[Path, str] | None = None,
     ) -> None:
+        """`sources`: the names of several images artifacts, by folder."""
         self.config = config
         self.stream = stream
-        _require_fit(config.sizes, encoder)
+        self.size_px = encoder.arch.size_px
+        self.sources = {str(folder): name for folder, name in (sources or {}).items()}
+        _require_fit(config, encoder, embedding_width=embeddings.table.shape[1])
         usable = embeddings.used
         if len(usable) < config.sizes.num_codes:
             raise UserError(
@@ -241,14 +275,16 @@ class TokenizerTask:
         self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
         # The encoder's layers above the one that is read.
         self.unused_parameters = not config.freeze_encoder
-        self._codes: list[Tensor] = []  # of the step's micro-batches
+        self._step = -1
+        self._codes: list[Tensor] = []  # of that step's micro-batches
+        start = Start(encoder=encoder.arch, embedding_width=embeddings.table.shape[1])
+        self.costs = flops_by_scale("tokenizer", config.model_dump(mode="json"), start)
         if config.whiten or config.centre or config.start == "data":
             first = [stream[i] for i in range(min(256, stream.total))]
             self.model.start_from(self._pixels(first))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
-        size = self.model.ta_tok.arch.encoder.size_px
-        return to_signed([sized(row.pixels(), size) for row in rows])
+        return to_signed([sized(row.pixels(), self.size_px) for row in rows])
 
     def batch(self, step: int, size: int, part: int, parts: int) -> TokenizerBatch:
         config = self.config
@@ -258,7 +294,11 @@ class TokenizerTask:
             for place in range(part * size, (part + 1) * size)
         ]
         scale = draw_scale(config.scale_ratio, config.seed, step)
-        return TokenizerBatch(self._pixels(rows), scale, seeds)
+        names = list(self.sources)
+        sources = [names.index(row.name.source) for row in rows] if len(names) > 1 else None
+        return TokenizerBatch(
+            self._pixels(rows), scale, seeds, None if sources is None else torch.tensor(sources)
+        )
 
     def weight(self, batch: TokenizerBatch) -> float:
         """Pictures: all of a step have as many codes."""
@@ -266,17 +306,35 @@ class TokenizerTask:
 
     def loss(
         self, model: nn.Module, batch: TokenizerBatch, step: int
-    ) -> tuple[Tensor, dict[str, float]]:
-        loss, codes, figures = model(batch)
+    ) -> tuple[Tensor, dict[str, Figure]]:
+        loss, codes, measured, cosines = model(batch)
+        if step != self._step:
+            self._codes.clear()  # of a step that was skipped
+            self._step = step
         self._codes.append(codes)
-        return loss, figures
+        figures: dict[str, Figure] = {**measured}
+        if batch.sources is not None:
+            for number, name in enumerate(self.sources.values()):
+                own = cosines[batch.sources == number]
+                if len(own):
+                    figures[f"cosine_by_source/{name}"] = Mean(float(own.mean()), len(own))
+        positions = len(batch.pixels) * self.model.ta_tok.arch.encoder.grid**2
+        return loss, figures | {
+            "tokens_per_s": Amount(positions),
+            "supervised_tokens_per_s": Amount(codes.numel()),
+            **self.costs[batch.scale].amounts(len(batch.pixels)),
+        }
+
+    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
+        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
-        """The perplexity of the step's codes."""
+        """Perplexity and usage of the step's codes."""
         codes = torch.cat(self._codes).flatten()
         self._codes.clear()
         counts = torch.bincount(codes, minlength=self.config.sizes.num_codes)
-        return {"perplexity": usage_of_counts(sum_over_processes(counts)).perplexity}
+        health = usage_of_counts(sum_over_processes(counts))
+        return {"perplexity": health.perplexity, "usage": health.used / len(counts)}
 
     def samples(self, step: int) -> Image.Image | None:
         return None
@@ -338,9 +396,9 @@ def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:
     return {"used": health.used, "dead": health.dead, "perplexity": round(health.perplexity, 2)}
 
 
-def _require_fit(sizes: TaTokSizes, encoder: VisionEncoder) -> None:
-    """Raise UserError where the sizes do not fit the encoder."""
-    arch = encoder.arch
+def _require_fit(config: TokenizerConfig, encoder: VisionEncoder, *, embedding_width: int) -> None:
+    """Raise UserError where the sizes do not fit the encoder and the language model."""
+    arch, sizes = encoder.arch, config.sizes
     if arch.width % sizes.decoder_heads:
         fitting = max(n for n in range(1, sizes.decoder_heads) if arch.width % n == 0)
         raise UserError(
@@ -353,6 +411,13 @@ def _require_fit(sizes: TaTokSizes, encoder: VisionEncoder) -> None:
             f"select_layer = {sizes.select_layer}, but the encoder has {arch.layers} layers: "
             f"{-arch.layers - 1} to {arch.layers}",
             hint="--set sizes.select_layer=-2",
+        )
+    directions = min(embedding_width, sizes.code_width or embedding_width)
+    if config.start_rank > directions:
+        raise UserError(
+            f"start_rank = {config.start_rank}, but embeddings and codes have {directions} common "
+            "directions",
+            hint=f"--set start_rank={directions}",
         )
 
 
@@ -375,7 +440,12 @@ def run(
     encoder, lm = find_folder(encoder), find_folder(lm)
     artifacts = [open_artifact(path, "images") for path in images]
     stream = mixed_pictures(artifacts, settings.images_weights, seed=settings.seed)
-    task = TokenizerTask(settings, stream, load_encoder(encoder), read_embeddings(lm))
-    parents = {"images" if i == 0 else f"images_{i}": path for i, path in enumerate(images)}
-    parents |= {"encoder": encoder, "lm": lm}
+    task = TokenizerTask(
+        settings,
+        stream,
+        load_encoder(encoder),
+        read_embeddings(lm),
+        sources=source_names(images),
+    )
+    parents = picture_parents(images) | {"encoder": encoder, "lm": lm}
     return train(task, settings, out=out, name="tokenizer", parents=parents)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from tarkit.models.mllm import (
 )
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
+from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.costs import (
     DRAW_BYTES,
     FROZEN,
@@ -43,6 +44,7 @@ from tarkit.train.costs import (
     conv_kept_bytes,
     count,
 )
+from tarkit.train.task import Amount
 from tarkit.vocab import Scale, VisualVocabulary
 
 Settings = Mapping[str, Any]
@@ -62,6 +64,7 @@ class Start:
     """What a training starts from, as far as its sizes depend on it; None is the default."""
 
     lm: Path | None = None
+    embedding_width: int | None = None  # of `lm`, where it is known without its folder
     tokenizer: TaTokArch | None = None
     encoder: EncoderArch | None = None
     vqvae: VqvaeArch | None = None
@@ -98,6 +101,8 @@ class Workload:
     recomputed_flops: Callable[[int], float] = lambda rows: 0.0  # B -> of a row, in a pass of B
     float32_flops: float = 0.0  # those of a row's that autocast is switched off for
     pass_flops: float = 0.0  # of a pass, however many rows it has; in float32
+    frozen_is_saved: bool = True  # whether checkpoints hold the model's frozen values
+    part: str | None = None  # the name of `model` in the module that is trained; None: it is that
     assumptions: tuple[str, ...] = ()
 
 
@@ -148,6 +153,17 @@ class ChatKind(NamedTuple):
     stored_codes: int  # codes of all scales in its row on the disk
 
 
+_QWEN = {"model_type": "qwen2", "vocab_size": 217_206, "max_position_embeddings": 32_768}
+PUBLISHED_LMS: Mapping[str, dict[str, Any]] = {
+    "tar-1.5b": _QWEN
+    | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+    | {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "tar-7b": _QWEN
+    | {"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28}
+    | {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False},
+}
+"""Sizes of the published language models, which are Qwen2.5 with 151,665 text tokens, five tags and
+65,536 codes: known without their files."""
 PICTURES = {"t2i": 1, "i2t": 1, "text": 0, "i2i": 2, "ti2i": 2}
 """Pictures of a chat of each task; all tasks but i2t and text supervise the last one."""
 
@@ -181,8 +197,24 @@ def _fullest(chats: Sequence[ChatKind], field: str, rows: int) -> float:
     return min(rows * mean + DEVIATIONS * math.sqrt(rows * variance), rows * largest)
 
 
+def language_stack(config: Any) -> Stack:
+    """The blocks of a language model of `GATED_FAMILIES`, from its transformers config."""
+    return Stack(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        mlp_width=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_width=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+        gated=True,
+        input_copies=5,
+    )
+
+
 def mllm(settings: Settings, start: Start) -> Workload:
     """Cross-entropy of packed chats. Raises UserError where a kind of chat exceeds `length`."""
+    start, assumed = _published_start(settings, start)
     grid = start.tokenizer.encoder.grid if start.tokenizer else 1
     drawing = [task for task, n in settings["ratio"].items() if n and PICTURES[task]]
     if drawing and not start.tokenizer:
@@ -201,17 +233,11 @@ def mllm(settings: Settings, start: Start) -> Workload:
     arch, assumptions = _lm_arch(settings, start)
     model = skeleton(arch)
     config, c = model.config, _bytes_of(settings)
-    stack = Stack(
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
-        mlp_width=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_width=getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads,
-        gated=True,
-        input_copies=5,
-    )
+    adapter = AdapterConfig.model_validate(settings["lora"]) if settings["lora"] else None
+    if adapter is not None:
+        add_adapters(model.to(torch.bfloat16) if c == 2 else model, adapter)
+    stack = language_stack(config)._replace(adapter_rank=adapter.rank if adapter else 0)
+    head_is_trained = adapter is None or adapter.train_embeddings
     head = config.vocab_size * config.hidden_size
     tokens, supervised = _mean(chats, "tokens"), _mean(chats, "supervised")
     packed = min(length, tokens * settings["batch_size"])  # tokens of a packed row
@@ -231,9 +257,10 @@ def mllm(settings: Settings, start: Start) -> Workload:
         pairs = positions * (positions / packs) if attention == "sdpa" else 0.0
         targets = _fullest(chats, "supervised", rows)
         # While chunks add up, the head's gradient is held up to twice more.
-        summed = 2 * 4 * head if targets > chunk else 0
+        summed = 2 * 4 * head if targets > chunk and head_is_trained else 0
         loss = min(targets, chunk) * config.vocab_size * LOGIT_BYTES + summed
-        ends = positions * 8 * stack.width + targets * c * stack.width
+        last_norm = 8 if adapter is None else 4  # frozen, it does not keep its normalised input
+        ends = positions * last_norm * stack.width + targets * c * stack.width
         return Kept(
             stack.kept_bytes(positions, c) + (1 + stack.layers * c) * pairs + ends,
             stack.input_bytes(positions) + pairs + ends,
@@ -245,15 +272,30 @@ def mllm(settings: Settings, start: Start) -> Workload:
         unit="chats",
         model=model,
         tokens=tokens,
-        flops=TRAINED * (stack.flops(tokens, packed) + 2 * head * supervised),
+        flops=stack.training_flops(tokens, packed)
+        + (TRAINED if head_is_trained else TRAINED - 1) * 2 * head * supervised,
         block_flops=stack.flops(tokens, packed),
         # The logits of more than one chunk are computed again in the backward pass.
         recomputed_flops=lambda rows: 2 * head * supervised if rows * supervised > chunk else 0.0,
         kept=kept,
         # Codes are 16 bits each; text is about four bytes a token.
         read_bytes=2 * _mean(chats, "stored_codes") + 4 * start.text_tokens,
-        assumptions=(f"{start.text_tokens} text tokens in a chat", *assumptions),
+        part="lm",
+        frozen_is_saved=adapter is None,
+        assumptions=(f"{start.text_tokens} text tokens in a chat", *assumed, *assumptions),
     )
+
+
+def _published_start(settings: Settings, start: Start) -> tuple[Start, tuple[str, ...]]:
+    """The start with the published Tar where adapters have no other, and what was assumed."""
+    assumed = []
+    if settings["lora"] and not start.lm:
+        start = replace(start, lm=Path("tar-1.5b"))
+        assumed.append("the language model is the published tar-1.5b")
+    if str(start.lm).lower() in PUBLISHED_LMS and not start.tokenizer:
+        start = replace(start, tokenizer=TaTokArch())
+        assumed.append("the tokenizer is the released TA-Tok")
+    return start, tuple(assumed)
 
 
 def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -266,6 +308,8 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
     if start.lm is None:
         small = from_scratch(LmArch.model_validate(settings["lm"]), grown(settings["text_vocab"]))
         return small, ("a language model from nothing, of the sizes in the TOML",)
+    if str(start.lm).lower() in PUBLISHED_LMS and not start.lm.exists():
+        return PUBLISHED_LMS[str(start.lm).lower()], ()
     config = read_config(start.lm)
     if config.get("kind", "mllm") != "mllm":
         raise UserError(f"{start.lm} is {config['kind']}, not a language model")
@@ -293,7 +337,14 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
 
 
 def ta_tok_arch(sizes: Settings, encoder: EncoderArch, embedding_width: int) -> TaTokArch:
-    """TA-Tok as the tokenizer's training builds it."""
+    """TA-Tok as the tokenizer's training builds it; UserError where the training refuses it."""
+    heads = sizes["decoder_heads"]
+    if encoder.width % heads:
+        fitting = max(n for n in range(1, heads) if encoder.width % n == 0)
+        raise UserError(
+            f"decoder_heads = {heads} does not divide the encoder's width {encoder.width}",
+            hint=f"--set sizes.decoder_heads={fitting}",
+        )
     return TaTokArch(
         encoder=encoder.model_copy(update={"head": False}),
         embedding_width=embedding_width,
@@ -333,16 +384,22 @@ def _decode_flops(parts: TaTokParts, codes: int) -> float:
     return 2 * parts.after * codes + parts.decoder.flops(codes, codes)
 
 
-def tokenizer(settings: Settings, start: Start) -> Workload:
-    """Reconstruction of the teacher's features. Raises UserError without a language model."""
-    if start.lm is None:
+def _width_of(lm: Path | None) -> int:
+    """The width of a language model's embeddings; UserError without a language model."""
+    if lm is None:
         raise UserError(
             "the codebook is made of a language model's embeddings: how wide are they?",
             hint="--lm DIR, a folder with the config.json of the language model",
         )
-    config = read_config(start.lm)
+    config = read_config(lm)
+    width: int = config.get("arch", config)["hidden_size"]
+    return width
+
+
+def tokenizer(settings: Settings, start: Start) -> Workload:
+    """Reconstruction of the teacher's features. Raises UserError without a language model."""
     encoder = start.encoder or EncoderArch()
-    arch = ta_tok_arch(settings["sizes"], encoder, config.get("arch", config)["hidden_size"])
+    arch = ta_tok_arch(settings["sizes"], encoder, start.embedding_width or _width_of(start.lm))
     model: TaTok = _on_meta(TaTok, arch)
     teacher = count(_on_meta(VisionEncoder, encoder))
     parts, positions, c = _ta_tok_parts(arch), encoder.grid**2, _bytes_of(settings)
@@ -390,6 +447,7 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
         float32_flops=scores * codes,
         kept=kept,
         read_bytes=start.picture_bytes,
+        part="ta_tok",
         idle=0 if fixed else sum(map(count, idle)),
         block_flops=blocks_flops,
         frozen=teacher,
@@ -477,12 +535,15 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
 
 def vqvae(settings: Settings, start: Start) -> Workload:
     """Reconstruction of pixels. Raises UserError without the pictures' size."""
-    if start.size_px is None:
+    size = settings["size_px"] or start.size_px
+    if size is None:
         raise UserError(
             "the image VQ trains on pictures as they are: how large are they?", hint="--size 256"
         )
     model: Vqvae = _on_meta(Vqvae, VqvaeArch.model_validate(settings["arch"]))
-    arch, size, c = model.arch, start.size_px, _bytes_of(settings)
+    arch, c = model.arch, _bytes_of(settings)
+    omitted = ["LPIPS"] * (settings["perceptual"] > 0)
+    omitted += ["the discriminator"] * (settings["discriminator_from"] is not None)
     if size % arch.downsampling:
         raise UserError(
             f"--size {size} does not divide by {arch.downsampling}, the side of a code in pixels",
@@ -506,7 +567,10 @@ def vqvae(settings: Settings, start: Start) -> Workload:
         block_flops=forward - bits,
         kept=kept,
         read_bytes=start.picture_bytes,
-        assumptions=(f"{start.picture_bytes / 1e3:g} kB a picture on the disk",),
+        assumptions=(
+            f"{start.picture_bytes / 1e3:g} kB a picture on the disk",
+            *((f"not counted: {' and '.join(omitted)}",) * bool(omitted)),
+        ),
     )
 
 
@@ -516,3 +580,56 @@ WORKLOADS: dict[str, Callable[[Settings, Start], Workload]] = {
     "ar_dtok": ar_dtok,
     "mllm": mllm,
 }
+
+
+class LanguageCosts(NamedTuple):
+    """What decides the FLOPs of a language model's step on packed chats."""
+
+    stack: Stack
+    head: int  # values of the matrix that gives the logits
+    head_is_trained: bool = True
+
+    def flops(self, tokens: float, squared: float, supervised: float) -> float:
+        """FLOPs of forward and backward pass; `squared`: the sum over chats of length squared.
+
+        What attention computes between chats, for a dense mask, does not count, and neither do
+        logits that are computed a second time.
+        """
+        blocks = self.stack.training_flops(tokens, squared / max(tokens, 1))
+        passes = TRAINED if self.head_is_trained else TRAINED - 1
+        return blocks + passes * 2 * self.head * supervised
+
+
+def language_costs(config: Any, adapter: AdapterConfig | None = None) -> LanguageCosts | None:
+    """Of a language model's transformers config; None of a family whose blocks are not known."""
+    if config.model_type not in GATED_FAMILIES:
+        return None
+    stack = language_stack(config)._replace(adapter_rank=adapter.rank if adapter else 0)
+    is_trained = adapter is None or adapter.train_embeddings
+    return LanguageCosts(stack, config.vocab_size * config.hidden_size, is_trained)
+
+
+class RowFlops(NamedTuple):
+    """FLOPs of forward and backward pass, frozen models included, nothing computed twice."""
+
+    row: float
+    float32: float  # of a row, whatever `precision` is
+    once: float  # of a pass, however many rows it has; in float32
+
+    def amounts(self, rows: int) -> dict[str, Amount]:
+        """The figures of a pass over so many rows."""
+        slow = self.float32 * rows + self.once
+        return {
+            "flops_per_s": Amount(self.row * rows + self.once),
+            "float32_flops_per_s": Amount(slow),
+        }
+
+
+def flops_by_scale(stage: str, settings: Settings, start: Start) -> dict[Scale, RowFlops]:
+    """What a row costs at each scale that a training draws."""
+    costs = {}
+    for scale, _ in _odds(settings["scale_ratio"]):
+        alone = {"scale_ratio": [int(scale == other) for other in Scale]}
+        work = WORKLOADS[stage]({**settings, **alone}, start)
+        costs[scale] = RowFlops(work.flops + work.frozen_flops, work.float32_flops, work.pass_flops)
+    return costs

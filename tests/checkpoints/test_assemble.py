@@ -1,6 +1,7 @@
 """`tarkit assemble`: four parts become one directory; parts that do not fit are refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,35 @@ def test_settings_that_no_model_has_are_refused(
 ) -> None:
     hint = refused(match, **made, out=tmp_path / "tar", overrides=[override])
     assert "default_scale, read_scale, sampling" in hint
+
+
+def test_a_folder_that_holds_another_model_is_refused(made: dict[str, Any], tmp_path: Path) -> None:
+    out = assemble.run(**made, out=tmp_path / "tar")
+    assert assemble.run(**made, out=out) == out
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    other = parts.save_mllm(tmp_path / "other", made["tokenizer"], seed=7)
+    with pytest.raises(UserError, match="was begun with other settings .*mllm"):
+        assemble.run(**{**made, "mllm": other}, out=out)
+    with pytest.raises(UserError, match="half_precision"):
+        assemble.run(**made, out=out, half_precision=True)
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
+
+
+def test_an_assembly_stopped_between_two_parts_is_no_model_and_goes_on(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tar"
+    copyfile = shutil.copyfile
+
+    def stopped(source: Path, target: Path) -> Any:
+        if "ar_dtok" in str(source):
+            raise KeyboardInterrupt
+        return copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        assemble.run(**made, out=out)
+    with pytest.raises(UserError):
+        Tar.load(out)
+    monkeypatch.undo()
+    assert Tar.load(assemble.run(**made, out=out)).sha256 == parts.sha256(made["tokenizer"])

@@ -227,7 +227,7 @@ def test_directories_that_are_no_model_of_the_kind_say_what_they_are(
     refused(load_vqvae, path, "is a siglip model, where a model of kind vqvae")
     for text in ("{not json", "[1, 2]"):
         (path / "config.json").write_text(text)
-        refused(load_vqvae, path, r"config\.json (is not JSON|is not a JSON object)")
+        refused(load_vqvae, path, r"config\.json cannot be read: it (is not JSON|holds a)")
 
 
 def test_a_model_without_an_identity_is_refused(models: dict[str, Path]) -> None:
@@ -288,3 +288,61 @@ def test_a_tokenizer_takes_pictures_from_zero_to_one(models: dict[str, Path]) ->
     inside = loaded.model.encode(pictures * 2 - 1, list(Scale))
     assert all(torch.equal(codes[s], inside[s]) for s in Scale)
     assert loaded.condition(codes[Scale.HALF]).shape == (2, 4, 16)
+
+
+# ---- sizes that no file can have
+
+
+@pytest.mark.parametrize(
+    ("part", "arch", "match"),
+    [
+        ("vqvae", {"num_res_blocks": 10**9}, "less than or equal to 1024"),
+        ("vqvae", {"channels": 10**12}, "less than or equal to 16777216"),
+        ("vqvae", {"encoder_multipliers": [1] * 10**5}, "at most 16 items"),
+        ("encoder", {"layers": 10**9}, "less than or equal to 1024"),
+        ("encoder", {"patch_px": 0}, "greater than or equal to 1"),
+        ("encoder", {"heads": 3}, "heads = 3 must divide width = 16"),
+        ("tokenizer", {"decoder_heads": 3}, "decoder_heads = 3 must divide"),
+        ("vqvae", {"channels": 33}, "sizes make no network"),
+        ("ar_dtok", {"layers": 10**9}, "less than or equal to 1024"),
+        ("tokenizer", {"decoder_layers": 10**9}, "less than or equal to 1024"),
+        ("mllm", {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is above 1024"),
+        ("mllm", {"hidden_size": 10**12}, "hidden_size = 1000000000000 is above"),
+        ("mllm", {"num_attention_heads": 0}, "makes no model"),
+        ("mllm", {"hidden_act": "nope"}, "makes no model"),
+        ("mllm", {"model_type": "nope"}, "makes no model"),
+        ("mllm", {"model_type": "gpt2"}, "does not fit|makes no model"),
+    ],
+)
+def test_a_claim_of_any_size_is_refused_before_it_is_built(
+    models: dict[str, Path], part: str, arch: dict[str, Any], match: str
+) -> None:
+    path = models[part]
+    config = json.loads((path / "config.json").read_text())
+    config["arch"] |= arch
+    (path / "config.json").write_text(json.dumps(config))
+    refused(LOADERS[part], path, match)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"arch": None}, "has no table `arch`"),
+        ({"visual": [1]}, "visual is not first_id and num_codes"),
+        ({"visual": {"first_id": "x", "num_codes": 3}}, "visual is not first_id and num_codes"),
+    ],
+)
+def test_a_language_model_that_is_none_is_refused(
+    models: dict[str, Path], change: dict[str, Any], match: str
+) -> None:
+    path = models["mllm"]
+    config = json.loads((path / "config.json").read_text()) | change
+    (path / "config.json").write_text(json.dumps(config))
+    refused(load_mllm, path, match)
+
+
+def test_weights_of_another_kind_of_number_are_refused(models: dict[str, Path]) -> None:
+    path = models["encoder"]
+    unsigned(path)
+    save_file({k: v.long() for k, v in weights_of(path).items()}, path / "model.safetensors")
+    refused(load_encoder, path, "holds torch.int64, expected torch.float32")

@@ -1,5 +1,8 @@
 """The exported directory: stock transformers computes the same, and writes the same chats."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from tarkit.checkpoints.language_model import load_mllm
 from tarkit.errors import UserError
 from tarkit.vocab import Scale
 from tests.checkpoints.test_language_model import publish
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,42 @@ def test_nothing_is_written_over_and_precision_is_as_asked(tmp_path: Path, expor
         export_hf.run("mini", out=tmp_path / "x", precision="int3")
     folder = export_hf.run("mini", out=tmp_path / "half", precision="bfloat16")
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tarkit.checkpoints import export_hf
+export_hf._write_tokenizer = lambda *given, **named: os._exit(9)  # the weights are written
+export_hf.run("mini", out=Path(sys.argv[1]))
+"""
+
+
+def test_an_export_that_ends_early_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        assert any(tmp_path.rglob("model.safetensors"))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(export_hf, "_write_tokenizer", full)
+    with pytest.raises(OSError, match="no space left"):
+        export_hf.run("mini", out=tmp_path / "mini")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_and_the_same_command_writes_it(
+    exported: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mini"
+    words = [sys.executable, "-c", KILLED, str(out)]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 9, done.stderr
+    (left,) = tmp_path.iterdir()
+    assert (left / "model.safetensors").exists() and not out.exists()
+    export_hf.run("mini", out=out)
+    assert list(tmp_path.iterdir()) == [out]  # what was left is gone
+    files = sorted(path.name for path in exported.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert all((out / name).read_bytes() == (exported / name).read_bytes() for name in files)

@@ -14,7 +14,15 @@ from typer.testing import CliRunner
 from tarkit import Tar
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints import hub
-from tarkit.checkpoints.hub import AR_DTOK, TA_TOK, VQVAE, HubFile, find, find_part
+from tarkit.checkpoints.hub import (
+    AR_DTOK,
+    TA_TOK,
+    VQVAE,
+    HubFile,
+    find,
+    find_language_model,
+    find_part,
+)
 from tarkit.cli.app import app
 from tarkit.errors import UserError
 from tests import parts
@@ -241,3 +249,51 @@ def test_pictures_are_encoded_with_a_named_models_tokenizer(
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
         assert len(open_artifact(out, "tokens").read("00000")["codes_1"][0]) == codes
+
+
+def test_a_language_model_is_found_by_a_path_a_name_or_a_hub_id(
+    empty_cache: Path, tmp_path: Path
+) -> None:
+    assert find_language_model(tmp_path) == tmp_path
+    assert find_language_model(Path("mini")) == hub.EMBEDDED["mini"] / "mllm"
+    assert find_language_model(hub.EMBEDDED["mini"]) == hub.EMBEDDED["mini"] / "mllm"
+    with pytest.raises(UserError, match="tar-7b is not complete on this machine") as error:
+        find_language_model(Path("tar-7b"))
+    assert error.value.hint == "tarkit models fetch tar-7b"
+    with pytest.raises(UserError, match="there is no folder Qwen/Qwen2.5-0.5B, and no whole"):
+        find_language_model(Path("Qwen/Qwen2.5-0.5B"))
+    assert find_language_model(Path("gone")) == Path("gone")  # whose reader raises the error
+    fill(empty_cache)
+    for name in ("Tar-1.5B", "csuhan/Tar-1.5B"):
+        assert find_language_model(Path(name)) == snapshot(empty_cache, "csuhan/Tar-1.5B")
+
+
+def test_a_published_model_is_finetuned_and_assembled_by_its_name(
+    empty_cache: Path, tmp_path: Path
+) -> None:
+    fill(empty_cache)
+    pictures, tokens, chats = (tmp_path / name for name in ("pictures", "tokens", "chats"))
+    parts.write_pictures(pictures, [["train"] * 4])
+    settings = "steps=2 batch_size=2 learning_rate=0.01 ratio.t2i=1 ratio.i2t=1 ratio.text=0"
+    numbers = [word for pair in settings.split() for word in ("--set", pair)]
+    three = [
+        word for part in ("tokenizer", "ar-dtok", "vqvae") for word in (f"--{part}", "tar-1.5b")
+    ]
+    mllm, tar, picture = (str(tmp_path / name) for name in ("mllm", "tar", "drawn.png"))
+    (tmp_path / "mllm.toml").write_text("[lora]\nrank = 2\n")
+    for words in (
+        ["encode", str(pictures), "--tokenizer", "tar-1.5b", "--out", str(tokens)],
+        ["curate", "chats", str(tokens), "--out", str(chats)],
+        ["train", "mllm", str(tmp_path / "mllm.toml"), *numbers, "--chats", str(chats)]
+        + ["--lm", "tar-1.5b", *three, "--out", mllm],
+        ["assemble", "--mllm", mllm, *three, "--out", tar],
+        ["generate", "a macaw", "--model", tar, "--out", picture],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{words}: {done.output}"
+    before, after = Tar.load("tar-1.5b"), Tar.load(tar)
+    # The published parts are unpacked, and only the language model has changed.
+    assert after.sha256 == before.sha256
+    assert after.identities()[1:] == before.identities()[1:]
+    assert after.identities()[0] != before.identities()[0]
+    assert after.sampling == before.sampling

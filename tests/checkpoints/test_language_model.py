@@ -144,7 +144,10 @@ TOKENS = VISUAL.tokens()
             ),
             ["config.json", "not in that folder"],
         ),
-        (rewritten("model.safetensors.index.json", lambda i: [1]), ["not an index of weights"]),
+        (
+            rewritten("model.safetensors.index.json", lambda i: [1]),
+            ["index.json cannot be read", "a list, not a table"],
+        ),
         (lambda path: (path / "tokenizer.json").unlink(), ["no tokenizer.json"]),
         (
             lambda path: (path / "tokenizer.json").write_text("{") and None,

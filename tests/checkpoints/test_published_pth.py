@@ -200,9 +200,35 @@ def test_a_zip_bomb_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
 
 def test_tensors_that_claim_more_than_the_file_holds_are_refused(files: dict[str, Path]) -> None:
     def claim(content: dict[str, Any]) -> None:
-        content["model"]["quantize.embedding.weight"] = torch.zeros(1, 1).expand(10**9, 8)
+        content["model"]["quantize.embedding.weight"] = torch.zeros(1, 1).expand(10**7, 8)
 
-    refused(changed(files["vqvae"], claim), "its tensors claim 32,0")
+    refused(changed(files["vqvae"], claim), "its tensors claim 32")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda v: v.to_sparse(), "is not a plain tensor: sparse_coo"),
+        (lambda v: v.to("meta"), "is not a plain tensor"),
+    ],
+)
+def test_only_plain_tensors_are_read(
+    files: dict[str, Path], change: Callable[[torch.Tensor], torch.Tensor], word: str
+) -> None:
+    def swap(content: dict[str, Any]) -> None:
+        state = content["model"]
+        state["encoder.conv_in.weight"] = change(state["encoder.conv_in.weight"])
+
+    refused(changed(files["vqvae"], swap), word)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_layer", 10**9), ("dim", 10**30)])
+def test_sizes_beyond_any_model_are_refused(files: dict[str, Path], name: str, value: int) -> None:
+    def claim(content: dict[str, Any]) -> None:
+        content["model"]["name"] = "x"
+        content["model"]["args"] |= {"n_layer": 2, "n_head": 2, "dim": 64} | {name: value}
+
+    refused(changed(files["ar_dtok"], claim), "less than or equal to")
 
 
 def test_one_wrong_shape_is_named(files: dict[str, Path]) -> None:

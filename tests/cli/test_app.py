@@ -74,8 +74,32 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
 @pytest.mark.parametrize(
     ("verb", "words", "wanted"),
     [
-        ("vqvae", ["--images", "i"], {"images": Path("i")}),
-        ("encoder", ["--images", "i"], {"images": Path("i"), "regions_of": regions_of}),
+        ("vqvae", ["--images", "i"], {"images": [Path("i")], "start": None, "lpips": ()}),
+        (
+            "vqvae",
+            ["--images", "i", "--start", "s", "--lpips", "vgg", "--lpips", "heads"],
+            {
+                "images": [Path("i")],
+                "start": Path("s"),
+                "lpips": [Path("vgg"), Path("heads")],
+            },
+        ),
+        (
+            "dif-dtok",
+            ["--tokens", "a", "--tokens", "b", "--tokenizer", "t", "--sana", "owner/sana"],
+            {
+                "images": (),
+                "tokens": [Path("a"), Path("b")],
+                "tokenizer": Path("t"),
+                "sana": "owner/sana",
+            },
+        ),
+        (
+            "dif-dtok",
+            ["--images", "i", "--tokenizer", "t", "--sana", "s"],
+            {"images": [Path("i")], "tokens": (), "tokenizer": Path("t"), "sana": "s"},
+        ),
+        ("encoder", ["--images", "i"], {"images": [Path("i")], "regions_of": regions_of}),
         (
             "tokenizer",
             ["--images", "i", "--images", "j", "--encoder", "e", "--lm", "l"],
@@ -85,7 +109,7 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
             "ar-dtok",
             ["--images", "i", "--start", "s", *PARTS],
             {
-                "images": Path("i"),
+                "images": [Path("i")],
                 "tokens": (),
                 "tokenizer": Path("t"),
                 "vqvae": Path("v"),
@@ -96,7 +120,7 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
             "ar-dtok",
             ["--tokens", "a", "--tokens", "b", *PARTS],
             {
-                "images": None,
+                "images": (),
                 "tokens": [Path("a"), Path("b")],
                 "tokenizer": Path("t"),
                 "vqvae": Path("v"),
@@ -140,18 +164,20 @@ def test_a_training_gets_its_own_arguments_and_no_others(
     )
 
 
-@pytest.mark.parametrize("vqvae", [None, Path("v")])
+@pytest.mark.parametrize(("vqvae", "sana"), [(None, None), (Path("v"), "owner/sana")])
 def test_encode_gets_its_arguments(
-    monkeypatch: pytest.MonkeyPatch, chats: Artifact, vqvae: Path | None
+    monkeypatch: pytest.MonkeyPatch, chats: Artifact, vqvae: Path | None, sana: str | None
 ) -> None:
     plan = pretend_plan(monkeypatch, "tarkit.encode", "EncodePlan", chats)
     words = ["--tokenizer", "t", "--out", "o", "--limit", "3", "--retry-failed", "--device", "cpu"]
     words += ["--vqvae", str(vqvae)] if vqvae else []
+    words += ["--sana", sana] if sana else []
     assert tarkit("encode", "pictures", *words).exit_code == 0
     plan.assert_called_once_with(
         Path("pictures"),
         tokenizer=Path("t"),
         vqvae=vqvae,
+        sana=sana,
         out=Path("o"),
         config=None,
         overrides=(),

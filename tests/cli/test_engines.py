@@ -1,5 +1,6 @@
 """A command as tasks of datatrove's executors: the same bytes, failed rows and failures told."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.commands import COMMANDS, read_commands
-from tarkit.cli.engines import EngineConfig, executor_of
+from tarkit.cli.command import guarded
+from tarkit.cli.engines import EngineConfig, executor_of, spread
 from tarkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +70,40 @@ def test_slurm_is_handed_what_the_toml_says(tmp_path: Path) -> None:
     assert "#SBATCH --cpus-per-task=4" in script and "source venv/bin/activate" in script
     # 30 GB for four processors: 8 for each.
     assert "mem-per-cpu=8G" in script
+
+
+MISSING = {
+    "local": ("datatrove", "pip install 'tarkit[scale]'"),
+    "ray": ("ray", "pip install 'tarkit[scale]' 'datatrove[ray]'"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_an_engine_that_is_not_installed_is_a_sentence_with_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, hint = MISSING[name]
+    find_spec = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda sought, *rest: None if sought == module else find_spec(sought, *rest),
+    )
+    config = tmp_path / "engine.toml"
+    config.write_text(f'engine = "{name}"\nlogs = "{tmp_path / "logs"}"\n')
+    assert guarded(lambda: spread(config, ["version"]), []) == 1
+    printed = capsys.readouterr().err
+    assert f"error: the engine {name} is not installed: " in printed
+    assert f"next: {hint}\n" in printed
+
+
+def test_slurm_without_its_programs_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = tmp_path / "engine.toml"
+    text = f'engine = "slurm"\ntime = "1:00:00"\npartition = "p"\nlogs = "{tmp_path / "logs"}"\n'
+    config.write_text(text)
+    with pytest.raises(UserError, match="needs the program sbatch"):
+        spread(config, ["version"])

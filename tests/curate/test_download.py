@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,10 +174,81 @@ def test_retry_failed_asks_for_the_failures_alone_and_keeps_the_rest_byte_for_by
     assert fingerprints(whole.path) == fingerprints(mended.path)
 
 
+def test_a_shard_is_mended_that_a_killed_retry_left_between_its_tar_and_its_index(
+    fetched: Fetch, server: PictureServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = ["/good.jpg", "/missing.jpg", "/good.gif", "/small.png"]
+    fetched(paths)
+    server.bodies["/missing.jpg"] = BODIES["/good.png"]
+    whole = fetched(paths, out="whole")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Artifact, "_write_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetched(paths, retry_failed=True)
+    torn = open_artifact(whole.path.with_name("out"))
+    assert torn.tar_path("00000").read_bytes() == whole.tar_path("00000").read_bytes()
+    assert torn.missing() == ["00000"]  # and not a tar with the index of another
+
+    shutil.rmtree(torn.path / ".download")  # which has what the killed run fetched
+    server.hits.clear()
+    assert fingerprints(fetched(paths).path) == fingerprints(whole.path)
+    assert set(server.hits) == {"/small.png"}  # the tar's three pictures are kept
+
+    # Of a tar that differs from its index nothing is kept.
+    torn.tar_path("00000").write_bytes(torn.tar_path("00000").read_bytes() + bytes(512))
+    server.hits.clear()
+    assert fingerprints(fetched(paths).path) == fingerprints(whole.path)
+    assert set(server.hits) == set(paths)
+
+    # Of a damaged tar without an index the pictures before the damage are kept.
+    third = int(torn.image_offsets("00000")[0][2])
+    torn.shard_path("00000").unlink()
+    with torn.tar_path("00000").open("r+b") as tar:
+        tar.truncate(third)
+    server.hits.clear()
+    assert fingerprints(fetched(paths).path) == fingerprints(whole.path)
+    assert set(server.hits) == {"/good.gif", "/small.png"}
+
+
+def test_a_list_of_any_length_is_planned_and_cut_in_the_same_memory(tmp_path: Path) -> None:
+    peaks, digests = [], []
+    for num_urls in (2000, 20_000):
+        urls = list_of(
+            tmp_path / f"{num_urls}.txt", [f"http://a.example/{n:09d}.jpg" for n in range(num_urls)]
+        )
+        plan = DownloadPlan(urls, out=tmp_path / "out", overrides=["shard_size=500"])
+        tracemalloc.start()
+        assert plan.preview()["urls"] == num_urls
+        artifact = Artifact(tmp_path, "images", {}, tuple(plan.shards), counts=dict(plan.shards))
+        names = artifact.shards[2:]
+        cut = plan.links_of(artifact, names)
+        digests.append([(name, links[0].url) for name, links in zip(names, cut, strict=True)])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert digests[1][:2] == digests[0]
+    assert digests[1][-1] == ("00039", "http://a.example/000019500.jpg")  # 20,000 - 500
+    # A row takes 200 bytes and more: 18,000 more rows, held, would be 4 MB more.
+    assert peaks[1] - peaks[0] < 300_000, peaks
+
+
+def test_a_list_that_changes_while_it_is_read_stops_the_run(
+    fetched: Fetch, server: PictureServer, tmp_path: Path, stand_in: str
+) -> None:
+    more = f"echo {server.url('/good.png')} >> {tmp_path}/urls.txt"
+    grows = program(tmp_path / "grows", f'{stand_in} "$@"; {more}')
+    with pytest.raises(UserError, match=r"urls.txt was changed while it was read"):
+        fetched(SOUND, "shard_size=3", img2dataset=grows)
+    assert open_artifact(tmp_path / "out").missing() == ["00001", "00002"]
+
+
 def test_what_is_fetched_how_does_not_change_a_byte(fetched: Fetch) -> None:
     paths = [*SOUND, *BROKEN]
     one = fetched(paths, "piece_size=3", "num_threads=1", "retries=0", out="one")
-    other = fetched(paths, "piece_size=100", "num_threads=16", out="other")
+    other = fetched(paths, "piece_size=100", "num_threads=16", "num_workers=2", out="other")
     assert fingerprints(one.path) == fingerprints(other.path)
 
 
@@ -263,6 +335,7 @@ def test_a_tar_whose_bytes_changed_is_not_taken(
     tar = kept / "0" / "out" / "00000.tar"
     tar.write_bytes(tar.read_bytes().replace(JPEG, JPEG[:-5] + b"wrong"))
     artifact.shard_path("00000").unlink()
+    artifact.tar_path("00000").unlink()
     shutil.copytree(kept, artifact.path / ".download" / "00000")
     server.hits.clear()
     assert fingerprints(fetched(["/good.jpg", "/good.png"]).path) == before

@@ -1,19 +1,29 @@
 import hashlib
 import io
+import json
 import os
+import subprocess
+import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate.ingest import IngestPlan
+from tarkit.curate.score import ScorePlan
 from tarkit.errors import UserError
 from tarkit.images import decode
 from tests import parts
+from tests.curate.sources.shards import tar_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def encoded(
@@ -197,6 +207,94 @@ def test_an_artifact_of_tars_can_be_taken_in_again(photographs: Path, tmp_path: 
     pictures = [blob for _, blob in first.read_images("00000")]
     assert [blob for _, blob in again.read_images("00000")] == pictures
     assert rows_of(again)[0]["prompt"] == "a photo of snow"  # from KEY.json
+
+
+def img2dataset_folder(folder: Path, num_pictures: int = 3) -> Path:
+    """A folder as img2dataset 1.47 leaves it: one tar, the list of its URLs, its statistics."""
+    folder.mkdir()
+    members = []
+    rows = []
+    for number in range(num_pictures):
+        key = f"{number:09d}"
+        caption = f"number {number}"
+        facts: dict[str, Any] = {"url": f"https://a.example/{number}.jpg", "caption": caption}
+        facts |= {"key": key, "status": "success", "error_message": None}
+        facts |= {"width": 40, "height": 30, "original_width": 4000, "original_height": 3000}
+        rows.append(facts)
+        members += [(f"{key}.jpg", encoded("JPEG")), (f"{key}.json", json.dumps(facts).encode())]
+        members.append((f"{key}.txt", caption.encode()))
+    (folder / "00000.tar").write_bytes(tar_bytes(*members))
+    lost = rows[0] | {"url": "https://a.example/lost.jpg", "status": "failed_to_download"}
+    pq.write_table(pa.Table.from_pylist([*rows, lost]), folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text("{}")
+    return folder
+
+
+def test_a_folder_of_img2dataset_keeps_urls_and_original_sizes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = img2dataset_folder(tmp_path / "web")
+    artifact = ingested(source, tmp_path / "out", "shard_size=2")
+    assert artifact.settings["origin"] is True
+    rows = rows_of(artifact)
+    columns = ("source", "url", "width", "original_width", "original_height", "prompt", "captions")
+    assert [tuple(row[column] for column in columns) for row in rows] == [
+        (f"00000.tar/{n:09d}.jpg", f"https://a.example/{n}.jpg", 40, 4000, 3000, f"number {n}", [])
+        for n in range(3)
+    ]
+    assert "1 .parquet files are lists of the URLs of the tars" in capsys.readouterr().err
+    # Its tar holds the same rows, and an artifact made from it keeps them.
+    again = ingested(artifact.tar_path("00000"), tmp_path / "again")
+    assert [row["url"] for row in rows_of(again)] == [row["url"] for row in rows[:2]]
+    # The rows pass through another verb as those of any images.
+    scores = ScorePlan(artifact.path, scorer="pixels", out=tmp_path / "scores").run()
+    assert parts.status_counts(scores) == {"ok": 3, "failed": 0}
+
+
+def test_a_source_without_origins_has_the_columns_it_always_had(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    odd = json.dumps({"url": ["a", "list"], "original_width": "4000", "original_height": 2**40})
+    members = [("1.png", encoded("PNG")), ("1.json", odd.encode())]
+    (tmp_path / "in" / "x.tar").write_bytes(tar_bytes(*members))
+    artifact = ingested(tmp_path / "in", tmp_path / "out")
+    (row,) = rows_of(artifact)
+    assert row["status"] == "ok" and "url" not in row and "origin" not in artifact.settings
+
+
+def test_a_source_of_any_length_is_listed_in_the_same_memory(tmp_path: Path) -> None:
+    peaks = []
+    for num_pictures in (300, 2000):
+        members = [(f"{n:09d}.jpg", b"any") for n in range(num_pictures)]
+        (tmp_path / "x.tar").write_bytes(tar_bytes(*members))
+        plan = IngestPlan(tmp_path / "x.tar", out=tmp_path / "out")
+        tracemalloc.start()
+        assert plan.preview()["pictures"] == num_pictures
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        items = plan.listing.items
+        assert [item.name for item in items[num_pictures - 1 :]] == [
+            f"x.tar/{num_pictures - 1:09d}.jpg"
+        ]
+        assert [items[number].name for number in (0, 255, 256, -1)] == [
+            f"x.tar/{number:09d}.jpg" for number in (0, 255, 256, num_pictures - 1)
+        ]
+    # An item takes 800 bytes and more (a tar keeps 130 of its key): 1700 more would be 1.4 MB more.
+    assert peaks[1] - peaks[0] < 700_000, peaks
+
+
+def test_the_listing_leaves_no_file_behind(photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    script = (
+        "import sys; from pathlib import Path; from tarkit.curate.ingest import IngestPlan\n"
+        "import os\n"
+        "plan = IngestPlan(Path(sys.argv[1]), out=Path(sys.argv[2])); plan.preview()\n"
+        "print(len(os.listdir(os.environ['TMPDIR'])))"
+    )
+    words = [sys.executable, "-c", script, str(photographs), str(tmp_path / "out")]
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1" and list(folder.iterdir()) == []
 
 
 def test_hostile_sources_end_in_failed_rows(tmp_path: Path) -> None:

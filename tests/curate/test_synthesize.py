@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tarkit.artifacts.artifact import Artifact, begin_artifact
-from tarkit.curate import synthesize
+from tarkit.curate import synthesize, text_to_image
 from tarkit.curate.chats import ChatsPlan
 from tarkit.curate.synthesize import SynthesizePlan
 from tarkit.curate.text_to_image import PictureRequest, load_painter
@@ -205,3 +205,44 @@ def test_the_preview_counts_what_a_run_makes(flux: Path, tmp_path: Path) -> None
 def test_what_is_no_pipeline_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded as a text-to-image pipeline"):
         load_painter(str(tmp_path), device="cpu", precision="float32")
+
+
+def test_offloaded_models_draw_the_same_pictures(
+    flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the hooks of a GPU's offload, on the CPU, where `check_offload` refuses it."""
+    sizes: dict[str, Any] = {"size_px": 16, "steps": 1, "guidance": 0.0, "max_prompt_tokens": 16}
+    requests = [PictureRequest("a fox", 1), PictureRequest("a ring", 2), PictureRequest("a fox", 3)]
+    whole = load_painter(str(flux), device="cpu", precision="float32").paint(requests, **sizes)
+    monkeypatch.setattr(text_to_image, "check_offload", lambda *given: None)
+    painter = load_painter(str(flux), device="cpu", precision="float32", offload="model")
+    parts_of = painter.pipeline.components
+    hooked = {name for name, part in parts_of.items() if hasattr(part, "_hf_hook")}
+    assert hooked == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    for _ in range(2):  # the second call finds the weights where the first one left them
+        drawn = painter.paint(requests, **sizes)
+        assert all(np.array_equal(one, other) for one, other in zip(drawn, whole, strict=True))
+
+
+def test_sequential_offload_leaves_no_weight_on_the_device(
+    flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of the CPU onto itself the hooks cannot run, so that nothing is drawn here.
+    monkeypatch.setattr(text_to_image, "check_offload", lambda *given: None)
+    painter = load_painter(str(flux), device="cpu", precision="float32", offload="sequential")
+    for name in ("text_encoder", "text_encoder_2", "transformer"):
+        weights = list(painter.pipeline.components[name].parameters())
+        assert weights and {weight.device.type for weight in weights} == {"meta"}, name
+
+
+def test_offload_is_refused_on_the_cpu_and_is_no_part_of_the_plan(
+    flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prompts(tmp_path / "prompts")
+    with pytest.raises(UserError, match="offload = 'model' moves weights from a GPU"):
+        run(source, flux, tmp_path / "out", "offload=model")
+    assert not (tmp_path / "out").exists()
+    made = run(source, flux, tmp_path / "out")
+    assert "offload" not in made.settings
+    # With a GPU the run that began without goes on.
+    run(source, flux, tmp_path / "out", "offload=sequential", device="cuda")

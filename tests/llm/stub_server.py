@@ -1,11 +1,11 @@
 """An OpenAI-compatible server that misbehaves as it is told to."""
 
+import contextlib
 import http.server
 import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 Reply = tuple[int, bytes]
@@ -53,24 +53,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if reply == "drip":
             self._drip()
             return
-        status, text = reply
+        if reply == "endless":
+            self._drip(b" " * (1 << 20), pause_s=0)
+            return
+        status, text, *more = reply
         self.send_response(status)
+        for name, value in (more[0] if more else {}).items():
+            self.send_header(name, value)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(text)))
         self.send_header("retry-after-ms", "1")  # so that the client's backoff costs no test time
         self.end_headers()
-        self.wfile.write(text)
+        with contextlib.suppress(OSError):  # the client has seen enough
+            self.wfile.write(text)
 
-    def _drip(self) -> None:
-        """A byte now and then, for ever: no single read ever times out."""
+    def _drip(self, part: bytes = b" ", pause_s: float = 0.02) -> None:
+        """A part now and then, for ever: no single read ever times out."""
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.end_headers()
         try:
             while True:
-                self.wfile.write(b" ")
+                self.wfile.write(part)
                 self.wfile.flush()
-                time.sleep(0.02)
+                time.sleep(pause_s)
         except OSError:
             return
 
@@ -78,7 +84,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(*replies: Any) -> Iterator[Stub]:
     stub = Stub(*replies)
     thread = threading.Thread(target=stub.serve_forever, args=(0.01,), daemon=True)

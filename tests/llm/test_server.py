@@ -1,7 +1,9 @@
 """The client against a server that misbehaves: every question gets an answer or a reason."""
 
+import gzip
 import io
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -101,3 +103,56 @@ def test_shown_turns_stand_before_the_question() -> None:
 def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(UserError, match="is not an http:// or https:// address"):
         load("m", config=QUICK, server="localhost:8000")
+
+
+# ---- servers that are not trusted
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with serving(said("secret")) as other:
+        with serving((307, b"", {"Location": f"{other.url}/chat/completions"})) as stub:
+            assistant = load("m", config=QUICK, server=stub.url)
+            (answer,) = assistant.answer([LlmQuestion("q", seed=0)])
+        assert not other.asked
+    assert answer.error is not None and answer.error.startswith("the server refused with 307")
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ((200, b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "cannot be read"),
+        ((200, b"9" * 10_000), "the server's answer"),
+        ((200, b'"' + b"a" * (5 << 20) + b'"'), "more than 4194304 bytes"),
+        (said("half \ud800 of a pair"), "it has half of a surrogate pair"),
+        ((200, gzip.compress(b" " * (64 << 20)), {"Content-Encoding": "gzip"}), "is compressed"),
+        ((200, b"\xff\xfe\x00"), "the server's answer"),
+    ],
+)
+def test_a_hostile_answer_is_a_reason(reply: object, reason: str) -> None:
+    config = AssistantConfig(timeout_s=5.0, retries=0)
+    first, second = answers(reply, reply, config=config, n=2)
+    assert first.text == second.text == ""
+    assert first.error is not None and reason in first.error
+
+
+def test_endless_bytes_stop_at_the_bound() -> None:
+    config = AssistantConfig(timeout_s=20.0, retries=0)
+    began = time.monotonic()
+    (answer,) = answers("endless", config=config)
+    assert answer.error is not None and "more than 4194304 bytes" in answer.error
+    assert time.monotonic() - began < 15
+
+
+def test_a_count_that_is_none_counts_as_zero() -> None:
+    status, body = said("a ring")[:2]
+    reply = json.loads(body) | {"usage": {"prompt_tokens": 10**30, "completion_tokens": -1}}
+    (answer,) = answers((status, json.dumps(reply).encode()))
+    assert answer == LlmAnswer("a ring")
+
+
+def test_the_key_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    (answer,) = answers((401, b'{"error": {"message": "wrong key sk-secret"}}'))
+    assert answer.error is not None
+    assert "sk-secret" not in answer.error
+    assert "wrong key ***" in answer.error

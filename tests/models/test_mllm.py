@@ -18,6 +18,7 @@ from tarkit.models.mllm import (
     PackedLoss,
     build,
     code_log_probs,
+    fit_width,
     from_scratch,
     generate_codes,
     generate_text,
@@ -103,6 +104,21 @@ def test_a_codebook_of_another_width_cannot_start_the_codes() -> None:
         grow(lm(), VISUAL, torch.zeros(K, 8), start="codebook")
     with pytest.raises(ValueError, match="codebook is None"):
         grow(lm(), VISUAL, None, start="codebook")
+
+
+def test_a_fitted_codebook_keeps_its_geometry_as_far_as_the_width_allows() -> None:
+    torch.manual_seed(0)
+    codebook = torch.randn(30, 8) * torch.tensor([9.0, 8, 7, 6, 5, 1, 1, 1])
+    wide = fit_width(codebook, 20)
+    assert wide.shape == (30, 20)
+    assert_close(wide @ wide.T, codebook @ codebook.T, rtol=1e-4, atol=1e-4)
+    # No direction of the wider table is preferred: no column is empty.
+    assert float(wide.std(0).min()) > 0.5
+    narrow = fit_width(codebook, 5)
+    # The products of the five largest singular values, which no five directions can beat.
+    values, vectors = torch.linalg.eigh(codebook @ codebook.T)
+    best = (vectors[:, -5:] * values[-5:]) @ vectors[:, -5:].T
+    assert_close(narrow @ narrow.T, best, rtol=1e-3, atol=1e-3)
 
 
 # ---- packing

@@ -275,6 +275,9 @@ def test_a_damaged_line_of_a_log_is_counted(tmp_path: Path) -> None:
     facts = inspect.describe(tmp_path / "m")
     assert facts["last_metrics"] == {"step": 1, "loss": 3}
     assert facts["damaged_metrics_lines"] == 1
+    assert "bad_rows" not in facts
+    (tmp_path / "m" / "bad_rows.jsonl").write_text(3 * '{"step": 2, "key": "0"}\n')
+    assert inspect.describe(tmp_path / "m")["bad_rows"] == 3
 
 
 def test_what_tarkit_did_not_make_is_refused(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         "holds a list": ("results.json", b"[]"),
         "holds no metrics": ("results.json", b'{"metrics": 3}'),
         "cannot be read": ("results.json", b"\xff\xfe"),
-        "is not JSON: maximum": ("results.json", b"[" * 100_000),
+        "nested|to a depth of 64": ("results.json", b"[" * 100_000),
         "to a depth of 64": ("results.json", b'{"a":' * 99 + b"1" + b"}" * 99),
         "as judged samples": ("scores.parquet", b"PAR1 and no more"),
     }
@@ -370,6 +370,27 @@ def test_a_training_has_its_loss_and_its_codebook(tmp_path: Path) -> None:
     # a line each scale: 100 / 30 is the second point of scale 1
     assert "scale 1, 30: 3.333" in page.text and "scale 2, 40: 2.5" in page.text
     assert page.row("scale_2") == ["scale_2", "50", "14"]
+
+
+def test_figures_of_groups_and_of_the_machine_have_plots_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "loss": 2.0, "scale": scale, f"loss_by_scale/{scale}": 2.0}
+        | {"cosine_by_source/web": step / 40, "cosine_by_source/art": 0.25, "usage": 0.5}
+        | {"step_s": 3.0, "data_wait_s": 1.0, "mfu": step / 100, "rows_per_s": 4.0}
+        for step, scale in ((10, 1), (20, 2), (30, 1), (40, 2))
+    ]
+    run = make_training(tmp_path / "ta_tok", [json.dumps(row) for row in rows])
+    bad = {"step": 25, "reason": "loss of step 25 is nan", "loss": None, "key": "7"}
+    (run / "bad_rows.jsonl").write_text(2 * f"{json.dumps(bad)}\n")
+    page = page_of(run, out=tmp_path / "out")
+    titles = ["loss", "cosine by source", "codebook: usage", "step_s and data_wait_s"]
+    titles += ["mfu", "rows_per_s"]
+    assert [word for word in dict.fromkeys(page.words) if word in titles] == titles
+    # A source has a line each scale; the machine has one line for all rows.
+    assert "web, scale 1, 30: 0.75" in page.text and "art, scale 2, 40: 0.25" in page.text
+    assert "mfu, 20: 0.2" in page.text and "data_wait_s, 30: 1" in page.text
+    assert "loss by scale" not in page.text  # that is what the plot of the loss shows
+    assert "2 rows of 1 bad steps; the last: loss of step 25 is nan." in page.text
 
 
 def test_lines_that_tell_nothing_are_counted(tmp_path: Path) -> None:

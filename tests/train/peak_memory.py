@@ -1,7 +1,8 @@
 """Trains two steps in a process of its own and prints its peak memory: python FILE STAGE.
 
-STAGE is mllm, mllm_chunked, mllm_checkpointed or ar_dtok. A tiny training runs first, so that what
-libraries allocate once is not counted. Prints JSON: bytes of the large training's peak above that.
+STAGE is mllm, mllm_chunked, mllm_checkpointed, mllm_lora or ar_dtok. A tiny training runs first, so
+that what libraries allocate once is not counted. Prints JSON: bytes of the large training's peak
+above that.
 """
 
 import json
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.mllm import LmArch, PackedLoss, build, from_scratch, pack
+from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.ar_dtok import ArDtokConfig
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
@@ -46,6 +48,11 @@ def mllm_checkpointed_config(large: bool) -> MllmConfig:
     return mllm_config(large).model_copy(update={"activation_checkpointing": True})
 
 
+def mllm_lora_config(large: bool) -> MllmConfig:
+    """The same on adapters, with an average of their weights."""
+    return mllm_config(large).model_copy(update={"lora": AdapterConfig(rank=16), "ema": 0.9})
+
+
 def ar_dtok_config(large: bool) -> ArDtokConfig:
     """Conditions of 144 positions, 256 codes; without dropout, whose masks are larger on CPUs."""
     arch = ArDtokArch(
@@ -62,6 +69,7 @@ CONFIGS: dict[str, Callable[[bool], LoopConfig]] = {
     "mllm": mllm_config,
     "mllm_chunked": mllm_chunked_config,
     "mllm_checkpointed": mllm_checkpointed_config,
+    "mllm_lora": mllm_lora_config,
     "ar_dtok": ar_dtok_config,
 }
 
@@ -102,6 +110,8 @@ def run(config: LoopConfig) -> None:
         ids = torch.randint(VOCABULARY, (config.length // 2,)).tolist()
         packed = pack([(ids, [-100, *ids[1:]])] * config.batch_size, config.length)
         lm = build(from_scratch(config.lm, VOCABULARY))
+        if config.lora:
+            add_adapters(lm, config.lora)
         loss = PackedLoss(
             lm, chunk_tokens=config.loss_chunk_tokens, attention=config.packed_attention
         )

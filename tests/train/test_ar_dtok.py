@@ -47,7 +47,7 @@ def config(tmp_path: Path, **changes: Any) -> Path:
 
 def run(file: Path, pictures: Path, models: dict[str, Path], out: Path) -> Path:
     return ar_dtok.run(
-        file, images=pictures, tokenizer=models["tokenizer"], vqvae=models["vqvae"], out=out
+        file, images=[pictures], tokenizer=models["tokenizer"], vqvae=models["vqvae"], out=out
     )
 
 
@@ -141,7 +141,7 @@ def test_remembered_codes_are_those_of_the_pictures(
     real = source.encode
 
     def spy(pixels: SizedPixels) -> Codes:
-        encoded.append(len(pixels.keys))
+        encoded.append(len(pixels.names))
         return real(pixels)
 
     monkeypatch.setattr(source, "encode", spy)
@@ -249,7 +249,7 @@ def test_a_trained_one_goes_on_as_it_is_and_only_with_its_own_codes(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
     whole = run(config(tmp_path), pictures, models, tmp_path / "first")
-    given: dict[str, Any] = {"images": pictures, "tokenizer": models["tokenizer"], "start": whole}
+    given: dict[str, Any] = {"images": [pictures], "tokenizer": models["tokenizer"], "start": whole}
     still = config(tmp_path, steps=1, learning_rate=0.0)
     out = ar_dtok.run(still, vqvae=models["vqvae"], out=tmp_path / "second", **given)
     for (name, weight), other in zip(
@@ -335,7 +335,7 @@ def test_just_one_of_tokens_and_images_is_named(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {"tokenizer": models["tokenizer"], "vqvae": models["vqvae"]}
-    sources: list[dict[str, Any]] = [{}, {"images": pictures, "tokens": [pictures]}]
+    sources: list[dict[str, Any]] = [{}, {"images": [pictures], "tokens": [pictures]}]
     for source in sources:
         with pytest.raises(UserError, match="from --tokens or from --images: name one"):
             ar_dtok.run(config(tmp_path), out=tmp_path / "out", **given, **source)

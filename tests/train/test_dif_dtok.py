@@ -1,9 +1,13 @@
 """Training Dif-DTok: a small SANA learns a picture, exactly resumable, and draws it when loaded."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +27,19 @@ from tarkit.checkpoints.hub import NEGATIVE
 from tarkit.checkpoints.load import load_ta_tok
 from tarkit.checkpoints.sana import find_sana, load_sana
 from tarkit.config import load_config, write_toml
+from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.report.inspect import _model
 from tarkit.train import dif_dtok
 from tarkit.train.dif_dtok import DifBatch, DifDtokConfig, DifDtokTask, load_start, noise_schedule
+from tarkit.train.latent_batches import PictureLatents, require_latents
+from tarkit.train.loop import begin_training, train
 from tarkit.train.streams import picture_stream
 from tarkit.vocab import Scale
 from tests import parts
 from tests.checkpoints.test_hub import empty_cache, snapshot
+from tests.train.conftest import metrics
 
 __all__ = ["empty_cache"]  # the fixture of an empty cache without a network
 
@@ -40,9 +48,9 @@ TEXT_WIDTH = 24  # of the text embeddings that the small SANA was made for; TA-T
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def save_sana(folder: Path, *, width: int = TEXT_WIDTH, **changes: Any) -> Path:
+def save_sana(folder: Path, *, width: int = TEXT_WIDTH, seed: int = 0, **changes: Any) -> Path:
     """A small SANA with random weights, as diffusers writes it, without a text encoder."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transformer = diffusers.SanaTransformer2DModel(
         **{"patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 2},
         **{"num_attention_heads": 2, "attention_head_dim": 8, "sample_size": SIDE // 2},
@@ -94,7 +102,7 @@ def run(
     file = tmp_path / "dif_dtok.toml"
     file.write_text(write_toml(DifDtokConfig(**SETTINGS | changes)))
     return dif_dtok.run(
-        file, images=pictures, tokenizer=models["tokenizer"], sana=str(sana), out=out
+        file, images=[pictures], tokenizer=models["tokenizer"], sana=str(sana), out=out
     )
 
 
@@ -109,8 +117,8 @@ def task(
     config = DifDtokConfig(**SETTINGS | changes)
     ta_tok = load_ta_tok(models["tokenizer"])
     start, zeros = load_start(sana, ta_tok, config.size_px)
-    stream = picture_stream(open_artifact(pictures), seed=0)
-    return DifDtokTask(config, stream, ta_tok, start, zeros if negative is None else negative)
+    source = PictureLatents(picture_stream(open_artifact(pictures), seed=0), ta_tok, start)
+    return DifDtokTask(config, source, ta_tok, start, zeros if negative is None else negative)
 
 
 # ---- a training
@@ -239,6 +247,181 @@ def test_an_assembled_model_draws_with_it_and_knows_its_tokenizer(
         assemble.run(**others, dif_dtok=trained, out=tmp_path / "strange")
 
 
+# ---- from tokens
+
+
+@pytest.fixture(scope="module")
+def tokens(
+    pictures: Path,
+    models: dict[str, Path],
+    sana: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What `tarkit encode --sana` makes of the pictures."""
+    plan = EncodePlan(
+        pictures,
+        tokenizer=models["tokenizer"],
+        sana=str(sana),
+        out=tmp_path_factory.mktemp("tokens") / "tokens",
+        overrides=[f"latent_size_px={SIDE}"],
+    )
+    return plan.run().path
+
+
+def test_stored_latents_train_as_pictures_do(
+    pictures: Path, models: dict[str, Path], sana: Path, tokens: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "dif_dtok.toml"
+    config.write_text(write_toml(DifDtokConfig(**SETTINGS | {"keep_every": None})))
+    common: dict[str, Any] = {"tokenizer": models["tokenizer"], "sana": str(sana)}
+    on_the_fly = dif_dtok.run(config, images=[pictures], out=tmp_path / "fly", **common)
+    stored = dif_dtok.run(config, tokens=[tokens], out=tmp_path / "stored", **common)
+    losses = [[row["loss"] for row in metrics(out)] for out in (on_the_fly, stored)]
+    assert len(losses[0]) == 7 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+    settings = json.loads((stored / "manifest.json").read_text())["settings"]
+    assert (settings["rows"], settings["failed_rows"]) == (12, 1)
+    assert list((stored / "samples").iterdir())
+    # It never ran the encoder of TA-Tok, nor that of the VAE.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusers.AutoencoderDC, "encode", None)
+        patch.setattr("tarkit.models.ta_tok.TaTok.encode", None)
+        again = dif_dtok.run(config, tokens=[tokens], out=tmp_path / "again", **common)
+    for name in ("model.safetensors", "config.json"):
+        assert (again / name).read_bytes() == (stored / name).read_bytes()
+
+
+def test_tokens_that_do_not_fit_are_refused(
+    models: dict[str, Path], sana: Path, tokens: Path, tmp_path: Path
+) -> None:
+    other = save_sana(tmp_path / "other", seed=1)
+    numbers = ["steps=1", "batch_size=1", "learning_rate=1e-3"]
+
+    def refused(message: str, **changes: Any) -> str:
+        given: dict[str, Any] = {"tokens": [tokens], "sana": str(sana), "overrides": numbers}
+        given |= {"tokenizer": models["tokenizer"], "out": tmp_path / "out"}
+        with pytest.raises(UserError, match=message) as error:
+            dif_dtok.run(None, **given | changes)
+        return error.value.hint
+
+    hint = refused("was encoded with the VAE .*, that of the --sana given is", sana=str(other))
+    assert "name the --sana" in hint
+    hint = refused(
+        "latents of pictures of 32 px, and pictures of 64 px", overrides=[*numbers, "size_px=64"]
+    )
+    assert "--set size_px=32" in hint
+    tok = parts.save_ta_tok(tmp_path / "tok", seed=9)
+    assert "name the --tokenizer" in refused("encoded with the model", tokenizer=tok)
+    refused("from --tokens or from --images: name one", tokens=())
+    artifact = open_artifact(tokens, "tokens")
+    plain = {k: v for k, v in artifact.settings.items() if not k.startswith("latent_")}
+    for settings, message, expected in (
+        (plain, r"no latents of a VAE \(column latents\)", "--set latent_size_px=32"),
+        (artifact.settings | {"sides": {"1": 4, "2": 2}}, "no codes of scale 3", "scale_ratio"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            require_latents(
+                replace(artifact, settings=settings),
+                scales=list(Scale),
+                tokenizer_sha256=str(settings["tokenizer_sha256"]),
+                vae_sha256=str(settings["vae_sha256"]),
+                size_px=32,
+            )
+        assert expected in error.value.hint
+
+
+def test_all_of_the_transformer_is_trained_where_that_is_set(
+    pictures: Path, models: dict[str, Path], sana: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"steps": 1, "keep_every": None, "trained": "all"}
+    out = run(tmp_path, pictures, models, sana, tmp_path / "out", **changes)
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = load_file(sana / name), load_file(out / name)
+    same = [k for k, v in after.items() if v.shape == before[k].shape and torch.equal(v, before[k])]
+    # Of a bias without effect the gradient is rounding.
+    assert all(key.endswith("attn2.to_k.bias") for key in same) and len(same) == 2
+    assert DifDtokConfig(**SETTINGS).recorded().keys() & {"trained"} == set()
+
+
+# ---- rounding
+
+
+class ExactSource:
+    """Pictures whose latents are those of each by itself, in float64."""
+
+    def __init__(self, source: PictureLatents) -> None:
+        self.source = source
+        self.stream = source.stream
+        self.read = source.read
+        self.codes = source.codes
+        self.examples = source.examples
+
+    def latents(self, targets: Tensor) -> Tensor:
+        return torch.cat([self.source.latents(one[None]) for one in targets]).double()
+
+
+class ExactTask(DifDtokTask):
+    """The same training in float64."""
+
+    def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
+        batch = super().batch(step, size, part, parts)
+        return batch._replace(noise=batch.noise.double(), sigma=batch.sigma.double())
+
+
+def exact_run(
+    pictures: Path, tokenizer: Path, sana: Path, out: Path, micro: int | None = None
+) -> Path:
+    """Twenty steps of eight pictures in float64, with CAME."""
+    begin_training(0)
+    config = DifDtokConfig(
+        steps=20, batch_size=8, micro_batch_size=micro, learning_rate=1e-3, sample_pictures=1
+    )
+    ta_tok, exact = load_ta_tok(tokenizer), load_ta_tok(tokenizer)
+    start, negative = load_start(sana, ta_tok)
+    stream = picture_stream(open_artifact(pictures), seed=0)
+    source = ExactSource(PictureLatents(stream, ta_tok, start))
+    exact.model.double()
+    start.transformer.double()
+    task = ExactTask(config, source, exact, start, negative.double())
+    task.samples = lambda step: None  # type: ignore[method-assign,assignment,return-value]
+    return train(task, config, out=out, name="dif-dtok", parents={})
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert all(value.dtype == torch.float64 for value in weights.values())
+    return max(float((value - expected[name]).abs().max()) for name, value in weights.items())
+
+
+def test_micro_batches_differ_by_rounding_alone(
+    pictures: Path, models: dict[str, Path], sana: Path, tmp_path: Path
+) -> None:
+    # In float32 weights are up to 1e-4 apart: CAME brings every gradient to one size, and of the
+    # small ones rounding is a large share. In float64 that share is 2^29 times smaller.
+    whole, split = (
+        exact_run(pictures, models["tokenizer"], sana, tmp_path / str(micro), micro)
+        for micro in (None, 2)
+    )
+    assert largest_difference(split, whole) < 1e-10
+    assert largest_difference(whole, whole) == 0.0
+
+
+@pytest.mark.slow
+def test_two_processes_differ_by_rounding_alone(
+    pictures: Path, models: dict[str, Path], sana: Path, tmp_path: Path
+) -> None:
+    whole = exact_run(pictures, models["tokenizer"], sana, tmp_path / "whole")
+    arguments = [pictures, models["tokenizer"], sana, tmp_path / "shared"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, "--module", __name__, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert largest_difference(tmp_path / "shared", whole) < 1e-10
+
+
 # ---- learning
 
 
@@ -253,10 +436,11 @@ def test_it_learns_to_draw_one_picture(models: dict[str, Path], tmp_path: Path, 
         """The loss on 32 noises and times, and the mean square distance of a drawn picture."""
         made = task(one, models, folder, **changes)
         batch = made.batch(10_000, 32, 0, 1)
+        assert isinstance(batch.inputs, Tensor)
         generators = [torch.Generator().manual_seed(0)]
         with torch.no_grad():
             loss = float(made.loss(made.model, batch, 0)[0])
-            decoded = made.sana.vae.decode(made.latents(batch.targets[:1]) / 0.41407).sample
+            decoded = made.sana.vae.decode(made.source.latents(batch.targets[:1]) / 0.41407).sample
             condition = made.condition(batch.inputs[:1], batch.scales[:1], batch.dropped[:1])[0]
         drawer = DifDetokenizer.of(made.sana, made.negative)
         drawn = drawer.draw(condition, guidance=1.0, steps=10, generators=generators)
@@ -280,7 +464,7 @@ def test_the_velocity_that_is_learned_is_the_one_that_the_schedulers_follow(
 ) -> None:
     made = task(pictures, models, sana)
     batch = made.batch(0, 4, 0, 1)
-    latents = made.latents(batch.targets)
+    latents = made.source.latents(batch.targets)
     seen: list[Any] = []
 
     class Oracle(nn.Module):
@@ -312,8 +496,8 @@ def test_latents_are_the_vaes_in_the_scale_that_the_pipeline_undoes(
     made = task(pictures, models, sana)
     pixels = made.batch(0, 2, 0, 1).targets
     raw = made.sana.vae.encode(pixels.float() / 127.5 - 1).latent
-    assert_close(made.latents(pixels), raw * 0.41407)
-    assert made.latents(pixels).std() > 0
+    assert_close(made.source.latents(pixels), raw * 0.41407)
+    assert made.source.latents(pixels).std() > 0
 
 
 def test_shares_of_noise_are_shifted_as_the_scheduler_does() -> None:
@@ -360,6 +544,7 @@ def test_a_row_has_the_features_of_its_scale_or_the_negatives(
     negative = torch.randn(3, 16)
     made = task(pictures, models, sana, negative)
     pixels = made.batch(0, 4, 0, 1).inputs
+    assert isinstance(pixels, Tensor)
     scales, dropped = torch.tensor([2, 1, 3, 1]), torch.tensor([False, True, False, False])
     condition, mask = made.condition(pixels, scales, dropped)
     assert mask.sum(1).tolist() == [4, 3, 1, 16] and condition.shape == (4, 16, 16)
@@ -373,7 +558,7 @@ def test_a_row_has_the_features_of_its_scale_or_the_negatives(
     # A row's loss does not depend on how long its neighbours are.
     batch = made.batch(0, 4, 0, 1)._replace(scales=scales, dropped=dropped)
     alone = [
-        made.loss(made.model, DifBatch(*(field[i : i + 1] for field in batch)), 0)[0]
+        made.loss(made.model, DifBatch(*(field[[i]] for field in batch)), 0)[0]  # type: ignore[index]
         for i in range(4)
     ]
     assert_close(made.loss(made.model, batch, 0)[0], torch.stack(alone).mean())
@@ -524,3 +709,8 @@ def test_settings_are_recorded_with_the_shift_that_was_used(
     out = run(tmp_path, pictures, models, sana, tmp_path / "out", steps=1, keep_every=None)
     settings = json.loads((out / "manifest.json").read_text())["settings"]
     assert settings["flow_shift"] == 3.0 and settings["optimizer"] == "came"
+
+
+if __name__ == "__main__":
+    shown, ta_tok_dir, sana_dir, out_dir = map(Path, sys.argv[1:])
+    exact_run(shown, ta_tok_dir, sana_dir, out_dir)

@@ -52,7 +52,7 @@ def test_a_stopped_training_ends_with_the_same_bytes(
     file = config(tmp_path, **changes)
 
     def run(out: Path) -> Path:
-        return encoder.run(file, images=pictures, out=out, regions_of=regions_of)
+        return encoder.run(file, images=[pictures], out=out, regions_of=regions_of)
 
     resumes(EncoderTask, run, stops=(3, 6))
     # The vision tower alone is kept.
@@ -173,7 +173,7 @@ def task(pictures: Path, **changes: Any) -> EncoderTask:
 def test_a_grounding_weight_without_regions_is_refused(pictures: Path, tmp_path: Path) -> None:
     file = config(tmp_path, grounding=1.0)
     with pytest.raises(UserError, match="grounding = 1.0 needs to know what stands where") as error:
-        encoder.run(file, images=pictures, out=tmp_path / "out")
+        encoder.run(file, images=[pictures], out=tmp_path / "out")
     assert error.value.hint == "--set grounding=0"
     assert not (tmp_path / "out").exists()
 
@@ -199,11 +199,11 @@ def test_pictures_without_a_caption_and_captions_without_room_are_refused(
     longest = 2 + max(len(task(pictures).tokenizer.encode(words)) for words in parts.CAPTIONS)
     short = config(tmp_path, text_length=longest - 1)
     with pytest.raises(UserError, match=rf"caption has {longest} tokens, text_length is") as error:
-        encoder.run(short, images=pictures, out=tmp_path / "out")
+        encoder.run(short, images=[pictures], out=tmp_path / "out")
     assert error.value.hint == f"--set text_length={longest}"
     made = open_artifact(pictures).read("00000").to_pylist()[:1]
     mute = parts.write_pictures(tmp_path / "mute", [["train"]])
     blank = {**made[0], "prompt": None, "captions": []}
     mute.write_pictures("00000", zip([blank], [("png", b"never read")], strict=True))
     with pytest.raises(UserError, match="picture 00000-000000 has no caption"):
-        encoder.run(config(tmp_path), images=mute.path, out=tmp_path / "mute_out")
+        encoder.run(config(tmp_path), images=[mute.path], out=tmp_path / "mute_out")

@@ -128,7 +128,8 @@ def test_steps_logged_after_the_checkpoint_are_logged_once(tmp_path: Path) -> No
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [row["step_figure"] for row in rows] == list(range(8))
-    always = {"step", "loss", "grad_norm", "weight_rms", "rate", "rows_per_s"}
+    always = {"step", "loss", "grad_norm", "weight_rms", "rate"}
+    always |= {"step_s", "data_wait_s", "rows_per_s", "peak_process_memory_gb"}
     assert rows[0].keys() == always | {"step_figure"}
 
 
@@ -172,12 +173,12 @@ def test_other_settings_are_refused_before_anything_is_written(tmp_path: Path) -
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"loss of step 4 is nan.*checkpoint\.pt") as error:
+    with pytest.raises(UserError, match=r"loss of step 5 is nan.*checkpoint\.pt") as error:
         fit(tmp_path / "late", Line(bad_step=4))
     assert "lower learning_rate (now 0.1)" in error.value.hint
     state = torch.load(tmp_path / "late/state/checkpoint.pt", weights_only=True)
     assert state["step"] == 3 and torch.isfinite(state["model"]["weight"]).all()
-    with pytest.raises(UserError, match="loss of step 1 is nan; the last good state is not yet"):
+    with pytest.raises(UserError, match="loss of step 2 is nan; the last good state is not yet"):
         fit(tmp_path / "early", Line(bad_step=1))
 
 
@@ -207,9 +208,9 @@ class Breaks(Line):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Explodes, "gradient norm of step 7 is nan"),
-        (Line, "loss of step 7 is nan"),
-        (Breaks, "largest value of weight after the update of step 7 is nan"),
+        (Explodes, "gradient norm of step 8 is nan"),
+        (Line, "loss of step 8 is nan"),
+        (Breaks, "largest value of weight after the update of step 8 is nan"),
     ],
 )
 def test_a_last_step_that_is_no_number_saves_no_model(
@@ -226,8 +227,8 @@ def test_a_last_step_that_is_no_number_saves_no_model(
 def test_no_checkpoint_is_overwritten_by_weights_that_are_no_numbers(
     tmp_path: Path, task: type[Line]
 ) -> None:
-    # Step 5 is the one after which the second checkpoint is due.
-    with pytest.raises(UserError, match="step 5 is nan"):
+    # The sixth step is the one after which the second checkpoint is due.
+    with pytest.raises(UserError, match="step 6 is nan"):
         fit(tmp_path, task(bad_step=5))
     state = torch.load(tmp_path / "state/checkpoint.pt", weights_only=True)
     assert state["step"] == 3

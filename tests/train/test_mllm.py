@@ -23,7 +23,7 @@ from tarkit.train import mllm
 from tarkit.train.chat_batches import ChatStreams, TaskName, TooLongChats, encode_chat
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.streams import draw_scale
-from tarkit.train.task import Mean, Total
+from tarkit.train.task import Amount, Mean, Total
 from tarkit.vocab import Scale, VisualVocabulary, Vocabulary
 from tests import parts
 from tests.checkpoints.test_language_model import publish
@@ -228,6 +228,26 @@ def test_a_model_that_has_the_codes_goes_on_as_it_is(
         assert torch.equal(shrunk[name], weight * factor), name
 
 
+def test_pre_alignment_trains_the_tables_first_and_then_all(
+    chats: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    # Paper Table 3, the row pre-align.
+    given: dict[str, Any] = {"chats": [chats], "tokenizer": models["tokenizer"]}
+    first = mllm.run(
+        config(tmp_path, embedding_start="random", train_only=["*embed_tokens*", "*lm_head*"]),
+        lm=models["lm"],
+        out=tmp_path / "first",
+        **given,
+    )
+    started = load_mllm(models["lm"]).model.state_dict()
+    aligned = load_mllm(first).model.state_dict()
+    changed = {name for name in aligned if not torch.equal(aligned[name], started[name])}
+    assert changed == {"model.embed_tokens.weight", "lm_head.weight"}
+    second = mllm.run(config(tmp_path), lm=first, out=tmp_path / "second", **given)
+    ended = load_mllm(second).model.state_dict()
+    assert all(not torch.equal(ended[name], aligned[name]) for name in ended)
+
+
 def test_a_published_model_that_draws_goes_on(
     chats: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -352,7 +372,9 @@ def test_chats_without_a_supervised_token_weigh_and_cost_nothing(
     assert made.weight(mute) == 0
     loss, figures = made.loss(made.model, mute, 0)
     loss.backward()
-    assert float(loss.detach()) == 0 and figures.keys() == {"tokens"}
+    assert float(loss.detach()) == 0
+    assert not any(isinstance(figure, Mean) for figure in figures.values())
+    assert figures["supervised_tokens_per_s"] == Amount(0) != figures["tokens_per_s"]
     gradients = [p.grad for p in made.model.parameters() if p.grad is not None]
     assert gradients and not any(bool(gradient.any()) for gradient in gradients)
 
@@ -455,7 +477,9 @@ def test_a_step_of_nothing_but_long_chats_learns_nothing(
     made = task(chats, models, models["lm"])
     loss, figures = made.loss(made.model, pack([], 128), 0)
     loss.backward()
-    assert float(loss.detach()) == 0 and figures == {"tokens": Total(0)}
+    assert float(loss.detach()) == 0
+    amounts = ("tokens_per_s", "supervised_tokens_per_s", "pictures_per_s", "flops_per_s")
+    assert figures == {"tokens": Total(0)} | dict.fromkeys(amounts, Amount(0))
     for weight in made.model.parameters():
         assert weight.grad is None or not weight.grad.any()
 
@@ -589,7 +613,17 @@ def test_a_codebook_that_cannot_start_the_embeddings_is_refused(
         file=config(tmp_path, lm=wide),
         **given,
     )
-    assert "--set embedding_start=mean" in hint
+    assert "--set codebook_projection=rotation, or --set embedding_start=mean" in hint
+    qwen = {"model_type": "qwen2", "hidden_size": 24, "intermediate_size": 24}
+    lm = foreign(tmp_path / "wide", qwen | {"num_key_value_heads": 1})
+    made = task(chats, models, lm, codebook_projection="rotation")
+    visual = made.vocabulary.visual
+    assert visual is not None
+    with torch.no_grad():
+        codes = made.model.lm.get_input_embeddings().weight[visual.first_code :]
+        codebook = load_ta_tok(models["tokenizer"]).model.codebook.projected()
+    assert codes.shape == (parts.K, 24)
+    assert_close(codes @ codes.T, codebook @ codebook.T)
     hint = refused(
         "ta_tok is ta_tok, not a language model",
         file=config(tmp_path),

@@ -26,6 +26,7 @@ from tarkit.errors import UserError
 from tarkit.shapes.regions import regions_of
 from tarkit.train import ar_dtok, dif_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.metrics import OF_THE_MACHINE, is_documented
 from tarkit.train.parallelism import DataParallel
 from tarkit.train.sharding import FullySharded
 from tarkit.train.task import Mean, Total
@@ -37,14 +38,22 @@ from tests.train.test_dif_dtok import save_sana
 # itself. A batch of two chats has another number of supervised tokens than the next.
 LOOP: dict[str, Any] = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1}
 CHATS: dict[str, Any] = {"text_weight": 3.0, "prompt_dropout": 0.5, "length": 128}
+VQVAE = vqvae.VqvaeConfig(
+    **LOOP,
+    # Two channels to a group of its norms: with one, a bias before a norm has no effect.
+    arch=parts.VQVAE.model_copy(update={"channels": 64}),
+    warmup_unquantised=0.25,
+    fade_in=0.25,
+    restart_every=2,
+)
 CONFIGS: dict[str, LoopConfig] = {
-    "vqvae": vqvae.VqvaeConfig(
-        **LOOP,
-        # Two channels to a group of its norms: with one, a bias before a norm has no effect.
-        arch=parts.VQVAE.model_copy(update={"channels": 64}),
-        warmup_unquantised=0.25,
-        fade_in=0.25,
-        restart_every=2,
+    "vqvae": VQVAE,
+    "vqvae_adversary": VQVAE.model_copy(
+        update={
+            "discriminator_from": 1,
+            "discriminator_channels": 32,
+            "discriminator_layers": 2,
+        }
     ),
     "encoder": encoder.EncoderConfig(
         **LOOP,
@@ -69,6 +78,9 @@ CONFIGS: dict[str, LoopConfig] = {
             update={"token_dropout": 0.0, "residual_dropout": 0.0, "ffn_dropout": 0.0}
         ),
         condition_dropout=0.5,
+        # What is compared is the average of the weights, which every process holds.
+        ema=0.5,
+        freeze=("*norm*",),
     ),
     "dif_dtok": dif_dtok.DifDtokConfig(**LOOP, condition_dropout=0.5, sample_pictures=2),
     "mllm": mllm.MllmConfig(**LOOP, **CHATS),
@@ -78,8 +90,8 @@ CONFIGS: dict[str, LoopConfig] = {
 }
 # Of these the whole step is one batch, and they refuse micro-batches.
 WHOLE = ("encoder", "grpo")
-# These draw with the model that is trained, and refuse a model that is split.
-UNSHARDED = ("grpo",)
+# These need the whole model, to draw or for one layer's gradient, and refuse one that is split.
+UNSHARDED = ("grpo", "vqvae_adversary")
 # Attention ignores what is added to all keys: the gradient is rounding, and Adam makes steps of it.
 KEY_BIAS = re.compile(r"(\.k|\.k_proj)\.bias$|\.in_proj_bias$")
 
@@ -105,17 +117,17 @@ def start(
             start(name, config, data, out)
         return None
     images, tok, lm, chats = (data[k] for k in ("pictures", "tokenizer", "lm", "chats"))
-    if name == "vqvae":
-        vqvae.run(config, images=images, out=out)
+    if name.startswith("vqvae"):
+        vqvae.run(config, images=[images], out=out)
     elif name == "encoder":
-        encoder.run(config, images=images, out=out, regions_of=regions_of)
+        encoder.run(config, images=[images], out=out, regions_of=regions_of)
     elif name == "tokenizer":
         tokenizer.run(config, images=[images], encoder=data["encoder"], lm=lm, out=out)
     elif name == "ar_dtok":
-        ar_dtok.run(config, images=images, tokenizer=tok, vqvae=data["vqvae"], out=out)
+        ar_dtok.run(config, images=[images], tokenizer=tok, vqvae=data["vqvae"], out=out)
     elif name == "dif_dtok":
         sana = str(data["sana"])
-        dif_dtok.run(config, images=images, tokenizer=tok, sana=sana, out=out)
+        dif_dtok.run(config, images=[images], tokenizer=tok, sana=sana, out=out)
     elif name == "mllm":
         mllm.run(config, chats=[chats], tokenizer=tok, lm=lm, out=out)
     else:
@@ -246,7 +258,8 @@ def apart(out: Path, whole: Path, *, steps: int = 4) -> Apart:
     for one, other in zip(*(map(json.loads, log) for log in logs), strict=True):
         assert one.keys() == other.keys()
         losses.append(abs(one["loss"] - other["loss"]) / abs(other["loss"]))
-        for name in one.keys() - {"rows_per_s"}:
+        assert all(map(is_documented, one)), one.keys()
+        for name in filter(lambda name: not OF_THE_MACHINE.search(name), one):
             unit = abs(other[name]) if name == "grad_norm" else 1.0
             figures.append(abs(one[name] - other[name]) / unit)
     model, expected = (load_file(folder / "model.safetensors") for folder in (out, whole))
@@ -281,6 +294,16 @@ def test_micro_batches_and_checkpointed_activations_leave_a_training_as_it_is(
     start(**whole)
     start(**split(name, data, other))
     require_equal(other, whole["out"])
+
+
+def test_passes_of_packed_rows_leave_a_training_as_it_is(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = job("mllm", data, tmp_path / "whole")
+    split = job("mllm", data, tmp_path / "split", micro_batch_tokens=128)
+    start(**whole)
+    start(**split)
+    require_equal(split["out"], whole["out"])
 
 
 def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path: Path) -> None:

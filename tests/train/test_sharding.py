@@ -17,13 +17,14 @@ from torch.testing import assert_close
 
 from tarkit.config import load_config
 from tarkit.errors import UserError
+from tarkit.train.guard import Guard
 from tarkit.train.launch import join_processes
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers, weight_rms
 from tarkit.train.parallelism import Parallelism
 from tarkit.train.sharded_tensors import is_split, local, whole, whole_values
 from tarkit.train.state import load_state, save_state
-from tarkit.train.step import require_finite_weights
+from tarkit.train.weight_average import averaged_weights
 
 CAME_BETAS = (0.9, 0.999, 0.9999)
 ROWS = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(5))
@@ -100,8 +101,13 @@ def shared_net(config: LoopConfig) -> Parallelism:
     return shared
 
 
+def guard_of(shared: Parallelism, folder: Path) -> Guard:
+    task: Any = None  # which only names rows
+    return Guard(task, shared.config, shared.accelerator, out=folder, rows=3)
+
+
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": {"weight_decay": 0.1},
+    "adamw": {"weight_decay": 0.1, "ema": 0.9},
     "came": {"optimizer": "came", "betas": CAME_BETAS, "weight_decay": 0.1},
 }
 
@@ -127,23 +133,25 @@ def check_optimizer(name: str, folder: Path) -> None:
     assert held["patches.weight"] == (3 if shared.is_main else 2) * 48
     assert held["blocks.0.gain"] == (5 if shared.is_main else 0)
 
-    save_state(checkpoint, 4, shared, split)
+    save_state(checkpoint, 4, shared, split, guard_of(shared, folder))
     distributed.barrier()
     norms = train_alone(alone, config, range(4, 7), optimizers)
     # Two processes save, and one goes on; or two others.
     other = Net()
     others = make_optimizers(other, config)
-    assert load_state(checkpoint, other, others) == 4
+    assert load_state(checkpoint, other, others, guard_of(shared, folder)) == 4
     assert_close(train_alone(other, config, range(4, 7), others), norms, rtol=1e-9, atol=0)
     require_equal(other, alone)
     again = shared_net(config)
     resumed = make_optimizers(again.trained, config)
-    assert load_state(checkpoint, again.trained, resumed) == 4
+    assert load_state(checkpoint, again.trained, resumed, guard_of(again, folder)) == 4
     assert_close(train_shared(again, range(4, 7), resumed), norms, rtol=1e-9, atol=0)
     require_equal(again.trained, alone)
-    again.collect()
-    if again.is_main:
-        require_equal(again.whole, alone)  # type: ignore[attr-defined]
+    with averaged_weights(resumed), averaged_weights(optimizers):
+        require_equal(again.trained, alone)
+        again.collect()
+        if again.is_main:
+            require_equal(again.whole, alone)  # type: ignore[attr-defined]
 
 
 def require_equal(net: nn.Module, alone: nn.Module) -> None:
@@ -162,11 +170,12 @@ def check_values(name: str, folder: Path) -> None:
     weights = whole(net.patches.weight)
     assert torch.equal(weights[4], torch.full((3, 4, 4), 7.0))
     assert torch.equal(weights[:4], Net().patches.weight[:4])
-    require_finite_weights(net, 3, shared.config, folder / "none.pt")
+    guard = guard_of(shared, folder)
+    guard.require_finite_weights(net, 2)
     with whole_values(net.blocks[1].up.weight) as weights:
         weights[0, 0] = torch.inf  # in the part of the main process
     with pytest.raises(UserError, match=r"blocks\.1\.up\.weight after the update of step 3 is inf"):
-        require_finite_weights(net, 3, shared.config, folder / "none.pt")
+        guard.require_finite_weights(net, 2)
 
 
 def check_precision(name: str, folder: Path) -> None:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
+from tarkit.seeds import training_seed
 from tarkit.train.streams import (
     MixedStream,
+    Order,
     Rounds,
     Stream,
     draw_scale,
@@ -108,6 +110,25 @@ def test_shards_are_read_a_few_at_a_time_and_not_again_within_their_turn() -> No
     for i in range(20, 60):
         _ = made[i]
     assert sorted(loads) == [0, 1, 2, 3, 4, 5]
+
+
+@unhurried
+@given(counts=COUNTS, seed=st.integers(0, 99), together=st.integers(1, 4))
+def test_the_order_is_the_one_that_runs_begun_before_have(
+    counts: list[int], seed: int, together: int
+) -> None:
+    """Written out: all (shard, row) pairs of a group of shards, in one random order."""
+    order = Order(counts, seed=seed, shards_together=together)
+    expected = []
+    for epoch in range(2):
+        rng = np.random.default_rng(training_seed(seed, epoch, "shards"))
+        shards = rng.permutation(len(counts)).tolist()
+        for group in range(-(-len(shards) // together)):
+            own = shards[group * together : (group + 1) * together]
+            pairs = [(shard, row) for shard in own for row in range(counts[shard])]
+            rng = np.random.default_rng(training_seed(seed, epoch, group, "rows"))
+            expected += [pairs[i] for i in rng.permutation(len(pairs))]
+    assert [order[i] for i in range(2 * order.total)] == expected
 
 
 def test_a_stream_of_nothing_is_refused() -> None:

@@ -191,11 +191,13 @@ def test_the_loss_is_its_three_parts_with_their_weights(
     made = task(pictures, models, reconstruction=2.0, codebook=3.0, commitment=0.5)
     model = made.model.eval()
     pixels = made._pixels([made.stream[0], made.stream[1]])
-    loss, codes, figures = model(TokenizerBatch(pixels, Scale.HALF, [0, 1]))
+    loss, codes, figures, cosines = model(TokenizerBatch(pixels, Scale.HALF, [0, 1]))
     # Both halves of Eq. 3 have one value; only whom they pull differs.
     expected = 2 * (1 - figures["cosine"]) + (3 + 0.5) * figures["codebook"]
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
     assert figures["scale"] == 2 and codes.shape == (2, 4)
+    assert figures["loss_by_scale/2"] == float(loss.detach())
+    assert float(cosines.mean()) == pytest.approx(figures["cosine"], abs=1e-6)
 
 
 def test_a_pictures_codes_are_drawn_by_its_place_in_the_step(
@@ -219,9 +221,11 @@ def test_a_pictures_codes_are_drawn_by_its_place_in_the_step(
 def test_perplexity_is_that_of_all_micro_batches(pictures: Path, models: dict[str, Path]) -> None:
     made = task(pictures, models)
     made._codes = [torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)]
-    assert made.after_step(0, made.model) == {"perplexity": pytest.approx(2.0)}
+    used = {"perplexity": pytest.approx(2.0), "usage": 2 / 10}
+    assert made.after_step(0, made.model) == used
     made._codes = [torch.zeros(1, 4, dtype=torch.long)]  # the last step's are gone
-    assert made.after_step(1, made.model) == {"perplexity": pytest.approx(1.0)}
+    used = {"perplexity": pytest.approx(1.0), "usage": 1 / 10}
+    assert made.after_step(1, made.model) == used
 
 
 def test_what_is_measured_is_of_argmax_codes_at_every_scale(

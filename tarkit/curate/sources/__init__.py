@@ -7,7 +7,8 @@ read. What cannot be used stays in the list as an item with its reason.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 
 from tarkit.curate.sources.annotations import add_captions, add_questions
@@ -21,8 +22,9 @@ from tarkit.curate.sources.shard_names import (
     is_url,
     read_shard_names,
 )
+from tarkit.curate.sources.stored_items import StoredItems
 from tarkit.curate.sources.tars import remote_tar_items, tar_items
-from tarkit.curate.sources.urls import Link, list_urls
+from tarkit.curate.sources.urls import Link, read_urls
 from tarkit.errors import UserError
 from tarkit.images import PICTURE_SUFFIXES
 from tarkit.progress import Progress
@@ -34,9 +36,13 @@ __all__ = [
     "add_captions",
     "add_questions",
     "list_source",
-    "list_urls",
+    "read_urls",
 ]
 
+LISTS_NOTE = (
+    "{} .parquet files are lists of the URLs of the tars next to them; those that gave no picture "
+    "are in no tar, and become no rows"
+)
 READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
     ".tar": tar_items,
     ".parquet": parquet_items,
@@ -50,8 +56,9 @@ def list_source(
 
     A source may also name many shards: `data-{00..99}.tar`, or a .txt with one shard per line. Tars
     named so may be http and https URLs, whose hosts must be public unless `allow_private`.
-    `exclude` are files in a folder that hold captions or questions. Raises UserError for a source
-    that does not exist, holds no pictures or more than one kind, or has a link that leaves it.
+    `exclude` are files in a folder that hold captions or questions. A NNNNN.parquet next to
+    NNNNN.tar is img2dataset's list of its URLs, and is not read. Raises UserError for a source that
+    does not exist, holds no pictures or more than one kind, or has a link that leaves it.
     """
     pattern, source = str(source), Path(source)
     if not os.path.exists(pattern):  # unlike Path.exists, takes a name of any length
@@ -71,11 +78,15 @@ def list_source(
     excluded = {path.resolve() for path in exclude}
     listing = list_folder(source, excluded)
     containers = {suffix: _containers(source, suffix, excluded) for suffix in (".tar", ".parquet")}
+    tars = set(containers[".tar"])
+    lists = [path for path in containers[".parquet"] if path.with_suffix(".tar") in tars]
+    containers[".parquet"] = [path for path in containers[".parquet"] if path not in lists]
     forms = [suffix for suffix, files in containers.items() if files]
     if listing.items and not forms:
         return listing
     if len(forms) == 1 and not listing.items:
-        return _list_files(containers[forms[0]], forms[0], source)
+        listed = _list_files(containers[forms[0]], forms[0], source)
+        return replace(listed, notes=(LISTS_NOTE.format(len(lists)),)) if lists else listed
     if forms:
         kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
@@ -105,16 +116,18 @@ def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
             f"the shard {missing[0]} does not exist ({len(missing)} of {len(names)} do not)"
         )
     root = os.path.commonpath([path.parent.absolute() for path in paths]) if paths else ""
-    items: list[SourceItem] = []
     with Progress("list", total=len(names), unit="shards") as progress:
-        for name in names:
-            if is_url(name):
-                items += remote_tar_items(name, allow_private=allow_private)
-            else:
-                label = shown(Path(name).absolute().relative_to(root).as_posix())
-                items += READERS[form](Path(name), label)
-            progress.advance(1)
-    return Listing(form[1:], tuple(items))
+
+        def items() -> Iterator[SourceItem]:
+            for name in names:
+                if is_url(name):
+                    yield from remote_tar_items(name, allow_private=allow_private)
+                else:
+                    label = shown(Path(name).absolute().relative_to(root).as_posix())
+                    yield from READERS[form](Path(name), label)
+                progress.advance(1)
+
+        return Listing(form[1:], StoredItems(items()))
 
 
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
@@ -123,9 +136,9 @@ def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
             f"{paths[0]} is neither a folder, a .parquet nor a .tar"
             + (" (unpack the compression first)" if ".tar." in paths[0].name else "")
         )
-    items = [
+    items = (
         item
         for path in paths
         for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
-    ]
-    return Listing(suffix[1:], tuple(items))
+    )
+    return Listing(suffix[1:], StoredItems(items))

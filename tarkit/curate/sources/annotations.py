@@ -5,7 +5,6 @@ ShareGPT and LLaVA: image and conversations, a list of {from: human | gpt, value
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tarkit.curate.sources.items import (
 )
 from tarkit.curate.sources.text import CONVERSATIONS, conversation
 from tarkit.errors import UserError
+from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK
 
 ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
@@ -83,9 +83,8 @@ def _add(
             changed.append(SourceItem(shown(name), error=f"named in {where}, but it {why}"))
         changed[at[0]] = change(changed[at[0]], row, where)
     if num_without:
-        print(
-            f"{path}: {num_without} conversations show no picture; curate chats --text takes them",
-            file=sys.stderr,
+        print_note(
+            f"{path}: {num_without} conversations show no picture; curate chats --text takes them"
         )
     if len(changed) > len(items):
         changed.sort(key=lambda item: item.name)

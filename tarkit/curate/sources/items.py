@@ -1,13 +1,15 @@
 """Items of a source, and functions that read its names and texts, which are not trusted."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
 CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
 ABOUT_COLUMNS = ("group", "role", "template")
+# What img2dataset writes of a picture: where it was, and its size before it was resized.
+ORIGIN_COLUMNS = ("url", "original_width", "original_height")
 ROLES = ("target", "similar", "reference")
 MAX_FILE_BYTES = 256 << 20
 MAX_TEXT_BYTES = 1 << 20
@@ -20,7 +22,8 @@ class SourceItem:
     `name` is its place in the source, and `aliases` are other names that a captions or questions
     file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes or
     raises OSError. `error` is the reason, known before reading, why it cannot be used. `about`
-    holds the columns group, role and template of a captions file for I2I and TI2I data.
+    holds the columns group, role and template of a captions file for I2I and TI2I data. `origin`
+    has the `ORIGIN_COLUMNS` that the source states.
     """
 
     name: str
@@ -29,6 +32,7 @@ class SourceItem:
     captions: tuple[str, ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
     read: Callable[[], bytes] = bytes
 
@@ -38,7 +42,7 @@ class Listing:
     """Every item of a source in order; `form` is folder, parquet or tar; `notes` are for people."""
 
     form: str
-    items: tuple[SourceItem, ...]
+    items: Sequence[SourceItem]
     notes: tuple[str, ...] = ()
 
 
@@ -68,6 +72,22 @@ def _about(row: Mapping[str, Any]) -> dict[str, str]:
     if about.get("role", ROLES[0]) not in ROLES:
         raise ValueError(f"role {about['role']!r}: expected one of {', '.join(ROLES)}")
     return about
+
+
+def origin_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The `ORIGIN_COLUMNS` of a row that have a text or a size in pixels.
+
+    Any other value is not an origin: a sample's JSON may use these names for something else.
+    """
+    origin: dict[str, Any] = {}
+    url, *sizes = ORIGIN_COLUMNS
+    if isinstance(row.get(url), str) and row[url].strip():
+        origin[url] = shown(row[url].strip())
+    for name in sizes:
+        value = row.get(name)
+        if type(value) is int and 0 < value < 1 << 31:
+            origin[name] = value
+    return origin
 
 
 def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ unpacked, and only captions are decoded, as UTF-8 text and JSON: no pickles.
 import functools
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
@@ -23,6 +23,7 @@ from tarkit.curate.sources.items import (
     caption_of,
     captions_of,
     json_of,
+    origin_of,
     reason_of,
     shown,
     text_of,
@@ -89,6 +90,7 @@ class _TarSample:
         self.suffixes: list[str] = []
         self.pictures: list[tarfile.TarInfo] = []
         self.captions: list[str] = []
+        self.origin: dict[str, Any] = {}
         self.error: str | None = None
 
     def add(self, suffix: str, member: tarfile.TarInfo, file: _Bytes) -> None:
@@ -100,9 +102,18 @@ class _TarSample:
             self.pictures.append(member)
         elif last in TEXT_SUFFIXES:
             try:
-                self.captions += _member_captions(file, member, is_json=last == "json")
+                text = _member_text(file, member)
+                if last == "json":
+                    self._add_json(json_of(text_of(text, member.name)))
+                else:
+                    self.captions += caption_of(text, member.name)
             except ValueError as error:
                 self.error = f"its {shown(member.name)}: {reason_of(error)}"
+
+    def _add_json(self, row: Any) -> None:
+        if isinstance(row, Mapping):
+            self.origin |= origin_of(row)
+            self.captions += captions_of(row, CAPTION_COLUMNS)
 
 
 def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> Iterator[SourceItem]:
@@ -172,20 +183,17 @@ def _sample_items(
             fingerprint=f"{member.offset_data}+{member.size}",
             aliases=tuple(os.path.normpath(shown(alias)) for alias in (member.name, sample.key)),
             captions=captions,
+            origin=sample.origin,
             error=sample.error,
             read=functools.partial(read, member.offset_data, member.size),
         )
 
 
-def _member_captions(file: _Bytes, member: tarfile.TarInfo, *, is_json: bool) -> Iterable[str]:
+def _member_text(file: _Bytes, member: tarfile.TarInfo) -> bytes:
     if member.size > MAX_TEXT_BYTES:
         raise ValueError(f"{member.size} bytes of text, more than {MAX_TEXT_BYTES}")
     file.seek(member.offset_data)
-    blob = file.read(member.size)
-    if not is_json:
-        return caption_of(blob, member.name)
-    row = json_of(text_of(blob, member.name))
-    return captions_of(row, CAPTION_COLUMNS) if isinstance(row, Mapping) else ()
+    return file.read(member.size)
 
 
 def _tar_bytes(path: Path, offset: int, size: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,15 @@ class TextSource:
         self.path = path
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        is_document = [document is not None for document in self._rows()]
-        num_documents = sum(is_document)
-        self.num_with_pictures = len(is_document) - num_documents
+        kinds = Counter(document is not None for document in self._rows())
+        num_documents = kinds[True]
+        self.num_with_pictures = kinds[False]
         """Rows that name a picture, which are not documents."""
         self.num_documents = num_documents if limit is None else min(limit, num_documents)
         if not self.num_documents:
             raise UserError(
                 f"the text source {path} holds no document: "
-                f"{self.num_with_pictures} of its {len(is_document)} rows name a picture",
+                f"{self.num_with_pictures} of its {kinds.total()} rows name a picture",
                 hint=f"tarkit curate ingest PICTURES --questions {path} --out DIR takes those",
             )
         self._position = 0

@@ -1,5 +1,8 @@
 """Lists of URLs: .txt (one per line), .csv, .jsonl or .parquet, with captions and licences."""
 
+import hashlib
+import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +30,47 @@ class Link:
     error: str | None = None
 
 
-def list_urls(path: Path) -> tuple[Link, ...]:
-    """Every row of a list of URLs in order; a row without a URL has an error.
+FileState = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ListSummary:
+    """A list in numbers; `sha256` changes with any row of it, and with their order."""
+
+    num_links: int
+    num_with_captions: int
+    num_unusable: int
+    sha256: str
+    state: FileState
+    """The state of the file when its reading began."""
+
+
+def summarise_urls(path: Path, *, limit: int | None = None) -> ListSummary:
+    """The numbers of a list or, with `limit`, of its first rows; holds one row at a time.
+
+    Raises what `read_urls` raises.
+    """
+    links = read_urls(path, limit=limit)
+    state = file_state(path)
+    digest = hashlib.sha256()
+    num_links = num_with_captions = num_unusable = 0
+    for link in links:
+        facts = [link.url, link.captions, link.licence, link.error]
+        digest.update(json.dumps(facts).encode() + b"\n")
+        num_links += 1
+        num_with_captions += bool(link.captions)
+        num_unusable += link.error is not None
+    return ListSummary(num_links, num_with_captions, num_unusable, digest.hexdigest(), state)
+
+
+def file_state(path: Path) -> FileState:
+    """(inode, size, modification time): another one after a file was written to or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_urls(path: Path, *, limit: int | None = None) -> Iterator[Link]:
+    """The rows of a list of URLs in order, one at a time; a row without a URL has an error.
 
     Raises UserError for a file that does not exist, cannot be read or has no URL.
     """
@@ -37,13 +79,19 @@ def list_urls(path: Path) -> tuple[Link, ...]:
         raise UserError(f"the list of URLs {path} {why}")
     if path.suffix not in ENDINGS:
         raise UserError(f"the list of URLs {path} ends in none of {', '.join(ENDINGS)}")
-    links = tuple(_txt(path) if path.suffix == ".txt" else _table(path))
-    if not links:
+    return itertools.islice(_links(path), limit)
+
+
+def _links(path: Path) -> Iterator[Link]:
+    is_empty = True
+    for link in _txt(path) if path.suffix == ".txt" else _table(path):
+        is_empty = False
+        yield link
+    if is_empty:
         raise UserError(
             f"{path} holds no URL: expected one per line of a .txt, or a column "
             f"{' or '.join(URL_COLUMNS)}"
         )
-    return links
 
 
 def _txt(path: Path) -> Iterator[Link]:

@@ -8,6 +8,7 @@ Letters: n rows (pictures), D features, C classes.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ Floats = NDArray[np.float64]
 NEIGHBOURS = 3
 SPLITS = 10
 # An eigenvalue of a covariance may be this share of the largest one below 0: float32 rounding.
+MAX_FEATURES = 8192  # of a picture; the largest extractors have 2,048
 ROUNDING = 1e-5
 REFERENCE_HINT = (
     "np.savez(FILE, mu=x.mean(0), sigma=np.cov(x, rowvar=False)) makes one of features x"
@@ -140,11 +142,21 @@ def read_gaussian(path: Path) -> Gaussian:
     pickle. Raises UserError where it is damaged, would run code, or holds anything else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("it is one array, not an npz")
             mean, covariance = (_numbers(stored, name) for name in ("mu", "sigma"))
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(
             f"{path} does not hold mu and sigma: {error}", hint=REFERENCE_HINT
         ) from None
@@ -309,6 +321,12 @@ def _require_covariance(name: str, eigenvalues: NDArray[Any]) -> None:
 def _numbers(stored: Any, name: str) -> Floats:
     if name not in stored:
         raise ValueError(f"it holds {', '.join(stored) or 'nothing'} and no {name}")
+    with stored.zip.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        one, two = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape = (one if version == (1, 0) else two)(member)[0]
+    if math.prod(shape) > MAX_FEATURES**2:
+        raise ValueError(f"its {name} is {shape}, of more than {MAX_FEATURES} features")
     array = stored[name]
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"its {name} holds {array.dtype}, not floating-point numbers")

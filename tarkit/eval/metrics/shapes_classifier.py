@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -35,6 +34,7 @@ from tarkit.progress import Progress
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import COLOURS, SHAPES, SIDE_PX
+from tarkit.terminal import print_note
 
 SEED = 20
 STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 64, 1e-2
@@ -141,13 +141,13 @@ def load_classifier(*, steps: int = STEPS, seed: int = SEED) -> Trained:
         try:
             return _read(file)
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            print(f"warning: {file} is damaged ({error}); trained again", file=sys.stderr)
+            print_note(f"warning: {file} is damaged ({error}); trained again")
     trained = train_classifier(steps=steps, seed=seed)
     metadata = {"accuracy": repr(trained.accuracy), "sha256": trained.sha256}
     try:
         write_whole(file, safetensors.torch.save(trained.network.state_dict(), metadata))
     except OSError as error:
-        print(f"warning: the shapes classifier is not kept: {error}", file=sys.stderr)
+        print_note(f"warning: the shapes classifier is not kept: {error}")
     return trained
 
 

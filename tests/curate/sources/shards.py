@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,5 +31,5 @@ def shard(*numbers: int) -> bytes:
     return tar_bytes(*members)
 
 
-def facts(items: tuple[SourceItem, ...]) -> list[tuple[str, tuple[str, ...], str | None]]:
+def facts(items: Sequence[SourceItem]) -> list[tuple[str, tuple[str, ...], str | None]]:
     return [(item.name, item.captions, item.error) for item in items]

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +12,11 @@ import pytest
 from tarkit.curate.sources import list_source
 from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.items import SourceItem
-from tarkit.curate.sources.urls import Link, list_urls
+from tarkit.curate.sources.urls import Link, read_urls
 from tarkit.errors import UserError
 
 
-def by_name(items: tuple[SourceItem, ...]) -> dict[str, SourceItem]:
+def by_name(items: Sequence[SourceItem]) -> dict[str, SourceItem]:
     assert len({item.name for item in items}) == len(items)
     return {item.name: item for item in items}
 
@@ -378,21 +379,21 @@ def test_urls_come_from_txt_csv_jsonl_and_parquet_alike(tmp_path: Path) -> None:
     loud = {"URL": "url", "TEXT": "caption", "LICENSE": "licence"}
     table = {name: [row[quiet] for row in rows] for name, quiet in loud.items()}
     pq.write_table(pa.table(table | {"other": [b"1", b"2"]}), tmp_path / "u.parquet")
-    assert [link.url for link in list_urls(tmp_path / "u.txt")] == [link.url for link in links]
+    assert [link.url for link in read_urls(tmp_path / "u.txt")] == [link.url for link in links]
     for name in ("u.csv", "u.jsonl", "u.parquet"):
-        assert list_urls(tmp_path / name) == links, name
+        assert tuple(read_urls(tmp_path / name)) == links, name
 
 
 def test_of_two_columns_of_urls_the_pictures_is_taken(tmp_path: Path) -> None:
     row = {"url": "http://a.example/page", "image_url": "http://a.example/1.jpg"}
     (tmp_path / "u.jsonl").write_text(json.dumps(row))
-    assert list_urls(tmp_path / "u.jsonl") == (Link("http://a.example/1.jpg"),)
+    assert tuple(read_urls(tmp_path / "u.jsonl")) == (Link("http://a.example/1.jpg"),)
 
 
 def test_a_row_that_cannot_be_used_stays_in_the_list_with_its_reason(tmp_path: Path) -> None:
     rows = [{"url": None}, {"url": 3, "license": "CC0"}, {"url": "http://a.example/", "text": 3}]
     (tmp_path / "u.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert list_urls(tmp_path / "u.jsonl") == (
+    assert tuple(read_urls(tmp_path / "u.jsonl")) == (
         Link("", error="the row has no URL"),
         Link("", licence="CC0", error="the row has no URL"),
         Link("http://a.example/", error="text is int, not text"),
@@ -414,4 +415,4 @@ def test_a_list_without_urls_is_refused(
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=complaint):
-        list_urls(tmp_path / name)
+        list(read_urls(tmp_path / name))

@@ -1,6 +1,9 @@
 """Distances of sets of features, by hand, against closed forms and against a plain matrix root."""
 
+import io
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -347,3 +350,21 @@ def test_equal_rows_are_at_no_distance_though_rounding_says_otherwise() -> None:
 def test_too_few_rows_have_no_neighbours() -> None:
     with pytest.raises(UserError, match="3 pictures of the samples have no 3 neighbours"):
         precision_recall(line(0, 1, 2, 3), line(0, 1, 2))
+
+
+def test_hostile_references_are_refused_before_they_unpack(tmp_path: Path) -> None:
+    empty, bomb, pipe = (tmp_path / name for name in ("e.npz", "b.npz", "p.npz"))
+    with zipfile.ZipFile(empty, "w") as archive:
+        archive.writestr("mu.npy", b"")
+        archive.writestr("sigma.npy", b"")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (20_000, 20_000)}
+    )
+    with zipfile.ZipFile(bomb, "w") as archive:
+        archive.writestr("mu.npy", header.getvalue())
+        archive.writestr("sigma.npy", header.getvalue())
+    os.mkfifo(pipe)
+    for file, why in ((empty, "mu and sigma"), (bomb, "more than 8192"), (pipe, "it is no file")):
+        with pytest.raises(UserError, match=why):
+            read_gaussian(file)
