@@ -181,7 +181,9 @@ def run(
     training does not fit.
     """
     name = _stage(config, stage)
-    lm, encoder = (find_folder(path) if path else None for path in (lm, encoder))
+    encoder = find_folder(encoder) if encoder else None
+    if lm and str(lm).lower() not in LANGUAGE_MODELS:  # the sizes of those are known
+        lm = find_folder(lm)
     if gpu not in GPUS:
         raise UserError(
             f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))

@@ -54,12 +54,12 @@ def take_step(
             # Gradients are averaged over processes, where the sum is needed.
             (loss * (share * processes.world)).backward()
         losses.append(loss.detach() * share)
-        passes.append(loss.detach())
+        passes.append((batch, loss.detach()))
         parts.append((weight, dict(figures)))
     loss_of_step = _sum([float(loss) for loss in losses])
     grad_norm = processes.clip(config.clip)
     factor = rate_factor(config, step)
-    admitted = guard.admits(step, loss_of_step, grad_norm, [float(loss) for loss in passes])
+    admitted = guard.admits(step, loss_of_step, grad_norm, passes)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor

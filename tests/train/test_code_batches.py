@@ -76,6 +76,8 @@ def test_failed_rows_and_other_splits_are_left_out_and_failures_counted(
     rows = [source.stream[i] for i in range(source.stream.total)]
     # Of a: rows 0 and 3 of shard 0, row 1 of shard 1; of b: its one row.
     assert sorted(row.key for row in rows) == ["0-0", "0-0", "0-3", "1-1"]
+    a, b = str(first.path), str(second.path)
+    assert sorted(row.name for row in rows) == [(a, "0-0"), (a, "0-3"), (a, "1-1"), (b, "0-0")]
     assert source.num_failed == {first.path: 2, second.path: 0}
     for row in rows:
         shard, place = map(int, row.key.split("-"))

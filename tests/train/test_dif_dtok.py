@@ -35,6 +35,7 @@ from tarkit.train import dif_dtok
 from tarkit.train.dif_dtok import DifBatch, DifDtokConfig, DifDtokTask, load_start, noise_schedule
 from tarkit.train.latent_batches import PictureLatents, require_latents
 from tarkit.train.loop import begin_training, train
+from tarkit.train.metrics import is_documented
 from tarkit.train.streams import picture_stream
 from tarkit.vocab import Scale
 from tests import parts
@@ -281,6 +282,9 @@ def test_stored_latents_train_as_pictures_do(
     settings = json.loads((stored / "manifest.json").read_text())["settings"]
     assert (settings["rows"], settings["failed_rows"]) == (12, 1)
     assert list((stored / "samples").iterdir())
+    every_name = set().union(*metrics(stored))
+    assert all(map(is_documented, every_name))
+    assert {"loss_by_scale/1", "loss_by_scale/2", "loss_by_scale/3"} & every_name
     # It never ran the encoder of TA-Tok, nor that of the VAE.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers.AutoencoderDC, "encode", None)
@@ -526,6 +530,8 @@ def test_what_a_row_draws_is_its_own_whatever_the_processes(
 ) -> None:
     made = task(pictures, models, sana)
     whole = made.batch(3, 4, 0, 1)
+    names = made.row_names(whole, 12)
+    assert names == [made.stream[12 + i].name for i in range(4)]
     halves = [made.batch(3, 2, rank, 2) for rank in range(2)]
     for name in DifBatch._fields:
         joined = torch.cat([getattr(half, name) for half in halves])
