@@ -441,6 +441,50 @@ def test_a_training_that_does_not_fit_names_what_mends_it(tmp_path: Path) -> Non
     assert refused.value.hint == "--set micro_batch_size=2"
 
 
+def test_a_model_that_no_gpu_holds_is_split_among_them(tmp_path: Path) -> None:
+    # Qwen2.5-7B's config.json: 7.6e9 values, 16 bytes each with gradients and moments.
+    sizes = {"hidden_size": 3584, "intermediate_size": 18_944, "vocab_size": 152_064}
+    heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    lm = written(tmp_path / "lm", QWEN | sizes | heads)
+
+    def planned(gpus: int, *overrides: str) -> Budget:
+        return run(
+            PAPER / "mllm_sft.toml",
+            gpus=gpus,
+            gpu="h100",
+            lm=lm,
+            tokenizer=PAPER / "tokenizer.toml",
+            overrides=overrides,
+        )
+
+    with pytest.raises(UserError, match="a pass need") as refused:
+        planned(64)
+    keys = re.findall(r"--set (\S+)", refused.value.hint or "")
+    assert "sharding=full" in keys
+    split = planned(64, *keys)
+    part, values = split.memory, split.trained
+    assert (part.weights, part.optimizer) == (4 * values / 64, 8 * values / 64)
+    # Two tables of 217,605 rows and the last norm, with gradients, in float32; of 28 equal blocks
+    # two are there in bf16, and the gradients of one, in bf16 and in the float32 of their sum.
+    outside = (2 * (152_064 + 5 + 65_536) + 1) * 3584
+    block = (values - outside) // 28
+    assert part.gathered == 8 * outside + (2 * 2 + 2 + 4) * block
+    assert split.checkpoint_bytes == 12 * values
+    # One GPU has no other to share with.
+    with pytest.raises(UserError, match="a pass need") as refused:
+        planned(1)
+    assert "sharding" not in (refused.value.hint or "")
+
+
+def test_checkpointed_blocks_are_computed_once_more(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    settings = case.config.model_dump() | {"activation_checkpointing": True}
+    budget = plan("mllm", settings, case.start, gpus=1, gpu="h100", mfu=1)
+    stack = Stack(4, 256, 640, 4, 2, 64, gated=True, input_copies=5)
+    assert budget.flops_per_step - case.budget.flops_per_step == 8 * stack.flops(256, 512)
+    assert budget.memory.activations == case.budget.checkpointed < case.budget.memory.activations
+
+
 def test_what_will_be_trained_can_be_named_by_its_toml() -> None:
     # The miniature's encoder has 12 x 12 positions: 144, 36 and 16 codes; the default has 27 x 27.
     mini = PAPER.parent / "mini"
