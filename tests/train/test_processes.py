@@ -331,7 +331,8 @@ def test_twenty_steps_are_the_same_however_they_are_shared(
 
     In float32 all agree to 1e-5, but for the keys of dif-dtok's cross-attention (5e-4, and 4e-5 of
     the gradient's norm) and for key biases. Their gradient is next to nothing, and CAME and Adam,
-    which divide by its size, make steps of its rounding. In float64, all agree to 1e-12.
+    which divide by its size, make steps of its rounding. Against a discriminator a code flips, and
+    with it 3 % of a figure: float32 decides nothing there. In float64, all agree to 1e-12.
     """
     table: list[tuple[str, str, Apart]] = []
     ways: dict[tuple[str, str], dict[str, Any]] = {}
@@ -359,6 +360,8 @@ def test_twenty_steps_are_the_same_however_they_are_shared(
     for name, way, found in table:
         print(f"{name:10} {way:20}" + "".join(f" {value:8.1e}" for value in found))
     for name, way, found in table:
+        if name == "vqvae_adversary" and not double:
+            continue
         bound = 1e-12 if double else 1e-5
         loose = 100 if name == "dif_dtok" and not double else 1
         assert found.loss < bound, (name, way, found)
