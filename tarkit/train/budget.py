@@ -33,6 +33,7 @@ from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
 from tarkit.train.parameters import ParametersConfig, count_parameters, freeze_parameters
 from tarkit.train.workloads import (
+    PUBLISHED_LMS,
     WORKLOADS,
     Settings,
     Start,
@@ -171,7 +172,9 @@ def run(
     training does not fit.
     """
     name = _stage(config, stage)
-    lm, encoder = (find_folder(path) if path else None for path in (lm, encoder))
+    encoder = find_folder(encoder) if encoder else None
+    if lm and str(lm).lower() not in PUBLISHED_LMS:  # whose sizes are known
+        lm = find_folder(lm)
     if gpu not in GPUS:
         raise UserError(
             f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))
