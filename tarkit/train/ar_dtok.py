@@ -145,8 +145,8 @@ class ArDtokTask:
             **self.costs[batch.scale].amounts(count),
         }
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DtokBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.dropped))]
 
     def _condition(self, codes: Tensor) -> Tensor:
         """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""

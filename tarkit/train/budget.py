@@ -33,7 +33,6 @@ from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
 from tarkit.train.parameters import ParametersConfig, count_parameters, freeze_parameters
 from tarkit.train.workloads import (
-    PUBLISHED_LMS,
     WORKLOADS,
     Settings,
     Start,
@@ -173,7 +172,7 @@ def run(
     """
     name = _stage(config, stage)
     encoder = find_folder(encoder) if encoder else None
-    if lm and str(lm).lower() not in PUBLISHED_LMS:  # whose sizes are known
+    if lm and str(lm).lower() not in LANGUAGE_MODELS:  # the sizes of those are known
         lm = find_folder(lm)
     if gpu not in GPUS:
         raise UserError(
@@ -263,8 +262,10 @@ def _workload(stage: str, settings: Settings, start: Start) -> Workload:
     return workload
 
 
-def _rows_of_pass(settings: Settings, rows: int) -> int:
+def _rows_of_pass(settings: Settings, workload: Workload, rows: int) -> int:
     """Rows of one forward pass out of a GPU's `rows`; UserError where they do not divide."""
+    if tokens := settings.get("micro_batch_tokens"):
+        return min(rows, max(1, int(tokens / workload.tokens)))
     micro: int = settings["micro_batch_size"] or rows
     if rows % micro:
         divisor = max(d for d in range(1, min(micro, rows) + 1) if rows % d == 0)
@@ -280,8 +281,8 @@ def _budget(
     stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
-    rows = _rows_of_pass(settings, batch // gpus)
-    passes = batch // gpus // rows
+    rows = _rows_of_pass(settings, workload, batch // gpus)
+    passes = math.ceil(batch // gpus / rows)
     row_flops = workload.flops + workload.recomputed_flops(rows)
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
@@ -374,7 +375,10 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
         return plan(budget.stage, changed, start, gpus=budget.gpus, gpu=gpu, mfu=budget.mfu).fits
 
-    if most := _most_rows(budget, settings, workload):
+    if settings.get("micro_batch_tokens"):
+        if fits({**settings, "micro_batch_tokens": settings["length"]}):
+            mends.append(f"--set micro_batch_tokens={settings['length']}")
+    elif most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
     if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
         mends.append("--set precision=bf16")

@@ -264,8 +264,8 @@ class DifDtokTask:
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DifBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.targets))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

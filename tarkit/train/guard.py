@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tarkit.errors import UserError
 from tarkit.train.loop_config import LoopConfig
@@ -69,10 +69,12 @@ class Guard:
         for name in self.state_dict():
             setattr(self, name, state.get(name, getattr(self, name)))
 
-    def admits(self, step: int, loss: float, grad_norm: float, passes: Sequence[float]) -> bool:
+    def admits(
+        self, step: int, loss: float, grad_norm: float, passes: Sequence[tuple[Any, Tensor]]
+    ) -> bool:
         """Whether to take a step of this loss and gradient norm; False: to skip it.
 
-        `passes` are the losses of this process's forward passes. Raises UserError where the
+        `passes` are batch and loss () of this process's forward passes. Raises UserError where the
         training is to stop; its weights are then those before the step.
         """
         config = self.config
@@ -132,19 +134,19 @@ class Guard:
         return f"; {self.file} lists its rows" if self.file.exists() else ""
 
     def _list_rows(
-        self, step: int, reason: str, passes: Sequence[float], *, only_bad: bool
+        self, step: int, reason: str, passes: Sequence[tuple[Any, Tensor]], *, only_bad: bool
     ) -> None:
         """Append the rows of all processes to the file; `only_bad`: of passes without a loss."""
         from accelerate.utils import gather_object
 
         lines: list[dict[str, Any]] = []
-        parts = len(passes) * self.accelerator.num_processes
-        for number, loss in enumerate(passes):
-            finite = loss if math.isfinite(loss) else None
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        first = (step * world + rank) * (self.config.batch_size // world)
+        for number, (batch, loss) in enumerate(passes):
+            finite = float(loss) if math.isfinite(loss) else None
             if not isinstance(self.task, NamesRows) or only_bad and finite is not None:
                 continue
-            part = self.accelerator.process_index * len(passes) + number
-            for row in self.task.row_names(step, self.rows, part, parts):
+            for row in self.task.row_names(batch, first + number * self.rows):
                 lines.append({"step": step + 1, "reason": reason, "loss": finite, **row._asdict()})
         lines = gather_object(lines)
         if self.accelerator.is_main_process and lines:

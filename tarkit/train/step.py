@@ -60,12 +60,12 @@ def take_step(
             # DDP averages over processes, where the sum is needed.
             accelerator.backward(loss * (share * accelerator.num_processes))
         losses.append(loss.detach() * share)
-        passes.append(loss.detach())
+        passes.append((batch, loss.detach()))
         parts.append((weight, dict(figures)))
     loss_of_step = _sum([float(loss) for loss in losses])
     grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
     factor = rate_factor(config, step)
-    admitted = guard.admits(step, loss_of_step, grad_norm, [float(loss) for loss in passes])
+    admitted = guard.admits(step, loss_of_step, grad_norm, passes)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor

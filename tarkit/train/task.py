@@ -110,5 +110,8 @@ class MakesPasses(Protocol):
 class NamesRows(Protocol):
     """A task that can say which rows a batch holds; the rows of other tasks are not listed."""
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> Sequence[RowName]:
-        """The rows of the `batch` of the same arguments. Only asked for after a bad step."""
+    def row_names(self, batch: Any, first: int) -> Sequence[RowName]:
+        """The rows of a batch that begins with the `first` row of the training, counted from 0.
+
+        Called after a bad step only.
+        """

@@ -325,8 +325,8 @@ class TokenizerTask:
             **self.costs[batch.scale].amounts(len(batch.pixels)),
         }
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: TokenizerBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.pixels))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Perplexity and usage of the step's codes."""

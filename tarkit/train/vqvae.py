@@ -171,8 +171,8 @@ class VqvaeTask:
             )
         return total, figures
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: Tensor, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Start the codebook from the step's latents; later, restart unused codes from them.

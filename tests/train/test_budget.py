@@ -465,6 +465,27 @@ def test_micro_batches_are_read_where_a_config_has_them(tmp_path: Path) -> None:
     assert budget.memory.accumulates  # and so gradients are there while a pass runs
 
 
+def test_passes_of_packed_rows_hold_no_more_tokens_than_they_may(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    length = case.config.model_dump()["length"]
+    made = {
+        rows: plan(
+            "mllm",
+            case.config.model_dump() | {"micro_batch_tokens": rows * length},
+            case.start,
+            gpus=1,
+            gpu="h100",
+            mfu=1,
+        )
+        for rows in (1, 100)
+    }
+    assert made[1].passes > 1 == made[100].passes
+    assert made[1].passes * made[1].rows_per_pass >= made[1].rows_per_gpu
+    assert made[1].memory.activations < case.budget.memory.activations
+    assert made[1].memory.accumulates
+    assert made[100] == case.budget
+
+
 def test_the_loss_holds_one_chunk_of_logits_and_the_heads_gradient_twice(tmp_path: Path) -> None:
     start = Start(lm=written(tmp_path / "lm", QWEN), text_tokens=1000)
     config = MllmConfig.model_validate({**ONE, "ratio": {"text": 1}, "precision": "bf16"})

@@ -34,9 +34,8 @@ class Constant:
     def batch(self, step: int, size: int, part: int, parts: int) -> Tensor:
         return torch.ones(size, 1) * part
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        first = (step * parts + part) * size
-        return [RowName("data", f"row-{first + i}") for i in range(size)]
+    def row_names(self, batch: Tensor, first: int) -> list[RowName]:
+        return [RowName("data", f"row-{first + i}") for i in range(len(batch))]
 
     def weight(self, batch: Tensor) -> float:
         return len(batch)

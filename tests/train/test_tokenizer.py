@@ -218,6 +218,14 @@ def test_a_pictures_codes_are_drawn_by_its_place_in_the_step(
     assert not torch.equal(whole, other)
 
 
+def test_a_bad_step_can_name_its_pictures(pictures: Path, models: dict[str, Path]) -> None:
+    made = task(pictures, models)
+    # The second of two parts of the fourth step begins with row 3 * 4 + 2.
+    names = made.row_names(made.batch(3, 2, 1, 2), 14)
+    assert [name.key for name in names] == [made.stream[14]["key"], made.stream[15]["key"]]
+    assert {name.source for name in names} == {str(pictures)}
+
+
 def test_perplexity_is_that_of_all_micro_batches(pictures: Path, models: dict[str, Path]) -> None:
     made = task(pictures, models)
     made._codes = [torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)]
