@@ -561,6 +561,19 @@ def test_a_finetuning_of_the_published_tar_fits_a_card_of_24_gb() -> None:
         )
 
 
+def test_frozen_matrices_under_adapters_cost_two_passes_of_three(tmp_path: Path) -> None:
+    config = skeleton(QWEN).config
+    whole = workloads.language_costs(config)
+    adapted = workloads.language_costs(config, AdapterConfig(rank=16))
+    assert whole and adapted
+    matrices, head = whole.stack.matrix_values, 151_936 * 1536
+    adapters = 28 * 16 * (2 * 3072 + 2 * 1792 + 3 * 10_496)
+    # 1,000 tokens, 300 of them supervised: a product and its sum are two FLOPs.
+    difference = whole.flops(1000, 5e5, 300) - adapted.flops(1000, 5e5, 300)
+    expected = 2 * (1000 * matrices + 300 * head) - 3 * 2 * 1000 * adapters
+    assert difference == pytest.approx(expected, rel=1e-9)
+
+
 def test_came_is_refused(tmp_path: Path) -> None:
     case = CASES["mllm"](tmp_path, "no")
     with pytest.raises(UserError, match="CAME"):
