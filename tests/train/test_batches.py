@@ -27,9 +27,7 @@ from tests.train.numbers_task import CONFIG, Numbers, die, refuse, stumble
 def steps_of(
     task: Any, *, workers: int, rank: int = 0, world: int = 1, rows: int = 2, first: int = 0
 ) -> list[tuple[int, list[tuple[Any, float]]]]:
-    processes: Any = SimpleNamespace(
-        rank=rank, world=world, device=torch.device("cpu")
-    )
+    processes: Any = SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
     config = CONFIG.model_copy(update={"workers": workers})
     return list(step_batches(task, config, processes, first=first, rows=rows))
 

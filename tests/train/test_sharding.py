@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tarkit.config import load_config
@@ -23,7 +23,7 @@ from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers, weight_rms
 from tarkit.train.parallelism import Parallelism
 from tarkit.train.sharded_tensors import is_split, local, whole, whole_values
-from tarkit.train.state import load_state, save_state
+from tarkit.train.state import Checkpoints
 from tarkit.train.weight_average import averaged_weights
 
 CAME_BETAS = (0.9, 0.999, 0.9999)
@@ -103,7 +103,8 @@ def shared_net(config: LoopConfig) -> Parallelism:
 
 def guard_of(shared: Parallelism, folder: Path) -> Guard:
     task: Any = None  # which only names rows
-    return Guard(task, shared.config, shared.accelerator, out=folder, rows=3)
+    checkpoints = Checkpoints(folder / "state", shared.trained, keep=1)
+    return Guard(task, shared.config, shared.accelerator, checkpoints, out=folder, rows=3)
 
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -119,7 +120,7 @@ def check_optimizer(name: str, folder: Path) -> None:
     """
     config = settings(clip=0.5, **OPTIMIZERS[name])
     torch.set_default_dtype(torch.float64)
-    alone, checkpoint = Net(), folder / f"{name}.pt"
+    alone, state = Net(), folder / name
     optimizers = make_optimizers(alone, config)
     norms = train_alone(alone, config, range(4), optimizers)
     shared = shared_net(config)
@@ -133,18 +134,20 @@ def check_optimizer(name: str, folder: Path) -> None:
     assert held["patches.weight"] == (3 if shared.is_main else 2) * 48
     assert held["blocks.0.gain"] == (5 if shared.is_main else 0)
 
-    save_state(checkpoint, 4, shared, split, guard_of(shared, folder))
-    distributed.barrier()
+    checkpoints = Checkpoints(state, shared.trained, keep=1)
+    checkpoints.save(4, split)
+    checkpoints.settle()
+    checkpoints.wait_for_all()
     norms = train_alone(alone, config, range(4, 7), optimizers)
     # Two processes save, and one goes on; or two others.
     other = Net()
     others = make_optimizers(other, config)
-    assert load_state(checkpoint, other, others, guard_of(shared, folder)) == 4
+    assert Checkpoints(state, other, keep=1).load(others) == 4
     assert_close(train_alone(other, config, range(4, 7), others), norms, rtol=1e-9, atol=0)
     require_equal(other, alone)
     again = shared_net(config)
     resumed = make_optimizers(again.trained, config)
-    assert load_state(checkpoint, again.trained, resumed, guard_of(again, folder)) == 4
+    assert Checkpoints(state, again.trained, keep=1).load(resumed) == 4
     assert_close(train_shared(again, range(4, 7), resumed), norms, rtol=1e-9, atol=0)
     require_equal(again.trained, alone)
     with averaged_weights(resumed), averaged_weights(optimizers):
@@ -228,7 +231,7 @@ def test_two_processes_that_hold_halves_do_what_one_does_alone(tmp_path: Path) -
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split().count("right") == 2 * len(CHECKS)
+    assert done.stdout.count("right") == 2 * len(CHECKS)
 
 
 def test_sharding_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
