@@ -163,9 +163,9 @@ class Metrics:
                 if isinstance(figure, Amount):
                     self._amounts[name] += figure.value
         if self.config.logs_after(step + 1):
-            every_figure = self._combined(result.parts)
+            every_figure, rms = self._combined(result.parts), weight_rms(model)
             if self.accelerator.is_main_process:
-                self._write(step + 1, result, every_figure, weight_rms(model))
+                self._write(step + 1, result, every_figure, rms)
             self._begin_interval()
 
     def _combined(self, parts: Sequence[tuple[float, Mapping[str, Figure]]]) -> dict[str, float]:
