@@ -24,7 +24,17 @@ TOML_VALUES = (
     *("0.5", "2", "[1, 2]", "{ a = 1 }", ""),
 )
 LINES = (
-    *(b"\x00\x00", b"\xff\xfe", b'"', b",,,,,,,,", b"{", b"[]", b"null", b"\xed\xa0\x80", b"<image>"),
+    *(
+        b"\x00\x00",
+        b"\xff\xfe",
+        b'"',
+        b",,,,,,,,",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xed\xa0\x80",
+        b"<image>",
+    ),
     *(b"\r", b"\xef\xbb\xbf", b"z" * 300_000, b"[" * DEEP, b"\x1b]0;title\x07", b"1" * 5_000),
 )
 

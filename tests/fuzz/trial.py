@@ -82,7 +82,8 @@ def run_forked(function: Callable[[], None], folder: Path, log: Path) -> Ending:
         _child(function, folder, log)
     status, usage = _wait(pid, start)
     seconds = time.monotonic() - start
-    output = log.read_text(errors="replace")[-20_000:]
+    output = log.read_text(errors="replace")
+    output = output if len(output) < 40_000 else output[:20_000] + output[-20_000:]
     return Ending(status, seconds, usage.ru_maxrss * 1024, output)
 
 

@@ -52,7 +52,9 @@ class Case:
 
 ENCODE = f"encode pictures --tokenizer models/tokenizer --out {OUT} --device cpu"
 CHATS = f"curate chats tokens --out {OUT}"
-TRAIN = f"train mllm mllm.toml --chats chats --tokenizer models/tokenizer --lm models/lm --out {OUT}"
+TRAIN = (
+    f"train mllm mllm.toml --chats chats --tokenizer models/tokenizer --lm models/lm --out {OUT}"
+)
 DTOK = (
     "train ar-dtok ar_dtok.toml --images pictures --tokenizer models/tokenizer "
     f"--vqvae models/vqvae --out {OUT}"
@@ -143,7 +145,7 @@ def _cases() -> tuple[Case, ...]:
     cases += [
         Case("checkpoint", f"{OUT}/{name}", (TRAIN,), recorded=recorded, start="half")
         for name, recorded in (
-            ("state/step-0000004/state.json", False),
+            ("state/step-0000004/state.json", True),
             ("state/step-0000004/SHARD", True),
             ("manifest.json", False),
             ("metrics.jsonl", False),
