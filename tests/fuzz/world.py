@@ -344,9 +344,14 @@ def _answers(folder: Path) -> None:
 
 
 def serve(folder: Path, listening: socket.socket) -> None:
-    """Answer every request with the bytes of the one .http file that is newest, for ever."""
-    while True:
-        connection, _ = listening.accept()
+    """Answer requests with the bytes of the newest .http file while the parent process lives."""
+    parent = os.getppid()
+    listening.settimeout(2)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
         with connection, contextlib.suppress(OSError):
             connection.settimeout(5)
             request = b""
@@ -437,6 +442,7 @@ class World:
         self.server = os.fork()
         if self.server == 0:
             serve(self.folder, listening)
+            os._exit(0)
         atexit.register(os.kill, self.server, signal.SIGKILL)
         built = run_forked(lambda: build(self.folder), self.folder, self.log)
         assert built.status == 0, built.output
