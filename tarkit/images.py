@@ -290,20 +290,20 @@ def _strips(picture: Image.Image) -> Iterator[tuple[int, int]]:
 @contextlib.contextmanager
 def _decoding(num_pixels: int) -> Iterator[None]:
     """Wait until a picture of this size may be decoded beside those that are being decoded."""
-    with _budget.waiting:
-        _budget.waiting.wait_for(
-            lambda: _budget.in_use == 0 or _budget.in_use + num_pixels <= MAX_PIXELS
+    with _decoded.waiting:
+        _decoded.waiting.wait_for(
+            lambda: _decoded.in_use == 0 or _decoded.in_use + num_pixels <= MAX_PIXELS
         )
-        _budget.in_use += num_pixels
+        _decoded.in_use += num_pixels
     try:
         yield
     finally:
-        with _budget.waiting:
-            _budget.in_use -= num_pixels
-            _budget.waiting.notify_all()
+        with _decoded.waiting:
+            _decoded.in_use -= num_pixels
+            _decoded.waiting.notify_all()
 
 
-class _Budget:
+class _DecodedPixels:
     """Pixels of the pictures that the threads of this process decode now."""
 
     def __init__(self) -> None:
@@ -311,7 +311,7 @@ class _Budget:
         self.waiting = threading.Condition()
 
 
-_budget = _Budget()
+_decoded = _DecodedPixels()
 
 
 def read_picture(path: Path) -> Image.Image:

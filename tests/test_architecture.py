@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors"},
     "progress": {"errors"},
     "seeds": set(),
+    "terminal": set(),
     "errors": set(),
 }
 # Commands. Nothing but the command line imports them, so none of them knows another.

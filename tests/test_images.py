@@ -271,7 +271,7 @@ def test_threads_decode_large_pictures_in_turn(monkeypatch: pytest.MonkeyPatch) 
 
     def to_rgb(picture: Image.Image) -> Image.Image:
         nonlocal most
-        most = max(most, images._budget.in_use)
+        most = max(most, images._decoded.in_use)
         time.sleep(0.01)
         return picture.convert("RGB")
 
@@ -279,7 +279,7 @@ def test_threads_decode_large_pictures_in_turn(monkeypatch: pytest.MonkeyPatch) 
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(decode, [blob] * 8))) == 8
     assert most == 3_000
-    assert images._budget.in_use == 0
+    assert images._decoded.in_use == 0
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "sparse"])

@@ -2,6 +2,9 @@
 # A diffusion de-tokenizer from nothing: a small SANA, its autoencoder included, learns to draw the
 # shapes world from the codes of the embedded model's tokenizer. About half an hour on one core; a
 # finished stage is skipped and an interrupted one resumes (the autoencoder's starts again).
+# Measured, with an autoencoder that was trained on 12,000 pictures: of 84 test pictures, drawn again
+# from 36 codes, 36 % still show their prompt. Colours, places and numbers are right, and shapes are
+# blurred: the autoencoder alone loses 37 %. AR-DTok of the embedded model keeps 89 %.
 #   pipelines/dif_dtok/run.sh [WORK]
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -211,10 +211,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
-        for written in (*temporary.rglob("*"), temporary):
+        for written in temporary.rglob("*"):
             _sync(written)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        rename_folder(temporary, path)
+
+
+def rename_folder(folder: Path, path: Path) -> None:
+    """Give a folder of whole, synced files its name, even if the machine stops after.
+
+    `path` must not exist or must be an empty folder; else OSError is raised.
+    """
+    _sync(folder)
+    os.replace(folder, path)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -557,7 +557,9 @@ def _code_logits(
         ids[row, : len(prompt)] = torch.tensor(prompt, device=model.device)
         ids[row, len(prompt) : len(prompt) + num_codes] = codes[row].to(model.device) + first
         mask[row, : len(prompt) + num_codes] = 1
-    hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    # Without a cache: layers may run again in the backward pass.
+    out = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    hidden = out.last_hidden_state
     # The state before a code predicts it.
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
     places = starts[:, None] + torch.arange(num_codes, device=model.device)

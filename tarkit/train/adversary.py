@@ -61,7 +61,8 @@ class Adversary(nn.Module):
         self.register_buffer("square", torch.zeros(count))
         self.register_buffer("steps", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
-        self._sums: list[Tensor] = []
+        self._step = -1
+        self._sums: list[Tensor] = []  # of that step's micro-batches
 
     @property
     def first_step(self) -> int:
@@ -76,6 +77,9 @@ class Adversary(nn.Module):
         `reconstruction`: the loss () that the adaptive weight balances it with, `last_layer`: the
         decoder's last weights.
         """
+        if step != self._step:  # the one before may have been skipped
+            self._sums.clear()
+            self._step = step
         adversarial = generator_loss(self.discriminator(fake))
         figures = {"adversarial": float(adversarial.detach())}
         dtype = self.mean.dtype  # float32 under autocast too

@@ -56,6 +56,8 @@ log = logging.getLogger("tarkit")
 class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
+    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_guidance", "remember"}
+
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
@@ -145,8 +147,8 @@ class ArDtokTask:
             **self.costs[batch.scale].amounts(count),
         }
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DtokBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.dropped))]
 
     def _condition(self, codes: Tensor) -> Tensor:
         """TA-Tok's decoded features (B, n, C) of its codes (B, n), on their device in float32."""
@@ -291,7 +293,15 @@ def run(
         # The order of the rows follows from their number, which a repaired artifact changes.
         more = {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
     task = ArDtokTask(settings, source, ta_tok, image_vq, vqvae_sha256=vqvae_sha256, start=start)
-    return train(task, settings, out=out, name="ar-dtok", parents=parents, more=more)
+    return train(
+        task,
+        settings,
+        out=out,
+        name="ar-dtok",
+        parents=parents,
+        more=more,
+        start_option="--start",
+    )
 
 
 def _stored_codes(

@@ -69,6 +69,8 @@ HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
+    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_pictures", "sample_guidance", "sample_steps"}
+
     optimizer: Literal["adamw", "muon", "came"] = "came"
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.999, 0.9999)
     schedule: Literal["cosine", "constant", "linear"] = "constant"
@@ -264,8 +266,8 @@ class DifDtokTask:
         pad = nn.utils.rnn.pad_sequence
         return pad(rows, batch_first=True), pad(mask, batch_first=True)
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: DifBatch, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.targets))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

@@ -302,8 +302,8 @@ class EncoderTask:
         loss, figures = model(batch)
         return loss, figures
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: Pair, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch.pixels))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}

@@ -70,6 +70,7 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Settings of the training; `batch_size` is the number of pictures of a step."""
 
     LATER_KEYS = frozenset({"supervise"})
+    FREE_KEYS = LoopConfig.FREE_KEYS | {"loss_chunk_tokens", "packed_attention"}
 
     group: int = Field(default=8, ge=2)
     """Pictures of one prompt, whose scores are compared."""
@@ -92,6 +93,10 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
     chats_weight: float = Field(default=1.0, gt=0)
     """Weight of the loss on chats; the loss on pictures weighs 1."""
 
+    def resumable_after(self, done: int) -> bool:
+        """Not within a round: its pictures are no part of a checkpoint."""
+        return done % self.round_steps == 0
+
     @model_validator(mode="after")
     def _rounds_are_whole(self) -> GrpoConfig:
         if self.batch_size % self.group:
@@ -100,6 +105,11 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
             raise ValueError(
                 "micro_batch_size splits a step, but the pictures of a round are drawn and scored "
                 "together: leave it out, and use more processes where memory is short"
+            )
+        if self.sharding == "full":
+            raise ValueError(
+                'sharding = "full" splits the model among processes, but train grpo draws with a '
+                "model that is whole on each: leave it out, and use larger GPUs"
             )
         for name in ("checkpoint_every", "keep_every"):
             steps = getattr(self, name)
@@ -334,8 +344,9 @@ class GrpoTask:
         size = len(current.prompts) // config.round_steps
         first = step % config.round_steps * size
         gains = current.advantages[first : first + size].tolist()
-        # Without any advantage, one picture is read all the same: processes step together.
-        part = [first + i for i, gain in enumerate(gains) if gain] or [first]
+        teaching = [first + i for i, gain in enumerate(gains) if gain]
+        # Without any, one picture is read all the same: processes step together.
+        part = teaching or [first]
         log_probs, chat_losses = model(
             [current.prompts[i] for i in part],
             current.codes[part],
@@ -346,13 +357,14 @@ class GrpoTask:
         loss, stopped = clipped_objective(
             log_probs, old_log_probs, current.advantages[part], config.ratio_clip
         )
-        # The loss is the mean over all of the step's pictures, the two figures over those read.
+        # The loss is the mean over all of the step's pictures, the two figures over those that
+        # teach.
         loss = loss * (len(part) / size)
         figures: dict[str, Figure] = {
             **current.figures,
             "supervised_tokens_per_s": Amount(log_probs.numel()),
-            "stopped": Mean(stopped, len(part)),
-            "nats": Mean(-float(log_probs.detach().mean()), len(part)),
+            "stopped": Mean(stopped, len(teaching)),
+            "nats": Mean(-float(log_probs.detach().mean()), len(teaching)),
         }
         if chat_losses is not None and batch.chats is not None:
             losses, targets = chat_losses
@@ -372,7 +384,7 @@ class GrpoTask:
 
     def samples(self, step: int) -> Image.Image | None:
         """Pictures of eight of the prompts, drawn with the model's own sampling settings."""
-        self.tar.to("cpu")
+        self.tar.to(self.tar.mllm.model.device)
         self.model.eval()
         prompts = [self.prompts[place] for place in range(8)]
         pictures = self.tar.imagine_many(prompts, seeds=range(8))

@@ -12,14 +12,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tarkit.errors import UserError
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.processes import sum_over_processes
+from tarkit.train.sharded_tensors import local, whole
+from tarkit.train.state import Checkpoints
 from tarkit.train.task import NamesRows, TrainingTask
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ class Guard:
         task: TrainingTask,
         config: LoopConfig,
         accelerator: Accelerator,
+        checkpoints: Checkpoints,
         *,
         out: Path,
         rows: int,
@@ -48,7 +53,7 @@ class Guard:
         self.accelerator = accelerator
         self.rows = rows
         self.file = out / BAD_ROWS
-        self.checkpoint = out / "state" / "checkpoint.pt"
+        self.checkpoints = checkpoints
         # Running mean and variance of the losses of steps that were taken, and their number.
         self.mean = self.variance = 0.0
         self.taken = 0
@@ -64,15 +69,17 @@ class Guard:
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """`state` may be empty: older versions had no such state."""
         for name in self.state_dict():
             setattr(self, name, state.get(name, getattr(self, name)))
 
-    def admits(self, step: int, loss: float, grad_norm: float, passes: Sequence[float]) -> bool:
+    def admits(
+        self, step: int, loss: float, grad_norm: float, passes: Sequence[tuple[Any, Tensor]]
+    ) -> bool:
         """Whether to take a step of this loss and gradient norm; False: to skip it.
 
-        `passes` are the losses of this process's forward passes. Raises UserError where the
+        `passes` are batch and loss () of this process's forward passes. Raises UserError where the
         training is to stop; its weights are then those before the step.
         """
         config = self.config
@@ -91,13 +98,18 @@ class Guard:
         return True
 
     def require_finite_weights(self, model: nn.Module, step: int) -> None:
-        """Raise UserError before weights that are not finite take the last good state's place."""
-        for name, values in model.state_dict().items():
-            if values.is_floating_point() and not bool(values.isfinite().all()):
-                largest = float(values.abs().max())
-                raise self._stop(
-                    f"largest value of {name} after the update of step {step + 1} is {largest}", ""
-                )
+        """Raise UserError before weights that are not finite take the last good state's place.
+
+        All processes raise it, whichever holds such a weight.
+        """
+        weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+        bad = torch.tensor([not bool(local(v).isfinite().all()) for v in weights.values()])
+        for index in sum_over_processes(bad.int()).nonzero()[:, 0].tolist():
+            name, values = list(weights.items())[index]
+            largest = float(whole(values).abs().max())
+            raise self._stop(
+                f"largest value of {name} after the update of step {step + 1} is {largest}", ""
+            )
 
     def _add(self, loss: float) -> None:
         """Take a loss into the running mean and variance."""
@@ -121,30 +133,31 @@ class Guard:
         return False
 
     def _stop(self, reason: str, other: str) -> UserError:
-        last_state = self.checkpoint if self.checkpoint.exists() else "not yet written"
+        self.checkpoints.settle()
+        last_state = self.checkpoints.latest or "not yet written"
         return UserError(
             f"the {reason}; the last good state is {last_state}{self._listed() if other else ''}",
             hint=f"{other}lower learning_rate (now {self.config.learning_rate}) and use another "
-            "--out",
+            "--out: the same command would come to the same step",
         )
 
     def _listed(self) -> str:
         return f"; {self.file} lists its rows" if self.file.exists() else ""
 
     def _list_rows(
-        self, step: int, reason: str, passes: Sequence[float], *, only_bad: bool
+        self, step: int, reason: str, passes: Sequence[tuple[Any, Tensor]], *, only_bad: bool
     ) -> None:
         """Append the rows of all processes to the file; `only_bad`: of passes without a loss."""
         from accelerate.utils import gather_object
 
         lines: list[dict[str, Any]] = []
-        parts = len(passes) * self.accelerator.num_processes
-        for number, loss in enumerate(passes):
-            finite = loss if math.isfinite(loss) else None
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        first = (step * world + rank) * (self.config.batch_size // world)
+        for number, (batch, loss) in enumerate(passes):
+            finite = float(loss) if math.isfinite(loss) else None
             if not isinstance(self.task, NamesRows) or only_bad and finite is not None:
                 continue
-            part = self.accelerator.process_index * len(passes) + number
-            for row in self.task.row_names(step, self.rows, part, parts):
+            for row in self.task.row_names(batch, first + number * self.rows):
                 lines.append({"step": step + 1, "reason": reason, "loss": finite, **row._asdict()})
         lines = gather_object(lines)
         if self.accelerator.is_main_process and lines:

@@ -61,6 +61,10 @@ FIGURES: Mapping[str, str] = {
     "usage": "share of the codebook's codes that occur in the step; the others may be dead",
     # of other trainers
     "reconstruction": "vqvae: mean squared error of pixels in [-1, 1]",
+    "perceptual": "vqvae: LPIPS of reconstructions, before its weight",
+    "adversarial": "vqvae: the image VQ's loss against the discriminator, before its weights",
+    "adaptive_weight": "vqvae: the weight that balances that loss with the reconstruction's",
+    "discriminator": "vqvae: the discriminator's own loss",
     "quantised": "vqvae: share of quantisation, in [0, 1]",
     "sigma": "dif-dtok: mean share of noise",
     "dropped": "dif-dtok: share of pictures without a condition",
@@ -159,9 +163,9 @@ class Metrics:
                 if isinstance(figure, Amount):
                     self._amounts[name] += figure.value
         if self.config.logs_after(step + 1):
-            every_figure = self._combined(result.parts)
+            every_figure, rms = self._combined(result.parts), weight_rms(model)
             if self.accelerator.is_main_process:
-                self._write(step + 1, result, every_figure, weight_rms(model))
+                self._write(step + 1, result, every_figure, rms)
             self._begin_interval()
 
     def _combined(self, parts: Sequence[tuple[float, Mapping[str, Figure]]]) -> dict[str, float]:

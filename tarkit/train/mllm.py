@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
-from tarkit.checkpoints.hub import find_folder
 from tarkit.checkpoints.language_model import (
     has_visual_tokens,
     load_mllm,
@@ -78,6 +77,11 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
+    FREE_KEYS = LoopConfig.FREE_KEYS | {
+        "loss_chunk_tokens",
+        "packed_attention",
+        "sample_temperature",
+    }
 
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows
@@ -241,12 +245,8 @@ class MllmTask:
             work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
         return work
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        """The chats of the packed rows of a pass: a step is packed as a whole."""
-        packed = self._packed_step(step, self.config.batch_size, list_too_long=False)
-        own = rows_of_part(packed, part, parts, length=self.config.length)
-        slots = own.numbers[own.numbers >= 0].unique().tolist()
-        chats = [self.streams[slot] for slot in slots]
+    def row_names(self, batch: Packed, first: int) -> list[RowName]:
+        chats = [self.streams[n] for n in batch.numbers.unique().tolist() if n >= 0]
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
@@ -260,6 +260,8 @@ class MllmTask:
         if "t2i" not in self.streams.orders:
             return None
         self.model.eval()
+        self.tokenizer.model.to(self.model.lm.device)
+        self.dtok.to(self.model.lm.device)
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
@@ -427,13 +429,11 @@ def run(
 ) -> Path:
     """Train a language model on chats artifacts; returns the model directory.
 
-    `lm`: a model directory, or any causal language model of transformers, by its folder or its hub
-    id in the local cache. `dtok`: directories of an AR-DTok and its image VQ, used for the sample
-    sheets only.
+    `lm`: a model directory, or the folder of any causal language model of transformers. `dtok`:
+    directories of an AR-DTok and its image VQ, used for the sample sheets only.
     """
     settings = load_config(MllmConfig, config, overrides)
     begin_training(settings.seed)
-    lm = find_folder(lm) if lm else None
     artifacts = [open_artifact(path, "chats") for path in chats]
     ta_tok = load_ta_tok(tokenizer) if tokenizer else None
     check_codes(artifacts, ta_tok)
@@ -453,4 +453,13 @@ def run(
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
     more = {"lm_sha256": weights_sha256(lm)} if lm and settings.lora else {}
-    return train(task, settings, out=out, name="mllm", parents=parents, files=files, more=more)
+    return train(
+        task,
+        settings,
+        out=out,
+        name="mllm",
+        parents=parents,
+        files=files,
+        more=more,
+        start_option="--lm",
+    )

@@ -89,7 +89,11 @@ class TrainingTask(Protocol):
         """
 
     def samples(self, step: int) -> Image.Image | None:
-        """A sample sheet, or None where the task has nothing to show."""
+        """A sample sheet, or None where the task has nothing to show.
+
+        The main process draws it while the others wait, as it does what `finish` measures: on the
+        model's device, from a fixed number of rows, and without moving or changing the model.
+        """
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """The model to save and its config.json; may measure the model first."""
@@ -110,5 +114,8 @@ class MakesPasses(Protocol):
 class NamesRows(Protocol):
     """A task that can say which rows a batch holds; the rows of other tasks are not listed."""
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> Sequence[RowName]:
-        """The rows of the `batch` of the same arguments. Only asked for after a bad step."""
+    def row_names(self, batch: Any, first: int) -> Sequence[RowName]:
+        """The rows of a batch that begins with the `first` row of the training, counted from 0.
+
+        Called after a bad step only.
+        """

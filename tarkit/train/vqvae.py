@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
@@ -37,6 +37,7 @@ from tarkit.train.adversary import AdversarialVqvae, Adversary
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
+from tarkit.train.sharded_tensors import whole_values
 from tarkit.train.streams import PictureRow, PictureStream, mixed_pictures, picture_parents, sized
 from tarkit.train.task import RowName
 
@@ -82,6 +83,15 @@ class VqvaeConfig(PicturesConfig):
         ("size_px", "square", "perceptual", "discriminator_from", "discriminator_weight")
         + ("discriminator_channels", "discriminator_layers")
     )
+
+    @model_validator(mode="after")
+    def _the_last_layer_is_whole(self) -> VqvaeConfig:
+        if self.sharding == "full" and self.discriminator_from is not None:
+            raise ValueError(
+                "a discriminator is weighted by the gradient of the decoder's last layer, which "
+                "sharding splits: leave sharding out, or discriminator_from"
+            )
+        return self
 
 
 class VqvaeTask:
@@ -171,8 +181,8 @@ class VqvaeTask:
             )
         return total, figures
 
-    def row_names(self, step: int, size: int, part: int, parts: int) -> list[RowName]:
-        return [row.name for row in self.stream.batch(step, size, rank=part, world=parts)]
+    def row_names(self, batch: Tensor, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(batch))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Start the codebook from the step's latents; later, restart unused codes from them.
@@ -185,25 +195,29 @@ class VqvaeTask:
         latents, codes = torch.cat(self._latents), torch.cat(self._codes)
         self._latents.clear()
         self._codes.clear()
-        table = self.vqvae.quantize.embedding.weight.data
-        used = self.vqvae.quantize.codebook_used[: len(table)]
-        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(table)))
+        vqvae = model.vqvae if isinstance(model, AdversarialVqvae) else model
+        assert isinstance(vqvae, Vqvae)
+        num_codes = self.config.arch.num_codes
+        used = vqvae.quantize.codebook_used[:num_codes]
+        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=num_codes))
         start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         start = 0 if self.started else start
         if step + 1 == start:
-            table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), len(table)))
+            with whole_values(vqvae.quantize.embedding.weight) as table:
+                table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), num_codes))
             used.fill_(1.0)
         elif step + 1 > start:
             used.mul_(0.97).add_(counts.to(used.dtype), alpha=0.03)
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = _far_latents(
-                    rows_of_all_processes(latents).flatten(0, 1),
-                    rows_of_all_processes(codes).flatten(),
-                    table,
-                    count=len(dead),
-                )
+                with whole_values(vqvae.quantize.embedding.weight) as table:
+                    table[dead] = _far_latents(
+                        rows_of_all_processes(latents).flatten(0, 1),
+                        rows_of_all_processes(codes).flatten(),
+                        table,
+                        count=len(dead),
+                    )
                 used[dead] = 1.0
         health = usage_of_counts(counts)
         return {"perplexity": health.perplexity, "usage": health.used / len(counts)} | figures
@@ -212,11 +226,16 @@ class VqvaeTask:
         """Eight pictures and their reconstructions."""
         self.vqvae.eval()
         originals = [self._pixels(self.stream[i]) for i in range(8)]
+        inputs = to_signed(originals).to(self._device) * 0.5 + 0.5
         with torch.no_grad():
-            pixels = self.vqvae.decode(self.vqvae.encode(to_signed(originals) * 0.5 + 0.5))
+            pixels = self.vqvae.decode(self.vqvae.encode(inputs))
         cells = [Image.fromarray(a) for a in [*originals, *from_unit_truncated(pixels)]]
         captions = ["original"] * 8 + ["decoded"] * 8
         return contact_sheet(cells, captions, columns=8, cell_px=96)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.vqvae.quantize.embedding.weight.device
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Measures PSNR and codebook usage on 512 pictures of the training stream."""
@@ -225,7 +244,7 @@ class VqvaeTask:
         with torch.no_grad():
             for first in range(0, count, 64):
                 rows = [self.stream[i] for i in range(first, min(first + 64, count))]
-                pixels = to_signed([self._pixels(row) for row in rows]) * 0.5 + 0.5
+                pixels = to_signed([self._pixels(row) for row in rows]).to(self._device) * 0.5 + 0.5
                 codes.append(self.vqvae.encode(pixels))
                 decoded = self.vqvae.decode(codes[-1])
                 errors.append((decoded - pixels).pow(2).flatten(1).mean(1))

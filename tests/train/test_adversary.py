@@ -127,3 +127,17 @@ def test_before_it_joins_it_only_measures_the_weight_one_step_ahead() -> None:
     assert torch.equal(last_bias, before[-1])
     # A step that called for no loss leaves all as it is.
     assert made.take_step(4, decoder.last.weight) == {}
+
+
+def test_a_step_that_was_skipped_leaves_nothing_to_the_next() -> None:
+    skipping, plain = adversary(), adversary()
+    decoder = Decoder()
+    step(skipping, decoder, 3, 4)
+    step(plain, decoder, 3, 4)
+    # The loop takes no step after a loss that is not finite.
+    broken = decoder(FEATURES)
+    skipping.loss(broken, REAL * float("nan"), broken.mean() * float("nan"), decoder.last.weight, 4)
+    step(skipping, decoder, 5, 2, 2)
+    step(plain, decoder, 5, 2, 2)
+    for name, values in skipping.state_dict().items():
+        assert torch.equal(values, plain.state_dict()[name]), name

@@ -1,5 +1,6 @@
 """Codes from tokens artifacts: which rows are used, and which artifacts are refused."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.checkpoints.load import load_vqvae
 from tarkit.errors import UserError
+from tarkit.train.batch_workers import without_networks
 from tarkit.train.code_batches import StoredCodes, require_codes
 from tarkit.vocab import Scale
 from tests import parts
@@ -76,6 +78,8 @@ def test_failed_rows_and_other_splits_are_left_out_and_failures_counted(
     rows = [source.stream[i] for i in range(source.stream.total)]
     # Of a: rows 0 and 3 of shard 0, row 1 of shard 1; of b: its one row.
     assert sorted(row.key for row in rows) == ["0-0", "0-0", "0-3", "1-1"]
+    a, b = str(first.path), str(second.path)
+    assert sorted(row.name for row in rows) == [(a, "0-0"), (a, "0-3"), (a, "1-1"), (b, "0-0")]
     assert source.num_failed == {first.path: 2, second.path: 0}
     for row in rows:
         shard, place = map(int, row.key.split("-"))
@@ -105,6 +109,15 @@ def test_a_late_step_reads_the_shards_of_its_own_rows_alone(
     assert len(rows) == 4 and len(read) == len(set(read)) <= 4
     again = StoredCodes([artifact], [Scale.FULL], vqvae, seed=0).stream.batch(250_000, 4)
     assert [row.key for row in again] == [row.key for row in rows]
+
+
+def test_a_worker_process_reads_the_same_codes(tmp_path: Path, vqvae: Any) -> None:
+    artifact = write_tokens(tmp_path / "a", [["train"] * 4] * 3)
+    source = StoredCodes([artifact], [Scale.FULL], vqvae, seed=0)
+    copy = pickle.loads(without_networks(source))
+    expected, read = (one.read(one.stream.batch(5, 4)) for one in (source, copy))
+    assert expected.keys() == read.keys()
+    assert all(torch.equal(expected[part], read[part]) for part in expected)
 
 
 def test_tokens_without_a_usable_row_or_with_a_missing_shard_are_refused(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -32,9 +33,11 @@ from tarkit.errors import UserError
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.report.inspect import _model
 from tarkit.train import dif_dtok
+from tarkit.train.batch_workers import without_networks
 from tarkit.train.dif_dtok import DifBatch, DifDtokConfig, DifDtokTask, load_start, noise_schedule
-from tarkit.train.latent_batches import PictureLatents, require_latents
+from tarkit.train.latent_batches import PictureLatents, StoredLatents, require_latents
 from tarkit.train.loop import begin_training, train
+from tarkit.train.metrics import is_documented
 from tarkit.train.streams import picture_stream
 from tarkit.vocab import Scale
 from tests import parts
@@ -281,6 +284,9 @@ def test_stored_latents_train_as_pictures_do(
     settings = json.loads((stored / "manifest.json").read_text())["settings"]
     assert (settings["rows"], settings["failed_rows"]) == (12, 1)
     assert list((stored / "samples").iterdir())
+    every_name = set().union(*metrics(stored))
+    assert all(map(is_documented, every_name))
+    assert {"loss_by_scale/1", "loss_by_scale/2", "loss_by_scale/3"} & every_name
     # It never ran the encoder of TA-Tok, nor that of the VAE.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusers.AutoencoderDC, "encode", None)
@@ -288,6 +294,26 @@ def test_stored_latents_train_as_pictures_do(
         again = dif_dtok.run(config, tokens=[tokens], out=tmp_path / "again", **common)
     for name in ("model.safetensors", "config.json"):
         assert (again / name).read_bytes() == (stored / name).read_bytes()
+
+
+def test_a_worker_process_reads_without_sana(
+    pictures: Path, models: dict[str, Path], sana: Path, tokens: Path
+) -> None:
+    of_pictures = task(pictures, models, sana)
+    stored = StoredLatents([open_artifact(tokens)], [*Scale], of_pictures.sana, seed=0)
+    of_tokens = DifDtokTask(
+        of_pictures.config,
+        stored,
+        of_pictures.ta_tok,
+        of_pictures.sana,
+        of_pictures.negative,
+    )
+    for made in (of_pictures, of_tokens):
+        pickled = without_networks(made)
+        assert len(pickled) < 100_000
+        expected, read = (one.batch(7, 2, 1, 2) for one in (made, pickle.loads(pickled)))
+        assert torch.equal(expected.targets, read.targets)
+        assert torch.equal(expected.noise, read.noise)
 
 
 def test_tokens_that_do_not_fit_are_refused(
@@ -526,6 +552,8 @@ def test_what_a_row_draws_is_its_own_whatever_the_processes(
 ) -> None:
     made = task(pictures, models, sana)
     whole = made.batch(3, 4, 0, 1)
+    names = made.row_names(whole, 12)
+    assert names == [made.stream[12 + i].name for i in range(4)]
     halves = [made.batch(3, 2, rank, 2) for rank in range(2)]
     for name in DifBatch._fields:
         joined = torch.cat([getattr(half, name) for half in halves])

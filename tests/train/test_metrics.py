@@ -204,9 +204,9 @@ def test_losses_of_chats_are_told_apart_by_task_scale_and_source(
     assert figures["pictures_per_s"] == Amount(
         sum(streams[slot]["task"] != "text" for slot in range(20))
     )
-    assert [name.key for name in task.row_names(0, 20, 0, 1)] == [
-        streams[slot]["key"] for slot in range(20)
-    ]
+    names = task.row_names(batch, 0)
+    assert [name.key for name in names] == [streams[slot]["key"] for slot in range(20)]
+    assert {Path(name.source).name for name in names} == {"mixed", "more"}
 
 
 def test_pictures_of_two_sources_have_two_cosines(

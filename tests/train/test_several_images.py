@@ -118,7 +118,10 @@ def test_codes_of_equal_keys_in_two_artifacts_are_not_confused(
         for remember in (100, 0)
     )
     rows = [stream[i] for i in range(24)]
-    keys = {name: {r["key"] for r in rows if name in r.name} for name in ("pictures", "second")}
+    keys = {
+        name: {r["key"] for r in rows if Path(r.name.source).name == name}
+        for name in ("pictures", "second")
+    }
     assert keys["pictures"] & keys["second"]
     remembered = source.codes(source.read(rows)), source.codes(source.read(rows))
     fresh = forgetful.codes(forgetful.read(rows))
