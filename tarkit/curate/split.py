@@ -257,5 +257,5 @@ def _objects(answer: str) -> Iterator[dict[str, Any]]:
                 value = read(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
-            if isinstance(value, dict):
+            if isinstance(value, dict) and value:
                 yield value
