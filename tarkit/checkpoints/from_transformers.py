@@ -92,7 +92,7 @@ def _check_claims(family: Any, folder: Path) -> None:
     with torch.device("meta"):
         network = family.from_config(config) if hasattr(family, "from_config") else family(config)
     num_weights = sum(weight.numel() for weight in network.parameters())
-    num_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    num_bytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     if num_weights > num_bytes:
         raise UserError(
             f"{config_file} describes {num_weights:,} weights, but the safetensors files beside it "
