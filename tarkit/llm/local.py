@@ -227,8 +227,8 @@ def _render(owner: Any, messages: Sequence[Mapping[str, Any]]) -> str:
             chat = owner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja raises many types, and a template any of Python's
         raise TemplateError(_reason(error)) from None
-    if not isinstance(chat, str) or len(chat) > MAX_CHAT_CHARS:
-        raise TemplateError(f"it makes no text of at most {MAX_CHAT_CHARS:,} characters")
+    if not isinstance(chat, str) or not 0 < len(chat) <= MAX_CHAT_CHARS:
+        raise TemplateError(f"it makes no text of 1 to {MAX_CHAT_CHARS:,} characters")
     return chat
 
 

@@ -155,6 +155,7 @@ DAMAGE: dict[str, tuple[str, str | bytes, str]] = {
     "open": ("chat_template.jinja", "{% for %}", "chat template"),
     "refuses": ("chat_template.jinja", "{{ raise_exception('no') }}", "cannot be used: no"),
     "reaches out": ("chat_template.jinja", "{{ cycler.__init__.__globals__ }}", "chat template"),
+    "undefined": ("chat_template.jinja", "{{ cycler.__init__ }}", "makes no text"),
     "grows": ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "chat template"),
     "loops": (
         "chat_template.jinja",
