@@ -7,8 +7,8 @@
 # its language model, sample sheets (samples/), models along the way (steps/) and the adapters in
 # peft's format (adapter/). Every command goes on where it was stopped.
 #   MODEL=tar-7b CONFIG=mllm_7b.toml   the larger model
-#   MODEL=mini                         the embedded model, to try the script
-#   SET=steps=100                      one setting of the TOML
+#   SET="steps=100 lora.rank=8"        settings of the TOML
+#   MODEL=mini SET="system= precision=no steps=100"   the embedded model, to try the script on CPUs
 # What a training takes: tarkit plan pipelines/finetune/mllm.toml --gpus 1 --gpu rtx4090
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,7 +17,8 @@ captions=$2
 work=${3:-work/finetune}
 model=${MODEL:-tar-1.5b}
 config=$here/${CONFIG:-mllm.toml}
-set=${SET:-seed=0}
+settings=()
+for pair in ${SET:-seed=0}; do settings+=(--set "$pair"); done
 mkdir -p "$work"
 # Exit status 3: some rows failed, each with its reason; training leaves them out.
 rows() { "$@" || [ $? -eq 3 ]; }
@@ -25,7 +26,7 @@ rows() { "$@" || [ $? -eq 3 ]; }
 rows tarkit curate ingest "$folder" --captions "$captions" --out "$work/pictures"
 rows tarkit encode "$work/pictures" --tokenizer "$model" --out "$work/tokens"
 tarkit curate chats "$work/tokens" --out "$work/chats"
-tarkit train mllm "$config" --set "$set" --chats "$work/chats" --tokenizer "$model" --lm "$model" --ar-dtok "$model" --vqvae "$model" --out "$work/mllm"
+tarkit train mllm "$config" "${settings[@]}" --chats "$work/chats" --tokenizer "$model" --lm "$model" --ar-dtok "$model" --vqvae "$model" --out "$work/mllm"
 tarkit assemble --mllm "$work/mllm" --tokenizer "$model" --ar-dtok "$model" --vqvae "$model" --out "$work/tar"
 
 # The first captions drawn before and after, and a description of a drawn picture.

@@ -189,9 +189,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for written in temporary.rglob("*"):
             written.chmod(mode & (0o777 if written.is_dir() else 0o666))
             _sync(written)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        rename_folder(temporary, path)
+
+
+def rename_folder(folder: Path, path: Path) -> None:
+    """Give a folder of whole, synced files its name, even if the machine stops after.
+
+    `path` must not exist or must be an empty folder; else OSError is raised.
+    """
+    _sync(folder)
+    os.replace(folder, path)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,13 @@ def begin_directory(
     settings: Mapping[str, Any],
     parents: Mapping[str, Path] | None = None,
     plan: Mapping[str, Any] | None = None,
+    ignored: Collection[str] = (),
+    hint: str = "",
 ) -> dict[str, Any]:
     """Writes the manifest of `out`, or returns the equal one that `out` already has.
 
-    `plan` holds further keys, such as an artifact's shards. Raises UserError that names every
+    `plan` holds further keys, such as an artifact's shards. `ignored` are settings that are not
+    compared: older manifests may hold some. Raises UserError with `hint` that names every
     difference when `out` was begun with other settings or inputs.
     """
     manifest = {
@@ -103,7 +106,7 @@ def begin_directory(
     if write_manifest_once(out, manifest):
         return manifest
     there = read_manifest(out)
-    _compare(out, there, manifest)
+    _compare(out, there, manifest, ignored, hint)
     return there
 
 
@@ -130,13 +133,23 @@ def _parent(out: Path, path: Path) -> dict[str, str]:
     raise UserError(f"the input {path} does not exist", hint=_begin_hint(path))
 
 
-def _compare(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _compare(
+    out: Path,
+    there: Mapping[str, Any],
+    now: Mapping[str, Any],
+    ignored: Collection[str],
+    hint: str,
+) -> None:
     """Raises UserError that names every difference with both values."""
     if there["kind"] != now["kind"]:
         raise UserError(
             f"{out} already holds {there['kind']}, not {now['kind']}", hint="give another --out"
         )
-    differences = list(_differences(there.get("settings", {}), now["settings"]))
+    old_settings, new_settings = (
+        {name: value for name, value in manifest.get("settings", {}).items() if name not in ignored}
+        for manifest in (there, now)
+    )
+    differences = list(_differences(old_settings, new_settings))
     for name in sorted(there.get("parents", {}).keys() | now["parents"].keys()):
         old, new = there["parents"].get(name, {}), now["parents"].get(name, {})
         if old.get("manifest_sha256") != new.get("manifest_sha256"):
@@ -149,7 +162,8 @@ def _compare(out: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> Non
                 )
     if differences:
         raise UserError(
-            f"{out} was begun with other settings ({'; '.join(differences)}); give another --out"
+            f"{out} was begun with other settings ({'; '.join(differences)}); give another --out",
+            hint=hint,
         )
 
 

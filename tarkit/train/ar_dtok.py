@@ -56,6 +56,8 @@ log = logging.getLogger("tarkit")
 class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
+    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_guidance", "remember"}
+
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
@@ -291,7 +293,15 @@ def run(
         # The order of the rows follows from their number, which a repaired artifact changes.
         more = {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
     task = ArDtokTask(settings, source, ta_tok, image_vq, vqvae_sha256=vqvae_sha256, start=start)
-    return train(task, settings, out=out, name="ar-dtok", parents=parents, more=more)
+    return train(
+        task,
+        settings,
+        out=out,
+        name="ar-dtok",
+        parents=parents,
+        more=more,
+        start_option="--start",
+    )
 
 
 def _stored_codes(

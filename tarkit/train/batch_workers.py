@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -129,10 +129,10 @@ def _unchanged(batches: Any) -> Any:
 
 
 class WithoutWeights:
-    """What is left of a network in a worker: its `arch`, if it has one."""
+    """What is left of a network in a worker: its `arch` and `config`, which say its sizes."""
 
-    def __init__(self, arch: Any) -> None:
-        self.arch = arch
+    def __init__(self, sizes: Mapping[str, Any]) -> None:
+        vars(self).update(sizes)
 
 
 class _TaskPickler(pickle.Pickler):
@@ -140,9 +140,10 @@ class _TaskPickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            return WithoutWeights, (getattr(value, "arch", None),)
+            names = [name for name in ("arch", "config") if hasattr(value, name)]
+            return WithoutWeights, ({name: getattr(value, name) for name in names},)
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            return WithoutWeights, (None,)
+            return WithoutWeights, ({},)
         if isinstance(value, type(threading.Lock())):
             return threading.Lock, ()
         if isinstance(value, functools._lru_cache_wrapper):
@@ -154,7 +155,7 @@ def _empty_cache(function: Any, maxsize: int) -> Any:
     return functools.lru_cache(maxsize=maxsize)(function)
 
 
-def without_networks(task: TrainingTask) -> bytes:
+def without_networks(task: object) -> bytes:
     """A task pickled for reading alone; UserError where it cannot be."""
     buffer = io.BytesIO()
     try:

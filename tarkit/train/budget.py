@@ -102,6 +102,7 @@ class Budget:
     memory: Memory
     checkpointed: float
     checkpoint_bytes: float
+    checkpoints: int
     model_bytes: float
     models: int
     read_bytes: float
@@ -129,8 +130,8 @@ class Budget:
 
     @property
     def disk_bytes(self) -> float:
-        """At the most: the old checkpoint while the next one is written, and the kept models."""
-        return 2 * self.checkpoint_bytes + self.models * self.model_bytes
+        """At the most: the kept checkpoints while the next one is written, and the kept models."""
+        return self.checkpoints * self.checkpoint_bytes + self.models * self.model_bytes
 
     def facts(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -262,8 +263,10 @@ def _workload(stage: str, settings: Settings, start: Start) -> Workload:
     return workload
 
 
-def _rows_of_pass(settings: Settings, rows: int) -> int:
+def _rows_of_pass(settings: Settings, workload: Workload, rows: int) -> int:
     """Rows of one forward pass out of a GPU's `rows`; UserError where they do not divide."""
+    if tokens := settings.get("micro_batch_tokens"):
+        return min(rows, max(1, int(tokens / workload.tokens)))
     micro: int = settings["micro_batch_size"] or rows
     if rows % micro:
         divisor = max(d for d in range(1, min(micro, rows) + 1) if rows % d == 0)
@@ -279,8 +282,8 @@ def _budget(
     stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
-    rows = _rows_of_pass(settings, batch // gpus)
-    passes = batch // gpus // rows
+    rows = _rows_of_pass(settings, workload, batch // gpus)
+    passes = math.ceil(batch // gpus / rows)
     row_flops = workload.flops + workload.recomputed_flops(rows)
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
@@ -309,6 +312,7 @@ def _budget(
         memory=memory,
         checkpointed=checkpointed,
         checkpoint_bytes=4 * saved + memory.optimizer + memory.average,
+        checkpoints=settings["keep_checkpoints"] + 1,
         model_bytes=memory.weights,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
@@ -373,7 +377,10 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     def fits(changed: Settings, gpu: str = budget.gpu) -> bool:
         return plan(budget.stage, changed, start, gpus=budget.gpus, gpu=gpu, mfu=budget.mfu).fits
 
-    if most := _most_rows(budget, settings, workload):
+    if settings.get("micro_batch_tokens"):
+        if fits({**settings, "micro_batch_tokens": settings["length"]}):
+            mends.append(f"--set micro_batch_tokens={settings['length']}")
+    elif most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
     if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
         mends.append("--set precision=bf16")
@@ -470,7 +477,8 @@ def in_words(budget: Budget) -> str:
         ("", f"(activations with activation checkpointing: {_size(budget.checkpointed)})"),
         (
             "disk",
-            f"{_size(budget.disk_bytes)}: two checkpoints of {_size(budget.checkpoint_bytes)}, "
+            f"{_size(budget.disk_bytes)}: {budget.checkpoints} x a checkpoint of "
+            f"{_size(budget.checkpoint_bytes)}, "
             f"{budget.models} x a model of {_size(budget.model_bytes)}",
         ),
         ("read", _size(budget.read_bytes)),

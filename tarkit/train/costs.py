@@ -76,7 +76,7 @@ class Stack(NamedTuple):
     def adapter_values(self) -> int:
         """Values of the adapters on all seven matrices of a gated block."""
         keys = self.kv_heads * self.head_width
-        sides = 6 * self.width + 2 * self.attention_width + 2 * keys + 3 * self.mlp_width
+        sides = 7 * self.width + 2 * self.attention_width + 2 * keys + 3 * self.mlp_width
         return self.layers * self.adapter_rank * sides
 
     def training_flops(self, positions: float, length: float) -> float:

@@ -69,6 +69,8 @@ HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
+    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_pictures", "sample_guidance", "sample_steps"}
+
     optimizer: Literal["adamw", "muon", "came"] = "came"
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.999, 0.9999)
     schedule: Literal["cosine", "constant", "linear"] = "constant"

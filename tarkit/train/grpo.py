@@ -70,6 +70,7 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Settings of the training; `batch_size` is the number of pictures of a step."""
 
     LATER_KEYS = frozenset({"supervise"})
+    FREE_KEYS = LoopConfig.FREE_KEYS | {"loss_chunk_tokens", "packed_attention"}
 
     group: int = Field(default=8, ge=2)
     """Pictures of one prompt, whose scores are compared."""
@@ -91,6 +92,10 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Rows of `--chats` in a step, over all processes."""
     chats_weight: float = Field(default=1.0, gt=0)
     """Weight of the loss on chats; the loss on pictures weighs 1."""
+
+    def resumable_after(self, done: int) -> bool:
+        """Not within a round: its pictures are no part of a checkpoint."""
+        return done % self.round_steps == 0
 
     @model_validator(mode="after")
     def _rounds_are_whole(self) -> GrpoConfig:
@@ -372,7 +377,7 @@ class GrpoTask:
 
     def samples(self, step: int) -> Image.Image | None:
         """Pictures of eight of the prompts, drawn with the model's own sampling settings."""
-        self.tar.to("cpu")
+        self.tar.to(self.tar.mllm.model.device)
         self.model.eval()
         prompts = [self.prompts[place] for place in range(8)]
         pictures = self.tar.imagine_many(prompts, seeds=range(8))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tarkit.errors import UserError
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.state import Checkpoints
 from tarkit.train.task import NamesRows, TrainingTask
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Guard:
         task: TrainingTask,
         config: LoopConfig,
         accelerator: Accelerator,
+        checkpoints: Checkpoints,
         *,
         out: Path,
         rows: int,
@@ -48,7 +50,7 @@ class Guard:
         self.accelerator = accelerator
         self.rows = rows
         self.file = out / BAD_ROWS
-        self.checkpoint = out / "state" / "checkpoint.pt"
+        self.checkpoints = checkpoints
         # Running mean and variance of the losses of steps that were taken, and their number.
         self.mean = self.variance = 0.0
         self.taken = 0
@@ -64,7 +66,7 @@ class Guard:
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """`state` may be empty: older versions had no such state."""
         for name in self.state_dict():
             setattr(self, name, state.get(name, getattr(self, name)))
@@ -123,11 +125,12 @@ class Guard:
         return False
 
     def _stop(self, reason: str, other: str) -> UserError:
-        last_state = self.checkpoint if self.checkpoint.exists() else "not yet written"
+        self.checkpoints.settle()
+        last_state = self.checkpoints.latest or "not yet written"
         return UserError(
             f"the {reason}; the last good state is {last_state}{self._listed() if other else ''}",
             hint=f"{other}lower learning_rate (now {self.config.learning_rate}) and use another "
-            "--out",
+            "--out: the same command would come to the same step",
         )
 
     def _listed(self) -> str:

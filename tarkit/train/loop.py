@@ -29,8 +29,9 @@ from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
 from tarkit.train.parameters import freeze_parameters, recorded_counts
 from tarkit.train.recorder import Recorder
-from tarkit.train.state import load_state
+from tarkit.train.state import Checkpoints
 from tarkit.train.step import take_step
+from tarkit.train.stopping import StopSignals
 from tarkit.train.task import TrainingTask
 from tarkit.train.trackers import required_trackers
 
@@ -56,15 +57,18 @@ def train(
     parents: Mapping[str, Path],
     files: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
+    start_option: str = "",
 ) -> Path:
     """Train `task.model` for `config.steps` steps into a model directory, or resume there.
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
-    manifest that no TOML holds. Call `begin_training` before making the task. The number of
-    processes and `LoopConfig.FREE_KEYS` may change when a run is resumed. Raises UserError
-    where the directory was begun with other settings, where the batch does not divide by processes
-    and micro-batches, where a tracker is not installed, and, before the step is taken, where a loss
-    or a gradient is not finite, unless such steps are skipped.
+    manifest that no TOML holds. `start_option`: the trainer's option that names a model to start
+    from. Call `begin_training` before making the task. `config.FREE_KEYS` and the number of
+    processes may change when a run is resumed. SIGTERM and Ctrl-C save first (stopping.py). Raises
+    UserError where the directory was begun with other settings, where the batch does not divide by
+    processes and micro-batches, where a tracker is not installed, where a checkpoint cannot be
+    written, and, before the step is taken, where a loss or a gradient is not finite, unless such
+    steps are skipped.
     """
     required_trackers(config)
     accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
@@ -72,21 +76,33 @@ def train(
     counts = freeze_parameters(task.model, config)
     chosen = recorded_counts(counts, config)
     settings = {"stage": name, **config.recorded(), **(more or {}), **chosen}
-    begin_directory(out, "model", settings=settings, parents=parents)
+    begin_directory(
+        out,
+        "model",
+        settings=settings,
+        parents=parents,
+        ignored=config.FREE_KEYS,
+        hint=_how_to_change(config, out, start_option),
+    )
     if (out / "model.safetensors").exists():
         return out
     if accelerator.is_main_process:
         print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
-    checkpoint = out / "state" / "checkpoint.pt"
     optimizers = make_optimizers(task.model, config)
-    guard = Guard(task, config, accelerator, out=out, rows=rows)
-    first = load_state(checkpoint, task.model, optimizers, guard)
+    model, *prepared = accelerator.prepare(task.model, *optimizers)
+    checkpoints = Checkpoints(out / "state", task.model, keep=config.keep_checkpoints)
+    guard = Guard(task, config, accelerator, checkpoints, out=out, rows=rows)
+    first = checkpoints.load(optimizers)
+    guard.load_state_dict(checkpoints.counters)
     recorder = None
     if accelerator.is_main_process:
-        recorder = Recorder(task, config, guard, out=out, files=files or {})
+        recorder = Recorder(task, config, out=out, files=files or {})
+        recorder.make_up_for(first, optimizers)
+    checkpoints.wait_for_all()
     metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
-    model, *optimizers = accelerator.prepare(task.model, *optimizers)
     with (
+        StopSignals(is_main_process=accelerator.is_main_process) as signals,
+        closing(checkpoints),
         # One process of many shows how far the training is.
         Progress(name, total=config.steps, unit="steps", done=first)
         if accelerator.is_main_process
@@ -95,16 +111,39 @@ def train(
         closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
     ):
         for step, batches in metrics.timed(steps):
-            result = take_step(task, config, step, batches, accelerator, model, optimizers, guard)
-            trained = accelerator.unwrap_model(model)
-            metrics.after_step(step, result, trained)
+            result = take_step(task, config, step, batches, accelerator, model, prepared, guard)
+            done = step + 1
+            metrics.after_step(step, result, task.model)
             if progress:
                 progress.advance(1, loss=result.loss, **metrics.shown)
-            if config.saves_after(step + 1):
-                guard.require_finite_weights(trained, step)
-            if recorder:
-                recorder.after_step(step, trained, optimizers, accelerator.device)
-    if recorder:
-        recorder.finish(optimizers)
-    accelerator.wait_for_everyone()
+            checkpoints.settle(wait=False)
+            is_stopping = signals.on_any() and config.resumable_after(done)
+            if is_stopping or config.saves_after(done):
+                guard.require_finite_weights(task.model, step)
+            # Also after the last step: what follows takes its time, and is lost if it is killed.
+            if is_stopping or done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(done, optimizers, guard.state_dict())
+            if is_stopping:
+                checkpoints.settle()
+                signals.end(done)
+            if config.samples_after(done):
+                if recorder:
+                    recorder.after_step(step, optimizers)
+                checkpoints.wait_for_all()
+        checkpoints.settle()
+        signals.end_at_once_from_now(config.steps)
+        if recorder:
+            recorder.finish(optimizers)
+        checkpoints.clear()  # the model's weights take their place
+        checkpoints.wait_for_all()
     return out
+
+
+def _how_to_change(config: LoopConfig, out: Path, start_option: str) -> str:
+    """How to go on where settings that decide the result were changed."""
+    free = f"keys that may change in a run: {', '.join(sorted(config.FREE_KEYS))}"
+    if not start_option:
+        return free
+    models = sorted((out / "steps").glob("*/model.safetensors"))
+    start = models[-1].parent if models else out
+    return f"--out ANOTHER {start_option} {start} trains on from this run's model; {free}"

@@ -38,6 +38,9 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints; one is also written when the run is asked to stop."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept: where the newest is damaged, the one before it is resumed from."""
     log_every: PositiveInt = 50
     sample_every: PositiveInt = 1000
     keep_every: PositiveInt | None = None
@@ -63,10 +66,14 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     """Skipped steps in a row that a training survives; with one more it stops."""
 
     FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "micro_batch_tokens", "workers", "trackers", "tracker_project"}
+        {"micro_batch_size", "micro_batch_tokens", "workers"}
+        | {"checkpoint_every", "keep_checkpoints", "keep_every"}
+        | {"log_every", "sample_every", "trackers", "tracker_project"}
         | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
     )
-    """Keys that may change when a run is resumed: the manifest does not hold them."""
+    """Keys that may change when a run is resumed: they change no result, other than by rounding and
+    by the bad steps that are skipped. The manifest does not hold them, and run.toml holds those of
+    the last start."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
     """Keys of this class that older versions did not have; a base class names its own. The manifest
     holds them only where they differ from their default, so that a training begun by an older
@@ -98,6 +105,15 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     def logs_after(self, done: int) -> bool:
         """Whether a row is logged after `done` steps."""
         return done % self.log_every == 0 or done == self.steps
+
+    def samples_after(self, done: int) -> bool:
+        """Whether a sheet is drawn or a model kept after `done` steps, the last one apart."""
+        intervals = (self.sample_every, self.keep_every or self.steps)
+        return done < self.steps and any(done % interval == 0 for interval in intervals)
+
+    def resumable_after(self, done: int) -> bool:
+        """Whether weights and optimizers after `done` steps are all that a run goes on from."""
+        return True
 
     def saves_after(self, done: int) -> bool:
         """Whether weights are written after `done` steps, as a checkpoint or as a model."""

@@ -78,6 +78,11 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
+    FREE_KEYS = LoopConfig.FREE_KEYS | {
+        "loss_chunk_tokens",
+        "packed_attention",
+        "sample_temperature",
+    }
 
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows
@@ -256,6 +261,8 @@ class MllmTask:
         if "t2i" not in self.streams.orders:
             return None
         self.model.eval()
+        self.tokenizer.model.to(self.model.lm.device)
+        self.dtok.to(self.model.lm.device)
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
@@ -439,4 +446,13 @@ def run(
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
     more = {"lm_sha256": weights_sha256(lm)} if lm and settings.lora else {}
-    return train(task, settings, out=out, name="mllm", parents=parents, files=files, more=more)
+    return train(
+        task,
+        settings,
+        out=out,
+        name="mllm",
+        parents=parents,
+        files=files,
+        more=more,
+        start_option="--lm",
+    )

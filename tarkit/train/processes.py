@@ -7,6 +7,7 @@ Letters: B rows of one process, W processes.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from torch import Tensor, distributed
 def num_processes() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if _together() else 1
+
+
+def own_device() -> torch.device:
+    """The device that this process trains on: torchrun numbers the processes of a machine."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return torch.device("cpu")
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training leaves in its directory beside its metrics: sheets, checkpoints and models."""
+"""What a training leaves in its directory beside its metrics: sample sheets and models."""
 
 from __future__ import annotations
 
@@ -6,75 +6,61 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from tarkit.artifacts.files import write_whole
-from tarkit.checkpoints.directory import save_model
+from tarkit.checkpoints.directory import WEIGHTS, save_model
 from tarkit.images import png_bytes
-from tarkit.train.guard import Guard
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.state import save_state
 from tarkit.train.task import TrainingTask
 from tarkit.train.weight_average import averaged_weights
 
 
 class Recorder:
-    """Writes the model directory of a training; only the main process has one."""
+    """Writes the model directory of a training; only the main process has one.
+
+    Sheets and measures are made on the model's device, while the other processes wait
+    (`Checkpoints.wait_for_all`).
+    """
 
     def __init__(
         self,
         task: TrainingTask,
         config: LoopConfig,
-        guard: Guard,
         *,
         out: Path,
         files: Mapping[str, str],
     ) -> None:
         self.task = task
         self.config = config
-        self.guard = guard
         self.out = out
         self.files = files
-        self.checkpoint = out / "state" / "checkpoint.pt"
         self._write_files(out)
 
-    def after_step(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        device: torch.device,
-    ) -> None:
-        """Draw, checkpoint and keep what is due after a step; the model stays on `device`."""
-        config, done = self.config, step + 1
-        if done == config.steps:
-            return
-        if done % config.sample_every == 0:
-            with averaged_weights(optimizers):
+    def after_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Draw the sheet and keep the model that are due after a step; `finish` is for the last."""
+        done = step + 1
+        with averaged_weights(optimizers):
+            if done % self.config.sample_every == 0:
                 self._write_sheet(done)
-            self.task.model.to(device)
-        if done % config.checkpoint_every == 0:
-            save_state(self.checkpoint, done, model, optimizers, self.guard)
-        if config.keep_every and done % config.keep_every == 0:
-            with averaged_weights(optimizers):
+            if self.config.keep_every and done % self.config.keep_every == 0:
                 self._keep(self.out / "steps" / f"{done:07d}")
-            self.task.model.to(device)
 
     def finish(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Write the last sheet and the model; the checkpoint goes, as the weights come last."""
+        """Write the last sheet and the model, whose weights come last."""
         with averaged_weights(optimizers):
             self._write_sheet(self.config.steps)
-            self.task.model.eval()
-            model, description = self.task.finish()
-            save_model(self.out, model, description, self.config)
-        self.checkpoint.unlink(missing_ok=True)
+            self._save(self.out)
+
+    def make_up_for(self, done: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Keep the model after `done` steps, if the process that took them ended before it had."""
+        config, out = self.config, self.out / "steps" / f"{done:07d}"
+        due = config.keep_every and done % config.keep_every == 0 and 0 < done < config.steps
+        if due and not (out / WEIGHTS).exists():
+            with averaged_weights(optimizers):
+                self._keep(out)
 
     def _write_sheet(self, done: int) -> None:
-        """Write the task's sample sheet; sampling must not disturb the run's randomness.
-
-        Sheets and final figures are made on the CPU, where the task's own data is.
-        """
-        self.task.model.cpu()
+        """Write the task's sample sheet; sampling must not disturb the run's randomness."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             sheet = self.task.samples(done)
@@ -83,14 +69,15 @@ class Recorder:
 
     def _keep(self, out: Path) -> None:
         """Write the model so far as a model directory; this must not disturb the randomness."""
-        self.task.model.cpu()
-        out.mkdir(parents=True, exist_ok=True)
         self._write_files(out)
         with torch.random.fork_rng(devices=[]):
-            self.task.model.eval()
-            model, description = self.task.finish()
-            save_model(out, model, description, self.config)
+            self._save(out)
         self.task.model.train()
+
+    def _save(self, out: Path) -> None:
+        self.task.model.eval()
+        model, description = self.task.finish()
+        save_model(out, model, description, self.config)
 
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():

@@ -89,7 +89,11 @@ class TrainingTask(Protocol):
         """
 
     def samples(self, step: int) -> Image.Image | None:
-        """A sample sheet, or None where the task has nothing to show."""
+        """A sample sheet, or None where the task has nothing to show.
+
+        The main process draws it while the others wait, as it does what `finish` measures: on the
+        model's device, from a fixed number of rows, and without moving or changing the model.
+        """
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """The model to save and its config.json; may measure the model first."""

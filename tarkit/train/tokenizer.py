@@ -10,6 +10,7 @@ D code width, E width of an embedding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,7 +48,8 @@ from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.processes import sum_over_processes
+from tarkit.train.processes import own_device, sum_over_processes
+from tarkit.train.state import checkpoints_in
 from tarkit.train.streams import (
     PictureRow,
     PictureStream,
@@ -279,9 +281,17 @@ class TokenizerTask:
         self._codes: list[Tensor] = []  # of that step's micro-batches
         start = Start(encoder=encoder.arch, embedding_width=embeddings.table.shape[1])
         self.costs = flops_by_scale("tokenizer", config.model_dump(mode="json"), start)
+
+    def start_from_data(self, device: torch.device) -> None:
+        """Start whitening and projection from 256 pictures, where they do not start by themselves.
+
+        A run that is resumed has them in its checkpoint.
+        """
+        config = self.config
         if config.whiten or config.centre or config.start == "data":
-            first = [stream[i] for i in range(min(256, stream.total))]
-            self.model.start_from(self._pixels(first))
+            rows = [self.stream[i] for i in range(min(256, self.stream.total))]
+            self.model.to(device)
+            self.model.start_from(self._pixels(rows).to(device))
 
     def _pixels(self, rows: Sequence[PictureRow]) -> Tensor:
         return to_signed([sized(row.pixels(), self.size_px) for row in rows])
@@ -343,14 +353,17 @@ class TokenizerTask:
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Codebook health and reconstruction cosine of every scale, by argmax codes."""
         ta_tok, rows = self.model.ta_tok, self.rows
-        before = torch.cat([c.flatten() for c in self._measure()[0].values()])
+        codes, cosines = self._measure(ta_tok)
+        before = torch.cat([c.flatten() for c in codes.values()])
         if self.config.drop_copies < 1:
             counts = torch.bincount(before, minlength=len(rows))
-            codebook = ta_tok.codebook.projected()
+            codebook = ta_tok.codebook.projected().cpu()
             distinct = distinct_codes(codebook, counts, cosine=self.config.drop_copies)
+            ta_tok = copy.deepcopy(ta_tok)  # training goes on with all codes
             ta_tok.keep_codes(distinct)
+            ta_tok.to(self.model.mean.device)
             rows = rows[distinct]
-        codes, cosines = self._measure()
+            codes, cosines = self._measure(ta_tok)
         every_code = torch.cat([c.flatten() for c in codes.values()])
         num_codes = ta_tok.arch.num_codes
         figures: dict[str, Any] = {"all_scales": _health(every_code, num_codes)}
@@ -369,22 +382,23 @@ class TokenizerTask:
             },
         }
 
-    def _measure(self) -> tuple[dict[Scale, Tensor], dict[Scale, float]]:
+    def _measure(self, ta_tok: TaTok) -> tuple[dict[Scale, Tensor], dict[Scale, float]]:
         """Codes (B, N) of `measure_pictures` pictures, and their mean cosine, at every scale."""
-        ta_tok = self.model.ta_tok
+        device = self.model.mean.device
         codes: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
         cosines: dict[Scale, list[Tensor]] = {s: [] for s in Scale}
         count = min(self.config.measure_pictures, self.stream.total)
         for first in range(0, count, 32):
-            pixels = self._pixels([self.stream[i] for i in range(first, min(first + 32, count))])
+            pictures = [self.stream[i] for i in range(first, min(first + 32, count))]
+            pixels = self._pixels(pictures).to(device)
             features = ta_tok.features(pixels)
             teacher_features = self.model.teacher_features(pixels)
             for scale in Scale:
                 nearest = ta_tok.codebook.nearest(ta_tok.project(features, scale))
                 target = self.model.target(teacher_features, scale)
                 cosine = F.cosine_similarity(ta_tok.condition(nearest), target, dim=-1)
-                codes[scale].append(nearest)
-                cosines[scale].append(cosine.flatten())
+                codes[scale].append(nearest.cpu())
+                cosines[scale].append(cosine.flatten().cpu())
         return (
             {scale: torch.cat(batches) for scale, batches in codes.items()},
             {scale: float(torch.cat(batches).mean()) for scale, batches in cosines.items()},
@@ -447,5 +461,7 @@ def run(
         read_embeddings(lm),
         sources=source_names(images),
     )
+    if not checkpoints_in(out / "state"):
+        task.start_from_data(own_device())
     parents = picture_parents(images) | {"encoder": encoder, "lm": lm}
     return train(task, settings, out=out, name="tokenizer", parents=parents)

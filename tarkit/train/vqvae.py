@@ -212,11 +212,16 @@ class VqvaeTask:
         """Eight pictures and their reconstructions."""
         self.vqvae.eval()
         originals = [self._pixels(self.stream[i]) for i in range(8)]
+        inputs = to_signed(originals).to(self._device) * 0.5 + 0.5
         with torch.no_grad():
-            pixels = self.vqvae.decode(self.vqvae.encode(to_signed(originals) * 0.5 + 0.5))
+            pixels = self.vqvae.decode(self.vqvae.encode(inputs))
         cells = [Image.fromarray(a) for a in [*originals, *from_unit_truncated(pixels)]]
         captions = ["original"] * 8 + ["decoded"] * 8
         return contact_sheet(cells, captions, columns=8, cell_px=96)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.vqvae.quantize.embedding.weight.device
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Measures PSNR and codebook usage on 512 pictures of the training stream."""
@@ -225,7 +230,7 @@ class VqvaeTask:
         with torch.no_grad():
             for first in range(0, count, 64):
                 rows = [self.stream[i] for i in range(first, min(first + 64, count))]
-                pixels = to_signed([self._pixels(row) for row in rows]) * 0.5 + 0.5
+                pixels = to_signed([self._pixels(row) for row in rows]).to(self._device) * 0.5 + 0.5
                 codes.append(self.vqvae.encode(pixels))
                 decoded = self.vqvae.decode(codes[-1])
                 errors.append((decoded - pixels).pow(2).flatten(1).mean(1))

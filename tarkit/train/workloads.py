@@ -247,13 +247,15 @@ def mllm(settings: Settings, start: Start) -> Workload:
         )
     chunk = settings["loss_chunk_tokens"] or max(1, LOGITS_AT_ONCE // config.vocab_size)
 
+    most = settings.get("micro_batch_tokens") or math.inf  # tokens of a pass
+
     def kept(rows: int) -> Kept:
-        fullest = _fullest(chats, "tokens", rows)
+        fullest = min(_fullest(chats, "tokens", rows), most)
         packs = math.ceil(fullest / length)
         positions = fullest if packs == 1 else packs * length
         # Flex attention has no dense mask. SDPA makes a float one of the bool one in every layer.
         pairs = positions * (positions / packs) if attention == "sdpa" else 0.0
-        targets = _fullest(chats, "supervised", rows)
+        targets = min(_fullest(chats, "supervised", rows), most)
         # While chunks add up, the head's gradient is held up to twice more.
         summed = 2 * 4 * head if targets > chunk and head_is_trained else 0
         loss = min(targets, chunk) * config.vocab_size * LOGIT_BYTES + summed

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tarkit.train.metrics import OF_THE_MACHINE
 from tests import parts
@@ -59,6 +60,11 @@ def resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interrupted:
 
     def check(task: type[Any], train: Train, *, stops: tuple[int, ...]) -> None:
         real = task.loss
+
+        def moved(self: nn.Module) -> nn.Module:
+            raise AssertionError("sheets and measures are made on the device of the training")
+
+        monkeypatch.setattr(nn.Module, "cpu", moved)
 
         def steps_of(out: Path, *, stop: int | None) -> list[int]:
             """Train until the loss of step `stop`; which steps were taken."""

@@ -23,6 +23,7 @@ from tarkit.models.mllm import build, from_scratch
 from tarkit.train import mllm
 from tarkit.train.adapters import AdapterConfig, add_adapters, merged, save_adapters
 from tarkit.train.mllm import MllmConfig, MllmTask
+from tarkit.train.state import checkpoints_in
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -172,7 +173,8 @@ def test_checkpoints_hold_what_is_trained_and_another_base_is_refused(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(MllmTask, "loss", loss)
         train(data, out, file, lm)
-    state = torch.load(out / "state/checkpoint.pt", weights_only=True)["model"]
+    (saved,) = checkpoints_in(out / "state")[0].glob("*.safetensors")
+    state = [name for name in load_file(saved) if name.startswith("model.")]
     assert state and all(".lora_" in name for name in state)
     recorded = json.loads((out / "manifest.json").read_text())["settings"]
     assert recorded["lm_sha256"] == weights_sha256(lm)

@@ -361,7 +361,7 @@ def test_hours_and_disk_by_hand(tmp_path: Path) -> None:
     assert budget.seconds == pytest.approx(1000 * budget.flops_per_step / (2 * 19.5e12 * 0.5))
     assert budget.checkpoint_bytes == 12 * budget.trained  # weights and two moments, float32
     assert budget.models == 3 + 1  # after 300, 600, 900 steps, and at the end
-    assert budget.disk_bytes == (2 * 12 + 4 * 4) * budget.trained
+    assert budget.disk_bytes == (3 * 12 + 4 * 4) * budget.trained
     assert budget.tokens_per_step == 8 * 256
     assert budget.read_bytes == 1000 * 8 * 4 * 256
     assert budget.rows_per_gpu == budget.rows_per_pass == 4
@@ -465,6 +465,27 @@ def test_micro_batches_are_read_where_a_config_has_them(tmp_path: Path) -> None:
     assert budget.memory.accumulates  # and so gradients are there while a pass runs
 
 
+def test_passes_of_packed_rows_hold_no_more_tokens_than_they_may(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    length = case.config.model_dump()["length"]
+    made = {
+        rows: plan(
+            "mllm",
+            case.config.model_dump() | {"micro_batch_tokens": rows * length},
+            case.start,
+            gpus=1,
+            gpu="h100",
+            mfu=1,
+        )
+        for rows in (1, 100)
+    }
+    assert made[1].passes > 1 == made[100].passes
+    assert made[1].passes * made[1].rows_per_pass >= made[1].rows_per_gpu
+    assert made[1].memory.activations < case.budget.memory.activations
+    assert made[1].memory.accumulates
+    assert made[100] == case.budget
+
+
 def test_the_loss_holds_one_chunk_of_logits_and_the_heads_gradient_twice(tmp_path: Path) -> None:
     start = Start(lm=written(tmp_path / "lm", QWEN), text_tokens=1000)
     config = MllmConfig.model_validate({**ONE, "ratio": {"text": 1}, "precision": "bf16"})
@@ -538,6 +559,19 @@ def test_a_finetuning_of_the_published_tar_fits_a_card_of_24_gb() -> None:
             lm=Path("tar-7b"),
             overrides=["precision=no"],
         )
+
+
+def test_frozen_matrices_under_adapters_cost_two_passes_of_three(tmp_path: Path) -> None:
+    config = skeleton(QWEN).config
+    whole = workloads.language_costs(config)
+    adapted = workloads.language_costs(config, AdapterConfig(rank=16))
+    assert whole and adapted
+    matrices, head = whole.stack.matrix_values, 151_936 * 1536
+    adapters = 28 * 16 * (2 * 3072 + 2 * 1792 + 3 * 10_496)
+    # 1,000 tokens, 300 of them supervised: a product and its sum are two FLOPs.
+    difference = whole.flops(1000, 5e5, 300) - adapted.flops(1000, 5e5, 300)
+    expected = 2 * (1000 * matrices + 300 * head) - 3 * 2 * 1000 * adapters
+    assert difference == pytest.approx(expected, rel=1e-9)
 
 
 def test_came_is_refused(tmp_path: Path) -> None:

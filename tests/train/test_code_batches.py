@@ -1,5 +1,6 @@
 """Codes from tokens artifacts: which rows are used, and which artifacts are refused."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.checkpoints.load import load_vqvae
 from tarkit.errors import UserError
+from tarkit.train.batch_workers import without_networks
 from tarkit.train.code_batches import StoredCodes, require_codes
 from tarkit.vocab import Scale
 from tests import parts
@@ -107,6 +109,15 @@ def test_a_late_step_reads_the_shards_of_its_own_rows_alone(
     assert len(rows) == 4 and len(read) == len(set(read)) <= 4
     again = StoredCodes([artifact], [Scale.FULL], vqvae, seed=0).stream.batch(250_000, 4)
     assert [row.key for row in again] == [row.key for row in rows]
+
+
+def test_a_worker_process_reads_the_same_codes(tmp_path: Path, vqvae: Any) -> None:
+    artifact = write_tokens(tmp_path / "a", [["train"] * 4] * 3)
+    source = StoredCodes([artifact], [Scale.FULL], vqvae, seed=0)
+    copy = pickle.loads(without_networks(source))
+    expected, read = (one.read(one.stream.batch(5, 4)) for one in (source, copy))
+    assert expected.keys() == read.keys()
+    assert all(torch.equal(expected[part], read[part]) for part in expected)
 
 
 def test_tokens_without_a_usable_row_or_with_a_missing_shard_are_refused(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -32,8 +33,9 @@ from tarkit.errors import UserError
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.report.inspect import _model
 from tarkit.train import dif_dtok
+from tarkit.train.batch_workers import without_networks
 from tarkit.train.dif_dtok import DifBatch, DifDtokConfig, DifDtokTask, load_start, noise_schedule
-from tarkit.train.latent_batches import PictureLatents, require_latents
+from tarkit.train.latent_batches import PictureLatents, StoredLatents, require_latents
 from tarkit.train.loop import begin_training, train
 from tarkit.train.metrics import is_documented
 from tarkit.train.streams import picture_stream
@@ -292,6 +294,26 @@ def test_stored_latents_train_as_pictures_do(
         again = dif_dtok.run(config, tokens=[tokens], out=tmp_path / "again", **common)
     for name in ("model.safetensors", "config.json"):
         assert (again / name).read_bytes() == (stored / name).read_bytes()
+
+
+def test_a_worker_process_reads_without_sana(
+    pictures: Path, models: dict[str, Path], sana: Path, tokens: Path
+) -> None:
+    of_pictures = task(pictures, models, sana)
+    stored = StoredLatents([open_artifact(tokens)], [*Scale], of_pictures.sana, seed=0)
+    of_tokens = DifDtokTask(
+        of_pictures.config,
+        stored,
+        of_pictures.ta_tok,
+        of_pictures.sana,
+        of_pictures.negative,
+    )
+    for made in (of_pictures, of_tokens):
+        pickled = without_networks(made)
+        assert len(pickled) < 100_000
+        expected, read = (one.batch(7, 2, 1, 2) for one in (made, pickle.loads(pickled)))
+        assert torch.equal(expected.targets, read.targets)
+        assert torch.equal(expected.noise, read.noise)
 
 
 def test_tokens_that_do_not_fit_are_refused(

@@ -16,6 +16,7 @@ from tarkit.errors import UserError
 from tarkit.train import ar_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
 from tarkit.train.loop import train
 from tarkit.train.loop_config import LoopConfig, rate_factor
+from tarkit.train.state import checkpoints_in
 
 
 def settings(**changes: Any) -> LoopConfig:
@@ -100,6 +101,13 @@ def stop_at(out: Path, step: int, **changes: Any) -> None:
         fit(out, task, **changes)
 
 
+def saved(out: Path) -> tuple[int, dict[str, Tensor]]:
+    """The step and the tensors of a run's newest checkpoint."""
+    newest = checkpoints_in(out / "state")[0]
+    (file,) = newest.glob("*.safetensors")
+    return int(newest.name.removeprefix("step-")), load_file(file)
+
+
 def bytes_of(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
@@ -173,11 +181,11 @@ def test_other_settings_are_refused_before_anything_is_written(tmp_path: Path) -
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"loss of step 5 is nan.*checkpoint\.pt") as error:
+    with pytest.raises(UserError, match=r"loss of step 5 is nan.*step-0000003") as error:
         fit(tmp_path / "late", Line(bad_step=4))
     assert "lower learning_rate (now 0.1)" in error.value.hint
-    state = torch.load(tmp_path / "late/state/checkpoint.pt", weights_only=True)
-    assert state["step"] == 3 and torch.isfinite(state["model"]["weight"]).all()
+    step, tensors = saved(tmp_path / "late")
+    assert step == 3 and tensors["model.weight"].isfinite().all()
     with pytest.raises(UserError, match="loss of step 2 is nan; the last good state is not yet"):
         fit(tmp_path / "early", Line(bad_step=1))
 
@@ -216,11 +224,10 @@ class Breaks(Line):
 def test_a_last_step_that_is_no_number_saves_no_model(
     tmp_path: Path, task: type[Line], message: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"{message}; the last good state is .*checkpoint\.pt"):
+    with pytest.raises(UserError, match=rf"{message}; the last good state is .*step-0000006"):
         fit(tmp_path, task(bad_step=7))
     assert not (tmp_path / "model.safetensors").exists()
-    state = torch.load(tmp_path / "state/checkpoint.pt", weights_only=True)
-    assert state["step"] == 6
+    assert saved(tmp_path)[0] == 6
 
 
 @pytest.mark.parametrize("task", [Line, Explodes, Breaks])
@@ -230,9 +237,9 @@ def test_no_checkpoint_is_overwritten_by_weights_that_are_no_numbers(
     # The sixth step is the one after which the second checkpoint is due.
     with pytest.raises(UserError, match="step 6 is nan"):
         fit(tmp_path, task(bad_step=5))
-    state = torch.load(tmp_path / "state/checkpoint.pt", weights_only=True)
-    assert state["step"] == 3
-    assert all(values.isfinite().all() for values in state["model"].values())
+    step, tensors = saved(tmp_path)
+    assert step == 3
+    assert all(values.isfinite().all() for values in tensors.values())
 
 
 def test_a_resumed_run_may_read_other_micro_batches(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_two_processes_leave_every_training_as_it_is(data: dict[str, Path], tmp_
     # One process takes three steps, and two go on after the second.
     resumed = job("tokenizer", data, tmp_path / "resumed", checkpoint_every=2)
     stop(tokenizer.TokenizerTask, 3, resumed)
-    assert (resumed["out"] / "state" / "checkpoint.pt").exists()
+    assert (resumed["out"] / "state" / "step-0000002").exists()
     torchrun([*shared.values(), *split.values(), resumed], tmp_path)
     for name in CONFIGS:
         whole = job(name, data, tmp_path / name)

@@ -27,7 +27,13 @@ from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import pool
 from tarkit.train import tokenizer
 from tarkit.train.streams import picture_stream
-from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerTask
+from tarkit.train.tokenizer import (
+    TaTokSizes,
+    TokenizerBatch,
+    TokenizerConfig,
+    TokenizerModel,
+    TokenizerTask,
+)
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -80,14 +86,58 @@ def test_a_stopped_training_ends_with_the_same_bytes(
     assert torch.equal(before[name], after[name]) is changes.get("freeze_encoder", False)
 
 
+def test_a_resumed_training_reads_no_pictures_to_start_from(
+    pictures: Path, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+    start_from = TokenizerModel.start_from
+
+    def counted(self: TokenizerModel, pixels: Tensor) -> None:
+        starts.append(len(pixels))
+        start_from(self, pixels)
+
+    def stopped(self: TokenizerTask, step: int, model: Any) -> dict[str, float]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(TokenizerModel, "start_from", counted)
+    parents: dict[str, Any] = {"encoder": models["encoder"], "lm": models["lm"]}
+    file = config(tmp_path, whiten=1.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TokenizerTask, "after_step", stopped)
+        tokenizer.run(file, images=[pictures], out=tmp_path / "out", **parents)
+    assert starts == [12]
+    tokenizer.run(file, images=[pictures], out=tmp_path / "out", **parents)
+    assert starts == [12]
+
+
+def test_a_model_that_is_kept_without_copies_leaves_the_training_all_codes(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    outs = {}
+    for name, keep_every in (("plain", None), ("kept", 4)):
+        (tmp_path / name).mkdir()
+        file = config(tmp_path / name, drop_copies=0.5, keep_every=keep_every)
+        outs[name] = tokenizer.run(
+            file, images=[pictures], encoder=models["encoder"], lm=models["lm"], out=tmp_path / name
+        )
+    kept = read_config(outs["kept"] / "steps/0000004")
+    assert kept["arch"]["num_codes"] < SIZES.num_codes
+    weights = [(out / "model.safetensors").read_bytes() for out in outs.values()]
+    assert weights[0] == weights[1]
+
+
 def task(pictures: Path, models: dict[str, Path], **changes: Any) -> TokenizerTask:
     torch.manual_seed(0)
-    return TokenizerTask(
+    made = TokenizerTask(
         TokenizerConfig(**SETTINGS | changes),
         picture_stream(open_artifact(pictures), seed=0),
         load_encoder(models["encoder"]),
         read_embeddings(models["lm"]),
     )
+    made.start_from_data(torch.device("cpu"))
+    return made
 
 
 def test_codes_come_from_the_rows_that_the_words_used(
