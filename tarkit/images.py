@@ -86,9 +86,10 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
                 raise ImageError(
                     f"{width} x {height} = {width * height} pixels, more than {max_pixels}"
                 )
-            orientation = _orientation(picture)
             with _decoding(width * height):
                 picture.load()
+                # Read after load(): Pillow turns a TIFF upright itself, and then drops its tag.
+                orientation = _orientation(picture)
                 rgb = to_rgb(picture)
     except ImageError:
         raise
@@ -185,6 +186,25 @@ def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
     """
     extension = KEPT_AS_THEY_ARE.get(image_format(blob))
     return (extension, blob) if extension else ("png", png_bytes(picture))
+
+
+def plain_bytes(blob: bytes) -> tuple[str, bytes]:
+    """(MIME subtype, bytes) that any other program reads as the picture of `decode(blob)`.
+
+    They are `blob` itself where nothing of it can be read in two ways: an upright JPEG, PNG or WebP
+    in 8 bits without transparency; else a PNG. Raises ImageError as `decode` does.
+    """
+    picture = decode(blob)
+    with Image.open(io.BytesIO(blob), formats=FORMATS) as stored:
+        is_plain = (
+            stored.format in KEPT_AS_THEY_ARE
+            and stored.mode in ("RGB", "L", "P", "1")
+            and "transparency" not in stored.info
+            and getattr(stored, "n_frames", 1) == 1
+            and _orientation(stored) not in TRANSPOSE
+        )
+        kind = str(stored.format).lower()
+    return (kind, blob) if is_plain else ("png", png_bytes(picture))
 
 
 def contact_sheet(

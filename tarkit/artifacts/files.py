@@ -8,6 +8,7 @@ same place removes what killed processes left there.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import functools
@@ -25,14 +26,45 @@ from tarkit.errors import UserError
 MAX_LINE_CHARS = 256 << 20
 """The limit of a line and of a CSV cell, which may hold a picture in base64."""
 MAX_JSON_BYTES = 256 << 20
+UTF8 = "utf-8-sig"
+"""UTF-8 with or without a byte order mark."""
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 MAX_DEPTH = 64
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_text(path: Path, *, hint: str = "") -> str:
-    """The text of a UTF-8 file; UserError with `hint` where it cannot be read or is not UTF-8."""
+def text_encoding(path: Path) -> str:
+    """The encoding of a text file that a spreadsheet may have written, for the functions below.
+
+    It is UTF-8, UTF-16 where the file begins with its byte order mark, or else Windows' code page
+    1252. Raises UserError where the file cannot be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return "utf-16"
+            file.seek(0)
+            while part := file.read(1 << 20):
+                decoder.decode(part)
+        decoder.decode(b"", final=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        return "cp1252"
+    return UTF8
+
+
+def is_system_file(path: Path | str) -> bool:
+    """Whether macOS or Windows puts this file beside those of people: `._x`, `__MACOSX/x`."""
+    *folders, name = str(path).split("/")
+    return name.startswith("._") or name in SYSTEM_FILES or "__MACOSX" in (*folders, name)
+
+
+def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
+    """The text of a file; UserError with `hint` where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding=encoding)
     except OSError as error:
         where, why = str(path), error.strerror
     except UnicodeDecodeError as error:
@@ -42,7 +74,7 @@ def read_text(path: Path, *, hint: str = "") -> str:
 
 
 def numbered_lines(
-    path: Path, *, newline: str | None = "\n", hint: str = ""
+    path: Path, *, newline: str | None = "\n", encoding: str = UTF8, hint: str = ""
 ) -> Iterator[tuple[int, str, str | None]]:
     """(number from 1, line with its end, error) of every line, one at a time.
 
@@ -53,7 +85,7 @@ def numbered_lines(
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and reading
         # continues with the right line numbers.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+        with path.open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
             lines = iter(lambda: file.readline(MAX_LINE_CHARS + 1), "")
             for number, line in enumerate(lines, start=1):
                 if len(line) > MAX_LINE_CHARS:
@@ -75,9 +107,9 @@ def _not_utf8(line: str) -> str | None:
     raise AssertionError(f"{line!r} is UTF-8, and has lone surrogates")
 
 
-def read_lines(path: Path, *, hint: str = "") -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, *, encoding: str = UTF8, hint: str = "") -> Iterator[tuple[int, str]]:
     """(number from 1, line) of the lines that are not blank; raises UserError with `hint`."""
-    for number, line, error in numbered_lines(path, hint=hint):
+    for number, line, error in numbered_lines(path, encoding=encoding, hint=hint):
         if error:
             raise UserError(f"{path}:{number} cannot be read: it {error}", hint=hint)
         if line.strip():

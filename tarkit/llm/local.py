@@ -23,6 +23,7 @@ from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
+from tarkit.llm.answer_text import UnusableAnswer, answer_text
 from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl")
@@ -151,9 +152,14 @@ class LocalAssistant:
         positions = [place for place, token in enumerate(ids.tolist()) if token in ends]
         text_ids = ids[: positions[0]] if positions else ids
         text = self._tokenizer.decode(text_ids, skip_special_tokens=True).strip()
-        error = None if positions else "the answer is cut off"
-        if error is None and not text:
-            error = "the answer is empty"
+        error = None
+        if not positions:
+            error = "the answer is cut off"
+        else:
+            try:
+                text = answer_text(text)
+            except UnusableAnswer as unusable:
+                error = str(unusable)
         return LlmAnswer(
             text="" if error else text,
             error=error,
