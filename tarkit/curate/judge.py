@@ -198,7 +198,7 @@ def _question(seed: int, todo: Todo, number: int) -> LlmQuestion:
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:
     """The verdict, which is the answer's first word, and the reason after it; raises Refused."""
-    match = re.match(r"\W*(yes|no)\b\W*", text, re.IGNORECASE)
+    match = re.match(r"\W*(?:(?:answer|verdict)\W+)?(yes|no)\b\W*", text, re.IGNORECASE)
     if not match:
         raise Refused("the answer does not begin with yes or no")
     reason = " ".join(text[match.end() :].split())

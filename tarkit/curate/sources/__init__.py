@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from tarkit.artifacts.files import is_system_file
 from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.folder import list_folder
-from tarkit.curate.sources.items import Listing, SourceItem, shown
+from tarkit.curate.sources.items import (
+    SYSTEM_MEMBER,
+    SYSTEM_NOTE,
+    Listing,
+    SourceItem,
+    shown,
+)
 from tarkit.curate.sources.parquet import parquet_items
 from tarkit.curate.sources.shard_names import (
     SHARD_MARKS,
@@ -86,7 +93,8 @@ def list_source(
         return listing
     if len(forms) == 1 and not listing.items:
         listed = _list_files(containers[forms[0]], forms[0], source)
-        return replace(listed, notes=(LISTS_NOTE.format(len(lists)),)) if lists else listed
+        notes = (*listed.notes, LISTS_NOTE.format(len(lists)))
+        return replace(listed, notes=notes) if lists else listed
     if forms:
         kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
@@ -100,7 +108,11 @@ def list_source(
 
 
 def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
-    paths = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in excluded]
+    paths = [
+        path
+        for path in root.rglob(f"*{suffix}")
+        if path.resolve() not in excluded and not is_system_file(path.relative_to(root))
+    ]
     for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
@@ -127,7 +139,7 @@ def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
                     yield from READERS[form](Path(name), label)
                 progress.advance(1)
 
-        return Listing(form[1:], StoredItems(items()))
+        return _listing(form, items())
 
 
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
@@ -141,4 +153,20 @@ def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
         for path in paths
         for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
     )
-    return Listing(suffix[1:], StoredItems(items))
+    return _listing(suffix, items)
+
+
+def _listing(suffix: str, items: Iterable[SourceItem]) -> Listing:
+    """The items that are stored, without those of the system, which a note counts."""
+    num_system = 0
+
+    def kept() -> Iterator[SourceItem]:
+        nonlocal num_system
+        for item in items:
+            if item.error == SYSTEM_MEMBER:
+                num_system += 1
+            else:
+                yield item
+
+    stored = StoredItems(kept())
+    return Listing(suffix[1:], stored, (SYSTEM_NOTE.format(num_system),) if num_system else ())

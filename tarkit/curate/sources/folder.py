@@ -4,13 +4,16 @@ import errno
 import functools
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Set
 from pathlib import Path
 
+from tarkit.artifacts.files import is_system_file
 from tarkit.curate.sources.items import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
+    SYSTEM_NOTE,
     Listing,
     SourceItem,
     caption_of,
@@ -24,6 +27,7 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones."""
     items: list[SourceItem] = []
     others: Counter[str] = Counter()
+    num_system = 0
 
     def unreadable(error: OSError) -> None:
         name = shown(os.path.relpath(error.filename, root))
@@ -36,11 +40,15 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
             if (here / name).is_symlink():
                 link = shown(os.path.relpath(here / name, root))
                 items.append(SourceItem(link, error="a link to a folder is not followed"))
+        system = {name for name in names if is_system_file(here.relative_to(root) / name)}
+        num_system += len(system)
+        names = [name for name in names if name not in system]
+        texts = {unicodedata.normalize("NFC", name): name for name in names}
         used = set()
         for name in names:
             stem, _, suffix = name.rpartition(".")
             if stem and suffix.lower() in PICTURE_SUFFIXES:
-                text = f"{stem}.txt" if f"{stem}.txt" in names else None
+                text = texts.get(unicodedata.normalize("NFC", f"{stem}.txt"))
                 used |= {name, text}
                 items.append(_file_item(here / name, root, real_root, text))
         for name in set(names) - used:
@@ -48,8 +56,10 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
                 others[shown(Path(name).suffix) or "without suffix"] += 1
     items.sort(key=lambda item: item.name)
     suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = (f"{sum(others.values())} files are not pictures: {suffixes}",) if others else ()
-    return Listing("folder", tuple(items), notes)
+    notes = [f"{sum(others.values())} files are not pictures: {suffixes}"] if others else []
+    if num_system:
+        notes.append(SYSTEM_NOTE.format(num_system))
+    return Listing("folder", tuple(items), tuple(notes))
 
 
 def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> SourceItem:

@@ -1,10 +1,14 @@
 """Items of a source, and functions that read its names and texts, which are not trusted."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+SYSTEM_NOTE = "{} files that macOS, Windows or WebDataset adds are left out"
+SYSTEM_MEMBER = "a file that macOS, Windows or WebDataset adds"
+"""The error of an item that is left out of a listing, and counted in a note."""
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
 CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
 ABOUT_COLUMNS = ("group", "role", "template")
@@ -46,6 +50,11 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a table has no value here: null, or the nan by which pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
     """`item` with the captions, group, role and template of a row, or with an error."""
     try:
@@ -64,7 +73,7 @@ def _about(row: Mapping[str, Any]) -> dict[str, str]:
     about: dict[str, str] = {}
     for column in ABOUT_COLUMNS:
         value = row.get(column)
-        if value is None or value == "":
+        if is_absent(value) or value == "":
             continue
         if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
             raise ValueError(f"{column} is not a text of at most {MAX_TEXT_BYTES} bytes")
@@ -96,7 +105,7 @@ def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ..
     for column in columns:
         value = row.get(column)
         for text in value if isinstance(value, list) else [value]:
-            if text is None:
+            if is_absent(text):
                 continue
             if not isinstance(text, str):
                 raise ValueError(f"{column} is {type(text).__name__}, not text")

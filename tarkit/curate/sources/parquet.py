@@ -57,17 +57,14 @@ def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
 def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
     """(name, whether it is the Hugging Face struct of bytes and path)."""
 
-    def is_bytes(kind: pa.DataType) -> bool:
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
     def has_bytes(kind: pa.DataType) -> bool:
         return (
             pa.types.is_struct(kind)
             and kind.get_field_index("bytes") >= 0
-            and is_bytes(kind.field("bytes").type)
+            and _is_bytes(kind.field("bytes").type)
         )
 
-    columns = [field for field in schema if is_bytes(field.type) or has_bytes(field.type)]
+    columns = [field for field in schema if _is_bytes(field.type) or has_bytes(field.type)]
     named = [field for field in columns if field.name in ("image", "jpg", "png", "webp", "bytes")]
     chosen = named if len(columns) > 1 else columns
     if len(chosen) != 1:
@@ -79,19 +76,27 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, bool]:
     return chosen[0].name, has_bytes(chosen[0].type)
 
 
+def _is_bytes(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
 def _other_columns(
     schema: pa.Schema, column: str, is_struct: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """Columns with names of the picture, with the path in its struct, and with captions."""
-
-    def is_text(kind: pa.DataType) -> bool:
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
     others = {field.name: field.type for field in schema if field.name != column}
-    names = [name for name in IMAGE_COLUMNS if name in others and is_text(others[name])]
+    names = [name for name in IMAGE_COLUMNS if name in others and _is_text(others[name])]
     struct = schema.field(column).type
     has_path = is_struct and struct.get_field_index("path") >= 0
-    paths = [f"{column}.path"] if has_path and is_text(struct.field("path").type) else []
+    paths = [f"{column}.path"] if has_path and _is_text(struct.field("path").type) else []
     return names, paths, [name for name in CAPTION_COLUMNS if name in others]
 
 

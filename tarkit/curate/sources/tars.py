@@ -10,15 +10,18 @@ unpacked, and only captions are decoded, as UTF-8 text and JSON: no pickles.
 
 import functools
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tarkit.artifacts.files import is_system_file
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
+    SYSTEM_MEMBER,
     SourceItem,
     caption_of,
     captions_of,
@@ -127,6 +130,9 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
             for member in tar:
                 if member.isdir():
                     continue
+                if is_system_file(member.name) or _is_about_the_shard(member.name):
+                    yield SourceItem(f"{label}/{shown(member.name)}", error=SYSTEM_MEMBER)
+                    continue
                 error = _member_error(member, num_bytes)
                 key, suffix = base_plus_ext(member.name)
                 # `base_plus_ext` gives a/.b the key "a/", which would gather all hidden files.
@@ -148,6 +154,12 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
         yield SourceItem(label, error=f"the tar is damaged from here on: {reason_of(error)}")
         return
     yield from _sample_items(label, sample, keys, read)
+
+
+def _is_about_the_shard(name: str) -> bool:
+    """Whether a member is of WebDataset's own: `__info__.json`, and not a picture."""
+    is_picture = name.rpartition(".")[2].lower() in PICTURE_SUFFIXES
+    return re.match(r"__[^/]*__(\.|/|$)", name) is not None and not is_picture
 
 
 def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:

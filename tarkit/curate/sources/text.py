@@ -18,12 +18,14 @@ from typing import Any
 
 from tarkit.artifacts.files import numbered_lines
 from tarkit.artifacts.tables import read_rows
+from tarkit.curate.sources.items import is_absent
 from tarkit.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 CONVERSATIONS = "conversations"
 PICTURES = ("image", "images")
-COLUMNS = ("text", "messages", CONVERSATIONS, *PICTURES)
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
+COLUMNS = ("text", "messages", CONVERSATIONS, *PICTURES, *OTHER_MEDIA)
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system"}
 ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
@@ -97,8 +99,11 @@ def _line_documents(path: Path) -> Iterator[Document]:
 
 def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
     """None for a row that shows a picture."""
+    row = {name: value for name, value in row.items() if not is_absent(value)}
     if any(row.get(name) for name in PICTURES):
         return None
+    if media := [name for name in OTHER_MEDIA if row.get(name)]:
+        return Document(error=f"{where} has a {media[0]}, of which tarkit can learn nothing")
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str) and text.strip():
         turns: tuple[tuple[str, str], ...] = (("assistant", text.strip()),)
@@ -118,8 +123,11 @@ def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
     return Document(turns=turns)
 
 
-def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
-    """(role, content) of ShareGPT's turns; ValueError where one cannot be read."""
+def conversation(turns: Any, *, may_be_empty: bool = False) -> tuple[tuple[str, str], ...]:
+    """(role, content) of ShareGPT's turns; ValueError where one cannot be read.
+
+    With `may_be_empty` a turn without words has the content "".
+    """
     if not isinstance(turns, list) or not turns:
         raise ValueError("its conversations are no list of turns")
     pairs = []
@@ -128,9 +136,10 @@ def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
         speaker, value = fields.get("from"), fields.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise ValueError(f"turn {number} is said by {speaker!r}, not by human or gpt")
-        if not isinstance(value, str) or not value.strip():
+        text = value.strip() if isinstance(value, str) else ""
+        if not text and not may_be_empty:
             raise ValueError(f"turn {number} has no words")
-        pairs.append((SPEAKERS[speaker], value.strip()))
+        pairs.append((SPEAKERS[speaker], text))
     return tuple(pairs)
 
 
