@@ -7,9 +7,9 @@ cannot be read either: a damaged Parquet file, a CSV quote that never ends.
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
 
-The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
-longer than its block, reads a quote that never ends as text, and reports row numbers instead of
-line numbers.
+The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not
+by `pyarrow.csv` (26.0.1), which cannot read a cell longer than its block, reads a quote that never
+ends as text, and reports row numbers instead of line numbers.
 """
 
 from __future__ import annotations
