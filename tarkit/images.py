@@ -5,6 +5,8 @@ LOAD_TRUNCATED_IMAGES, for example, every truncated file would decode without an
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import stat
 import struct
@@ -20,7 +22,11 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tarkit.errors import UserError
 
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF", "JXL")
+"""Those that Pillow or one of `PLUGINS` reads are read; MPO is read as a JPEG."""
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": ""}
+"""Modules of the extra `formats`, and the function that adds the format to Pillow (where there is
+one; else the import does)."""
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB
 MAX_FILE_BYTES = 256 << 20
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -39,7 +45,24 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
+PICTURE_SUFFIXES = frozenset(
+    "avif bmp gif heic heif hif j2k jfif jp2 jpe jpeg jpf jpg jpx jxl mpo png tif tiff webp".split()
+)
+# The beginnings of files whose reader may be missing: (offset, bytes, format, what is missing).
+BEGINNINGS = (
+    (4, b"ftypheic", "HEIF", "HEIC"),
+    (4, b"ftypheix", "HEIF", "HEIC"),
+    (4, b"ftyphevc", "HEIF", "HEIC"),
+    (4, b"ftypheim", "HEIF", "HEIC"),
+    (4, b"ftypmif1", "HEIF", "HEIF"),
+    (4, b"ftypmsf1", "HEIF", "HEIF"),
+    (4, b"ftypavif", "AVIF", "AVIF"),
+    (4, b"ftypavis", "AVIF", "AVIF"),
+    (0, b"\xff\x0a", "JXL", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JXL", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000", "JPEG 2000"),
+)
 INGEST = "name another file; tarkit curate ingest FOLDER --out DIR records which are damaged"
 
 ResizeMode = Literal["squash", "crop"]
@@ -54,9 +77,7 @@ def _opened(blob: bytes) -> Image.Image:
 
     As `Image.open`, but without its limit of 179 million pixels, which is one for the process.
     """
-    if not set(FORMATS) <= set(Image.OPEN):
-        Image.init()
-    for name in FORMATS:
+    for name in readable_formats():
         reader, accepts = Image.OPEN[name]
         if accepts is None or accepts(blob[:16]) is True:
             # What a reader raises for another format, as Pillow has it.
@@ -105,7 +126,9 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        kinds = ", ".join(FORMATS)
+        if missing := _missing_reader(blob):
+            raise ImageError(missing) from None
+        kinds = ", ".join(readable_formats())
         raise ImageError(f"not a picture ({kinds}); the file begins {blob[:8]!r}") from None
     except Exception as error:  # decoders raise many types for bad bytes
         reason = str(error) or type(error).__name__
@@ -116,6 +139,26 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     if min(rgb.size) < min_side_px:
         raise ImageError(f"a side is below {min_side_px} px: {rgb.width} x {rgb.height}")
     return rgb
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that Pillow reads here, with the plug-ins that are installed."""
+    for module, register in PLUGINS.items():
+        with contextlib.suppress(ImportError):
+            plugin = importlib.import_module(module)
+            if register:
+                getattr(plugin, register)()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _missing_reader(blob: bytes) -> str | None:
+    """What reads a picture of a known format that cannot be read here; None for other bytes."""
+    for offset, beginning, name, shown in BEGINNINGS:
+        if blob[offset : offset + len(beginning)] == beginning and name not in readable_formats():
+            return f"a picture in {shown}, which is not read here: pip install 'tarkit[formats]'"
+    return None
 
 
 def image_format(blob: bytes) -> str:

@@ -1,8 +1,9 @@
 """Reads text files with errors that name the file, and writes files whole or not at all.
 
-A file is written under a temporary name in the same folder and renamed at the end, so that no
-process sees it half written. The temporary name has the host and the process id of the writer: the
-next process that writes the same file removes the temporary files of killed processes.
+A file is written into a temporary folder next to it and renamed at the end, so that no process
+sees it half written, and whatever a library writes beside it is in that folder too. The name of the
+folder has the host and the process id of the writer: the next process that writes anything in the
+same place removes what killed processes left there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import glob
+import functools
 import json
 import os
 import re
@@ -167,7 +168,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_once(path: Path, data: bytes) -> bool:
     """Write a file unless it exists; True for the one process that wrote it."""
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         temporary.write_bytes(data)
         _sync(temporary)
         try:
@@ -183,11 +185,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; at the end of the block its file becomes `path`.
 
     It appears whole or not at all, even if the machine stops: the file is synced to the disk before
-    it is renamed, and the folder after. After an exception in the block, `path` is as before.
-    Missing folders are made.
+    it is renamed, and the folder after. After an exception in the block, `path` is as before. Its
+    permissions are those of any new file, also where a library chose narrower ones, as safetensors
+    does. Missing folders are made.
     """
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         yield temporary
+        temporary.chmod(folder.stat().st_mode & 0o666)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -208,10 +213,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     disk before it is renamed. `path` must not exist or must be an empty folder; else OSError is
     raised at the end.
     """
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         temporary.mkdir()
         yield temporary
+        mode = temporary.stat().st_mode
         for written in temporary.rglob("*"):
+            written.chmod(mode & (0o777 if written.is_dir() else 0o666))
             _sync(written)
         rename_folder(temporary, path)
 
@@ -228,23 +236,39 @@ def rename_folder(folder: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """This process's temporary path for `path`; what is still there at the end is removed."""
+    """This process's temporary folder for `path`; it is removed at the end with what is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
+    _sweep_first(path.parent.absolute())
+    folder = path.with_name(f".{path.name}{temporary_ending()}")
+    folder.mkdir(exist_ok=True)
     try:
-        yield temporary
+        yield folder
     finally:
-        _remove(temporary)
+        _remove(folder)
 
 
-def _prefix(path: Path) -> str:
-    return f".{path.name}.{socket.gethostname()}."
+def temporary_ending() -> str:
+    """The end of the name of a file or folder that `sweep` removes once this process is dead."""
+    return f".{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes of this host left in a folder under temporary names."""
+    name = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.([0-9]{{1,10}})\.tmp")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = name.fullmatch(entry.name)
+            if match and not _is_alive(int(match[1])):
+                _remove(Path(entry.path))
+
+
+_sweep_first = functools.cache(sweep)
+"""Once a process and folder: to list a folder before every write would take quadratic time."""
 
 
 def _remove(temporary: Path) -> None:
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
+    if temporary.is_dir() and not temporary.is_symlink():
+        shutil.rmtree(temporary, ignore_errors=True)  # another process may sweep it too
     else:
         temporary.unlink(missing_ok=True)
 
@@ -260,14 +284,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _sweep(path: Path) -> None:
-    """Remove the temporary files for `path` of dead processes of this host."""
-    for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        pid = temporary.suffixes[-2].removeprefix(".")
-        if pid.isdigit() and not _is_alive(int(pid)):
-            _remove(temporary)
 
 
 def _is_alive(pid: int) -> bool:

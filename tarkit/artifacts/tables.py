@@ -7,14 +7,15 @@ cannot be read either: a damaged Parquet file, a CSV quote that never ends.
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
 
-CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
-longer than its block, reads a quote that never ends as text, and reports row numbers instead of
-line numbers.
+The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not
+by `pyarrow.csv` (26.0.1), which cannot read a cell longer than its block, reads a quote that never
+ends as text, and reports row numbers instead of line numbers.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,6 +34,8 @@ BATCH_ROWS = 256
 
 BUFFER_BYTES = 1 << 20
 """Of a Parquet column; pyarrow's default holds a whole row group: 43 MB instead of 6 MB."""
+
+DELIMITERS = ",;\t|"
 
 AGAIN = "correct it, and run the same command again"
 
@@ -151,7 +154,13 @@ def _csv_rows(
     # The default of 131,072 is less than a picture in base64; without any limit, a quote that never
     # ends would take the rest of the file into memory.
     csv.field_size_limit(MAX_LINE_CHARS)
-    reader = csv.DictReader(lines(), delimiter=delimiter, strict=True)
+    remaining = lines()
+    first = next(remaining, "")
+    reader = csv.DictReader(
+        itertools.chain([first], remaining),
+        delimiter=_delimiter(first, delimiter, columns),
+        strict=True,
+    )
     try:
         if reader.fieldnames:
             _require_column(path, reader.fieldnames, columns)
@@ -200,6 +209,21 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | N
 
 
 # ---- parts --------------------------------------------------------------------------------------
+
+
+def _delimiter(header: str, usual: str, columns: Collection[str] | None) -> str:
+    """The delimiter that finds most of the columns in a header; of equals, the usual one.
+
+    Spreadsheets of countries with a decimal comma write semicolons.
+    """
+    if columns is None:
+        return usual
+
+    def num_found(delimiter: str) -> int:
+        return sum(name.strip(' "') in columns for name in header.strip().split(delimiter))
+
+    others = [mark for mark in DELIMITERS if mark != usual]
+    return max([usual, *others], key=num_found)
 
 
 def _require_column(path: Path, names: Sequence[str], columns: Collection[str] | None) -> None:

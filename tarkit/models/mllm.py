@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tarkit.config import Config, Count, Size
+from tarkit.errors import UserError
 from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
@@ -394,6 +395,12 @@ class CachedDecoding:
         self.model = model
         _use_attention(model, _default_attention(model))
         longest = max(map(len, prompts))
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions and longest > positions:
+            raise UserError(
+                f"a prompt has {longest:,} tokens, the model has {positions:,} positions",
+                hint="shorten the prompt, or give fewer or smaller pictures",
+            )
         padding = [[0] * (longest - len(p)) for p in prompts]
         rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
         real = [[*pad, *[1] * len(p)] for pad, p in zip(padding, prompts, strict=True)]
