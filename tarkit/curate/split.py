@@ -234,7 +234,7 @@ def _object(answer: str) -> dict[str, Any]:
     for value in _objects(answer):
         if set(value) == {"prompt", IMAGE_MARK}:
             return value
-        first = first or value
+        first = value if first is None else first
     if first is None:
         raise Refused("the answer is not JSON")
     return first
@@ -257,5 +257,5 @@ def _objects(answer: str) -> Iterator[dict[str, Any]]:
                 value = read(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
-            if isinstance(value, dict) and value:
+            if isinstance(value, dict):
                 yield value

@@ -262,5 +262,7 @@ def test_the_object_of_an_answer_is_found_among_other_braces(answer: str) -> Non
 
 
 def test_an_answer_of_braces_alone_is_refused_at_once() -> None:
-    with pytest.raises(Refused, match="not JSON"):
+    with pytest.raises(Refused, match="the answer is not JSON"):
+        split_of("a photo of a red fox", "{" * 100_000)
+    with pytest.raises(Refused, match="the answer has other keys"):
         split_of("a photo of a red fox", "{" * 50_000 + "}" * 50_000)
