@@ -72,6 +72,61 @@ def run_command(words: Sequence[str], folder: Path, log: Path) -> Ending:
     return run_forked(lambda: tarkit(list(words), prog_name="tarkit"), folder, log)
 
 
+def killed_command(
+    words: Sequence[str], folder: Path, log: Path, *, number: int, name: str, after_s: float | None
+) -> Ending:
+    """As `run_command`, with a signal of `name` to itself.
+
+    It comes after `after_s` seconds, or else before the file operation of this number (see
+    `count_operations`).
+    """
+    tarkit = _tarkit()
+
+    def command() -> None:
+        sent = signal.Signals[name]
+        if after_s is not None:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), sent))
+            signal.setitimer(signal.ITIMER_REAL, after_s)
+        else:
+            _at_operation(number, lambda: os.kill(os.getpid(), sent))
+        tarkit(list(words), prog_name="tarkit")
+
+    return run_forked(command, folder, log)
+
+
+def count_operations(words: Sequence[str], folder: Path, log: Path, count: Path) -> int:
+    """How many file operations a command does within a folder `trial`."""
+    tarkit = _tarkit()
+
+    def command() -> None:
+        done = _at_operation(0, lambda: None)
+        try:
+            tarkit(list(words), prog_name="tarkit")
+        finally:
+            number = done[0]
+            count.write_text(str(number))
+
+    ending = run_forked(command, folder, log)
+    assert ending.status in (0, 3), ending.output
+    return int(count.read_text())
+
+
+def _at_operation(number: int, call: Callable[[], None]) -> list[int]:
+    """Call before the file operation of this number in `trial`; the list holds the count so far."""
+    done = [0]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            places = [str(a) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
+            if any("trial" in place for place in places):
+                done[0] += 1
+                if done[0] == number:
+                    call()
+
+    sys.addaudithook(hook)
+    return done
+
+
 def run_forked(function: Callable[[], None], folder: Path, log: Path) -> Ending:
     """A function in a forked process whose output goes into `log`, until it ends or the limit."""
     sys.stdout.flush()

@@ -3,9 +3,13 @@
 `build` makes it; `CASES` says which command reads which file. Paths are relative to the folder.
 """
 
+import hashlib
+import importlib
 import io
 import json
+import os
 import pickle
+import pkgutil
 import shlex
 import shutil
 import tarfile
@@ -21,6 +25,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import tarkit
 from tarkit.cli.app import app
 from tarkit.config import write_toml
 from tarkit.images import png_bytes
@@ -28,10 +33,13 @@ from tarkit.train.ar_dtok import ArDtokConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.vqvae import VqvaeConfig
 from tests import parts
+from tests.fuzz.trial import Ending, run_command, run_forked
 from tests.report.sample_runs import make_run
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 OUT = "trial/out"
+LOGS = ("commands.jsonl", "manifest.json")
+ROW_COUNTS = ".row_counts.json"
 
 
 @dataclass(frozen=True)
@@ -356,3 +364,87 @@ def _swaps(folder: Path) -> None:
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
     tarfile.open(folder / "empty.tar", "w").close()
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+class World:
+    """The folder of `build` and what its undamaged files lead to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "world"
+        self.folder.mkdir()
+        self.log = folder / "log"
+        for module in pkgutil.walk_packages(tarkit.__path__, "tarkit."):
+            if "__main__" not in module.name and "lmms" not in module.name:
+                importlib.import_module(module.name)
+        for name in ("qwen2", "llama"):
+            importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        built = run_forked(lambda: build(self.folder), self.folder, self.log)
+        assert built.status == 0, built.output
+        shards = self.folder / "half/state/step-0000004"
+        self.shard = next(path.name for path in shards.glob("*.safetensors"))
+        self.kept = folder / "kept"
+        shutil.copytree(self.folder, self.kept, copy_function=shutil.copy2)
+        self.before = _listing(self.folder)
+        self.results: dict[tuple[str | None, str], tuple[Ending, dict[str, str]]] = {}
+        self.unsteady: dict[tuple[str | None, str], set[str]] = {}
+
+    def file(self, case: Case) -> Path:
+        return self.folder / case.file.replace("SHARD", self.shard)
+
+    def start(self, case: Case) -> None:
+        shutil.rmtree(self.folder / "trial", ignore_errors=True)
+        (self.folder / OUT).parent.mkdir()
+        if case.start:
+            shutil.copytree(self.folder / case.start, self.folder / OUT)
+
+    def run(self, command: str) -> tuple[Ending, dict[str, str]]:
+        ending = run_command(shlex.split(command), self.folder, self.log)
+        return ending, _digests(self.folder / OUT)
+
+    def undamaged(self, case: Case, command: str) -> dict[str, str]:
+        """The files that a command makes, but for those that differ from run to run."""
+        key = (case.start, command)
+        if key not in self.results:
+            runs = []
+            for _ in range(2):
+                self.start(case)
+                runs.append(self.run(command))
+                assert runs[-1][0].status in (0, 3), f"{command}\n{runs[-1][0].output}"
+            one, two = (files for _, files in runs)
+            self.unsteady[key] = {name for name in one if one[name] != two.get(name)}
+            self.results[key] = runs[0]
+        unsteady = self.unsteady[key]
+        return {k: v for k, v in self.results[key][1].items() if k not in unsteady}
+
+    def changed(self) -> list[str]:
+        """Files that a trial wrote or removed outside of its folder; they are put back."""
+        now = _listing(self.folder)
+        names = {k for k in now.keys() | self.before.keys() if now.get(k) != self.before.get(k)}
+        if names:
+            shutil.rmtree(self.folder)
+            shutil.copytree(self.kept, self.folder, copy_function=shutil.copy2)
+        return sorted(names)
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for root, _, names in os.walk(folder):
+        if root.startswith(f"{folder}/trial"):
+            continue
+        for name in names:
+            if name == ROW_COUNTS:  # kept where the rows are
+                continue
+            status = os.lstat(f"{root}/{name}")
+            found[os.path.relpath(f"{root}/{name}", folder)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in LOGS)
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
