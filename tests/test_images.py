@@ -299,13 +299,17 @@ def test_only_files_of_a_bounded_size_are_read(tmp_path: Path, kind: str) -> Non
 def test_pictures_of_cameras_and_phones_are_read_or_say_what_reads_them(name: str) -> None:
     blobs = {"HEIF": b"\0\0\0\x18ftypheic" + bytes(20), "JXL": b"\xff\x0a" + bytes(20)}
     buffer = io.BytesIO()
-    colours = Image.fromarray(np.tile(np.arange(48, dtype=np.uint8)[:, None], (1, 60))).convert("RGB")
+    colours = Image.fromarray(np.tile(np.arange(48, dtype=np.uint8)[:, None], (1, 60))).convert(
+        "RGB"
+    )
     if name == "MPO":
         colours.save(buffer, name, save_all=True, append_images=[colours.rotate(180)])
     elif name in (*images.readable_formats(), "MPO"):
         colours.save(buffer, name)
     else:
-        with pytest.raises(images.ImageError, match=r"not read here: pip install 'tarkit\[formats\]'"):
+        with pytest.raises(
+            images.ImageError, match=r"not read here: pip install 'tarkit\[formats\]'"
+        ):
             decode(blobs[name])
         return
     picture = decode(buffer.getvalue())

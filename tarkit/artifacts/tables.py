@@ -7,9 +7,9 @@ cannot be read either: a damaged Parquet file, a CSV quote that never ends.
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
 
-The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
-longer than its block, reads a quote that never ends as text, and reports row numbers instead of
-line numbers.
+The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not
+by `pyarrow.csv` (26.0.1), which cannot read a cell longer than its block, reads a quote that never
+ends as text, and reports row numbers instead of line numbers.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _delimiter(header: str, usual: str, columns: Collection[str] | None) -> str:
 def _require_column(path: Path, names: Sequence[str], columns: Collection[str] | None) -> None:
     if columns is None or any(name in columns for name in names):
         return
-    *others, last = columns
+    *others, last = dict.fromkeys(name.lower() for name in columns)
     wanted = f"{', '.join(others)} or {last}" if others else last
     raise UserError(
         f"{path} has no column {wanted}; it has {', '.join(names) or 'none'}",
