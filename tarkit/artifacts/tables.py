@@ -229,7 +229,7 @@ def _delimiter(header: str, usual: str, columns: Collection[str] | None) -> str:
 def _require_column(path: Path, names: Sequence[str], columns: Collection[str] | None) -> None:
     if columns is None or any(name in columns for name in names):
         return
-    *others, last = columns
+    *others, last = dict.fromkeys(name.lower() for name in columns)
     wanted = f"{', '.join(others)} or {last}" if others else last
     raise UserError(
         f"{path} has no column {wanted}; it has {', '.join(names) or 'none'}",

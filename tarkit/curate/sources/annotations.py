@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tarkit.artifacts.tables import AGAIN, read_rows
+from tarkit.artifacts.tables import AGAIN, FileRow
+from tarkit.curate.sources.annotation_rows import OTHER_FORMS, annotation_rows, usual_form
 from tarkit.curate.sources.items import (
     ABOUT_COLUMNS,
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     SourceItem,
-    is_absent,
+    in_any_case,
     shown,
     with_captions,
 )
@@ -32,13 +33,18 @@ IMAGES = "images"
 ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
 
 
-def add_captions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
+def add_captions(
+    items: Sequence[SourceItem], path: Path, *, below: str = ""
+) -> tuple[SourceItem, ...]:
     """`items` with the captions of a csv, jsonl, json or Parquet file.
 
-    A name that is not in the source becomes an item with an error. Raises UserError with the place
-    of a row that cannot be read, or names no picture or several.
+    Its names are relative to the folder `below` of the source.
+
+    A row that cannot be read, and a name that is not in the source or is that of several pictures,
+    becomes an item with an error. Raises UserError where every row does.
     """
-    return _add(items, path, CAPTION_COLUMNS, with_captions)
+    change = functools.partial(with_captions, source=shown(path.name))
+    return _add(items, path, CAPTION_COLUMNS, change, below)
 
 
 def add_questions(items: Sequence[SourceItem], path: Path) -> tuple[SourceItem, ...]:
@@ -60,6 +66,7 @@ def _add(
     path: Path,
     columns: Sequence[str],
     change: Callable[[SourceItem, Mapping[str, Any], str], SourceItem],
+    below: str = "",
 ) -> tuple[SourceItem, ...]:
     """`items` changed by every row of the table in `path`; a row without a picture adds one."""
     changed = list(items)
@@ -72,19 +79,22 @@ def _add(
     known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ABOUT_COLUMNS)
     if path.suffix not in ENDINGS:
         raise UserError(f"{path} has none of the endings {', '.join(ENDINGS)}")
-    num_without = 0
-    more = ("question", "answer", CONVERSATIONS, IMAGES, *OTHER_MEDIA)
-    for file_row in read_rows(path, columns=(*known, *more)):
-        values, where = file_row.require(), f"{path.name} {file_row.place}"
-        row = {column: value for column, value in values.items() if not is_absent(value)}
+    bad: list[UserError] = []
+    num_without = num_rows = 0
+    more = ("question", "answer", CONVERSATIONS, IMAGES, *OTHER_MEDIA, *OTHER_FORMS)
+
+    def change_by(file_row: FileRow) -> None:
+        nonlocal num_without
+        where = f"{path.name} {file_row.place}"
+        row = usual_form(file_row.require())
         if problem := _single_picture(row):
-            name = f"{path.name}#{file_row.number}"
-            changed.append(SourceItem(shown(name), error=f"{where}: {problem}"))
-            continue
+            failed = shown(f"{path.name}#{file_row.number}")
+            changed.append(SourceItem(failed, error=f"{where}: {problem}"))
+            return
         if CONVERSATIONS in row and not any(row.get(c) for c in IMAGE_COLUMNS if c != "id"):
             num_without += 1
-            continue
-        name = _image_name(row, where)
+            return
+        name = os.path.normpath(os.path.join(below, _image_name(row, where)))
         if not any(column in row for column in (*columns, *ABOUT_COLUMNS)):
             wanted = ", ".join(columns)
             raise UserError(
@@ -105,6 +115,16 @@ def _add(
             similar[_portable(name)] = set(at)
             changed.append(SourceItem(shown(name), error=f"named in {where}, but it {why}"))
         changed[at[0]] = change(changed[at[0]], row, where)
+
+    for file_row in annotation_rows(path, in_any_case((*known, *more))):
+        num_rows += 1
+        try:
+            change_by(file_row)
+        except UserError as error:
+            bad.append(error)
+            changed.append(SourceItem(shown(f"{path.name}#{file_row.number}"), error=error.message))
+    if bad and len(bad) == num_rows:  # not a bad row or two, but another kind of file
+        raise bad[0]
     if num_without:
         print_note(
             f"{path}: {num_without} conversations show no picture; curate chats --text takes them"

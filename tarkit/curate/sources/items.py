@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 SYSTEM_NOTE = "{} files that macOS, Windows or WebDataset adds are left out"
@@ -27,13 +28,16 @@ class SourceItem:
     file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes or
     raises OSError. `error` is the reason, known before reading, why it cannot be used. `about`
     holds the columns group, role and template of a captions file for I2I and TI2I data. `origin`
-    has the `ORIGIN_COLUMNS` that the source states.
+    has the `ORIGIN_COLUMNS` that the source states. `captions_from` names what gave its captions,
+    for people: ".txt", "column text" or a file's name; `left_aside` what gave nothing.
     """
 
     name: str
     fingerprint: str = ""
     aliases: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    captions_from: tuple[str, ...] = ()
+    left_aside: tuple[str, ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +52,8 @@ class Listing:
     form: str
     items: Sequence[SourceItem]
     notes: tuple[str, ...] = ()
+    tables: tuple[Path, ...] = ()
+    """Captions files that were found in a folder."""
 
 
 def is_absent(value: Any) -> bool:
@@ -55,8 +61,26 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
-    """`item` with the captions, group, role and template of a row, or with an error."""
+def lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row under column names in lower case; a name that is so already goes before others."""
+    names = sorted((str(name) for name in row), key=str.islower)
+    return {name.lower(): row[name] for name in names if name in row}
+
+
+def in_any_case(columns: Iterable[str]) -> tuple[str, ...]:
+    """Column names as tables write them: text, TEXT and Text."""
+    return tuple(
+        dict.fromkeys(each for name in columns for each in (name, name.upper(), name.capitalize()))
+    )
+
+
+def with_captions(
+    item: SourceItem, row: Mapping[str, Any], where: str, *, source: str | None = None
+) -> SourceItem:
+    """`item` with the captions, group, role and template of a row, or with an error.
+
+    `source` names the file that the row is from; without one the columns are named.
+    """
     try:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:
@@ -65,7 +89,14 @@ def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> Sourc
         about = dict(item.about) | _about(row)
     except ValueError as error:
         return replace(item, error=f"{where}: {error}")
-    return replace(item, captions=(*item.captions, *captions), about=about)
+    columns = [f"column {name}" for name in CAPTION_COLUMNS if captions_of(row, (name,))]
+    named = tuple(columns) if source is None else (source,) * bool(captions)
+    return replace(
+        item,
+        captions=(*item.captions, *(text for text in captions if text not in item.captions)),
+        captions_from=tuple(dict.fromkeys((*item.captions_from, *named))),
+        about=about,
+    )
 
 
 def _about(row: Mapping[str, Any]) -> dict[str, str]:
