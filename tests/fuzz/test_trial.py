@@ -23,6 +23,11 @@ def ends(status: int) -> None:
     raise SystemExit(status)
 
 
+def explains() -> None:
+    print("error: no such file")
+    ends(1)
+
+
 def test_a_traceback_a_hang_and_memory_are_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -30,7 +35,7 @@ def test_a_traceback_a_hang_and_memory_are_faults(
     assert fault_of(lambda: ends(3), tmp_path) is None
     assert "KeyError: 'gone'" in str(fault_of(raises, tmp_path))
     assert fault_of(lambda: ends(1), tmp_path) == "status 1 without a sentence"
-    assert fault_of(lambda: (print("error: no such file"), ends(1)), tmp_path) is None
+    assert fault_of(explains, tmp_path) is None
     assert "takes" in str(fault_of(lambda: bytearray(trial.LIMIT_BYTES + (64 << 20)), tmp_path))
     monkeypatch.setattr(trial, "LIMIT_S", 0.2)
     assert "no end after" in str(fault_of(lambda: time.sleep(5), tmp_path))

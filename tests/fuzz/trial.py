@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
-from click import Command
 
 LIMIT_S = 60.0
 LIMIT_BYTES = 2 << 30
@@ -56,7 +55,7 @@ class Ending:
 
 
 @functools.cache
-def _tarkit() -> Command:
+def _tarkit() -> Callable[..., object]:
     """The command line, built once: it takes half a second, more than most commands."""
     from tarkit.cli.app import app
 

@@ -267,7 +267,7 @@ def _settings(folder: Path) -> None:
 
 
 def _artifacts(folder: Path) -> None:
-    splits: list[list[str | None]] = [["train"] * 5 + ["failed"], ["train"] * 4]
+    splits: list[list[str | None]] = [[*["train"] * 5, "failed"], ["train"] * 4]
     parts.write_pictures(folder / "pictures", splits)
     run(folder, "encode @pictures --tokenizer @models/tokenizer --out @tokens --device cpu")
     rows = parts.mixed_chats(5)
