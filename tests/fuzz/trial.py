@@ -126,7 +126,7 @@ def _at_operation(number: int, call: Callable[[], None]) -> list[int]:
     return done
 
 
-def run_forked(function: Callable[[], None], folder: Path, log: Path) -> Ending:
+def run_forked(function: Callable[[], object], folder: Path, log: Path) -> Ending:
     """A function in a forked process whose output goes into `log`, until it ends or the limit."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -156,7 +156,7 @@ def _wait(pid: int, start: float) -> tuple[int, resource.struct_rusage]:
         pause = min(0.05, pause * 1.2)
 
 
-def _child(function: Callable[[], None], folder: Path, log: Path) -> None:
+def _child(function: Callable[[], object], folder: Path, log: Path) -> None:
     status = CRASHED
     try:
         os.setsid()
