@@ -151,7 +151,7 @@ def _compare(
     )
     differences = list(_differences(old_settings, new_settings))
     for name in sorted(there.get("parents", {}).keys() | now["parents"].keys()):
-        old, new = there["parents"].get(name, {}), now["parents"].get(name, {})
+        old, new = there.get("parents", {}).get(name, {}), now["parents"].get(name, {})
         if old.get("manifest_sha256") != new.get("manifest_sha256"):
             differences.append(f"{name}: {_input(old)} there, {_input(new)} now")
     if not differences:  # with other settings the shards differ too

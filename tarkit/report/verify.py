@@ -75,7 +75,7 @@ def lineage(path: Path) -> list[Path]:
     folders = [path]
     seen = {path.resolve()}
     for folder in folders:  # grows meanwhile
-        parents = read_manifest(folder)["parents"] if (folder / MANIFEST).exists() else {}
+        parents = read_manifest(folder).get("parents", {}) if (folder / MANIFEST).exists() else {}
         for parent in parents.values():
             place = Path(os.path.normpath(folder / parent["path"]))
             is_ours = (place / MANIFEST).exists() or (place / "config.json").exists()

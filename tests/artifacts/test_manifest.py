@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.artifacts.manifest import read_manifest
+from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.errors import UserError
 from tests.parts import write_pictures
 
@@ -103,3 +103,20 @@ def test_a_shard_with_columns_of_another_type_is_refused(folder: Path) -> None:
     pq.write_table(table.set_column(place, "width", pa.array(["wide"])), path)
     with pytest.raises(UserError, match="has width as string, where images have int"):
         artifact.read("00000")
+
+
+@pytest.mark.parametrize("key", ["parents", "settings", "shards", "counts"])
+def test_a_directory_whose_manifest_lacks_a_key_is_not_gone_on_with(folder: Path, key: str) -> None:
+    file = folder / "manifest.json"
+    whole = json.loads(file.read_text())
+    settings = {**whole["settings"], "a": 1}
+    parent = folder.parent / "parent.txt"
+    parent.write_text("x")
+    plan = {"shards": whole["shards"], "counts": whole["counts"]}
+    begin = {"settings": settings, "parents": {"text": parent}, "plan": plan}
+    out = folder.parent / "begun"
+    manifest = begin_directory(out, "images", **begin)
+    del manifest[key]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was begun with other settings"):
+        begin_directory(out, "images", **begin)
