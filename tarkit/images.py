@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import stat
+import struct
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": ""}
 one; else the import does)."""
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB
 MAX_FILE_BYTES = 256 << 20
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
 STRIP_PIXELS = 1 << 20
 
 # EXIF tag 0x0112, and the operation for each of its values that turns a picture upright.
@@ -69,6 +72,35 @@ class ImageError(UserError):
     """A picture that cannot be used; the message is the reason, kept in a failed row."""
 
 
+def _opened(blob: bytes) -> Image.Image:
+    """The picture that Pillow's reader of its format finds in `blob`, not yet decoded.
+
+    As `Image.open`, but without its limit of 179 million pixels, which is one for the process.
+    """
+    for name in readable_formats():
+        reader, accepts = Image.OPEN[name]
+        if accepts is None or accepts(blob[:16]) is True:
+            # What a reader raises for another format, as Pillow has it.
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return reader(io.BytesIO(blob), "")
+    raise Image.UnidentifiedImageError
+
+
+def _without_texts(blob: bytes) -> bytes:
+    """A PNG without its texts and its colour profile, which Pillow refuses above 1 MB unpacked."""
+    if not blob.startswith(PNG_SIGNATURE):
+        return blob
+    parts, at, kept_from = [], len(PNG_SIGNATURE), 0
+    while at + 8 <= len(blob):
+        length, name = struct.unpack_from(">I4s", blob, at)
+        end = at + 12 + length
+        if name in PNG_TEXTS:
+            parts.append(blob[kept_from:at])
+            kept_from = min(end, len(blob))
+        at = end
+    return b"".join([*parts, blob[kept_from:]]) if parts else blob
+
+
 def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -> Image.Image:
     """RGB picture of encoded bytes: EXIF rotation applied, first frame, transparency on white.
 
@@ -80,7 +112,7 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     if not blob:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(blob), formats=readable_formats()) as picture:
+        with _opened(_without_texts(blob)) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ImageError(
@@ -93,8 +125,6 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
                 rgb = to_rgb(picture)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels (more than {max_pixels}): {error}") from None
     except Image.UnidentifiedImageError:
         if missing := _missing_reader(blob):
             raise ImageError(missing) from None
@@ -134,7 +164,7 @@ def _missing_reader(blob: bytes) -> str | None:
 def image_format(blob: bytes) -> str:
     """Pillow's name of the format of encoded bytes ("JPEG"), or "" for any other format."""
     try:
-        with Image.open(io.BytesIO(blob), formats=readable_formats()) as picture:
+        with _opened(blob) as picture:
             return picture.format or ""
     except Exception:  # as in decode
         return ""
@@ -165,7 +195,8 @@ def middle_square(image: Image.Image) -> Image.Image:
     """The largest square around the middle of a picture."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    # Not crop(), which has Pillow's limit of pixels.
+    return Image.fromarray(np.asarray(image)[top : top + side, left : left + side])
 
 
 def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> bytes:
@@ -188,23 +219,26 @@ def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
     return (extension, blob) if extension else ("png", png_bytes(picture))
 
 
-def plain_bytes(blob: bytes) -> tuple[str, bytes]:
+def plain_bytes(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
     """(MIME subtype, bytes) that any other program reads as the picture of `decode(blob)`.
 
     They are `blob` itself where nothing of it can be read in two ways: an upright JPEG, PNG or WebP
     in 8 bits without transparency; else a PNG. Raises ImageError as `decode` does.
     """
-    picture = decode(blob)
-    with Image.open(io.BytesIO(blob), formats=FORMATS) as stored:
-        is_plain = (
-            stored.format in KEPT_AS_THEY_ARE
-            and stored.mode in ("RGB", "L", "P", "1")
-            and "transparency" not in stored.info
-            and getattr(stored, "n_frames", 1) == 1
-            and _orientation(stored) not in TRANSPOSE
-        )
-        kind = str(stored.format).lower()
-    return (kind, blob) if is_plain else ("png", png_bytes(picture))
+    picture = decode(blob, max_pixels=max_pixels)
+    kind = image_format(blob)
+    if kind in KEPT_AS_THEY_ARE:
+        with _opened(blob) as stored:
+            stored.load()
+            is_plain = (
+                stored.mode in ("RGB", "L", "P", "1")
+                and "transparency" not in stored.info
+                and getattr(stored, "n_frames", 1) == 1
+                and _orientation(stored) not in TRANSPOSE
+            )
+        if is_plain:
+            return kind.lower(), blob
+    return "png", png_bytes(picture)
 
 
 def contact_sheet(

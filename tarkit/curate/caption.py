@@ -144,7 +144,7 @@ def _question(
     else:
         rng = random.Random(row_seed(config.seed, todo.row["key"], 0))
         text = INSTRUCTION.format(*rng.sample(examples, NUM_EXAMPLES))
-    return LlmQuestion(text, seed=seed, blob=todo.blob)
+    return LlmQuestion(text, seed=seed, blob=todo.blob, max_pixels=todo.max_pixels)
 
 
 def _read(

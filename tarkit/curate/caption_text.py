@@ -48,7 +48,10 @@ APOLOGY = re.compile(
 ITEM = re.compile(r"(?:[-*•>]|\d{1,2}[.)])\s+")
 ELEMENT = re.compile(r"<(\w+)>(.*)</\1>", re.DOTALL)
 EMPHASIS = ("**", "__", "`", "*", "_")
-QUOTES = ('""', "''", "“”", "‘’", "«»", "「」", "『』")
+QUOTES = (
+    *(('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’")),
+    *(("«", "»"), ("「", "」"), ("『", "』")),
+)
 
 
 def caption_in(text: str) -> str:

@@ -193,7 +193,12 @@ def _judgements(
 
 def _question(seed: int, todo: Todo, number: int) -> LlmQuestion:
     text = INSTRUCTION.format(todo.row["prompt"])
-    return LlmQuestion(text, seed=row_seed(seed, todo.row["key"], number), blob=todo.blob)
+    return LlmQuestion(
+        text,
+        seed=row_seed(seed, todo.row["key"], number),
+        blob=todo.blob,
+        max_pixels=todo.max_pixels,
+    )
 
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:

@@ -234,7 +234,7 @@ def _object(answer: str) -> dict[str, Any]:
     for value in _objects(answer):
         if set(value) == {"prompt", IMAGE_MARK}:
             return value
-        first = first or value
+        first = value if first is None else first
     if first is None:
         raise Refused("the answer is not JSON")
     return first

@@ -168,7 +168,7 @@ class LocalAssistant:
         )
 
     def _inputs(self, questions: Sequence[LlmQuestion]) -> Mapping[str, Tensor]:
-        pictures = [_small_picture(q.blob) for q in questions if q.blob is not None]
+        pictures = [_small_picture(q.blob, q.max_pixels) for q in questions if q.blob is not None]
         if self._processor is None or not pictures:
             texts = [self._chat(question.text, question.examples) for question in questions]
             return dict(self._tokenizer(texts, return_tensors="pt", padding=True))
@@ -283,7 +283,7 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _small_picture(blob: bytes) -> Any:
-    picture = decode(blob)
+def _small_picture(blob: bytes, max_pixels: int) -> Any:
+    picture = decode(blob, max_pixels=max_pixels)
     picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
     return picture

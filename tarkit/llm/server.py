@@ -143,7 +143,7 @@ def _messages(question: LlmQuestion) -> list[dict[str, Any]]:
 def _content(question: LlmQuestion) -> str | list[dict[str, Any]]:
     if question.blob is None:
         return question.text
-    kind, blob = plain_bytes(question.blob)
+    kind, blob = plain_bytes(question.blob, max_pixels=question.max_pixels)
     data = base64.b64encode(blob).decode("ascii")
     picture = {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
     return [{"type": "text", "text": question.text}, picture]

@@ -5,7 +5,7 @@ import tarfile
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -219,10 +219,13 @@ def test_nan_of_pandas_is_no_caption_no_picture_and_no_name(two: Path, tmp_path:
     add_questions(found, text(tmp_path / "q.json", json.dumps([row])))  # shows no picture
 
 
+Form = Literal["NFC", "NFD"]
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("stored", ["NFC", "NFD"])
 def test_a_name_written_on_another_system_finds_its_file(
-    tmp_path: Path, form: str, stored: str
+    tmp_path: Path, form: Form, stored: Form
 ) -> None:
     root, name = tmp_path / "in", "b\u00fccher/caf\u00e9.png"
     text(root / unicodedata.normalize(stored, name), "x")
