@@ -63,6 +63,8 @@ def test_no_damaged_file_is_more_than_a_sentence_or_a_failed_row(tmp_path: Path)
         rng = random.Random(f"{SEED} {case.file} {number}")
         command = case.commands[number // len(cases) % len(case.commands)]
         numbers[case.kind] += 1
+        if number and number % 100 == 0:
+            print(f"{number} so far, {len(faults)} faults", flush=True)
         if fault := trial(world, case, command, rng):
             faults.append(f"{number} {case.file}: {command}: {fault}")
             print(faults[-1], flush=True)

@@ -95,6 +95,8 @@ def test_a_killed_command_run_again_ends_as_one_that_was_not_killed(tmp_path: Pa
     names = sorted(COMMANDS)
     faults = []
     for number in range(NUM_KILLS):
+        if number and number % 20 == 0:
+            print(f"{number} kills so far, {len(faults)} faults", flush=True)
         if fault := kills.kill(names[number % len(names)]):
             faults.append(fault)
             print(fault, flush=True)

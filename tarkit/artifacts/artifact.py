@@ -341,7 +341,7 @@ def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
     try:
         missing = [key for key in needed_settings(kind, settings) if key not in settings]
         schema_of(kind, settings)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         missing = [str(error)]
     if missing:
         raise UserError(

@@ -45,6 +45,8 @@ def damaged(rng: random.Random, name: str, data: bytes, others: Sequence[bytes] 
     ways = [_flipped, _header_flipped, _cut, _zeroed, _noise, _repeated, _appended]
     if suffix in ("json", "jsonl"):
         ways += [_json_value] * 7
+    if suffix == "http":
+        ways += [_answer_value] * 9
     if suffix == "safetensors":
         ways += [_safetensors_header] * 4
     if suffix == "toml":
@@ -156,6 +158,16 @@ def _places(value: Any, before: tuple[Any, ...] = ()) -> Any:
             yield from _places(inner, (*before, key))
         else:
             yield (*before, key)
+
+
+def _answer_value(rng: random.Random, data: bytes) -> bytes:
+    """One value of the JSON in an HTTP response; its length in the header fits, mostly."""
+    header, _, body = data.partition(b"\r\n\r\n")
+    changed = _with_value(rng, json.loads(body))
+    if rng.random() < 0.8:
+        lengths = (b"length: %d" % len(body), b"length: %d" % len(changed))
+        header = header.replace(*lengths)
+    return header + b"\r\n\r\n" + changed
 
 
 def _safetensors_header(rng: random.Random, data: bytes) -> bytes:

@@ -3,6 +3,8 @@
 `build` makes it; `CASES` says which command reads which file. Paths are relative to the folder.
 """
 
+import atexit
+import contextlib
 import hashlib
 import importlib
 import io
@@ -12,6 +14,8 @@ import pickle
 import pkgutil
 import shlex
 import shutil
+import signal
+import socket
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +38,7 @@ from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.vqvae import VqvaeConfig
 from tests import parts
 from tests.fuzz.trial import Ending, run_command, run_forked
+from tests.llm.stub_server import said
 from tests.report.sample_runs import make_run
 
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
@@ -159,6 +164,11 @@ def _cases() -> tuple[Case, ...]:
             ("metrics.jsonl", False),
         )
     ]
+    for verb, words in (("caption", "pictures"), ("split", "prompts"), ("judge", "pictures")):
+        examples = " --examples examples.txt" if verb == "caption" else ""
+        command = f"curate {verb} {words} --llm m --server SERVER{examples} --out {OUT}"
+        command += " --set assistant.tries=1"
+        cases.append(Case("server answer", f"{verb}.http", (command,)))
     return tuple(cases)
 
 
@@ -182,7 +192,17 @@ class _Stopped(Exception):
 
 def build(folder: Path) -> None:
     """Make everything; run it in a process of its own, as it starts threads."""
-    for make in (_models, _sources, _texts, _settings, _artifacts, _trainings, _results, _others):
+    for make in (
+        _models,
+        _sources,
+        _texts,
+        _settings,
+        _artifacts,
+        _trainings,
+        _results,
+        _others,
+        _answers,
+    ):
         make(folder)
     _swaps(folder / "swaps")
 
@@ -310,6 +330,41 @@ def _others(folder: Path) -> None:
     np.savez(folder / "reference.npz", mu=values.mean(0), sigma=np.cov(values.T))
 
 
+def _answers(folder: Path) -> None:
+    """A whole HTTP response for each command that asks a server."""
+    run(folder, "curate prompts @prompts.txt --out @prompts")
+    (folder / "examples.txt").write_text("one ship\ntwo ships\nthree ships\n")
+    split = {"prompt": "a painting of 0 boats", "<image>": "boats"}
+    texts = {"caption": "A ship at sea.", "split": json.dumps(split), "judge": "yes"}
+    for name, text in texts.items():
+        _, body = said(text)
+        head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        head += f"content-length: {len(body)}\r\n\r\n"
+        (folder / f"{name}.http").write_bytes(head.encode() + body)
+
+
+def serve(folder: Path, listening: socket.socket) -> None:
+    """Answer requests with the bytes of the newest .http file while the parent process lives."""
+    parent = os.getppid()
+    listening.settimeout(2)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(5)
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(1 << 16)
+            header, _, body = request.partition(b"\r\n\r\n")
+            missing = int(header.lower().partition(b"content-length: ")[2].split()[0]) - len(body)
+            while missing > 0:
+                missing -= len(connection.recv(1 << 16))
+            answers = sorted(folder.glob("*.http"), key=lambda path: path.stat().st_mtime_ns)
+            connection.sendall(answers[-1].read_bytes())
+
+
 class _Run:
     """A pickle that runs a command where it is loaded in trust."""
 
@@ -379,8 +434,16 @@ class World:
         for module in pkgutil.walk_packages(tarkit.__path__, "tarkit."):
             if "__main__" not in module.name and "lmms" not in module.name:
                 importlib.import_module(module.name)
+        importlib.import_module("openai")
         for name in ("qwen2", "llama"):
             importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        self.server = os.fork()
+        if self.server == 0:
+            serve(self.folder, listening)
+            os._exit(0)
+        atexit.register(os.kill, self.server, signal.SIGKILL)
         built = run_forked(lambda: build(self.folder), self.folder, self.log)
         assert built.status == 0, built.output
         shards = self.folder / "half/state/step-0000004"
@@ -396,12 +459,15 @@ class World:
 
     def start(self, case: Case) -> None:
         shutil.rmtree(self.folder / "trial", ignore_errors=True)
+        if case.kind == "server answer":
+            self.file(case).touch()
         (self.folder / OUT).parent.mkdir()
         if case.start:
             shutil.copytree(self.folder / case.start, self.folder / OUT)
 
     def run(self, command: str) -> tuple[Ending, dict[str, str]]:
-        ending = run_command(shlex.split(command), self.folder, self.log)
+        words = shlex.split(command.replace("SERVER", self.url))
+        ending = run_command(words, self.folder, self.log)
         return ending, _digests(self.folder / OUT)
 
     def undamaged(self, case: Case, command: str) -> dict[str, str]:
@@ -435,7 +501,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
         if root.startswith(f"{folder}/trial"):
             continue
         for name in names:
-            if name == ROW_COUNTS:  # kept where the rows are
+            if name == ROW_COUNTS or name.endswith(".http"):  # kept where the rows are; served
                 continue
             status = os.lstat(f"{root}/{name}")
             found[os.path.relpath(f"{root}/{name}", folder)] = (status.st_size, status.st_mtime_ns)
