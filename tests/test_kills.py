@@ -93,7 +93,7 @@ class Kills:
 def test_a_killed_command_run_again_ends_as_one_that_was_not_killed(tmp_path: Path) -> None:
     kills = Kills(World(tmp_path), random.Random(SEED))
     names = sorted(COMMANDS)
-    faults = []
+    faults: list[str] = []
     for number in range(NUM_KILLS):
         if number and number % 20 == 0:
             print(f"{number} kills so far, {len(faults)} faults", flush=True)

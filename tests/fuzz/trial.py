@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
-from click import Command
 
 LIMIT_S = 60.0
 LIMIT_BYTES = 2 << 30
@@ -56,7 +56,7 @@ class Ending:
 
 
 @functools.cache
-def _tarkit() -> Command:
+def _tarkit() -> Any:
     """The command line, built once: it takes half a second, more than most commands."""
     from tarkit.cli.app import app
 
