@@ -113,7 +113,7 @@ def test_a_directory_whose_manifest_lacks_a_key_is_not_gone_on_with(folder: Path
     parent = folder.parent / "parent.txt"
     parent.write_text("x")
     plan = {"shards": whole["shards"], "counts": whole["counts"]}
-    begin = {"settings": settings, "parents": {"text": parent}, "plan": plan}
+    begin: dict[str, Any] = {"settings": settings, "parents": {"text": parent}, "plan": plan}
     out = folder.parent / "begun"
     manifest = begin_directory(out, "images", **begin)
     del manifest[key]

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -55,7 +56,7 @@ class Ending:
 
 
 @functools.cache
-def _tarkit() -> Callable[..., object]:
+def _tarkit() -> Any:
     """The command line, built once: it takes half a second, more than most commands."""
     from tarkit.cli.app import app
 
@@ -126,7 +127,7 @@ def _at_operation(number: int, call: Callable[[], None]) -> list[int]:
     return done
 
 
-def run_forked(function: Callable[[], object], folder: Path, log: Path) -> Ending:
+def run_forked(function: Callable[[], None], folder: Path, log: Path) -> Ending:
     """A function in a forked process whose output goes into `log`, until it ends or the limit."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -156,7 +157,7 @@ def _wait(pid: int, start: float) -> tuple[int, resource.struct_rusage]:
         pause = min(0.05, pause * 1.2)
 
 
-def _child(function: Callable[[], object], folder: Path, log: Path) -> None:
+def _child(function: Callable[[], None], folder: Path, log: Path) -> None:
     status = CRASHED
     try:
         os.setsid()

@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,7 @@ def _settings(folder: Path) -> None:
 
 
 def _artifacts(folder: Path) -> None:
-    splits: list[list[str | None]] = [[*["train"] * 5, "failed"], ["train"] * 4]
+    splits: list[Sequence[str | None]] = [["train"] * 5 + ["failed"], ["train"] * 4]
     parts.write_pictures(folder / "pictures", splits)
     run(folder, "encode @pictures --tokenizer @models/tokenizer --out @tokens --device cpu")
     rows = parts.mixed_chats(5)
