@@ -124,6 +124,6 @@ for stage in "${stages[@]}"; do
     python "$here/result.py" stage "$stage" "$work" $(($(date +%s) - began)) $status | tee -a "$work/results.jsonl"
     # Weights that no later stage reads, and checkpoints of one that was ended.
     rm -rf "$work/$stage/state"
-    case $stage in encoder | vqvae | tokenizer | dif_dtok | grpo) find "$work/$stage" -name '*.safetensors' -delete ;; esac
+    case $stage in encoder | vqvae | tokenizer | dif_dtok | grpo) rm -f "$work/$stage"/*.safetensors "$work/$stage"/*/*.safetensors ;; esac
 done
 exit $failed

@@ -1,12 +1,15 @@
 """Two steps of trainings at their real sizes, from random weights, and what `tarkit plan` says.
 
-12 GB of memory, 4 GB of disk, minutes of two cores: `pytest -m real tests/train -s`, which runs
+14 GB of memory, 4 GB of disk, minutes of two cores: `pytest -m real tests/train -s`, which runs
 one at a time and prints measured and planned memory.
 
 float32 and AdamW as on a GPU, one picture or chat a pass. Measured is what the process had at its
 fullest by the end of the second step, above what it had after its imports. There it is ended: to
 save, a training on the CPU copies weights and optimizer states, which on a GPU takes nothing from
 the GPU's memory.
+
+When this was written, in GB: tokenizer 13.22 measured, 12.25 planned; language model 13.47 measured,
+13.41 planned. Two loaded cores took 15 and 9 minutes.
 """
 
 import json
@@ -33,7 +36,7 @@ from tests.test_real_size import QWEN, text_tokenizer, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
-NEEDED = 14 * GIB
+NEEDED = 15 * GIB
 PUBLISHED_ROWS = 151_936  # of Qwen2.5's table, with its padding
 NUM_CODES, GRID = 65_536, 27
 MEASURED = """
@@ -124,7 +127,14 @@ def test_two_steps_of_ta_tok_at_the_papers_size(tmp_path: Path) -> None:
     table = save_table(tmp_path / "qwen")
     pictures = [parts.write_pictures(tmp_path / name, [["train"] * 2]).path for name in "ab"]
     config = ROOT / "pipelines" / "paper" / "tokenizer.toml"
-    words = ["tokenizer", config, "--images", pictures[0], "--images", pictures[1]]
+    words: list[str | Path] = [
+        "tokenizer",
+        config,
+        "--images",
+        pictures[0],
+        "--images",
+        pictures[1],
+    ]
     words += ["--encoder", tmp_path / "siglip2", "--lm", table]
     measured = train(words, tmp_path / "ta_tok", FEW)
     budget = plan(
@@ -135,7 +145,7 @@ def test_two_steps_of_ta_tok_at_the_papers_size(tmp_path: Path) -> None:
         lm=table.parent,
         overrides=FEW,
     )
-    assert budget.trained == pytest.approx(432e6, rel=0.05)
+    assert budget.trained == pytest.approx(447.5e6, rel=0.01)
     compare(budget, measured)
 
 
@@ -145,8 +155,13 @@ def save_ta_tok(folder: Path) -> Path:
         encoder=EncoderArch(
             size_px=2 * GRID, patch_px=2, width=16, layers=2, heads=2, mlp_width=24, head=False
         ),
-        **{"num_codes": NUM_CODES, "embedding_width": 16, "code_width": 16},
-        **{"decoder_layers": 1, "decoder_heads": 2, "decoder_mlp_width": 24, "decoder_side": 4},
+        num_codes=NUM_CODES,
+        embedding_width=16,
+        code_width=16,
+        decoder_layers=1,
+        decoder_heads=2,
+        decoder_mlp_width=24,
+        decoder_side=4,
     )
     save_model(folder, TaTok(arch), {"kind": "ta_tok", "arch": arch.model_dump(mode="json")})
     return folder
@@ -194,7 +209,16 @@ def test_two_steps_of_a_language_model_of_half_a_billion(tmp_path: Path) -> None
     config = ROOT / "pipelines" / "paper" / "mllm_pretrain.toml"
     tasks = ["ratio.i2t=0", "ratio.i2i=0", "ratio.ti2i=0", "ratio.text=0"]
     settings = [*FEW, *tasks, "scale_ratio=[1,0,0]", "length=1024", "embedding_start=random"]
-    words = ["mllm", config, "--chats", chats, "--tokenizer", tokenizer, "--lm", lm]
+    words: list[str | Path] = [
+        "mllm",
+        config,
+        "--chats",
+        chats,
+        "--tokenizer",
+        tokenizer,
+        "--lm",
+        lm,
+    ]
     measured = train(words, tmp_path / "mllm", settings)
     row = json.loads((tmp_path / "mllm" / "metrics.jsonl").read_text().splitlines()[0])
     text_tokens = round(row["tokens"] / 2) - GRID**2 - 3
