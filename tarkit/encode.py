@@ -242,7 +242,13 @@ class EncodePlan(RowPlan):
 
     def make(self, artifact: Artifact) -> None:
         encoder = _Encoder(
-            self.ta_tok, self.image_vq, self.vae, self.scales, self.settings, self.device
+            self.ta_tok,
+            self.image_vq,
+            self.vae,
+            self.scales,
+            self.settings,
+            self.device,
+            max_pixels=self.source.max_pixels,
         )
         rank, world = rank_and_world()
         pending = set(pending_shards(artifact, self.source, rank=rank, world=world))
@@ -294,6 +300,8 @@ class _Encoder:
         scales: Sequence[Scale],
         settings: EncodeConfig,
         device: str,
+        *,
+        max_pixels: int,
     ) -> None:
         self.ta_tok = ta_tok
         self.image_vq = image_vq
@@ -302,6 +310,7 @@ class _Encoder:
         self.settings = settings
         self.device = torch.device(device)
         self.num_enlarged = 0
+        self.max_pixels = max_pixels
         ta_tok.model.to(self.device)
         if image_vq is not None:
             image_vq.model.to(self.device)
@@ -329,7 +338,7 @@ class _Encoder:
         if blob is None:
             return f"its images row failed: {facts['error']}"
         try:
-            picture = decode(blob)
+            picture = decode(blob, max_pixels=self.max_pixels)
         except ImageError as error:
             return str(error)
         if self.settings.square == "crop":

@@ -26,6 +26,7 @@ HINTS = {
     errno.EMFILE: f"ulimit -n 65536; {SAME_COMMAND}",
     errno.ENOMEM: f"use a smaller batch_size, or close other programs; {SAME_COMMAND}",
 }
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 NO_SPACE = ("No space left on device", "os error 28")
 
 
@@ -43,7 +44,8 @@ def explained(error: Exception) -> UserError | None:
         place = " -> ".join(map(_text, places))
         why = error.strerror or str(error)
         return UserError(f"{place}: {why}" if place else why, hint=HINTS.get(error.errno or 0, ""))
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    names = (type(error).__name__, str(error))
+    if isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or NO_MEMORY in names[1]:
         reason = str(error).splitlines()[0] if str(error) else "no more can be had"
         return UserError(f"not enough memory: {reason}", hint=HINTS[errno.ENOMEM])
     if any(text in str(error) for text in NO_SPACE):

@@ -5,8 +5,11 @@ LOAD_TRUNCATED_IMAGES, for example, every truncated file would decode without an
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import stat
+import struct
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +22,15 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tarkit.errors import UserError
 
 KEPT_AS_THEY_ARE = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF", "JXL")
+"""Those that Pillow or one of `PLUGINS` reads are read; MPO is read as a JPEG."""
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": ""}
+"""Modules of the extra `formats`, and the function that adds the format to Pillow (where there is
+one; else the import does)."""
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB as RGB
 MAX_FILE_BYTES = 256 << 20
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
 STRIP_PIXELS = 1 << 20
 
 # EXIF tag 0x0112, and the operation for each of its values that turns a picture upright.
@@ -36,7 +45,24 @@ TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-PICTURE_SUFFIXES = frozenset("bmp gif jfif jpe jpeg jpg png tif tiff webp".split())
+PICTURE_SUFFIXES = frozenset(
+    "avif bmp gif heic heif hif j2k jfif jp2 jpe jpeg jpf jpg jpx jxl mpo png tif tiff webp".split()
+)
+# The beginnings of files whose reader may be missing: (offset, bytes, format, what is missing).
+BEGINNINGS = (
+    (4, b"ftypheic", "HEIF", "HEIC"),
+    (4, b"ftypheix", "HEIF", "HEIC"),
+    (4, b"ftyphevc", "HEIF", "HEIC"),
+    (4, b"ftypheim", "HEIF", "HEIC"),
+    (4, b"ftypmif1", "HEIF", "HEIF"),
+    (4, b"ftypmsf1", "HEIF", "HEIF"),
+    (4, b"ftypavif", "AVIF", "AVIF"),
+    (4, b"ftypavis", "AVIF", "AVIF"),
+    (0, b"\xff\x0a", "JXL", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JXL", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000", "JPEG 2000"),
+)
 INGEST = "name another file; tarkit curate ingest FOLDER --out DIR records which are damaged"
 
 ResizeMode = Literal["squash", "crop"]
@@ -44,6 +70,35 @@ ResizeMode = Literal["squash", "crop"]
 
 class ImageError(UserError):
     """A picture that cannot be used; the message is the reason, kept in a failed row."""
+
+
+def _opened(blob: bytes) -> Image.Image:
+    """The picture that Pillow's reader of its format finds in `blob`, not yet decoded.
+
+    As `Image.open`, but without its limit of 179 million pixels, which is one for the process.
+    """
+    for name in readable_formats():
+        reader, accepts = Image.OPEN[name]
+        if accepts is None or accepts(blob[:16]) is True:
+            # What a reader raises for another format, as Pillow has it.
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return reader(io.BytesIO(blob), "")
+    raise Image.UnidentifiedImageError
+
+
+def _without_texts(blob: bytes) -> bytes:
+    """A PNG without its texts and its colour profile, which Pillow refuses above 1 MB unpacked."""
+    if not blob.startswith(PNG_SIGNATURE):
+        return blob
+    parts, at, kept_from = [], len(PNG_SIGNATURE), 0
+    while at + 8 <= len(blob):
+        length, name = struct.unpack_from(">I4s", blob, at)
+        end = at + 12 + length
+        if name in PNG_TEXTS:
+            parts.append(blob[kept_from:at])
+            kept_from = min(end, len(blob))
+        at = end
+    return b"".join([*parts, blob[kept_from:]]) if parts else blob
 
 
 def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -> Image.Image:
@@ -57,22 +112,23 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     if not blob:
         raise ImageError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
+        with _opened(_without_texts(blob)) as picture:
             width, height = picture.size
             if width * height > max_pixels:
                 raise ImageError(
                     f"{width} x {height} = {width * height} pixels, more than {max_pixels}"
                 )
-            orientation = _orientation(picture)
             with _decoding(width * height):
                 picture.load()
+                # Read after load(): Pillow turns a TIFF upright itself, and then drops its tag.
+                orientation = _orientation(picture)
                 rgb = to_rgb(picture)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels (more than {max_pixels}): {error}") from None
     except Image.UnidentifiedImageError:
-        kinds = ", ".join(FORMATS)
+        if missing := _missing_reader(blob):
+            raise ImageError(missing) from None
+        kinds = ", ".join(readable_formats())
         raise ImageError(f"not a picture ({kinds}); the file begins {blob[:8]!r}") from None
     except Exception as error:  # decoders raise many types for bad bytes
         reason = str(error) or type(error).__name__
@@ -85,10 +141,30 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
     return rgb
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that Pillow reads here, with the plug-ins that are installed."""
+    for module, register in PLUGINS.items():
+        with contextlib.suppress(ImportError):
+            plugin = importlib.import_module(module)
+            if register:
+                getattr(plugin, register)()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _missing_reader(blob: bytes) -> str | None:
+    """What reads a picture of a known format that cannot be read here; None for other bytes."""
+    for offset, beginning, name, shown in BEGINNINGS:
+        if blob[offset : offset + len(beginning)] == beginning and name not in readable_formats():
+            return f"a picture in {shown}, which is not read here: pip install 'tarkit[formats]'"
+    return None
+
+
 def image_format(blob: bytes) -> str:
     """Pillow's name of the format of encoded bytes ("JPEG"), or "" for any other format."""
     try:
-        with Image.open(io.BytesIO(blob), formats=FORMATS) as picture:
+        with _opened(blob) as picture:
             return picture.format or ""
     except Exception:  # as in decode
         return ""
@@ -119,7 +195,8 @@ def middle_square(image: Image.Image) -> Image.Image:
     """The largest square around the middle of a picture."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    # Not crop(), which has Pillow's limit of pixels.
+    return Image.fromarray(np.asarray(image)[top : top + side, left : left + side])
 
 
 def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> bytes:
@@ -140,6 +217,28 @@ def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
     """
     extension = KEPT_AS_THEY_ARE.get(image_format(blob))
     return (extension, blob) if extension else ("png", png_bytes(picture))
+
+
+def plain_bytes(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
+    """(MIME subtype, bytes) that any other program reads as the picture of `decode(blob)`.
+
+    They are `blob` itself where nothing of it can be read in two ways: an upright JPEG, PNG or WebP
+    in 8 bits without transparency; else a PNG. Raises ImageError as `decode` does.
+    """
+    picture = decode(blob, max_pixels=max_pixels)
+    kind = image_format(blob)
+    if kind in KEPT_AS_THEY_ARE:
+        with _opened(blob) as stored:
+            stored.load()
+            is_plain = (
+                stored.mode in ("RGB", "L", "P", "1")
+                and "transparency" not in stored.info
+                and getattr(stored, "n_frames", 1) == 1
+                and _orientation(stored) not in TRANSPOSE
+            )
+        if is_plain:
+            return kind.lower(), blob
+    return "png", png_bytes(picture)
 
 
 def contact_sheet(

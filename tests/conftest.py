@@ -26,8 +26,8 @@ UNSET = ("FORCE_COLOR", "PYTHONHASHSEED", "OPENAI_API_KEY", "LANGUAGE", "WDS_SEC
 UNSET_PREFIXES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DIFFUSERS_", "ACCELERATE_", "TARKIT_")
 # Of one worker among several: a test that wants them sets them.
 PLACES = ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_ARRAY_TASK_ID")
-# Names the programs and models that tests marked slow need, and so is kept.
-KEPT = ("TARKIT_LMMS_PYTHON", "TARKIT_IMG2DATASET")
+# Names the programs and sizes that tests marked slow need, and so is kept.
+KEPT = ("TARKIT_LMMS_PYTHON", "TARKIT_IMG2DATASET", "TARKIT_GROWTH")
 
 for name in list(os.environ):
     if name in (*UNSET, *PLACES) or (name.startswith(UNSET_PREFIXES) and name not in KEPT):

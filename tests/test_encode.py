@@ -240,7 +240,8 @@ def test_retry_failed_encodes_the_failed_rows_alone(
 ) -> None:
     run(pictures)
     tokenizer.shapes.clear()
-    monkeypatch.setattr(encode, "decode", lambda blob: Image.new("RGB", (8, 8), (99, 99, 99)))
+    grey = Image.new("RGB", (8, 8), (99, 99, 99))
+    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
     untouched = run(pictures)
     assert untouched.rows("00000")[TORN_ROW]["status"] == "failed" and not tokenizer.shapes
     rows = run(pictures, retry_failed=True).rows("00000")
@@ -419,7 +420,8 @@ def test_shards_and_rows_that_are_made_again_have_the_same_codes_of_the_image_vq
     tokens = run_vq(pictures)
     tokens.shard_path("00001").unlink()
     assert all_bytes(run_vq(pictures)) == whole
-    monkeypatch.setattr(encode, "decode", lambda blob: Image.new("RGB", (8, 8), (99, 99, 99)))
+    grey = Image.new("RGB", (8, 8), (99, 99, 99))
+    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
     rows = run_vq(pictures, retry_failed=True).rows("00000")
     assert rows[TORN_ROW]["vq_codes"] == [99] * 9 and rows[5]["vq_codes"] == [5] * 9
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tarkit.errors import UserError, explained
 
@@ -51,3 +52,10 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Not a directory" in done.stderr
+
+
+def test_memory_that_torch_cannot_have_is_a_sentence() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    fault = explained(error.value)
+    assert fault is not None and fault.message.startswith("not enough memory: ")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from tarkit import images
 from tarkit.errors import UserError
@@ -18,6 +18,9 @@ from tarkit.images import (
     contact_sheet,
     decode,
     image_format,
+    kept_bytes,
+    middle_square,
+    plain_bytes,
     png_bytes,
     read_picture,
     resize,
@@ -293,3 +296,116 @@ def test_only_files_of_a_bounded_size_are_read(tmp_path: Path, kind: str) -> Non
         os.truncate(path, 300 << 30)
     with pytest.raises(UserError, match="not a file|more than 268435456"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("name", ["AVIF", "JPEG2000", "MPO", "HEIF", "JXL"])
+def test_pictures_of_cameras_and_phones_are_read_or_say_what_reads_them(name: str) -> None:
+    blobs = {"HEIF": b"\0\0\0\x18ftypheic" + bytes(20), "JXL": b"\xff\x0a" + bytes(20)}
+    buffer = io.BytesIO()
+    colours = Image.fromarray(np.tile(np.arange(48, dtype=np.uint8)[:, None], (1, 60))).convert(
+        "RGB"
+    )
+    if name == "MPO":
+        colours.save(buffer, name, save_all=True, append_images=[colours.rotate(180)])
+    elif name in (*images.readable_formats(), "MPO"):
+        colours.save(buffer, name)
+    else:
+        with pytest.raises(
+            images.ImageError, match=r"not read here: pip install 'tarkit\[formats\]'"
+        ):
+            decode(blobs[name])
+        return
+    picture = decode(buffer.getvalue())
+    assert (picture.size, picture.mode) == ((60, 48), "RGB")
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(colours)).mean() < 4
+    assert images.kept_bytes(buffer.getvalue(), picture)[0] == "png"  # every program reads it
+
+
+# ---- one picture, one reading
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_upright_as_a_png_is(orientation: int, compression: str) -> None:
+    picture = halves(RED, BLUE)
+    picture.paste(WHITE, (0, 0, 5, 5))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    png = encoded(picture, "PNG", exif=exif.tobytes())
+    tiff = encoded(picture, "TIFF", tiffinfo={0x0112: orientation}, compression=compression)
+    assert np.array_equal(to_uint8(decode(tiff)), to_uint8(decode(png)))
+
+
+def transparent() -> Image.Image:
+    return Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+
+
+def sideways() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+def deep_grey() -> Image.Image:
+    return Image.fromarray(np.tile(np.linspace(0, 65535, 40).astype(np.uint16), (20, 1)))
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "options", "is_kept"),
+    [
+        (halves(RED, BLUE), "PNG", {}, True),
+        (halves(RED, BLUE), "JPEG", {"quality": 95}, True),
+        (halves(RED, BLUE).convert("L"), "PNG", {}, True),
+        (halves(RED, BLUE).convert("P"), "PNG", {}, True),
+        (
+            halves(RED, BLUE),
+            "JPEG",
+            {"exif": sideways()},
+            False,
+        ),
+        (halves(RED, BLUE), "TIFF", {"tiffinfo": {0x0112: 6}}, False),
+        (halves(RED, BLUE), "GIF", {}, False),
+        (deep_grey(), "PNG", {}, False),
+        (transparent(), "PNG", {}, False),
+        (transparent(), "WEBP", {}, False),
+        (transparent().convert("LA"), "PNG", {}, False),
+        (halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK"), "JPEG", {}, False),
+    ],
+)
+def test_the_plain_bytes_of_a_picture_are_read_alike_by_everybody(
+    picture: Image.Image, kind: str, options: dict[str, object], is_kept: bool
+) -> None:
+    blob = encoded(picture, kind, **options)
+    subtype, plain = plain_bytes(blob)
+    with Image.open(io.BytesIO(plain)) as opened:  # as a server does: no EXIF, no care
+        assert opened.format == subtype.upper()
+        theirs = np.asarray(opened.convert("RGB"))
+    assert np.array_equal(theirs, to_uint8(decode(blob)))
+    assert (plain == blob) == is_kept
+
+
+@pytest.mark.parametrize("name", ["iCCP", "zTXt", "iTXt"])
+def test_a_png_is_read_whatever_its_texts_unpack_to(name: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    if name == "zTXt":
+        info.add_text("c", "x" * (2 << 20), zip=True)
+    if name == "iTXt":
+        info.add_itxt("c", "x" * (2 << 20), zip=True)
+    profile = {"icc_profile": b"\0" * (2 << 20)} if name == "iCCP" else {}
+    blob = encoded(halves(RED, BLUE), "PNG", pnginfo=info, **profile)
+    assert name.encode() in blob
+    picture = decode(blob)
+    assert np.array_equal(to_uint8(picture), np.asarray(halves(RED, BLUE)))
+    # Stored without them, for programs that refuse such a picture.
+    extension, kept = kept_bytes(blob, picture)
+    assert extension == "png" and name.encode() not in kept
+
+
+def test_a_limit_above_that_of_pillow_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many
+    blob = encoded(halves(RED, BLUE), "PNG")
+    assert decode(blob).size == (40, 20)
+    assert image_format(blob) == "PNG" and plain_bytes(blob) == ("png", blob)
+    assert middle_square(decode(blob)).size == (20, 20)
+    with pytest.raises(ImageError, match="40 x 20 = 800 pixels, more than 799"):
+        decode(blob, max_pixels=799)

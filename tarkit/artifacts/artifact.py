@@ -29,6 +29,7 @@ from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
+from tarkit.images import MAX_PIXELS
 
 PREFIX = "tarkit."
 
@@ -61,6 +62,12 @@ class Artifact:
     def schema(self) -> pa.Schema:
         """Columns of a shard, without the metadata that each shard adds."""
         return schema_of(self.kind, self.settings)
+
+    @property
+    def max_pixels(self) -> int:
+        """The limit of pixels with which its pictures were taken in."""
+        limit = self.settings.get("max_pixels")
+        return limit if type(limit) is int and limit > 0 else MAX_PIXELS
 
     def failed_row(self, key: str, error: str, **known: Any) -> dict[str, Any]:
         """A complete row of this kind that keeps its key and says why it has no result."""
@@ -334,7 +341,7 @@ def _artifact(path: Path, manifest: Mapping[str, Any]) -> Artifact:
     try:
         missing = [key for key in needed_settings(kind, settings) if key not in settings]
         schema_of(kind, settings)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         missing = [str(error)]
     if missing:
         raise UserError(

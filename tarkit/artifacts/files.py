@@ -1,15 +1,17 @@
 """Reads text files with errors that name the file, and writes files whole or not at all.
 
-A file is written under a temporary name in the same folder and renamed at the end, so that no
-process sees it half written. The temporary name has the host and the process id of the writer: the
-next process that writes the same file removes the temporary files of killed processes.
+A file is written into a temporary folder next to it and renamed at the end, so that no process
+sees it half written, and whatever a library writes beside it is in that folder too. The name of the
+folder has the host and the process id of the writer: the next process that writes anything in the
+same place removes what killed processes left there.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
-import glob
+import functools
 import json
 import os
 import re
@@ -24,14 +26,45 @@ from tarkit.errors import UserError
 MAX_LINE_CHARS = 256 << 20
 """The limit of a line and of a CSV cell, which may hold a picture in base64."""
 MAX_JSON_BYTES = 256 << 20
+UTF8 = "utf-8-sig"
+"""UTF-8 with or without a byte order mark."""
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")
 MAX_DEPTH = 64
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_text(path: Path, *, hint: str = "") -> str:
-    """The text of a UTF-8 file; UserError with `hint` where it cannot be read or is not UTF-8."""
+def text_encoding(path: Path) -> str:
+    """The encoding of a text file that a spreadsheet may have written, for the functions below.
+
+    It is UTF-8, UTF-16 where the file begins with its byte order mark, or else Windows' code page
+    1252. Raises UserError where the file cannot be read.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return "utf-16"
+            file.seek(0)
+            while part := file.read(1 << 20):
+                decoder.decode(part)
+        decoder.decode(b"", final=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        return "cp1252"
+    return UTF8
+
+
+def is_system_file(path: Path | str) -> bool:
+    """Whether macOS or Windows puts this file beside those of people: `._x`, `__MACOSX/x`."""
+    *folders, name = str(path).split("/")
+    return name.startswith("._") or name in SYSTEM_FILES or "__MACOSX" in (*folders, name)
+
+
+def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
+    """The text of a file; UserError with `hint` where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding=encoding)
     except OSError as error:
         where, why = str(path), error.strerror
     except UnicodeDecodeError as error:
@@ -41,7 +74,7 @@ def read_text(path: Path, *, hint: str = "") -> str:
 
 
 def numbered_lines(
-    path: Path, *, newline: str | None = "\n", hint: str = ""
+    path: Path, *, newline: str | None = "\n", encoding: str = UTF8, hint: str = ""
 ) -> Iterator[tuple[int, str, str | None]]:
     """(number from 1, line with its end, error) of every line, one at a time.
 
@@ -52,7 +85,7 @@ def numbered_lines(
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and reading
         # continues with the right line numbers.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+        with path.open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
             lines = iter(lambda: file.readline(MAX_LINE_CHARS + 1), "")
             for number, line in enumerate(lines, start=1):
                 if len(line) > MAX_LINE_CHARS:
@@ -74,9 +107,9 @@ def _not_utf8(line: str) -> str | None:
     raise AssertionError(f"{line!r} is UTF-8, and has lone surrogates")
 
 
-def read_lines(path: Path, *, hint: str = "") -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, *, encoding: str = UTF8, hint: str = "") -> Iterator[tuple[int, str]]:
     """(number from 1, line) of the lines that are not blank; raises UserError with `hint`."""
-    for number, line, error in numbered_lines(path, hint=hint):
+    for number, line, error in numbered_lines(path, encoding=encoding, hint=hint):
         if error:
             raise UserError(f"{path}:{number} cannot be read: it {error}", hint=hint)
         if line.strip():
@@ -135,7 +168,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_once(path: Path, data: bytes) -> bool:
     """Write a file unless it exists; True for the one process that wrote it."""
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         temporary.write_bytes(data)
         _sync(temporary)
         try:
@@ -151,11 +185,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path to write to; at the end of the block its file becomes `path`.
 
     It appears whole or not at all, even if the machine stops: the file is synced to the disk before
-    it is renamed, and the folder after. After an exception in the block, `path` is as before.
-    Missing folders are made.
+    it is renamed, and the folder after. After an exception in the block, `path` is as before. Its
+    permissions are those of any new file, also where a library chose narrower ones, as safetensors
+    does. Missing folders are made.
     """
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         yield temporary
+        temporary.chmod(folder.stat().st_mode & 0o666)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -176,10 +213,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     disk before it is renamed. `path` must not exist or must be an empty folder; else OSError is
     raised at the end.
     """
-    with _temporary(path) as temporary:
+    with _temporary(path) as folder:
+        temporary = folder / path.name
         temporary.mkdir()
         yield temporary
+        mode = temporary.stat().st_mode
         for written in temporary.rglob("*"):
+            written.chmod(mode & (0o777 if written.is_dir() else 0o666))
             _sync(written)
         rename_folder(temporary, path)
 
@@ -196,23 +236,39 @@ def rename_folder(folder: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """This process's temporary path for `path`; what is still there at the end is removed."""
+    """This process's temporary folder for `path`; it is removed at the end with what is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}.tmp")
+    _sweep_first(path.parent.absolute())
+    folder = path.with_name(f".{path.name}{temporary_ending()}")
+    folder.mkdir(exist_ok=True)
     try:
-        yield temporary
+        yield folder
     finally:
-        _remove(temporary)
+        _remove(folder)
 
 
-def _prefix(path: Path) -> str:
-    return f".{path.name}.{socket.gethostname()}."
+def temporary_ending() -> str:
+    """The end of the name of a file or folder that `sweep` removes once this process is dead."""
+    return f".{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what dead processes of this host left in a folder under temporary names."""
+    name = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.([0-9]{{1,10}})\.tmp")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = name.fullmatch(entry.name)
+            if match and not _is_alive(int(match[1])):
+                _remove(Path(entry.path))
+
+
+_sweep_first = functools.cache(sweep)
+"""Once a process and folder: to list a folder before every write would take quadratic time."""
 
 
 def _remove(temporary: Path) -> None:
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
+    if temporary.is_dir() and not temporary.is_symlink():
+        shutil.rmtree(temporary, ignore_errors=True)  # another process may sweep it too
     else:
         temporary.unlink(missing_ok=True)
 
@@ -228,14 +284,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _sweep(path: Path) -> None:
-    """Remove the temporary files for `path` of dead processes of this host."""
-    for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
-        pid = temporary.suffixes[-2].removeprefix(".")
-        if pid.isdigit() and not _is_alive(int(pid)):
-            _remove(temporary)
 
 
 def _is_alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import read_object, write_once
+from tarkit.artifacts.files import read_object, sweep, write_once
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -101,6 +101,8 @@ def begin_directory(
         **_plain(plan or {}),
     }
     out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, *(path for path in out.iterdir() if path.is_dir())):
+        sweep(folder)  # also of files that this run does not write again
     if write_manifest_once(out, manifest):
         return manifest
     there = read_manifest(out)

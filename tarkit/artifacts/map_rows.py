@@ -16,6 +16,7 @@ from typing import Any
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
+from tarkit.images import MAX_PIXELS
 from tarkit.progress import Progress
 
 Row = Mapping[str, Any]
@@ -26,12 +27,13 @@ REASONS_SHOWN = 8
 class Todo:
     """An input row that has no result yet, with its number in the shard and its encoded picture.
 
-    `blob` is None for kinds without pictures.
+    `blob` is None for kinds without pictures; `max_pixels` is the limit with which they were taken.
     """
 
     place: int
     row: Row
     blob: bytes | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 Result = Row | str
@@ -100,7 +102,7 @@ def _shard(
                 rows[place] = artifact.failed_row(error=error, **carried[place])
                 progress.advance(1, failed=1)
                 continue
-            yield Todo(place, row, blob)
+            yield Todo(place, row, blob, source.max_pixels)
 
     blank = dict.fromkeys(artifact.schema.names)
     for place, result in make(todo()):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from tarkit.artifacts.artifact import Artifact, Source, begin_artifact, open_artifact
 from tarkit.artifacts.resume import first_rows, to_make
+from tarkit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,14 @@ class ShardPlan(ABC):
     def run(self) -> Artifact:
         """Make the artifact `out`, or what is still missing of it.
 
-        Raises UserError where `out` was begun with other settings, shards or inputs.
+        Raises UserError where there are no rows, and where `out` was begun with other settings,
+        shards or inputs.
         """
+        if not self.shards:
+            raise UserError(
+                f"there is nothing to make {self.out} of: the input has no rows",
+                hint="tarkit inspect shows what an artifact holds",
+            )
         artifact = begin_artifact(
             self.out,
             self.kind,

@@ -71,12 +71,28 @@ def _counted(artifact: Artifact, names: Sequence[str]) -> dict[str, list[list[An
 
 
 def _read(artifact: Artifact) -> dict[str, Any]:
-    """The remembered [stamp, counts] of each shard; nothing where the file is not there or torn."""
+    """The remembered [stamp, counts] of each shard, without those that are not as written here."""
     try:
-        remembered = json.loads((artifact.path / FILE).read_text())
-    except (OSError, ValueError):
+        remembered = json.loads((artifact.path / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return remembered if isinstance(remembered, dict) else {}
+    if not isinstance(remembered, dict):
+        return {}
+    return {name: entry for name, entry in remembered.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether something is [stamp, [[task, split, status, number of rows], ...]]."""
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], list):
+        return False
+    return all(
+        isinstance(kind, list)
+        and len(kind) == len(RowKind._fields) + 1
+        and all(isinstance(value, str | None) for value in kind[:-1])
+        and type(kind[-1]) is int
+        and kind[-1] > 0
+        for kind in entry[1]
+    )
 
 
 def _write(artifact: Artifact, remembered: Mapping[str, Any]) -> None:

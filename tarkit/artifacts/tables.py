@@ -7,14 +7,15 @@ cannot be read either: a damaged Parquet file, a CSV quote that never ends.
 Memory is bounded: lines are streamed and Parquet is decoded `BATCH_ROWS` rows at a time. A .json
 file is one value and is held whole.
 
-CSV is read by the standard library and not by `pyarrow.csv` (26.0.1), which cannot read a cell
-longer than its block, reads a quote that never ends as text, and reports row numbers instead of
-line numbers.
+The delimiter of a CSV is the one that its header shows. CSV is read by the standard library and not
+by `pyarrow.csv` (26.0.1), which cannot read a cell longer than its block, reads a quote that never
+ends as text, and reports row numbers instead of line numbers.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tarkit.artifacts.files import MAX_LINE_CHARS, numbered_lines, read_text
+from tarkit.artifacts.files import MAX_LINE_CHARS, UTF8, numbered_lines, read_text
 from tarkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ BATCH_ROWS = 256
 
 BUFFER_BYTES = 1 << 20
 """Of a Parquet column; pyarrow's default holds a whole row group: 43 MB instead of 6 MB."""
+
+DELIMITERS = ",;\t|"
 
 AGAIN = "correct it, and run the same command again"
 
@@ -65,17 +68,19 @@ class FileRow:
         return self.values
 
 
-def read_rows(path: Path, *, columns: Collection[str] | None = None) -> Iterator[FileRow]:
+def read_rows(
+    path: Path, *, columns: Collection[str] | None = None, encoding: str = UTF8
+) -> Iterator[FileRow]:
     """The rows of a file in order; the file's ending says its format.
 
     With `columns`, a .csv, .tsv or .parquet file must have at least one of them, and of a .parquet
     file only these columns are read. Raises UserError with the file and, if there is one, the line.
     """
     readers: dict[str, Callable[[], Iterator[FileRow]]] = {
-        ".csv": lambda: _csv_rows(path, ",", columns),
-        ".tsv": lambda: _csv_rows(path, "\t", columns),
-        ".jsonl": lambda: read_json_lines(path),
-        ".json": lambda: _json_rows(path),
+        ".csv": lambda: _csv_rows(path, ",", columns, encoding),
+        ".tsv": lambda: _csv_rows(path, "\t", columns, encoding),
+        ".jsonl": lambda: read_json_lines(path, encoding=encoding),
+        ".json": lambda: _json_rows(path, encoding),
         ".parquet": lambda: _parquet_rows(path, columns),
     }
     ending = path.suffix.lower()
@@ -86,19 +91,19 @@ def read_rows(path: Path, *, columns: Collection[str] | None = None) -> Iterator
     return readers[ending]()
 
 
-def read_json_lines(path: Path) -> Iterator[FileRow]:
+def read_json_lines(path: Path, *, encoding: str = UTF8) -> Iterator[FileRow]:
     """A row for every line that is not blank; one that is not a JSON object has an error."""
-    for number, line, problem in numbered_lines(path):
+    for number, line, problem in numbered_lines(path, encoding=encoding):
         if not line.strip():
             continue
         values, error = ({}, problem) if problem else _json_object(line)
         yield FileRow(path, "line", number, values, error)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, encoding: str = UTF8) -> Any:
     """The one value of a .json file; raises UserError."""
     try:
-        return json.loads(read_text(path, hint=AGAIN))
+        return json.loads(read_text(path, encoding=encoding, hint=AGAIN))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}"
         raise UserError(
@@ -111,8 +116,8 @@ def read_json(path: Path) -> Any:
 # ---- formats ------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path) -> Iterator[FileRow]:
-    rows = read_json(path)
+def _json_rows(path: Path, encoding: str) -> Iterator[FileRow]:
+    rows = read_json(path, encoding=encoding)
     if not isinstance(rows, list):
         raise UserError(f"{path} is not a list of rows, but {type(rows).__name__}", hint=AGAIN)
     for number, row in enumerate(rows):
@@ -130,12 +135,14 @@ def _json_object(line: str) -> tuple[dict[str, Any], str | None]:
     return (value, None) if isinstance(value, dict) else ({}, "is not a JSON object")
 
 
-def _csv_rows(path: Path, delimiter: str, columns: Collection[str] | None) -> Iterator[FileRow]:
+def _csv_rows(
+    path: Path, delimiter: str, columns: Collection[str] | None, encoding: str
+) -> Iterator[FileRow]:
     number = 0
 
     def lines() -> Iterator[str]:
         nonlocal number  # reader.line_num does not count the faulty line
-        for number, line, error in numbered_lines(path, newline=""):  # noqa: B007
+        for number, line, error in numbered_lines(path, newline="", encoding=encoding):  # noqa: B007
             if error:
                 raise UserError(
                     f"{path} line {number} {error}",
@@ -147,7 +154,13 @@ def _csv_rows(path: Path, delimiter: str, columns: Collection[str] | None) -> It
     # The default of 131,072 is less than a picture in base64; without any limit, a quote that never
     # ends would take the rest of the file into memory.
     csv.field_size_limit(MAX_LINE_CHARS)
-    reader = csv.DictReader(lines(), delimiter=delimiter, strict=True)
+    remaining = lines()
+    first = next(remaining, "")
+    reader = csv.DictReader(
+        itertools.chain([first], remaining),
+        delimiter=_delimiter(first, delimiter, columns),
+        strict=True,
+    )
     try:
         if reader.fieldnames:
             _require_column(path, reader.fieldnames, columns)
@@ -198,10 +211,25 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | N
 # ---- parts --------------------------------------------------------------------------------------
 
 
+def _delimiter(header: str, usual: str, columns: Collection[str] | None) -> str:
+    """The delimiter that finds most of the columns in a header; of equals, the usual one.
+
+    Spreadsheets of countries with a decimal comma write semicolons.
+    """
+    if columns is None:
+        return usual
+
+    def num_found(delimiter: str) -> int:
+        return sum(name.strip(' "') in columns for name in header.strip().split(delimiter))
+
+    others = [mark for mark in DELIMITERS if mark != usual]
+    return max([usual, *others], key=num_found)
+
+
 def _require_column(path: Path, names: Sequence[str], columns: Collection[str] | None) -> None:
     if columns is None or any(name in columns for name in names):
         return
-    *others, last = columns
+    *others, last = dict.fromkeys(name.lower() for name in columns)
     wanted = f"{', '.join(others)} or {last}" if others else last
     raise UserError(
         f"{path} has no column {wanted}; it has {', '.join(names) or 'none'}",

@@ -16,7 +16,7 @@ from tarkit.checkpoints.directory import (
     WEIGHTS,
     half,
     read_config,
-    require_weights,
+    require_recorded_weights,
 )
 from tarkit.checkpoints.published_directory import PUBLISHED, write_published
 from tarkit.checkpoints.sana import copy_dif_dtok
@@ -68,7 +68,7 @@ def run(
     _check_vqvae(configs, parts)
     for path in given.values():
         if not path.is_file():
-            require_weights(path)
+            require_recorded_weights(path)
     identities = {kind: each["sha256"] for kind, each in configs.items()}
     copied = {"sha256": identities, "half_precision": half_precision}
     if not (out / MANIFEST).exists():

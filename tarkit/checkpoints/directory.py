@@ -181,13 +181,17 @@ def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
     Raises UserError if there are none, or if they are not those that its config.json describes.
     """
+    return in_precision(read_tensors(require_recorded_weights(path)), dtype)
+
+
+def require_recorded_weights(path: Path) -> Path:
+    """The weights file of a model directory; UserError where it is not what config.json records."""
     file = require_weights(path)
-    tensors = read_tensors(file)
     sha256 = read_config(path).get("weights_sha256")
     if sha256 is not None:  # of older directories it is not known
         hint = f"copy both files of {path} again from where the model was made, or train it again"
         require_sha256(file, str(sha256), recorded_in=path / CONFIG, hint=hint)
-    return in_precision(tensors, dtype)
+    return file
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -86,7 +86,8 @@ def chat_template(system: str | None) -> str:
     )
     if not system:
         return template
-    turn = json.dumps(f"{CHAT_START}system\n{system}{CHAT_END}\n")
+    # Not as escapes: jinja reads those of one emoji as two halves of a pair.
+    turn = json.dumps(f"{CHAT_START}system\n{system}{CHAT_END}\n", ensure_ascii=False)
     absent = "not messages or messages[0]['role'] != 'system'"
     return f"{{% if {absent} %}}{{{{ {turn} }}}}{{% endif %}}{template}"
 

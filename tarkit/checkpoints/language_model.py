@@ -7,7 +7,6 @@ whose tokenizer.json has Tar's visual tokens as added tokens.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from tarkit.checkpoints.directory import (
     require_weights,
     unshared,
 )
+from tarkit.checkpoints.from_transformers import check_sizes
 from tarkit.checkpoints.hub import PUBLISHED_LMS
 from tarkit.checkpoints.stored_tensors import indexed_files
 from tarkit.errors import UserError
@@ -49,10 +49,6 @@ if TYPE_CHECKING:
 
 # A published file may also hold TA-Tok, as a vision tower; it is ignored here.
 VISION_TOWER = "model.vision_tower."
-
-# Limits of what a config.json may claim; the largest models known have 126 layers and 512 experts.
-PARTS = re.compile("layer|expert|block|depth|head(?!_dim)|group")
-MAX_PARTS, MAX_SIZE = 1024, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -123,10 +119,7 @@ def _skeleton(arch: Any, path: Path) -> PreTrainedModel:
 
     if not isinstance(arch, dict):
         raise UserError(f"{path / CONFIG} has no table `arch`", hint=REFETCH)
-    for name, value in arch.items():
-        limit = MAX_PARTS if PARTS.search(name) else MAX_SIZE
-        if isinstance(value, int) and value > limit and "theta" not in name:
-            raise UserError(f"{path / CONFIG}: {name} = {value} is above {limit}", hint=REFETCH)
+    check_sizes(arch, str(path / CONFIG), REFETCH)
     try:
         return skeleton(arch)
     except Exception as error:  # transformers raises many types for a bad config

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,7 +154,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise UserError(f"{path} is not a whole torch file: {error}", hint=HINT) from None
     packed = [e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED]
     if packed:

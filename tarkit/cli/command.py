@@ -19,6 +19,7 @@ from tarkit.errors import UserError, explained
 from tarkit.terminal import print_note, printable
 
 FAILED, FAILED_ROWS, INTERRUPTED = 1, 3, 130
+MAX_MESSAGE = 4_000
 
 LOG = logging.getLogger("tarkit")
 WORDS = "tarkit.words"  # the key of a context under which its root keeps them
@@ -148,6 +149,13 @@ def _set_parameters(function: Callable[..., int], parameters: list[inspect.Param
     function.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
+def _bounded(message: str) -> str:
+    """A message that quotes a damaged file may quote all of it."""
+    if len(message) <= MAX_MESSAGE:
+        return message
+    return f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
+
+
 def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
     """The exit status of a function; a UserError is printed with the next command.
 
@@ -163,7 +171,7 @@ def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
             LOG.debug("explained as a user error", exc_info=True)
             raise error from None
     except UserError as error:
-        print_note(f"error: {error.message}")
+        print_note(f"error: {_bounded(error.message)}")
         if error.hint:
             print_note(f"next: {error.hint}")
         return FAILED

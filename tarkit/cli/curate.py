@@ -59,7 +59,9 @@ def curate_ingest(
     out: Out,
     captions: Annotated[
         Path | None,
-        typer.Option("--captions", metavar="FILE", help="csv, jsonl or Parquet: image, caption."),
+        typer.Option(
+            "--captions", metavar="FILE", help="csv, jsonl, Parquet or COCO json: image, caption."
+        ),
     ] = None,
     questions: Annotated[
         Path | None,

@@ -22,6 +22,7 @@ from tarkit.artifacts.map_rows import Todo
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.config import load_config
 from tarkit.curate.ask import AskConfig, AskPlan, Refused
+from tarkit.curate.caption_text import caption_in
 from tarkit.errors import UserError
 from tarkit.llm.base import LlmQuestion
 from tarkit.seeds import row_seed
@@ -143,14 +144,14 @@ def _question(
     else:
         rng = random.Random(row_seed(config.seed, todo.row["key"], 0))
         text = INSTRUCTION.format(*rng.sample(examples, NUM_EXAMPLES))
-    return LlmQuestion(text, seed=seed, blob=todo.blob)
+    return LlmQuestion(text, seed=seed, blob=todo.blob, max_pixels=todo.max_pixels)
 
 
 def _read(
     config: CaptionConfig, examples: frozenset[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
     """The answer as one line without quotes around it; raises Refused."""
-    prompt = " ".join(text.split()).strip().strip('"“”').strip()
+    prompt = caption_in(text)
     if not any(letter.isalnum() for letter in prompt):
         raise Refused("the answer has no word")
     if IMAGE_MARK in prompt:

@@ -144,6 +144,7 @@ class IngestPlan(ShardPlan):
         job = functools.partial(_make_shard, artifact, self.settings, self.listing.items)
         with Progress("ingest", total=num_pictures, unit="pictures") as progress:
             make_shards(job, names, num_workers=self.settings.num_workers, progress=progress)
+        print_note(f"{self.source_path}: {self.summary.captions_note}")
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,22 @@ class _Summary:
     num_with_origin: int
     num_unusable: int
     sha256: str
+    captions_note: str
+    """How many pictures have captions, and from where."""
 
 
 def _summary_of(items: Iterable[SourceItem]) -> _Summary:
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    left_aside: Counter[str] = Counter()
     for item in items:
+        sources.update(item.captions_from)
+        left_aside.update(item.left_aside)
         facts = [item.name, item.fingerprint, item.captions, item.qa, item.about, item.error]
         facts += [item.origin] if item.origin else []
         digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
+        counts["pictures"] += 1
         counts["captions"] += bool(item.captions)
         counts["questions"] += bool(item.qa)
         counts["origin"] += bool(item.origin)
@@ -174,6 +182,9 @@ def _summary_of(items: Iterable[SourceItem]) -> _Summary:
         counts["origin"],
         counts["unusable"],
         digest.hexdigest(),
+        f"{counts['captions']} of {counts['pictures']} pictures have captions"
+        + "".join(f"; {number} from {source}" for source, number in sources.most_common(8))
+        + "".join(f"; {number} {name} left aside" for name, number in left_aside.most_common(8)),
     )
 
 

@@ -193,12 +193,17 @@ def _judgements(
 
 def _question(seed: int, todo: Todo, number: int) -> LlmQuestion:
     text = INSTRUCTION.format(todo.row["prompt"])
-    return LlmQuestion(text, seed=row_seed(seed, todo.row["key"], number), blob=todo.blob)
+    return LlmQuestion(
+        text,
+        seed=row_seed(seed, todo.row["key"], number),
+        blob=todo.blob,
+        max_pixels=todo.max_pixels,
+    )
 
 
 def _read(todo: Todo, text: str) -> Mapping[str, Any]:
     """The verdict, which is the answer's first word, and the reason after it; raises Refused."""
-    match = re.match(r"\W*(yes|no)\b\W*", text, re.IGNORECASE)
+    match = re.match(r"\W*(?:(?:answer|verdict)\W+)?(yes|no)\b\W*", text, re.IGNORECASE)
     if not match:
         raise Refused("the answer does not begin with yes or no")
     reason = " ".join(text[match.end() :].split())

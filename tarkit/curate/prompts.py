@@ -29,6 +29,7 @@ from pydantic import Field
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.files import is_system_file
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
@@ -276,10 +277,14 @@ def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"the source {source} does not exist")
     paths = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
-    files = [path for path in paths if path.suffix in READERS and path.is_file()]
+    files = [path for path in paths if _is_prompts(path)]
     if not files:
         raise UserError(f"{source} is not a file of prompts: {', '.join(READERS)} are read")
     return files
+
+
+def _is_prompts(path: Path) -> bool:
+    return path.suffix in READERS and path.is_file() and not is_system_file(path.name)
 
 
 def _rows(files: Sequence[Path], config: PromptsConfig) -> Iterator[_SourceRow]:

@@ -82,7 +82,7 @@ class _BatchScorer:
             pictures: list[tuple[int, Shown]] = []
             for item in batch:
                 try:
-                    picture = decode(item.blob or b"")
+                    picture = decode(item.blob or b"", max_pixels=item.max_pixels)
                 except ImageError as error:
                     yield item.place, f"the picture cannot be read: {error}"
                     continue

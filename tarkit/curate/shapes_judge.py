@@ -50,7 +50,7 @@ def _verdict(todo: Todo, detector: ShapesDetector) -> tuple[bool, str | None]:
     if "background" in clauses:
         raise Refused("the background of a picture without its scene is not judged")
     try:
-        picture = np.asarray(decode(todo.blob or b""))
+        picture = np.asarray(decode(todo.blob or b"", max_pixels=todo.max_pixels))
     except ImageError as error:
         raise Refused(f"the picture cannot be read: {error}") from None
     verdict = check(clauses, detector.detect(picture))

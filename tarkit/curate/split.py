@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -68,6 +68,8 @@ ARTICLES = ("a", "an", "the")
 # Scripts without spaces, in which each letter counts as a word.
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+MAX_BRACES = 100
+"""Places of an answer where an object may begin; an answer of braces alone costs no more."""
 CARRIED = ("key", "parent_key", "prompt", "source", "licence")
 
 
@@ -224,23 +226,36 @@ def _fields(answer: str) -> tuple[str, str]:
 
 
 def _object(answer: str) -> dict[str, Any]:
-    """The first JSON object of a text; raises Refused.
+    """The first object with an answer's keys in a text, or else its first object; raises Refused.
 
     Text or a code fence around it, a comma before its end and Python's quotes are accepted.
     """
-    start, end = answer.find("{"), answer.rfind("}")
-    if start < 0 or end < start:
-        raise Refused("the answer is not JSON")
-    text = answer[start : end + 1]
-    for read in (_first_json, lambda t: json.loads(re.sub(r",\s*}", "}", t)), ast.literal_eval):
-        try:
-            value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, dict):
+    first: dict[str, Any] | None = None
+    for value in _objects(answer):
+        if set(value) == {"prompt", IMAGE_MARK}:
             return value
-    raise Refused("the answer is not JSON")
+        first = value if first is None else first
+    if first is None:
+        raise Refused("the answer is not JSON")
+    return first
 
 
-def _first_json(text: str) -> Any:
-    return json.JSONDecoder().raw_decode(text)[0]
+def _objects(answer: str) -> Iterator[dict[str, Any]]:
+    """The objects of a text: those that are JSON, then those with a small fault, in their order."""
+    starts = [match.start() for match in re.finditer(r"{", answer)][:MAX_BRACES]
+    readers: tuple[Callable[[str], Any], ...] = (
+        lambda text: json.JSONDecoder().raw_decode(text)[0],
+        lambda text: json.loads(re.sub(r",\s*}$", "}", text)),
+        ast.literal_eval,
+    )
+    whole = [answer[start : answer.rfind("}") + 1] for start in starts[:1]]
+    flat = [*re.findall(r"{[^{}]*}", answer)[:MAX_BRACES], *whole]
+    texts: tuple[Sequence[str], ...] = ([answer[start:] for start in starts], flat, flat)
+    for read, candidates in zip(readers, texts, strict=True):
+        for text in candidates:
+            try:
+                value = read(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            if isinstance(value, dict):
+                yield value

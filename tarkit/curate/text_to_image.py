@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of
+from tarkit.checkpoints.from_transformers import is_network, require_whole
 from tarkit.errors import UserError
 
 
@@ -147,9 +148,12 @@ def load_painter(model: str, *, device: str, precision: str, offload: Offload = 
             f"drawing pictures needs diffusers: {error}", hint="pip install 'tarkit[dif]'"
         ) from None
     try:
+        parts = _whole_parts(model, dtype)
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            model, dtype=dtype, use_safetensors=True
+            model, dtype=dtype, use_safetensors=True, **parts
         )
+    except UserError:
+        raise
     except Exception as error:  # diffusers raises many types for a bad folder
         raise UserError(
             f"{model} cannot be loaded as a text-to-image pipeline: "
@@ -164,6 +168,29 @@ def load_painter(model: str, *, device: str, precision: str, offload: Offload = 
             part.eval()  # a newly built T5 would apply dropout
     _place(pipeline, device, offload)
     return Painter(pipeline, EMBEDS.get(type(pipeline).__name__))
+
+
+def _whole_parts(model: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The networks of a pipeline by name; UserError where the files of one lack weights.
+
+    A pipeline itself does not tell that it gave a network random weights.
+    """
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    parts: dict[str, Any] = {}
+    for name, place in diffusers.DiffusionPipeline.load_config(model).items():
+        library, kind = place if isinstance(place, (list, tuple)) and len(place) == 2 else ("", "")
+        family = getattr(libraries.get(library), str(kind), None)
+        is_part = isinstance(family, type) and issubclass(family, diffusers.ModelMixin)
+        if name == "safety_checker" or not (is_part or is_network(family)):
+            continue
+        parts[name], info = family.from_pretrained(  # type: ignore[union-attr]
+            model, subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        require_whole(info, f"{name} of {model}")
+    return parts
 
 
 def _place(pipeline: Any, device: str, offload: Offload) -> None:

@@ -22,8 +22,9 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from PIL import Image
 
-from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.files import is_system_file
 from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
@@ -205,7 +206,7 @@ def _pictures(path: Path) -> Iterator[NamedPicture]:
         artifact = open_artifact(path, "images")
         for shard in artifact.shards:
             for row, blob in artifact.read_images(shard):
-                yield _of_row(path, row, blob)
+                yield _of_row(artifact, row, blob)
         return
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -219,15 +220,18 @@ def _pictures(path: Path) -> Iterator[NamedPicture]:
                 f"{file} stands for a picture that failed, and no picture is skipped",
                 hint="the command that made the samples, with --retry-failed",
             )
+        if is_system_file(file.relative_to(path)):
+            continue
         if file.suffix.lower().removeprefix(".") in PICTURE_SUFFIXES:
             yield str(file), read_picture(file)
 
 
-def _of_row(path: Path, row: Mapping[str, Any], blob: bytes | None) -> NamedPicture:
+def _of_row(artifact: Artifact, row: Mapping[str, Any], blob: bytes | None) -> NamedPicture:
+    path = artifact.path
     why = str(row["error"])
     if blob is not None:
         try:
-            return f"{row['key']} of {path}", decode(blob)
+            return f"{row['key']} of {path}", decode(blob, max_pixels=artifact.max_pixels)
         except ImageError as error:
             why = error.message
     raise UserError(

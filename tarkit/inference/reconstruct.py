@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import is_system_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST
 from tarkit.checkpoints.hub import DtokName
 from tarkit.checkpoints.tar_config import Sampling
@@ -103,9 +103,14 @@ def _pictures(images: Sequence[Path]) -> Iterator[tuple[str, Image.Image | str]]
             artifact = open_artifact(path, "images")
             for shard in artifact.shards:
                 for row, blob in artifact.read_images(shard):
-                    yield row["key"], _decoded(blob) if blob else str(row["error"])
+                    yield (
+                        row["key"],
+                        _decoded(blob, artifact.max_pixels) if blob else str(row["error"]),
+                    )
         elif path.is_dir():
-            for file in sorted(item for item in path.iterdir() if item.is_file()):
+            for file in sorted(
+                item for item in path.iterdir() if item.is_file() and not is_system_file(item.name)
+            ):
                 yield str(file), _read(file)
         else:
             yield str(path), _read(path)
@@ -118,8 +123,8 @@ def _read(path: Path) -> Image.Image | str:
         return error.message
 
 
-def _decoded(blob: bytes) -> Image.Image | str:
+def _decoded(blob: bytes, max_pixels: int) -> Image.Image | str:
     try:
-        return decode(blob)
+        return decode(blob, max_pixels=max_pixels)
     except UserError as error:
         return error.message

@@ -33,7 +33,7 @@ from tarkit.checkpoints.tar_config import (
     read_defaults,
 )
 from tarkit.errors import UserError
-from tarkit.images import resize
+from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
@@ -138,8 +138,11 @@ class Tar:
         return next(self.ta_tok.model.parameters()).device
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic."""
-        sized = [np.asarray(resize(i.convert("RGB"), self.size_px, "squash")) for i in images]
+        """Pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic.
+
+        Transparency is put on white, and 16-bit grey scaled, as `images.decode` does.
+        """
+        sized = [np.asarray(resize(to_rgb(i), self.size_px, "squash")) for i in images]
         return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:

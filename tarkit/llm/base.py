@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from tarkit.config import Config
+from tarkit.images import MAX_PIXELS
 
 
 class AssistantConfig(Config):
@@ -36,7 +37,7 @@ class AssistantConfig(Config):
 
 @dataclass(frozen=True)
 class LlmQuestion:
-    """A question; `blob` is an encoded picture, which comes after the text.
+    """A question; `blob` is an encoded picture of at most `max_pixels`, shown after the text.
 
     `examples` are earlier (question, answer) turns, which show the kind of answer that is wanted.
     """
@@ -44,6 +45,7 @@ class LlmQuestion:
     text: str
     seed: int
     blob: bytes | None = None
+    max_pixels: int = MAX_PIXELS
     examples: tuple[tuple[str, str], ...] = ()
 
 

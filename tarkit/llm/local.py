@@ -7,21 +7,30 @@ built here.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of
+from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
+from tarkit.llm.answer_text import UnusableAnswer, answer_text
 from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
+MAX_TEMPLATE_S, MAX_TEMPLATE_BYTES, MAX_CHAT_CHARS = 5.0, 1 << 30, 1 << 22
+"""Limits of a chat template, which takes milliseconds and writes little more than its turns."""
 MAX_PICTURE_PX = 1024
 """A picture with a longer side is made smaller, to this, before the model sees it."""
 
@@ -31,33 +40,30 @@ def load_local(
 ) -> Assistant:
     """The model of a folder or hub id.
 
-    Raises UserError when it is missing, of another kind, or has no chat template.
+    Raises UserError when it is missing, damaged, of another kind, lacks weights, or has no chat
+    template that can be used.
     """
     import transformers
 
     dtype = precision_of(precision)
     kind = _model_type(model)
     family = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        network = family.from_pretrained(model, dtype=dtype, use_safetensors=True)
-        processor: Any = None
-        if sees and kind in QWEN_VL:
-            processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
-        elif sees:
-            processor = transformers.AutoProcessor.from_pretrained(model)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"the model {model} cannot be loaded: {' '.join(str(error).split())[:300]}",
-            hint="name a folder or hub id, or an OpenAI-compatible --server URL",
-        ) from None
+    tokenizer = from_transformers(transformers.AutoTokenizer, model)
+    network = from_transformers(family, model, dtype=dtype)
+    processor: Any = None
+    if sees and kind in QWEN_VL:
+        processor = from_transformers(transformers.AutoImageProcessor, model, backend="pil")
+    elif sees:
+        processor = from_transformers(transformers.AutoProcessor, model)
     if tokenizer.chat_template is None:
         raise UserError(f"{model} has no chat template, so it cannot answer questions")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network.to(device).eval()
-    return LocalAssistant(network, tokenizer, processor, kind in QWEN_VL, config, device)
+    assistant = LocalAssistant(network, tokenizer, processor, kind in QWEN_VL, config, device)
+    assistant.check(model)
+    return assistant
 
 
 def _model_type(model: str) -> str:
@@ -66,7 +72,7 @@ def _model_type(model: str) -> str:
 
     try:
         facts, _ = PretrainedConfig.get_config_dict(model)
-    except (OSError, ValueError):
+    except Exception:  # transformers raises many types for a bad file
         return ""
     return str(facts.get("model_type", ""))
 
@@ -86,6 +92,23 @@ class LocalAssistant:
         self._network, self._tokenizer, self._processor = network, tokenizer, processor
         self._is_qwen_vl, self._config, self._device = is_qwen_vl, config, device
 
+    def check(self, model: str) -> None:
+        """Raise UserError where the chat template fails, or the tokenizer has unknown ids."""
+        try:
+            ids = self._tokenizer(self._chat("Hello."))["input_ids"]
+        except (TemplateError, ValueError, TypeError) as error:
+            raise UserError(
+                f"the chat template or the tokenizer of {model} cannot be used: {_reason(error)}",
+                hint="put the files of this model into its folder again",
+            ) from None
+        rows = self._network.get_input_embeddings().weight.shape[0]
+        if max([*ids, len(self._tokenizer) - 1]) >= rows:
+            raise UserError(
+                f"the tokenizer of {model} has {len(self._tokenizer):,} tokens, but the model has "
+                f"{rows:,} embeddings",
+                hint="put the tokenizer of this model into its folder",
+            )
+
     def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         size = self._config.batch_size
         answers: list[LlmAnswer] = []
@@ -99,6 +122,10 @@ class LocalAssistant:
         except ImageError as error:
             if len(questions) == 1:
                 return [LlmAnswer(error=f"the picture cannot be shown: {error}")]
+            return [answer for question in questions for answer in self._batch([question])]
+        except TemplateError as error:
+            if len(questions) == 1:
+                return [LlmAnswer(error=f"the chat template fails: {_reason(error)}")]
             return [answer for question in questions for answer in self._batch([question])]
         greedy = self._config.temperature == 0
         sampling: dict[str, Any] = {"do_sample": not greedy}
@@ -125,9 +152,14 @@ class LocalAssistant:
         positions = [place for place, token in enumerate(ids.tolist()) if token in ends]
         text_ids = ids[: positions[0]] if positions else ids
         text = self._tokenizer.decode(text_ids, skip_special_tokens=True).strip()
-        error = None if positions else "the answer is cut off"
-        if error is None and not text:
-            error = "the answer is empty"
+        error = None
+        if not positions:
+            error = "the answer is cut off"
+        else:
+            try:
+                text = answer_text(text)
+            except UnusableAnswer as unusable:
+                error = str(unusable)
         return LlmAnswer(
             text="" if error else text,
             error=error,
@@ -136,7 +168,7 @@ class LocalAssistant:
         )
 
     def _inputs(self, questions: Sequence[LlmQuestion]) -> Mapping[str, Tensor]:
-        pictures = [_small_picture(q.blob) for q in questions if q.blob is not None]
+        pictures = [_small_picture(q.blob, q.max_pixels) for q in questions if q.blob is not None]
         if self._processor is None or not pictures:
             texts = [self._chat(question.text, question.examples) for question in questions]
             return dict(self._tokenizer(texts, return_tensors="pt", padding=True))
@@ -146,9 +178,7 @@ class LocalAssistant:
             [{"role": "user", "content": [{"type": "text", "text": q.text}, {"type": "image"}]}]
             for q in questions
         ]
-        texts = [
-            self._processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats
-        ]
+        texts = [_render(self._processor, chat) for chat in chats]
         rows = [[picture] for picture in pictures]
         return dict(self._processor(text=texts, images=rows, return_tensors="pt", padding=True))
 
@@ -162,10 +192,7 @@ class LocalAssistant:
             {"role": "assistant" if number % 2 else "user", "content": turn}
             for number, turn in enumerate(turns)
         ]
-        chat: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return chat
+        return _render(self._tokenizer, messages)
 
     def _unmarked(self, text: str) -> str:
         """`text` with spaces between the letters of every special token that it spells."""
@@ -191,7 +218,72 @@ class LocalAssistant:
         }
 
 
-def _small_picture(blob: bytes) -> Any:
-    picture = decode(blob)
+class TemplateError(UserError):
+    """A chat template that fails, or takes too long."""
+
+
+def _render(owner: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The chat template of a tokenizer or processor, filled; raises TemplateError.
+
+    A template is a program from a stranger, run by jinja in a sandbox that bounds neither its time
+    nor its memory.
+    """
+    try:
+        with _bounded():
+            chat = owner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja raises many types, and a template any of Python's
+        raise TemplateError(_reason(error)) from None
+    if not isinstance(chat, str) or not 0 < len(chat) <= MAX_CHAT_CHARS:
+        raise TemplateError(f"it makes no text of 1 to {MAX_CHAT_CHARS:,} characters")
+    return chat
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Raise TimeoutError after `MAX_TEMPLATE_S`, MemoryError beyond `MAX_TEMPLATE_BYTES` more.
+
+    Only Unix has such limits, and only the main thread gets signals.
+    """
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"it takes longer than {MAX_TEMPLATE_S} s")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = _virtual_bytes()
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        if in_use and (soft == resource.RLIM_INFINITY or soft > in_use + MAX_TEMPLATE_BYTES):
+            resource.setrlimit(resource.RLIMIT_AS, (in_use + MAX_TEMPLATE_BYTES, hard))
+        signal.setitimer(signal.ITIMER_REAL, MAX_TEMPLATE_S)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _virtual_bytes() -> int:
+    """The address space that this process uses; 0 where the system does not tell it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _small_picture(blob: bytes, max_pixels: int) -> Any:
+    picture = decode(blob, max_pixels=max_pixels)
     picture.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
     return picture

@@ -19,7 +19,8 @@ from typing import Any
 
 from tarkit.artifacts.files import LONE_SURROGATE
 from tarkit.errors import UserError
-from tarkit.images import image_format
+from tarkit.images import ImageError, plain_bytes
+from tarkit.llm.answer_text import UnusableAnswer, answer_text
 from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion
 
 API_KEY = "OPENAI_API_KEY"
@@ -27,6 +28,9 @@ MAX_ANSWER_CHARS = 100_000
 MAX_RESPONSE_BYTES = 4 << 20
 MAX_TOKENS_COUNTED = 2**31
 ROLES = ("user", "assistant")
+WHOLE = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_str")
+"""Values of `finish_reason` for an answer that the model ended itself; servers differ."""
+CUT_OFF = ("length", "max_tokens")
 
 
 class ServerAssistant:
@@ -69,11 +73,15 @@ class ServerAssistant:
         openai = self._openai
         async with gate:
             try:
+                messages = await asyncio.to_thread(_messages, question)
+            except ImageError as error:
+                return LlmAnswer(error=f"the picture cannot be shown: {error}")
+            try:
                 # The client's timeout counts anew at each read: a slow server may never reach it.
                 async with asyncio.timeout(self._config.timeout_s):
                     reply = await client.chat.completions.create(
                         model=self._model,
-                        messages=_messages(question),
+                        messages=messages,
                         max_tokens=self._config.max_tokens,
                         temperature=self._config.temperature,
                         top_p=self._config.top_p,
@@ -135,8 +143,8 @@ def _messages(question: LlmQuestion) -> list[dict[str, Any]]:
 def _content(question: LlmQuestion) -> str | list[dict[str, Any]]:
     if question.blob is None:
         return question.text
-    kind = image_format(question.blob).lower() or "png"
-    data = base64.b64encode(question.blob).decode("ascii")
+    kind, blob = plain_bytes(question.blob, max_pixels=question.max_pixels)
+    data = base64.b64encode(blob).decode("ascii")
     picture = {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
     return [{"type": "text", "text": question.text}, picture]
 
@@ -152,14 +160,25 @@ def _read(reply: Any) -> LlmAnswer:
     num_prompt_tokens = getattr(usage, "prompt_tokens", None)
     num_tokens = getattr(usage, "completion_tokens", None)
     error = None
-    if not text.strip():
-        error = "the answer is empty"
-    elif getattr(choices[0], "finish_reason", None) == "length":
+    refusal = getattr(getattr(choices[0], "message", None), "refusal", None)
+    reason = getattr(choices[0], "finish_reason", None)
+    if isinstance(refusal, str) and refusal.strip():
+        error = f"the model refused: {' '.join(refusal.split())[:200]}"
+    elif reason in CUT_OFF:
         error = "the answer is cut off"
+    elif reason not in WHOLE:
+        error = f"the answer is not whole: the server ended it for the reason {reason!r:.60}"
+    elif not text.strip():
+        error = "the answer is empty"
     elif len(text) > MAX_ANSWER_CHARS:
         error = f"the answer is too long: {len(text)} characters"
     elif LONE_SURROGATE.search(text):
         error = "the answer is not text: it has half of a surrogate pair"
+    else:
+        try:
+            text = answer_text(text)
+        except UnusableAnswer as unusable:
+            error = str(unusable)
     return LlmAnswer(
         text="" if error else text,
         error=error,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tarkit.config import Config, Count, Size
+from tarkit.errors import UserError
 from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
@@ -394,6 +395,12 @@ class CachedDecoding:
         self.model = model
         _use_attention(model, _default_attention(model))
         longest = max(map(len, prompts))
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if positions and longest > positions:
+            raise UserError(
+                f"a prompt has {longest:,} tokens, the model has {positions:,} positions",
+                hint="shorten the prompt, or give fewer or smaller pictures",
+            )
         padding = [[0] * (longest - len(p)) for p in prompts]
         rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
         real = [[*pad, *[1] * len(p)] for pad, p in zip(padding, prompts, strict=True)]
@@ -557,7 +564,9 @@ def _code_logits(
         ids[row, : len(prompt)] = torch.tensor(prompt, device=model.device)
         ids[row, len(prompt) : len(prompt) + num_codes] = codes[row].to(model.device) + first
         mask[row, : len(prompt) + num_codes] = 1
-    hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    # Without a cache: layers may run again in the backward pass.
+    out = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    hidden = out.last_hidden_state
     # The state before a code predicts it.
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
     places = starts[:, None] + torch.arange(num_codes, device=model.device)

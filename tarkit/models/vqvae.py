@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tarkit.config import Config, Count, Size
+
+NORM_GROUPS = 32
 
 
 class VqvaeArch(Config):
@@ -31,6 +33,21 @@ class VqvaeArch(Config):
     unshuffle: Size = 1
     """Side of the squares of pixels that are folded into channels before the first convolution. 1
     as published; 2 saves two thirds of a small model's time, which full resolution mostly takes."""
+
+    @model_validator(mode="after")
+    def _pixels_come_back(self) -> VqvaeArch:
+        if len(self.encoder_multipliers) != len(self.decoder_multipliers):
+            raise ValueError(
+                f"the encoder has {len(self.encoder_multipliers)} levels, the decoder "
+                f"{len(self.decoder_multipliers)}: pictures would come back in another size"
+            )
+        for multiplier in {*self.encoder_multipliers, *self.decoder_multipliers}:
+            if self.channels * multiplier % NORM_GROUPS:
+                raise ValueError(
+                    f"a level of {self.channels * multiplier} channels does not divide into "
+                    f"{NORM_GROUPS} groups, which are normalised"
+                )
+        return self
 
     @property
     def downsampling(self) -> int:
@@ -49,7 +66,7 @@ class VqvaeOutput(NamedTuple):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

@@ -99,7 +99,7 @@ def draw_sheet(artifact: Artifact, *, count: int = MAX_SHEET) -> Image.Image | N
             break
         for row, blob in artifact.read_images(name):
             if blob is not None and len(pictures) < count:
-                pictures.append(decode(blob))
+                pictures.append(decode(blob, max_pixels=artifact.max_pixels))
                 captions.append(row["prompt"] or row["source"] or row["key"])
     return contact_sheet(pictures, captions) if pictures else None
 

@@ -11,24 +11,22 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tarkit.train.batch_workers import BatchPart, default_workers, read_in_workers, read_part
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parallelism import Parallelism
 from tarkit.train.task import MakesPasses, TrainingTask
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def step_batches(
-    task: TrainingTask, config: LoopConfig, accelerator: Accelerator, *, first: int, rows: int
+    task: TrainingTask, config: LoopConfig, processes: Parallelism, *, first: int, rows: int
 ) -> Generator[tuple[int, list[tuple[Any, float]]], None, None]:
     """Each step from `first` on with this process's micro-batches of `rows` rows and their weights.
 
     They are on the CPU. Raises UserError where the data has a fault or a worker process was killed.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world = processes.rank, processes.world
     if isinstance(task, MakesPasses):
         rows = config.batch_size // world
     num_parts = config.batch_size // world // rows
@@ -38,7 +36,7 @@ def step_batches(
             for part in range(rank * num_parts, (rank + 1) * num_parts):
                 yield BatchPart(step, rows, part, world * num_parts)
 
-    workers = default_workers(accelerator.device) if config.workers is None else config.workers
+    workers = default_workers(processes.device) if config.workers is None else config.workers
     read = (
         read_in_workers(task, all_parts(), workers)
         if workers

@@ -4,8 +4,10 @@ Steps, tokens, FLOPs, memory of a GPU by part, disk and hours, from the training
 starts from. A training that does not fit is refused with the keys that mend it. The formulas stand
 in `tarkit.train.costs`, the GPUs in `tarkit.train.gpus`.
 
-Memory is that of `tarkit.train.loop` today: float32 weights, gradients and optimizer states, whole
-on every GPU (data parallel), and under bf16 a copy of the weights while a pass runs.
+Memory is that of `tarkit.train.loop`: float32 weights, gradients and optimizer states. Each GPU has
+them whole (data parallel), with a bf16 copy of the weights while a pass runs under bf16, or, with
+`sharding = "full"`, an equal part and what it gathers for a moment: what is in no block, and two
+blocks, of which one is computed while the next one comes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple, TypeVar
@@ -27,11 +30,17 @@ from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import TaTokArch
 from tarkit.models.vqvae import VqvaeArch
+from tarkit.train.blocks import blocks_of
 from tarkit.train.costs import count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import hidden_matrices
-from tarkit.train.parameters import ParametersConfig, count_parameters, freeze_parameters
+from tarkit.train.parameters import (
+    ParameterCounts,
+    ParametersConfig,
+    count_parameters,
+    freeze_parameters,
+)
 from tarkit.train.workloads import (
     WORKLOADS,
     Settings,
@@ -58,6 +67,7 @@ class Memory(NamedTuple):
     """Bytes of one GPU by part."""
 
     weights: float
+    gathered: float  # weights and gradients that are whole for a moment, where others are split
     weight_copies: float  # in bf16, while a pass runs
     gradients: float
     gradient_buckets: float  # of data parallel training
@@ -72,10 +82,9 @@ class Memory(NamedTuple):
     def peak(self) -> float:
         """The larger of two moments: the end of a forward pass, and the optimizer's step."""
         always = self.weights + self.gradient_buckets + self.optimizer + self.average + self.frozen
-        forward = self.weight_copies + self.activations + self.loss
+        forward = self.gathered + self.weight_copies + self.activations + self.loss
         forward += self.gradients if self.accumulates else 0
-        # AdamW on GPUs computes the roots of all second moments at once.
-        return always + max(forward, 2 * self.gradients)
+        return always + max(forward, self.gradients)
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class Budget:
     frozen_flops_per_step: float
     float32_flops_per_step: float  # part of flops_per_step, whatever `precision` is
     memory: Memory
+    activation_checkpointing: bool
     checkpointed: float
     checkpoint_bytes: float
     checkpoints: int
@@ -282,9 +292,11 @@ def _budget(
     stage: str, settings: Settings, workload: Workload, *, gpus: int, gpu: str, mfu: float
 ) -> Budget:
     steps, batch = settings["steps"], settings["batch_size"]
+    parts = gpus if settings["sharding"] == "full" else 1
     rows = _rows_of_pass(settings, workload, batch // gpus)
     passes = math.ceil(batch // gpus / rows)
     row_flops = workload.flops + workload.recomputed_flops(rows)
+    row_flops += workload.block_flops if settings["activation_checkpointing"] else 0
     once = gpus * passes * workload.pass_flops
     memory, checkpointed = _memory(settings, workload, rows, passes=passes, gpus=gpus)
     values = count(workload.model)
@@ -310,10 +322,11 @@ def _budget(
         float32_flops_per_step=batch * workload.float32_flops + once,
         frozen_flops_per_step=batch * workload.frozen_flops,
         memory=memory,
+        activation_checkpointing=settings["activation_checkpointing"],
         checkpointed=checkpointed,
-        checkpoint_bytes=4 * saved + memory.optimizer + memory.average,
+        checkpoint_bytes=4 * saved + (memory.optimizer + memory.average) * parts,
         checkpoints=settings["keep_checkpoints"] + 1,
-        model_bytes=memory.weights,
+        model_bytes=memory.weights * parts,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
         assumptions=workload.assumptions,
@@ -338,19 +351,40 @@ def _memory(
     # AdamW keeps two moments of a value, Muon one.
     muon = settings["optimizer"] == "muon"
     single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
+    sharded, bf16 = settings["sharding"] == "full", settings["precision"] == "bf16"
+    again = settings["activation_checkpointing"]
+    parts = gpus if sharded else 1
+    parameters = workload.model.parameters()
+    outside = count(workload.model) - sum(map(count, blocks_of(workload.model)))
     memory = Memory(
-        weights=sum(p.numel() * p.element_size() for p in workload.model.parameters()),
-        weight_copies=2 * trained if settings["precision"] == "bf16" else 0,
-        gradients=4 * trained,
-        gradient_buckets=4 * trained if gpus > 1 else 0,
-        optimizer=8 * trained - 4 * single,
-        average=4 * trained if settings["ema"] else 0,
-        frozen=4 * workload.frozen,
-        activations=kept.activations,
-        loss=kept.loss,
+        weights=sum(p.numel() * p.element_size() for p in parameters) / parts,
+        gathered=_gathered(workload.model, 2 if bf16 else 4) if sharded else 0,
+        weight_copies=2 * (min(outside, trained) if sharded else trained) if bf16 else 0,
+        gradients=4 * trained / parts,
+        gradient_buckets=4 * trained if gpus > 1 and not sharded else 0,
+        optimizer=(8 * trained - 4 * single) / parts,
+        average=4 * trained / parts if settings["ema"] else 0,
+        frozen=4 * workload.frozen / (parts if workload.frozen_in_checkpoint else 1),
+        activations=kept.checkpointed if again else kept.activations,
+        loss=max(kept.loss, kept.block) if again else kept.loss,
         accumulates=passes > 1,
     )
     return memory, kept.checkpointed
+
+
+def _gathered(model: nn.Module, c: int) -> float:
+    """Bytes that one process of sharded training holds of others' parts, at the most.
+
+    Weights outside of blocks with their gradients, in float32. Weights of two blocks in c bytes;
+    of one its gradients in c bytes, and in the 4 in which they are summed.
+    """
+    inside, outside = [ParameterCounts(0, 0)], count_parameters(model)
+    for block in map(count_parameters, blocks_of(model)):
+        inside.append(block)
+        outside = ParameterCounts(outside.trained - block.trained, outside.total - block.total)
+    largest = max(inside, key=lambda block: block.total)
+    around = 4 * (outside.total + outside.trained)
+    return around + 2 * c * largest.total + (c + 4) * largest.trained
 
 
 # ---- what does not fit ---------------------------------------------------------------------------
@@ -370,7 +404,7 @@ def _does_not_fit(budget: Budget, settings: Settings, start: Start) -> UserError
 
 
 def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
-    """Options with each of which alone the training fits."""
+    """Options with each of which the training fits; several keys together where one is too few."""
     workload = _workload(budget.stage, settings, start)
     mends = []
 
@@ -382,8 +416,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
             mends.append(f"--set micro_batch_tokens={settings['length']}")
     elif most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
-    if settings["precision"] == "no" and fits({**settings, "precision": "bf16"}):
-        mends.append("--set precision=bf16")
+    keys = _memory_keys(budget, settings)
+    mends += [_options({k: v}) for k, v in keys.items() if fits({**settings, k: v})]
     if "length" in settings:
         mends += _shorter(settings, fits)
     larger = [
@@ -392,9 +426,43 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
         if gpu.memory > GPUS[budget.gpu].memory and fits(settings, name)
     ]
     mends += [f"--gpu {name}" for name in larger[:1]]
+    return mends or _together(keys, settings, fits) or [_too_large(budget)]
+
+
+def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
+    """Settings that take less memory than the present ones, the cheapest first."""
+    keys: dict[str, Any] = {}
+    if settings["precision"] == "no":
+        keys["precision"] = "bf16"
+    if not settings["activation_checkpointing"]:
+        keys["activation_checkpointing"] = True
+    if settings["sharding"] == "none" and budget.gpus > 1 and settings["optimizer"] != "muon":
+        keys["sharding"] = "full"
+    return keys
+
+
+def _together(keys: Settings, settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:
+    """The fewest of `keys` with which the training fits, one row at a time if it must be."""
+    for more in ({}, {"micro_batch_size": 1}):
+        for number in range(1, len(keys) + 1):
+            for names in combinations(keys, number):
+                changed = {name: keys[name] for name in names} | more
+                if fits({**settings, **changed}):
+                    return [_options(changed)]
+    return []
+
+
+def _options(changed: Settings) -> str:
+    values = {k: str(v).lower() if isinstance(v, bool) else v for k, v in changed.items()}
+    return " ".join(f"--set {k}={v}" for k, v in values.items())
+
+
+def _too_large(budget: Budget) -> str:
     memory = budget.memory
-    fixed = _size(memory.weights + memory.gradients + memory.gradient_buckets + memory.optimizer)
-    return mends or [f"a smaller model: what does not depend on the rows alone is {fixed}"]
+    fixed = memory.weights + memory.gathered + memory.gradients + memory.gradient_buckets
+    size = _size(fixed + memory.optimizer)
+    more = ", or more GPUs" if budget.gpus > 1 else ""
+    return f"a smaller model{more}: what does not depend on the rows alone is {size}"
 
 
 def _most_rows(budget: Budget, settings: Settings, workload: Workload) -> int:
@@ -445,6 +513,7 @@ def in_words(budget: Budget) -> str:
     share = 100 * budget.frozen_flops_per_step / flops
     parts = {
         "weights": memory.weights,
+        "gathered": memory.gathered,
         "weights, bf16 copy": memory.weight_copies,
         "gradients": memory.gradients,
         "gradient buckets": memory.gradient_buckets,
@@ -474,7 +543,11 @@ def in_words(budget: Budget) -> str:
         ),
         *((f"  {name}", _size(size)) for name, size in parts.items() if size),
         *([] if memory.accumulates else [("", "(gradients come as activations and loss go)")]),
-        ("", f"(activations with activation checkpointing: {_size(budget.checkpointed)})"),
+        *(
+            []
+            if budget.activation_checkpointing
+            else [("", f"(activations with checkpointing: {_size(budget.checkpointed)})")]
+        ),
         (
             "disk",
             f"{_size(budget.disk_bytes)}: {budget.checkpoints} x a checkpoint of "

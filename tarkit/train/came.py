@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tarkit.train.sharded_tensors import split_as, summed
+
 
 class Came(torch.optim.Optimizer):
     """CAME for matrices; a tensor of more axes is many matrices of its last two.
@@ -75,17 +77,17 @@ def _update(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) 
         for name in ("square", "deviation") if is_matrix else ("square",):
             if is_matrix:
                 # From the gradient's own means: a sharded gradient gets a sharded state.
-                state[f"{name}_rows"] = torch.zeros_like(grad.mean(dim=-1))
-                state[f"{name}_columns"] = torch.zeros_like(grad.mean(dim=-2))
+                state[f"{name}_rows"] = torch.zeros_like(_mean(grad, -1))
+                state[f"{name}_columns"] = torch.zeros_like(_mean(grad, -2))
             else:
                 state[name] = torch.zeros_like(grad)
-    update = grad * _rsqrt_of_mean(state, "square", grad.square() + eps1, beta2)
+    update = split_as(grad * _rsqrt_of_mean(state, "square", grad.square() + eps1, beta2), grad)
     rms = update.square().mean().sqrt()
     update = update / (rms / group["clip_threshold"]).clamp(min=1.0)
     mean = state["update"].lerp_(update, 1 - beta1)
     if is_matrix:
         deviation = (update - mean).square() + eps2
-        mean = mean * _rsqrt_of_mean(state, "deviation", deviation, beta3)
+        mean = split_as(mean * _rsqrt_of_mean(state, "deviation", deviation, beta3), grad)
     if group["weight_decay"]:
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
     parameter.add_(mean.to(parameter.dtype), alpha=-group["lr"])
@@ -99,7 +101,12 @@ def _rsqrt_of_mean(state: dict[str, Tensor], name: str, values: Tensor, beta: fl
     """
     if values.dim() < 2:
         return state[name].lerp_(values, 1 - beta).rsqrt()
-    rows = state[f"{name}_rows"].lerp_(values.mean(dim=-1), 1 - beta)
-    columns = state[f"{name}_columns"].lerp_(values.mean(dim=-2), 1 - beta)
+    rows = state[f"{name}_rows"].lerp_(_mean(values, -1), 1 - beta)
+    columns = state[f"{name}_columns"].lerp_(_mean(values, -2), 1 - beta)
     by_row = (rows / rows.mean(dim=-1, keepdim=True)).rsqrt()
     return by_row.unsqueeze(-1) * columns.rsqrt().unsqueeze(-2)
+
+
+def _mean(values: Tensor, dim: int) -> Tensor:
+    """The mean over an axis; over one that is split among processes, each gets it whole."""
+    return summed(values.mean(dim=dim))

@@ -118,10 +118,14 @@ class Stack(NamedTuple):
         """
         return positions * (3 if self.gated else 2) * c * self.mlp_width
 
-    def checkpointed_bytes(self, positions: float, c: int) -> float:
-        """Bytes kept with activation checkpointing: each block's input, and one block whole."""
+    def input_bytes(self, positions: float) -> float:
+        """Bytes of the blocks' inputs, all that is kept with activation checkpointing."""
+        return positions * self.layers * 4 * self.width
+
+    def block_bytes(self, positions: float, c: int) -> float:
+        """Bytes of one block, computed again, in its backward pass: kept tensors and gradients."""
         one = self._replace(layers=1).kept_bytes(positions, c)
-        return positions * self.layers * 4 * self.width + one
+        return one + self.gradient_bytes(positions, c)
 
 
 def count(module: nn.Module) -> int:

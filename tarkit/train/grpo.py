@@ -106,6 +106,11 @@ class GrpoConfig(LoopConfig, ChatBatchesConfig):
                 "micro_batch_size splits a step, but the pictures of a round are drawn and scored "
                 "together: leave it out, and use more processes where memory is short"
             )
+        if self.sharding == "full":
+            raise ValueError(
+                'sharding = "full" splits the model among processes, but train grpo draws with a '
+                "model that is whole on each: leave it out, and use larger GPUs"
+            )
         for name in ("checkpoint_every", "keep_every"):
             steps = getattr(self, name)
             if steps and steps % self.round_steps:
@@ -339,8 +344,9 @@ class GrpoTask:
         size = len(current.prompts) // config.round_steps
         first = step % config.round_steps * size
         gains = current.advantages[first : first + size].tolist()
-        # Without any advantage, one picture is read all the same: processes step together.
-        part = [first + i for i, gain in enumerate(gains) if gain] or [first]
+        teaching = [first + i for i, gain in enumerate(gains) if gain]
+        # Without any, one picture is read all the same: processes step together.
+        part = teaching or [first]
         log_probs, chat_losses = model(
             [current.prompts[i] for i in part],
             current.codes[part],
@@ -351,13 +357,14 @@ class GrpoTask:
         loss, stopped = clipped_objective(
             log_probs, old_log_probs, current.advantages[part], config.ratio_clip
         )
-        # The loss is the mean over all of the step's pictures, the two figures over those read.
+        # The loss is the mean over all of the step's pictures, the two figures over those that
+        # teach.
         loss = loss * (len(part) / size)
         figures: dict[str, Figure] = {
             **current.figures,
             "supervised_tokens_per_s": Amount(log_probs.numel()),
-            "stopped": Mean(stopped, len(part)),
-            "nats": Mean(-float(log_probs.detach().mean()), len(part)),
+            "stopped": Mean(stopped, len(teaching)),
+            "nats": Mean(-float(log_probs.detach().mean()), len(teaching)),
         }
         if chat_losses is not None and batch.chats is not None:
             losses, targets = chat_losses

@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from tarkit.errors import UserError
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.processes import sum_over_processes
+from tarkit.train.sharded_tensors import local, whole
 from tarkit.train.state import Checkpoints
 from tarkit.train.task import NamesRows, TrainingTask
 
@@ -95,13 +98,18 @@ class Guard:
         return True
 
     def require_finite_weights(self, model: nn.Module, step: int) -> None:
-        """Raise UserError before weights that are not finite take the last good state's place."""
-        for name, values in model.state_dict().items():
-            if values.is_floating_point() and not bool(values.isfinite().all()):
-                largest = float(values.abs().max())
-                raise self._stop(
-                    f"largest value of {name} after the update of step {step + 1} is {largest}", ""
-                )
+        """Raise UserError before weights that are not finite take the last good state's place.
+
+        All processes raise it, whichever holds such a weight.
+        """
+        weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+        bad = torch.tensor([not bool(local(v).isfinite().all()) for v in weights.values()])
+        for index in sum_over_processes(bad.int()).nonzero()[:, 0].tolist():
+            name, values = list(weights.items())[index]
+            largest = float(whole(values).abs().max())
+            raise self._stop(
+                f"largest value of {name} after the update of step {step + 1} is {largest}", ""
+            )
 
     def _add(self, loss: float) -> None:
         """Take a loss into the running mean and variance."""

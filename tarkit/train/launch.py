@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from tarkit.errors import UserError
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parallelism import DataParallel, Parallelism
+from tarkit.train.sharding import FullySharded
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
+def join_processes(config: LoopConfig, *, unused_parameters: bool) -> Parallelism:
+    """The processes that torchrun started, which share the model as `config.sharding` says.
 
-def make_accelerator(config: LoopConfig, *, unused_parameters: bool) -> Accelerator:
-    """Accelerate for the processes that torchrun started; UserError where it sees fewer."""
+    Raises UserError where accelerate sees fewer processes than torchrun started, and where there
+    are none to shard over.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
@@ -32,7 +34,15 @@ def make_accelerator(config: LoopConfig, *, unused_parameters: bool) -> Accelera
             f"{accelerator.num_processes}: each would train alone into one folder",
             hint="unset the ACCELERATE_* variables, or start one process",
         )
-    return accelerator
+    if config.sharding == "none":
+        return DataParallel(accelerator, config)
+    if "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            'sharding = "full" splits the model among the processes that torchrun starts, and '
+            "this process was not started by it",
+            hint="torchrun --nproc-per-node 8 --no-python tarkit train ..., or --set sharding=none",
+        )
+    return FullySharded(accelerator, config)
 
 
 def rows_per_pass(config: LoopConfig, world: int) -> int:

@@ -1,4 +1,4 @@
-"""The training loop of every trainer: accelerate underneath, exact resume, metrics, sample sheets.
+"""The training loop of every trainer: any number of processes, exact resume, metrics, sheets.
 
 A step's data and randomness are functions of (seed, step). A run that is killed and started again
 therefore ends with the same weights, to the last bit.
@@ -23,7 +23,7 @@ from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
 from tarkit.train.batches import step_batches
 from tarkit.train.guard import Guard
-from tarkit.train.launch import make_accelerator, rows_per_pass
+from tarkit.train.launch import join_processes, rows_per_pass
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import Metrics
 from tarkit.train.optimizers import make_optimizers
@@ -34,6 +34,7 @@ from tarkit.train.step import take_step
 from tarkit.train.stopping import StopSignals
 from tarkit.train.task import TrainingTask
 from tarkit.train.trackers import required_trackers
+from tarkit.train.weight_average import averaged_weights
 
 
 def begin_training(seed: int) -> None:
@@ -71,8 +72,8 @@ def train(
     steps are skipped.
     """
     required_trackers(config)
-    accelerator = make_accelerator(config, unused_parameters=task.unused_parameters)
-    rows = rows_per_pass(config, accelerator.num_processes)
+    processes = join_processes(config, unused_parameters=task.unused_parameters)
+    rows = rows_per_pass(config, processes.world)
     counts = freeze_parameters(task.model, config)
     chosen = recorded_counts(counts, config)
     settings = {"stage": name, **config.recorded(), **(more or {}), **chosen}
@@ -86,46 +87,53 @@ def train(
     )
     if (out / "model.safetensors").exists():
         return out
-    if accelerator.is_main_process:
+    if processes.is_main:
         print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
-    optimizers = make_optimizers(task.model, config)
-    model, *prepared = accelerator.prepare(task.model, *optimizers)
-    checkpoints = Checkpoints(out / "state", task.model, keep=config.keep_checkpoints)
+    processes.prepare(task.model)
+    trained, accelerator = processes.trained, processes.accelerator
+    optimizers = make_optimizers(trained, config)
+    checkpoints = Checkpoints(out / "state", trained, keep=config.keep_checkpoints)
     guard = Guard(task, config, accelerator, checkpoints, out=out, rows=rows)
     first = checkpoints.load(optimizers)
     guard.load_state_dict(checkpoints.counters)
     recorder = None
-    if accelerator.is_main_process:
+    if first:
+        with averaged_weights(optimizers):
+            processes.collect()
+    if processes.is_main:
         recorder = Recorder(task, config, out=out, files=files or {})
         recorder.make_up_for(first, optimizers)
     checkpoints.wait_for_all()
     metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)
     with (
-        StopSignals(is_main_process=accelerator.is_main_process) as signals,
+        StopSignals(is_main_process=processes.is_main) as signals,
         closing(checkpoints),
         # One process of many shows how far the training is.
         Progress(name, total=config.steps, unit="steps", done=first)
-        if accelerator.is_main_process
+        if processes.is_main
         else nullcontext() as progress,
         closing(metrics),
-        closing(step_batches(task, config, accelerator, first=first, rows=rows)) as steps,
+        closing(step_batches(task, config, processes, first=first, rows=rows)) as steps,
     ):
         for step, batches in metrics.timed(steps):
-            result = take_step(task, config, step, batches, accelerator, model, prepared, guard)
+            result = take_step(task, config, step, batches, processes, optimizers, guard)
             done = step + 1
-            metrics.after_step(step, result, task.model)
+            metrics.after_step(step, result, trained)
             if progress:
                 progress.advance(1, loss=result.loss, **metrics.shown)
             checkpoints.settle(wait=False)
             is_stopping = signals.on_any() and config.resumable_after(done)
             if is_stopping or config.saves_after(done):
-                guard.require_finite_weights(task.model, step)
+                guard.require_finite_weights(trained, step)
             # Also after the last step: what follows takes its time, and is lost if it is killed.
             if is_stopping or done % config.checkpoint_every == 0 or done == config.steps:
                 checkpoints.save(done, optimizers, guard.state_dict())
             if is_stopping:
                 checkpoints.settle()
                 signals.end(done)
+            if config.samples_after(done) or done == config.steps:
+                with averaged_weights(optimizers):
+                    processes.collect()
             if config.samples_after(done):
                 if recorder:
                     recorder.after_step(step, optimizers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
 from tarkit.train.optimizers import OptimizerConfig
@@ -37,6 +37,20 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     clip: float = 1.0
     seed: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
+    """"no": everything in float32; on CUDA, matrices are multiplied without TF32 and cuDNN's
+    convolutions use it, as torch does by default. "bf16": matrices are multiplied in bf16 under
+    autocast; weights, gradients, their sums and moments stay float32, and codes are chosen in it.
+    """
+    sharding: Literal["none", "full"] = "none"
+    """"none": each process has the whole model (DistributedDataParallel). "full": weights,
+    gradients and moments are split among the processes (torch's FSDP2), for models that one GPU
+    does not hold. The step is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of transformer blocks for the backward pass, which computes each block
+    again: much less memory, a third more time. The step is the same."""
+    compile: bool = False
+    """Compile transformer blocks with torch.compile. The step is the same up to rounding; the first
+    steps take longer."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; one is also written when the run is asked to stop."""
     keep_checkpoints: PositiveInt = 2
@@ -66,7 +80,8 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     """Skipped steps in a row that a training survives; with one more it stops."""
 
     FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "micro_batch_tokens", "workers"}
+        {"sharding", "activation_checkpointing", "compile"}
+        | {"micro_batch_size", "micro_batch_tokens", "workers"}
         | {"checkpoint_every", "keep_checkpoints", "keep_every"}
         | {"log_every", "sample_every", "trackers", "tracker_project"}
         | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
@@ -78,6 +93,15 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     """Keys of this class that older versions did not have; a base class names its own. The manifest
     holds them only where they differ from their default, so that a training begun by an older
     version can be resumed."""
+
+    @model_validator(mode="after")
+    def _matrices_are_whole_for_muon(self) -> LoopConfig:
+        if self.sharding == "full" and self.optimizer == "muon":
+            raise ValueError(
+                "Muon orthogonalises whole matrices, and sharding splits them: set optimizer to "
+                "adamw or came, or leave sharding out"
+            )
+        return self
 
     # Not bounds of the fields: a trainer with defaults of its own replaces those.
     @field_validator("warmup")

@@ -9,6 +9,7 @@ are awaited and steps are taken, and not of sample sheets, checkpoints and kept 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import resource
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import LONE_SURROGATE, numbered_lines, write_whole
 from tarkit.train.gpus import Gpu, gpu_named
 from tarkit.train.guard import BAD_ROWS, Guard
 from tarkit.train.loop_config import LoopConfig
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 StepT = TypeVar("StepT")
+
+log = logging.getLogger("tarkit")
 
 FIGURES: Mapping[str, str] = {
     # of the step
@@ -163,9 +166,9 @@ class Metrics:
                 if isinstance(figure, Amount):
                     self._amounts[name] += figure.value
         if self.config.logs_after(step + 1):
-            every_figure = self._combined(result.parts)
+            every_figure, rms = self._combined(result.parts), weight_rms(model)
             if self.accelerator.is_main_process:
-                self._write(step + 1, result, every_figure, weight_rms(model))
+                self._write(step + 1, result, every_figure, rms)
             self._begin_interval()
 
     def _combined(self, parts: Sequence[tuple[float, Mapping[str, Figure]]]) -> dict[str, float]:
@@ -251,16 +254,32 @@ def combined(parts: Sequence[tuple[float, Mapping[str, Figure]]]) -> dict[str, f
 def truncate_log(file: Path, done: int) -> list[dict[str, Any]]:
     """Make a log hold its first `done` steps alone, as later ones are about to be taken again.
 
-    Returns the rows that it held.
+    Returns the rows that it held. A damaged line is left out, with a warning.
     """
     if not file.exists():
         return []
-    # A killed run can leave half a line at the end; its step is taken again.
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    kept = "".join(line for line, row in zip(lines, rows, strict=True) if row["step"] <= done)
+    rows, kept = [], ""
+    for number, line, error in numbered_lines(file):
+        if not line.endswith("\n"):  # of a killed run; its step is taken again
+            continue
+        row = None if error else _row(line)
+        if row is None:
+            log.warning("%s:%d is damaged and is left out: %s", file, number, line[:80])
+            continue
+        rows.append(row)
+        kept += line if row["step"] <= done else ""
     write_whole(file, kept.encode())
     return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The figures of a step; None where a line is not one that a training writes."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row and not LONE_SURROGATE.search(line) else None
 
 
 def is_documented(name: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
+from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.checkpoints.language_model import (
     has_visual_tokens,
     load_mllm,
@@ -361,15 +362,7 @@ def _start_from(lm: Path, config: MllmConfig) -> LmStart:
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
-    try:
-        network = AutoModelForCausalLM.from_pretrained(
-            lm, local_files_only=True, use_safetensors=True, dtype=dtype
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{lm} is no causal language model in safetensors: {error}",
-            hint=f"tarkit inspect {lm}",
-        ) from None
+    network = from_transformers(AutoModelForCausalLM, lm, dtype=dtype, local_files_only=True)
     start = LmStart(text, network, None, None)
     _require_embeddings(start, lm)
     return start

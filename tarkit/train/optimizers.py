@@ -15,6 +15,7 @@ from torch import nn
 
 from tarkit.config import Config
 from tarkit.train.came import Came
+from tarkit.train.sharded_tensors import is_split, sum_of_squares
 from tarkit.train.weight_average import WeightAverage
 
 TABLE_NAMES = ("embed", "lm_head", "output.weight", "abs_pe")
@@ -83,16 +84,16 @@ def weight_rms(model: nn.Module) -> float:
     products of large matrices saturate attention: a figure that keeps growing calls for weight
     decay.
     """
-    squares = [(float(p.float().pow(2).sum()), p.numel()) for p in hidden_matrices(model)]
-    total = sum(count for _, count in squares)
-    return math.sqrt(sum(square for square, _ in squares) / total) if total else 0.0
+    matrices = hidden_matrices(model)
+    count = sum(matrix.numel() for matrix in matrices)
+    return math.sqrt(sum_of_squares(matrices) / count) if count else 0.0
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW or CAME for everything, or Muon for the hidden matrices and AdamW for the rest.
 
     Weight decay applies to matrices only. Each parameter group keeps its full rate as `base_lr`.
-    With `ema` a WeightAverage comes last.
+    On CUDA, AdamW is torch's fused one. With `ema` a WeightAverage comes last.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
@@ -108,7 +109,16 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     if len(config.betas) == 3:
         optimizers = [Came(groups, lr=config.learning_rate, betas=config.betas)]
     else:
-        optimizers = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)]
+        fused = all(is_split(p) == is_split(rest[0]) for p in rest) and rest[0].is_cuda
+        optimizers = [
+            torch.optim.AdamW(
+                groups,
+                lr=config.learning_rate,
+                betas=config.betas,
+                # One kernel for all parameters, which must be of one kind.
+                fused=fused or None,
+            )
+        ]
     if hidden:
         optimizers.append(
             torch.optim.Muon(hidden, lr=config.muon_rate, weight_decay=config.weight_decay)

@@ -2,18 +2,20 @@
 
 `state/step-0000500/` holds model and optimizers after 500 steps: safetensors files of torch's
 distributed checkpoints, one of each process that had something to write, and state.json, which
-names them and their sizes. One process, many with whole copies (DDP) and many with shards (FSDP2)
-write the same format, and any number of processes reads it. Nothing in it is pickled.
+names them with their sizes and sha256 and has a sha256 of its own. One process, many with whole
+copies (DDP) and many with shards (FSDP2) write the same format, and any number of processes reads
+it. Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,6 +32,7 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.tensor import DTensor
 
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import rename_folder, write_whole
 from tarkit.errors import UserError
 from tarkit.train.processes import num_processes, sum_over_processes
@@ -39,6 +42,7 @@ Result = TypeVar("Result")
 log = logging.getLogger("tarkit")
 
 STATE = "state.json"
+OWN_SHA256 = "state_sha256"
 OLD_CHECKPOINT = "checkpoint.pt"
 """The only checkpoint of a training begun by an older version; it is read, and never written."""
 PATIENCE = timedelta(days=1)
@@ -82,7 +86,8 @@ class Checkpoints:
         """What this run would resume from."""
         self.counters: dict[str, float] = {}
         """The numbers that were saved with what `load` loaded."""
-        self._writing: tuple[int, Mapping[str, Any], Future[Any]] | None = None
+        self._writing: tuple[int, Mapping[str, Any], Future[dict[str, str]]] | None = None
+        self._hashing = ThreadPoolExecutor(1)
         # The thread that writes has a group for itself, and both are of the CPU, without NCCL.
         self.is_main, self._writers, self._all = True, None, None
         if num_processes() > 1:
@@ -143,7 +148,16 @@ class Checkpoints:
         # Some optimizers count their steps in their groups, where no tensor is.
         group_steps = [[g.get("steps", 0) for g in o.param_groups] for o in optimizers]
         rest = {"counters": dict(counters or {}), "group_steps": group_steps}
-        self._writing = done, rest, future
+        self._writing = done, rest, self._hashing.submit(self._written, done, future)
+
+    def _written(self, done: int, future: Future[Any]) -> dict[str, str]:
+        """The sha256 of each file of a checkpoint, once all are written; runs in a thread.
+
+        The main process alone reads them again: where many write, that is the same file system.
+        """
+        future.result()
+        files = self._temporary(done).iterdir() if self.is_main else ()
+        return {file.name: file_sha256(file) for file in sorted(files)}
 
     def settle(self, *, wait: bool = True) -> None:
         """Give the checkpoint that was being written its name, and remove those before it.
@@ -155,9 +169,9 @@ class Checkpoints:
             return
         (done, rest, future), self._writing = self._writing, None
         try:
-            future.result()
+            digests = future.result()
             if self.is_main:
-                self._publish(done, rest)
+                self._publish(done, rest, digests)
         except UNREADABLE as error:
             raise UserError(
                 f"the checkpoint after step {done} could not be written: {_reason(error)}",
@@ -188,10 +202,12 @@ class Checkpoints:
     def _temporary(self, done: int) -> Path:
         return self.folder / f".step-{done:07d}.tmp"
 
-    def _publish(self, done: int, rest: Mapping[str, Any]) -> None:
+    def _publish(self, done: int, rest: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         temporary, place = self._temporary(done), self._place(done)
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
         state = {"step": done, "processes": num_processes(), **rest, "files": sizes}
+        state |= {"sha256": digests}
+        state |= {OWN_SHA256: _state_sha256(state)}
         write_whole(temporary / STATE, (json.dumps(state, indent=1) + "\n").encode())
         # This run has been at an earlier step, so it has passed over what is here from later ones.
         for other in checkpoints_in(self.folder):
@@ -207,7 +223,7 @@ class Checkpoints:
             state = _on_all(lambda: _load_old(place, self.model, optimizers))
             tensors = _of_model(self.model) | _of_optimizers(self.model, optimizers)
         else:
-            state = _on_all(lambda: _state_of_whole(place))
+            state = _on_all(lambda: _state_of_whole(place, hashed=self.is_main))
             tensors = _on_all(lambda: _targets(place, self.model, optimizers))
             _on_all(
                 lambda: dcp.load(
@@ -228,7 +244,8 @@ class Checkpoints:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    places = sorted(folder.glob("step-*"), key=_step_of, reverse=True)
+    named = [path for path in folder.glob("step-*") if path.name[len("step-") :].isdecimal()]
+    places = sorted(named, key=_step_of, reverse=True)
     old = folder / OLD_CHECKPOINT
     return [*places, old] if old.exists() else places
 
@@ -346,14 +363,47 @@ def _reason(error: BaseException) -> str:
     return f"is damaged: {(str(error) or repr(error)).splitlines()[0]}"
 
 
-def _state_of_whole(place: Path) -> Mapping[str, Any]:
-    """The state.json of a checkpoint all of whose files are there, in their sizes."""
-    state: Mapping[str, Any] = json.loads((place / STATE).read_text())
+def _state_of_whole(place: Path, *, hashed: bool) -> Mapping[str, Any]:
+    """The state.json of a checkpoint all of whose files are there, in their sizes.
+
+    With `hashed`, which one process asks for, their bytes are compared too. A state.json without
+    sha256 is of an older version.
+    """
+    state: Any = json.loads((place / STATE).read_text(encoding="utf-8"))
+    own = state.pop(OWN_SHA256, None) if isinstance(state, dict) else None
+    if not _is_state(state, _step_of(place)) or own not in (None, _state_sha256(state)):
+        raise Unusable(f"is damaged: {STATE} is not as a training wrote it")
+    digests = state.get("sha256", {})
     for name, size in state["files"].items():
-        actual = (place / name).stat().st_size
+        file = place / name
+        if file.parent != place:
+            raise Unusable(f"is damaged: {STATE} names a file elsewhere")
+        actual = file.stat().st_size
         if actual != size:
             raise Unusable(f"is damaged: {name} has {actual} bytes, and had {size}")
-    return state
+        if hashed and digests.get(name, "") not in ("", file_sha256(file)):
+            raise Unusable(f"is damaged: {name} has another sha256 than {STATE} records")
+    return dict(state)
+
+
+def _state_sha256(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _is_state(state: Any, step: int) -> bool:
+    """Whether everything in a state.json is of the type that a training writes."""
+    if not isinstance(state, dict) or state.get("step") != step:
+        return False
+    tables = [state.get(key, {}) for key in ("counters", "files", "sha256")]
+    counts = state.get("group_steps")
+    return (
+        {"counters", "files"} <= state.keys()
+        and all(isinstance(table, dict) for table in tables)
+        and all(type(number) in (int, float) for number in tables[0].values())
+        and isinstance(counts, list)
+        and all(isinstance(group, list) for group in counts)
+        and all(type(count) is int for group in counts for count in group)
+    )
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:

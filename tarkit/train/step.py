@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from tarkit.seeds import training_seed
 from tarkit.train.guard import Guard
 from tarkit.train.loop_config import LoopConfig, rate_factor
+from tarkit.train.parallelism import Parallelism
 from tarkit.train.processes import sum_over_processes
 from tarkit.train.task import Figure, TrainingTask
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class StepResult(NamedTuple):
@@ -34,8 +30,7 @@ def take_step(
     config: LoopConfig,
     step: int,
     batches: Sequence[tuple[Any, float]],
-    accelerator: Accelerator,
-    model: nn.Module,
+    processes: Parallelism,
     optimizers: Sequence[torch.optim.Optimizer],
     guard: Guard,
 ) -> StepResult:
@@ -45,25 +40,24 @@ def take_step(
     """
     from accelerate.utils import send_to_device
 
-    model.train()
-    torch.manual_seed(training_seed(config.seed, step, accelerator.process_index, "step"))
+    processes.model.train()
+    torch.manual_seed(training_seed(config.seed, step, processes.rank, "step"))
     total = _sum([weight for _, weight in batches])
     losses, passes = [], []
     parts: list[tuple[float, dict[str, Figure]]] = []
     for number, (batch, weight) in enumerate(batches, 1):
         share = weight / total if total else 0.0  # every chat of the step was too long
-        last = number == len(batches)
-        # Processes exchange gradients once a step, after the last pass.
-        with nullcontext() if last else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss, figures = task.loss(model, send_to_device(batch, accelerator.device), step)
-            # DDP averages over processes, where the sum is needed.
-            accelerator.backward(loss * (share * accelerator.num_processes))
+        with processes.exchange(last=number == len(batches)):
+            batch = send_to_device(batch, processes.device)
+            with processes.autocast():
+                loss, figures = task.loss(processes.model, batch, step)
+            # Gradients are averaged over processes, where the sum is needed.
+            (loss * (share * processes.world)).backward()
         losses.append(loss.detach() * share)
         passes.append((batch, loss.detach()))
         parts.append((weight, dict(figures)))
     loss_of_step = _sum([float(loss) for loss in losses])
-    grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+    grad_norm = processes.clip(config.clip)
     factor = rate_factor(config, step)
     admitted = guard.admits(step, loss_of_step, grad_norm, passes)
     for optimizer in optimizers:
@@ -75,7 +69,7 @@ def take_step(
     figures_of_step = {}
     if admitted:
         torch.manual_seed(training_seed(config.seed, step, 0, "step"))  # the same on all processes
-        figures_of_step = task.after_step(step, accelerator.unwrap_model(model))
+        figures_of_step = task.after_step(step, processes.trained)
     return StepResult(loss_of_step, grad_norm, factor, figures_of_step, parts)
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
@@ -37,6 +37,7 @@ from tarkit.train.adversary import AdversarialVqvae, Adversary
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
+from tarkit.train.sharded_tensors import whole_values
 from tarkit.train.streams import PictureRow, PictureStream, mixed_pictures, picture_parents, sized
 from tarkit.train.task import RowName
 
@@ -82,6 +83,15 @@ class VqvaeConfig(PicturesConfig):
         ("size_px", "square", "perceptual", "discriminator_from", "discriminator_weight")
         + ("discriminator_channels", "discriminator_layers")
     )
+
+    @model_validator(mode="after")
+    def _the_last_layer_is_whole(self) -> VqvaeConfig:
+        if self.sharding == "full" and self.discriminator_from is not None:
+            raise ValueError(
+                "a discriminator is weighted by the gradient of the decoder's last layer, which "
+                "sharding splits: leave sharding out, or discriminator_from"
+            )
+        return self
 
 
 class VqvaeTask:
@@ -185,25 +195,29 @@ class VqvaeTask:
         latents, codes = torch.cat(self._latents), torch.cat(self._codes)
         self._latents.clear()
         self._codes.clear()
-        table = self.vqvae.quantize.embedding.weight.data
-        used = self.vqvae.quantize.codebook_used[: len(table)]
-        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=len(table)))
+        vqvae = model.vqvae if isinstance(model, AdversarialVqvae) else model
+        assert isinstance(vqvae, Vqvae)
+        num_codes = self.config.arch.num_codes
+        used = vqvae.quantize.codebook_used[:num_codes]
+        counts = sum_over_processes(torch.bincount(codes.flatten(), minlength=num_codes))
         start = max(1, round(self.config.warmup_unquantised * self.config.steps))
         start = 0 if self.started else start
         if step + 1 == start:
-            table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), len(table)))
+            with whole_values(vqvae.quantize.embedding.weight) as table:
+                table.copy_(_random_rows(rows_of_all_processes(latents).flatten(0, 1), num_codes))
             used.fill_(1.0)
         elif step + 1 > start:
             used.mul_(0.97).add_(counts.to(used.dtype), alpha=0.03)
             due = (step + 1) % self.config.restart_every == 0
             if due and step < self.config.restart_until * self.config.steps:
                 dead = (used < 0.01).nonzero()[:, 0]
-                table[dead] = _far_latents(
-                    rows_of_all_processes(latents).flatten(0, 1),
-                    rows_of_all_processes(codes).flatten(),
-                    table,
-                    count=len(dead),
-                )
+                with whole_values(vqvae.quantize.embedding.weight) as table:
+                    table[dead] = _far_latents(
+                        rows_of_all_processes(latents).flatten(0, 1),
+                        rows_of_all_processes(codes).flatten(),
+                        table,
+                        count=len(dead),
+                    )
                 used[dead] = 1.0
         health = usage_of_counts(counts)
         return {"perplexity": health.perplexity, "usage": health.used / len(counts)} | figures

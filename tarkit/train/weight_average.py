@@ -28,7 +28,7 @@ class WeightAverage(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0, "decay": decay, "steps": 0})
         for group in self.param_groups:
             for weight in group["params"]:
-                assert weight.dtype == torch.float32, "an exchange would round the average"
+                assert torch.finfo(weight.dtype).bits >= 32, "an exchange would round the average"
                 self.state[weight] = {"average": weight.detach().clone()}
 
     @torch.no_grad()
@@ -57,9 +57,7 @@ class WeightAverage(torch.optim.Optimizer):
 @contextmanager
 def averaged_weights(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     """Within it the model has its averaged weights, if there is a WeightAverage of them."""
-    # accelerate wraps every optimizer.
-    plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
-    averages = [optimizer for optimizer in plain if isinstance(optimizer, WeightAverage)]
+    averages = [optimizer for optimizer in optimizers if isinstance(optimizer, WeightAverage)]
     for average in averages:
         average.exchange()
     try:

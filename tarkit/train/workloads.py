@@ -80,6 +80,7 @@ class Kept(NamedTuple):
     activations: float
     checkpointed: float  # activations with activation checkpointing
     loss: float  # logits of a cross-entropy (if larger: a block's gradients); scores of a codebook
+    block: float = 0.0  # of a block that is computed again, when the loss has gone
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Workload:
     frozen: int = 0  # values of frozen models
     frozen_in_checkpoint: bool = False
     frozen_flops: float = 0.0  # of a row
+    block_flops: float = 0.0  # of a row's forward pass through blocks: again if checkpointed
     recomputed_flops: Callable[[int], float] = lambda rows: 0.0  # B -> of a row, in a pass of B
     float32_flops: float = 0.0  # those of a row's that autocast is switched off for
     pass_flops: float = 0.0  # of a pass, however many rows it has; in float32
@@ -263,8 +265,9 @@ def mllm(settings: Settings, start: Start) -> Workload:
         ends = positions * last_norm * stack.width + targets * c * stack.width
         return Kept(
             stack.kept_bytes(positions, c) + (1 + stack.layers * c) * pairs + ends,
-            stack.checkpointed_bytes(positions, c) + (1 + c) * pairs + ends,
+            stack.input_bytes(positions) + pairs + ends,
             max(loss, stack.gradient_bytes(positions, c)),
+            stack.block_bytes(positions, c) + c * pairs,
         )
 
     return Workload(
@@ -273,6 +276,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
         tokens=tokens,
         flops=stack.training_flops(tokens, packed)
         + (TRAINED if head_is_trained else TRAINED - 1) * 2 * head * supervised,
+        block_flops=stack.flops(tokens, packed),
         # The logits of more than one chunk are computed again in the backward pass.
         recomputed_flops=lambda rows: 2 * head * supervised if rows * supervised > chunk else 0.0,
         kept=kept,
@@ -415,6 +419,10 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
     after = sum(p * _decode_flops(parts, s.num_codes(encoder.grid)) for s, p in odds)
     after += 2 * parts.project * codes
     encoding = _encoder_flops(parts, positions)
+    blocks_flops = 0 if fixed else parts.encoder.flops(positions, positions)
+    for scale, share in odds:
+        length = scale.num_codes(encoder.grid)
+        blocks_flops += share * parts.decoder.flops(length, length)
     flops = TRAINED * after + (0 if fixed else TRAINED * encoding) + scores * codes
 
     def kept(rows: int) -> Kept:
@@ -425,12 +433,13 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
         pixels = 0 if fixed else rows * 3 * encoder.size_px**2 * c
         projected = 8 * arch.num_codes * arch.code_width
         whole = parts.encoder.kept_bytes(picture, c) + parts.decoder.kept_bytes(rows * most, c)
-        less = parts.encoder.checkpointed_bytes(picture, c)
-        less += parts.decoder.checkpointed_bytes(rows * most, c)
+        less = parts.encoder.input_bytes(picture) + parts.decoder.input_bytes(rows * most)
+        stacks = ((parts.encoder, picture), (parts.decoder, rows * most))
+        block = max(stack.block_bytes(positions, c) for stack, positions in stacks)
         rest = around + pixels + projected
         # Codes are drawn picture by picture from the scores of all.
         drawn = (rows * SCORE_BYTES + DRAW_BYTES) * most * arch.num_codes
-        return Kept(whole + rest, less + rest, drawn)
+        return Kept(whole + rest, less + rest, drawn, block)
 
     return Workload(
         unit="pictures",
@@ -442,6 +451,7 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
         read_bytes=start.picture_bytes,
         part="ta_tok",
         idle=0 if fixed else sum(map(count, idle)),
+        block_flops=blocks_flops,
         frozen=teacher,
         frozen_in_checkpoint=True,
         frozen_flops=FROZEN * encoding,
@@ -496,8 +506,9 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
         ends = 4 * positions * arch.width + rows * codes * (4 + c) * arch.width + masks + condition
         return Kept(
             stack.kept_bytes(positions, c) + ends,
-            stack.checkpointed_bytes(positions, c) + ends,
+            stack.input_bytes(positions) + ends,
             max(rows * codes * arch.vocab_size * LOGIT_BYTES, stack.gradient_bytes(positions, c)),
+            stack.block_bytes(positions, c),
         )
 
     return Workload(
@@ -505,6 +516,7 @@ def ar_dtok(settings: Settings, start: Start) -> Workload:
         model=model,
         tokens=tokens,
         flops=TRAINED * (forward + 2 * head * codes),
+        block_flops=sum(p * stack.flops(n + codes - 1, n + codes - 1) for n, p in conditions),
         kept=kept,
         read_bytes=read_bytes,
         # Sample sheets bring the image VQ to the GPU, where it stays.
@@ -546,6 +558,7 @@ def vqvae(settings: Settings, start: Start) -> Workload:
     def kept(rows: int) -> Kept:
         convs = rows * conv_kept_bytes(model, size, c)
         pixels = 3 * 4 * 3 * rows * size**2  # picture, reconstruction, their difference
+        # What checkpointing of its levels saves is not counted.
         return Kept(convs + pixels, convs + pixels, 4 * rows * codes * arch.num_codes)
 
     return Workload(
@@ -553,6 +566,7 @@ def vqvae(settings: Settings, start: Start) -> Workload:
         model=model,
         tokens=codes,
         flops=TRAINED * forward + 2 * arch.num_codes * arch.code_dim * codes,
+        block_flops=forward - bits,
         kept=kept,
         read_bytes=start.picture_bytes,
         assumptions=(

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tarkit.artifacts.files import read_lines, whole_file, whole_folder, write_once, write_whole
+from tarkit.artifacts.files import (
+    read_lines,
+    sweep,
+    whole_file,
+    whole_folder,
+    write_once,
+    write_whole,
+)
 from tarkit.errors import UserError
 from tarkit.images import png_bytes, read_picture, require_png
 
@@ -104,6 +111,58 @@ def test_what_dead_processes_left_of_a_name_is_removed(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as temporary:
         write_whole(temporary / "b", b"all")
     assert {path.name for path in tmp_path.iterdir()} == {"a[1]", "out", *kept}
+
+
+SAVES_AND_IS_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from tarkit.artifacts.files import whole_file
+
+def kill(event, arguments):
+    if event == "os.rename":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with whole_file(Path(sys.argv[1])) as weights:
+    save_file({"a": torch.zeros(3)}, weights)
+    (weights.parent / ".library-x1").touch()  # libraries write beside what they save
+    sys.addaudithook(kill)
+"""
+
+
+def test_what_a_library_left_beside_a_file_of_a_killed_process_goes_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVES_AND_IS_KILLED, str(tmp_path / "model.safetensors")]
+    subprocess.run(command, check=False)
+    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
+    write_whole(tmp_path / "config.json", b"{}")  # another name in the same folder
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_weights_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with whole_file(tmp_path / "model.safetensors") as weights:
+        save_file({"a": torch.zeros(3)}, weights)
+    with whole_folder(tmp_path / "export") as folder:
+        (folder / "in").mkdir()
+        save_file({"a": torch.zeros(3)}, folder / "in" / "model.safetensors")
+    os.umask(0o077)
+    write_whole(tmp_path / "private", b"x")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"export": 0o755, "in": 0o755, "model.safetensors": 0o644, "private": 0o600}
+
+
+def test_a_link_under_a_temporary_name_is_removed_and_not_followed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "kept").write_bytes(b"x")
+    link = tmp_path / f".a.{socket.gethostname()}.{dead.pid}.tmp"
+    link.symlink_to(tmp_path / "far")
+    sweep(tmp_path)
+    assert not link.is_symlink() and (tmp_path / "far" / "kept").exists()
 
 
 def test_only_a_png_is_a_name_for_a_picture(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_what_is_no_json_object_is_refused(folder: Path, data: bytes) -> None:
         ("tokens", {}),
         ("tokens", {"sides": [1], "codebook_size": 4, "tokenizer_sha256": "x", "resize": "squash"}),
         ("tokens", {"sides": {"1": "x"}, "codebook_size": 4, "tokenizer_sha256": "x"}),
+        ("tokens", {"sides": {"1": float("inf")}, "codebook_size": 4, "tokenizer_sha256": "x"}),
         ("scores", {"columns": 3}),
         ("scores", {}),
     ],

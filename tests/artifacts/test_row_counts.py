@@ -57,7 +57,7 @@ def test_no_shard_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reads == {"00000": 1, "00001": 2, "00002": 1}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"00000": [[0, 0], []]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"00000": [[0, 0], []]}', "[" * 100_000])
 def test_a_torn_or_foreign_file_of_counts_is_replaced(tmp_path: Path, text: str) -> None:
     made = chats(tmp_path / "chats")
     (made.path / FILE).write_text(text)
@@ -86,3 +86,13 @@ def test_an_incomplete_artifact_is_refused_and_a_copied_one_is_not(tmp_path: Pat
     made.shard_path("00001").unlink()
     with pytest.raises(UserError, match="lacks 1 of its 3 shards"):
         row_counts(made)
+
+
+@pytest.mark.parametrize("entry", [None, [[]], [0, 1], ["x"], [[None, "train", "ok"]], [[1] * 4]])
+def test_remembered_counts_of_another_shape_are_counted_anew(tmp_path: Path, entry: object) -> None:
+    made = chats(tmp_path / "chats")
+    assert row_counts(made) == EXPECTED
+    remembered = json.loads((made.path / FILE).read_text())
+    remembered["00001"][1] = entry
+    (made.path / FILE).write_text(json.dumps(remembered))
+    assert row_counts(made) == EXPECTED

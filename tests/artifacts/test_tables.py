@@ -176,3 +176,13 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     path.unlink()  # the rest is read from the open file
     (last,) = rows
     assert (last.place, last.values) == ("line 102", {})
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_the_one_that_finds_the_columns(tmp_path: Path, delimiter: str) -> None:
+    file = tmp_path / "r.csv"
+    lines = [["image", '"caption"', "more, or less"[: 4 if delimiter == "," else None]]]
+    lines += [["a.png", '"x;y, z|w"', "1"]]
+    file.write_text("".join(delimiter.join(cells) + "\n" for cells in lines))
+    (row,) = read_rows(file, columns=("image", "caption"))
+    assert row.values["image"] == "a.png" and row.values["caption"] == "x;y, z|w"

@@ -164,3 +164,14 @@ def test_an_assembly_stopped_between_two_parts_is_no_model_and_goes_on(
         Tar.load(out)
     monkeypatch.undo()
     assert Tar.load(assemble.run(**made, out=out)).sha256 == parts.sha256(made["tokenizer"])
+
+
+@pytest.mark.parametrize("part", ["mllm", "tokenizer", "ar_dtok", "vqvae"])
+def test_weights_with_a_flipped_bit_are_not_copied(
+    made: dict[str, Any], tmp_path: Path, part: str
+) -> None:
+    file = made[part] / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1
+    file.write_bytes(data)
+    refused(f"{file} is damaged or another file", **made, out=tmp_path / "tar")

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tarkit.checkpoints import export_hf
+from tarkit.checkpoints.export_hf import chat_template
 from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import load_mllm
 from tarkit.errors import UserError
@@ -122,3 +124,13 @@ def test_a_killed_export_leaves_nothing_and_the_same_command_writes_it(
     files = sorted(path.name for path in exported.iterdir())
     assert sorted(path.name for path in out.iterdir()) == files
     assert all((out / name).read_bytes() == (exported / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize(
+    "system", ["\u00c9t\u00e9", "\U0001f600 helps.", '\U00020000\n"{{ 1 }}" \\']
+)
+def test_the_system_turn_keeps_every_character(system: str) -> None:
+    render = jinja2.Environment().from_string(chat_template(system)).render
+    text = render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=False)
+    assert text.startswith(f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n")
+    assert text.encode()  # no half of a surrogate pair

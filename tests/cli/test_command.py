@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import tarkit.cli
 from tarkit.cli.command import command, new_group
+from tarkit.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,3 +82,19 @@ def test_a_crowded_function_would_be_noticed() -> None:
     names = [f"p{number}" for number in range(MAX_PARAMETERS)]
     assert crowded(ast.parse(f"def f({', '.join(names)}, *, last): pass"))
     assert not crowded(ast.parse(f"def f({', '.join(names)}): pass"))
+
+
+def test_an_error_that_quotes_a_whole_file_is_shortened() -> None:
+    group = new_group("Read.")
+
+    @command(group, "one")
+    def one() -> int:
+        raise UserError("begins" + "y" * 1_000_000 + "ends", hint="do this")
+
+    @command(group, "other")
+    def other() -> int:
+        return 0
+
+    output = CliRunner().invoke(group, ["one"]).output
+    assert len(output) < 4_200 and output.startswith("error: begins")
+    assert output.endswith("ends\nnext: do this\n")

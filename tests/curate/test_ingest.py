@@ -19,7 +19,7 @@ from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.curate.ingest import IngestPlan
 from tarkit.curate.score import ScorePlan
 from tarkit.errors import UserError
-from tarkit.images import decode
+from tarkit.images import ImageError, decode, plain_bytes
 from tests import parts
 from tests.curate.sources.shards import tar_bytes
 
@@ -335,3 +335,28 @@ def test_pairs_and_triples_of_ones_own_say_group_role_and_template(
     assert rows["i.bmp"]["group"] == rows["i.bmp"]["key"], "the others are groups of their own"
     assert rows["c.webp"]["status"] == "failed"
     assert "role 'brother': expected one of target, similar, reference" in rows["c.webp"]["error"]
+
+
+def test_every_reader_keeps_the_limit_of_pixels_with_which_a_picture_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (40, 20)).save(source / "a.png")
+    artifact = ingested(source, tmp_path / "out", "max_pixels=800")
+    # In place of a picture of more than 64 Mpx.
+    monkeypatch.setattr(decode, "__kwdefaults__", {"max_pixels": 799, "min_side_px": 1})
+    ((row, blob),) = artifact.read_images("00000")
+    assert row["status"] == "ok" and blob is not None
+    with pytest.raises(ImageError, match="40 x 20 = 800 pixels, more than 799"):
+        decode(blob)
+    scores = ScorePlan(artifact.path, out=tmp_path / "scores", scorer="pixels").run()
+    assert [row["error"] for row in scores.rows("00000")] == [None]
+    assert plain_bytes(blob, max_pixels=artifact.max_pixels) == ("png", blob)
+
+
+def test_a_source_without_rows_is_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="there is nothing to make .* of: the input has no rows"):
+        ingested(tmp_path / "x.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -239,3 +239,30 @@ def test_another_model_or_instruction_is_another_artifact(prompts: Artifact, fox
     # How patiently a server is asked is no part of what it says.
     more = ["assistant.timeout_s=9", "assistant.retries=1"]
     SplitPlan(prompts.path, out=out, llm=LanguageModel("m"), overrides=more).run()
+
+
+TEMPLATE, PHRASE = "a photo of <image> in the snow", "a red fox"
+WHOLE = json.dumps({"prompt": TEMPLATE, "<image>": PHRASE})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        WHOLE,
+        f"Here is the result {{as asked}}:\n{WHOLE}",
+        f'I may write {{"prompt": "x"}}, but: {WHOLE} {{that is it}}',
+        f"```json\n{WHOLE}\n```",
+        "As {asked}: " + WHOLE.replace('"}', '",}'),
+        f"As {{asked}}: { ({'prompt': TEMPLATE, '<image>': PHRASE}) }",
+    ],
+)
+def test_the_object_of_an_answer_is_found_among_other_braces(answer: str) -> None:
+    split = split_of("a photo of a red fox in the snow", answer)
+    assert (split.template, split.phrase) == (TEMPLATE, PHRASE)
+
+
+def test_an_answer_of_braces_alone_is_refused_at_once() -> None:
+    with pytest.raises(Refused, match="the answer is not JSON"):
+        split_of("a photo of a red fox", "{" * 100_000)
+    with pytest.raises(Refused, match="the answer has other keys"):
+        split_of("a photo of a red fox", "{" * 50_000 + "}" * 50_000)

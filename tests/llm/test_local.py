@@ -1,14 +1,18 @@
 """Models of real architectures, tiny and random: questions reach them and answers return."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
+from tarkit.llm import local
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.llm.local import LocalAssistant
@@ -145,3 +149,77 @@ def test_a_model_that_cannot_chat_is_refused(writer: Path, tmp_path: Path) -> No
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="no chat template"):
         load(str(tmp_path), config=GREEDY)
+
+
+DAMAGE: dict[str, tuple[str, str | bytes, str]] = {
+    "open": ("chat_template.jinja", "{% for %}", "chat template"),
+    "refuses": ("chat_template.jinja", "{{ raise_exception('no') }}", "cannot be used: no"),
+    "reaches out": ("chat_template.jinja", "{{ cycler.__init__.__globals__ }}", "chat template"),
+    "undefined": ("chat_template.jinja", "{{ cycler.__init__ }}", "makes no text"),
+    "grows": ("chat_template.jinja", "{{ 'a' * 10 ** 10 }}", "chat template"),
+    "loops": (
+        "chat_template.jinja",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x",
+        "longer than",
+    ),
+    "no tokenizer": ("tokenizer.json", "{}", "cannot be loaded"),
+    "nested": ("config.json", "[" * 100_000, "cannot be loaded: .*recursion"),
+    "no config": ("config.json", "{", "cannot be loaded"),
+    "zeros": ("model.safetensors", bytes(100), "cannot be loaded|describes"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_or_hostile_folder_is_one_sentence_in_bounded_time(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(local, "MAX_TEMPLATE_S", 0.5)
+    file, content, reason = DAMAGE[name]
+    shutil.copytree(writer, tmp_path / "m")
+    blob = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "m" / file).write_bytes(blob)
+    with pytest.raises(UserError, match=reason):
+        load(str(tmp_path / "m"), config=GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_size": "x"}, "cannot be loaded"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is above"),
+        ({"num_hidden_layers": 900}, "describes .* weights, but the safetensors files"),
+        ({"hidden_size": 64}, "describes|another shape|cannot be loaded"),
+        ({"tie_word_embeddings": False, "num_hidden_layers": 2}, "lacks weights|describes"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_files_is_refused(
+    writer: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    shutil.copytree(writer, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=reason):
+        load(str(tmp_path / "m"), config=GREEDY)
+
+
+def test_missing_weights_are_never_random_in_silence(writer: Path, tmp_path: Path) -> None:
+    shutil.copytree(writer, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    state = {name: weight for name, weight in load_file(file).items() if "q_proj" not in name}
+    state["ballast"] = torch.zeros(10_000)  # so that the bytes alone would do
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights .*self_attn.q_proj.weight is missing"):
+        load(str(tmp_path / "m"), config=GREEDY)
+
+
+def test_a_template_that_fails_on_one_question_fails_that_question_alone(
+    writer: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(writer, tmp_path / "m")
+    test = "{% if 'bad' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
+    template = tmp_path / "m" / "chat_template.jinja"
+    template.write_text(test + template.read_text())
+    assistant = load(str(tmp_path / "m"), config=GREEDY)
+    answers = assistant.answer([LlmQuestion(text, seed=0) for text in ("good", "bad", "fine")])
+    assert answers[1].error == "the chat template fails: no"
+    assert all("template" not in str(answers[place].error) for place in (0, 2))

@@ -1,16 +1,19 @@
 """The client against a server that misbehaves: every question gets an answer or a reason."""
 
+import base64
 import gzip
 import io
 import json
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("openai", reason="pip install 'tarkit[caption]'")
 
 from tarkit.errors import UserError
+from tarkit.images import decode
 from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion
 from tarkit.llm.load import load
 from tests.llm.stub_server import said, serving
@@ -24,6 +27,34 @@ def answers(*replies: object, config: AssistantConfig = QUICK, n: int = 1) -> li
         return assistant.answer([LlmQuestion(f"q{i}", seed=i) for i in range(n)])
 
 
+def test_only_the_answer_comes_back() -> None:
+    text = "<think>\nIs it round?\n</think>\n\na ring<|im_end|>"
+    assert answers(said(text))[0].text == "a ring"
+
+
+def test_a_refusal_of_the_model_is_a_reason() -> None:
+    message = {"role": "assistant", "content": "A red", "refusal": "I cannot go on."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    (answer,) = answers((200, json.dumps({"choices": [choice]}).encode()))
+    assert answer.error == "the model refused: I cannot go on." and not answer.text
+
+
+def test_a_server_is_sent_the_picture_that_is_encoded() -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # on its side
+    picture = Image.new("RGB", (8, 4), "red")
+    picture.paste("blue", (0, 0, 4, 4))
+    picture.save(buffer, "JPEG", exif=exif, quality=95)
+    questions = [LlmQuestion("q", 5, buffer.getvalue()), LlmQuestion("q", 5, b"no picture")]
+    with serving(said("x")) as stub:
+        sound, damaged = load("m", config=QUICK, server=stub.url).answer(questions)
+    (body,) = stub.asked
+    url = body["messages"][0]["content"][1]["image_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as sent:
+        assert np.array_equal(np.asarray(sent), np.asarray(decode(buffer.getvalue())))
+    assert sound.text == "x" and "the picture cannot be shown: not a picture" in str(damaged.error)
+
+
 def test_an_answer_comes_back_with_what_it_cost() -> None:
     assert answers(said("a ring")) == [LlmAnswer("a ring", num_prompt_tokens=7, num_tokens=3)]
 
@@ -35,6 +66,9 @@ def test_an_answer_comes_back_with_what_it_cost() -> None:
         (said(None), "the answer is empty"),
         (said({"a": 1}), "the answer is empty"),
         (said("so long", finish="length"), "the answer is cut off"),
+        (said("A red", finish="content_filter"), "the answer is not whole: the server ended it"),
+        (said("A red", finish="abort"), "the answer is not whole: the server ended it"),
+        (said("<think>A red square"), "the answer is thinking that does not end"),
         (said("x" * 200_000), "the answer is too long"),
         ((200, b'{"choices": []}'), "the server's answer has no choices"),
         ((200, b'{"error": "x"}'), "the server's answer has no choices"),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from tarkit.errors import UserError
 from tarkit.models import mllm
 from tarkit.models.mllm import (
     LmArch,
@@ -569,3 +570,11 @@ def test_the_next_logits_are_those_after_each_prompt(model: Any) -> None:
     assert found.shape == (3, VISUAL.size)
     for prompt, row in zip(PROMPTS, found, strict=True):
         assert_close(row, model(input_ids=torch.tensor([prompt])).logits[0, -1])
+
+
+def test_a_prompt_longer_than_the_models_positions_is_refused() -> None:
+    sizes = LmArch(width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_positions=8)
+    model = build(from_scratch(sizes, 20)).eval()
+    mllm.CachedDecoding(model, [[1] * 8])
+    with pytest.raises(UserError, match="a prompt has 9 tokens, the model has 8 positions"):
+        mllm.CachedDecoding(model, [[1], [1] * 9])

@@ -156,3 +156,15 @@ def test_codes_are_in_reading_order(vqvae: Vqvae) -> None:
 def test_codes_of_no_square_picture_are_refused(vqvae: Vqvae) -> None:
     with pytest.raises(ValueError, match="24 codes are not a square grid"):
         vqvae.decode(torch.zeros(1, 24, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "match"),
+    [
+        ({"decoder_multipliers": (1, 2)}, "encoder has 5 levels, the decoder 2"),
+        ({"channels": 48}, "a level of 48 channels does not divide into 32 groups"),
+    ],
+)
+def test_sizes_that_make_no_image_vq_are_refused(sizes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        VqvaeArch(**sizes)

@@ -1,7 +1,8 @@
 """Trains two steps in a process of its own and prints its peak memory: python FILE STAGE.
 
-STAGE is mllm, mllm_chunked, mllm_lora or ar_dtok. A tiny training runs first, so that what
-libraries allocate once is not counted. Prints JSON: bytes of the large training's peak above that.
+STAGE is mllm, mllm_chunked, mllm_checkpointed, mllm_lora or ar_dtok. A tiny training runs first, so
+that what libraries allocate once is not counted. Prints JSON: bytes of the large training's peak
+above that.
 """
 
 import json
@@ -42,6 +43,11 @@ def mllm_chunked_config(large: bool) -> MllmConfig:
     return mllm_config(large).model_copy(update={"loss_chunk_tokens": 256})
 
 
+def mllm_checkpointed_config(large: bool) -> MllmConfig:
+    """The same, where only the inputs of blocks are kept for the backward pass."""
+    return mllm_config(large).model_copy(update={"activation_checkpointing": True})
+
+
 def mllm_lora_config(large: bool) -> MllmConfig:
     """The same on adapters, with an average of their weights."""
     return mllm_config(large).model_copy(update={"lora": AdapterConfig(rank=16), "ema": 0.9})
@@ -62,6 +68,7 @@ def ar_dtok_config(large: bool) -> ArDtokConfig:
 CONFIGS: dict[str, Callable[[bool], LoopConfig]] = {
     "mllm": mllm_config,
     "mllm_chunked": mllm_chunked_config,
+    "mllm_checkpointed": mllm_checkpointed_config,
     "mllm_lora": mllm_lora_config,
     "ar_dtok": ar_dtok_config,
 }

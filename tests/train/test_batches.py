@@ -27,9 +27,7 @@ from tests.train.numbers_task import CONFIG, Numbers, die, refuse, stumble
 def steps_of(
     task: Any, *, workers: int, rank: int = 0, world: int = 1, rows: int = 2, first: int = 0
 ) -> list[tuple[int, list[tuple[Any, float]]]]:
-    processes: Any = SimpleNamespace(
-        process_index=rank, num_processes=world, device=torch.device("cpu")
-    )
+    processes: Any = SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
     config = CONFIG.model_copy(update={"workers": workers})
     return list(step_batches(task, config, processes, first=first, rows=rows))
 
@@ -95,7 +93,7 @@ from tests.train.numbers_task import CONFIG, Numbers
 from tarkit.train.batches import step_batches
 
 if __name__ == "__main__":
-    processes = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    processes = SimpleNamespace(rank=0, world=1, device=torch.device("cpu"))
     config = CONFIG.model_copy(update={"workers": 2, "steps": 10**6})
     try:
         for step, _ in step_batches(Numbers(), config, processes, first=0, rows=2):

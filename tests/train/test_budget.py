@@ -304,7 +304,9 @@ def test_checkpointing_keeps_the_inputs_of_blocks_and_one_block() -> None:
     # * 16, attention 4 * 16 + 4, MLP 4 * 32: 10 * 292.
     stack = Stack(3, 4, 8, 1, 1, 4, gated=True, input_copies=5)
     assert stack.kept_bytes(10, 4) == 3 * 10 * 292
-    assert stack.checkpointed_bytes(10, 4) == 3 * 10 * 16 + 10 * 292
+    assert stack.input_bytes(10) == 3 * 10 * 16
+    # In the backward pass of one block: three gradients that are F wide.
+    assert stack.block_bytes(10, 4) == 10 * 292 + 10 * 3 * 4 * 8
 
 
 def test_the_image_vqs_flops_at_the_papers_size_are_those_that_torch_counts() -> None:
@@ -437,6 +439,50 @@ def test_a_training_that_does_not_fit_names_what_mends_it(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="does not divide the 16 rows") as refused:
         peak(["micro_batch_size=3"])
     assert refused.value.hint == "--set micro_batch_size=2"
+
+
+def test_a_model_that_no_gpu_holds_is_split_among_them(tmp_path: Path) -> None:
+    # Qwen2.5-7B's config.json: 7.6e9 values, 16 bytes each with gradients and moments.
+    sizes = {"hidden_size": 3584, "intermediate_size": 18_944, "vocab_size": 152_064}
+    heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False}
+    lm = written(tmp_path / "lm", QWEN | sizes | heads)
+
+    def planned(gpus: int, *overrides: str) -> Budget:
+        return run(
+            PAPER / "mllm_sft.toml",
+            gpus=gpus,
+            gpu="h100",
+            lm=lm,
+            tokenizer=PAPER / "tokenizer.toml",
+            overrides=overrides,
+        )
+
+    with pytest.raises(UserError, match="a pass need") as refused:
+        planned(64)
+    keys = re.findall(r"--set (\S+)", refused.value.hint or "")
+    assert "sharding=full" in keys
+    split = planned(64, *keys)
+    part, values = split.memory, split.trained
+    assert (part.weights, part.optimizer) == (4 * values / 64, 8 * values / 64)
+    # Two tables of 217,605 rows and the last norm, with gradients, in float32; of 28 equal blocks
+    # two are there in bf16, and the gradients of one, in bf16 and in the float32 of their sum.
+    outside = (2 * (152_064 + 5 + 65_536) + 1) * 3584
+    block = (values - outside) // 28
+    assert part.gathered == 8 * outside + (2 * 2 + 2 + 4) * block
+    assert split.checkpoint_bytes == 12 * values
+    # One GPU has no other to share with.
+    with pytest.raises(UserError, match="a pass need") as refused:
+        planned(1)
+    assert "sharding" not in (refused.value.hint or "")
+
+
+def test_checkpointed_blocks_are_computed_once_more(tmp_path: Path) -> None:
+    case = CASES["mllm"](tmp_path, "no")
+    settings = case.config.model_dump() | {"activation_checkpointing": True}
+    budget = plan("mllm", settings, case.start, gpus=1, gpu="h100", mfu=1)
+    stack = Stack(4, 256, 640, 4, 2, 64, gated=True, input_copies=5)
+    assert budget.flops_per_step - case.budget.flops_per_step == 8 * stack.flops(256, 512)
+    assert budget.memory.activations == case.budget.checkpointed < case.budget.memory.activations
 
 
 def test_what_will_be_trained_can_be_named_by_its_toml() -> None:

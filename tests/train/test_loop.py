@@ -280,6 +280,7 @@ class Pair:
     """Stands for accelerate in the second of two processes."""
 
     num_processes, process_index, is_main_process = 2, 1, False
+    device = torch.device("cpu")
 
     def __init__(self, **settings: Any) -> None:
         pass

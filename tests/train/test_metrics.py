@@ -19,7 +19,7 @@ from tarkit.train.budget import plan
 from tarkit.train.gpus import GPUS, gpu_named
 from tarkit.train.loop import train
 from tarkit.train.loop_config import LoopConfig
-from tarkit.train.metrics import FIGURES, OF_THE_MACHINE, combined, is_documented
+from tarkit.train.metrics import FIGURES, OF_THE_MACHINE, combined, is_documented, truncate_log
 from tarkit.train.streams import source_names
 from tarkit.train.task import Amount, Figure, Largest, Mean, Total
 from tarkit.train.workloads import Start, flops_by_scale, language_costs
@@ -371,3 +371,17 @@ def test_a_tracker_that_cannot_start_is_refused_and_one_that_breaks_is_left_out(
     assert "wandb fails and gets no more figures: no room" in caplog.text
     assert [call[1] for call in calls(file) if call[0] == "log"] == [1, 2]
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"null", b'{"loss": 1}', b'{"step": "2"}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_line_of_the_log_is_left_out_with_a_warning(
+    tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"step": step}).encode() for step in (1, 3, 4)]
+    file.write_bytes(b"\n".join([rows[0], line, *rows[1:]]) + b'\n{"step": 5')
+    assert truncate_log(file, 3) == [{"step": 1}, {"step": 3}, {"step": 4}]
+    assert file.read_bytes() == rows[0] + b"\n" + rows[1] + b"\n"
+    assert [f"{file}:2 is damaged and is left out" in r.message for r in caplog.records] == [True]

@@ -149,9 +149,8 @@ def test_a_published_language_model_is_read_and_its_padding_cut(
     assert "Qwen" in error.value.hint
     (tmp_path / "qwen/tokenizer.json").write_text(text.json)
     (tmp_path / "qwen/model.safetensors").unlink()
-    with pytest.raises(UserError, match="qwen is no causal language model in safetensors") as error:
+    with pytest.raises(UserError, match="weights, but the safetensors files .* have 0 bytes"):
         task(chats, models, tmp_path / "qwen")
-    assert error.value.hint == f"tarkit inspect {tmp_path / 'qwen'}"
 
 
 def foreign(path: Path, arch: dict[str, Any]) -> Path:
@@ -162,47 +161,6 @@ def foreign(path: Path, arch: dict[str, Any]) -> Path:
     build({**sizes, "num_attention_heads": 2, **arch}).save_pretrained(path)
     (path / "tokenizer.json").write_text(text.json)
     return path
-
-
-@pytest.mark.parametrize(
-    "arch",
-    [
-        {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 128},
-        {
-            **{"model_type": "gemma2", "num_key_value_heads": 1, "head_dim": 8},
-            **{"intermediate_size": 24, "query_pre_attn_scalar": 8, "sliding_window": 4},
-            "final_logit_softcapping": 2.0,
-        },
-    ],
-    ids=["gpt2", "gemma2"],
-)
-def test_a_trained_family_is_loaded_again_as_it_was(
-    arch: dict[str, Any],
-    chats: Path,
-    models: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trained: list[Any] = []
-    real = MllmTask.finish
-
-    def finish(self: MllmTask) -> Any:
-        trained.append(self.model.lm)
-        return real(self)
-
-    monkeypatch.setattr(MllmTask, "finish", finish)
-    lm = foreign(tmp_path / "lm", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | arch)
-    out = mllm.run(
-        config(tmp_path, steps=2, optimizer="adamw"),
-        chats=[chats],
-        tokenizer=models["tokenizer"],
-        lm=lm,
-        out=tmp_path / "out",
-    )
-    loaded = load_mllm(out).model
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        assert torch.equal(loaded(input_ids=ids).logits, trained[0].eval()(input_ids=ids).logits)
 
 
 def test_a_model_that_has_the_codes_goes_on_as_it_is(

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.manifest import MANIFEST
 from tarkit.errors import UserError
 from tarkit.train.came import Came
@@ -137,6 +139,8 @@ def test_the_last_few_checkpoints_are_kept(tmp_path: Path) -> None:
     (file,) = (tmp_path / "step-0000015").glob("*.safetensors")
     sizes = {file.name: file.stat().st_size}
     rest = {"counters": {"taken": 7.0}, "group_steps": []}
+    assert len(state.pop("state_sha256")) == 64
+    assert state.pop("sha256") == {file.name: file_sha256(file)}
     assert state == {"step": 15, "processes": 1, "files": sizes, **rest}
     again = Checkpoints(tmp_path, model, keep=2)
     assert again.load([]) == 15 and again.counters == {"taken": 7.0}
@@ -155,6 +159,30 @@ def spoil(file: Path) -> None:
     tensors = load_file(file)
     tensors["model.middle.weight"][2, 1] = float("inf")
     save_file(tensors, file, metadata)
+    forget(file)
+
+
+def forget(file: Path) -> None:
+    """Remove the sha256 from a checkpoint, as older versions wrote it."""
+    place = file.parent / "state.json"
+    state = json.loads(place.read_text())
+    del state["sha256"], state["state_sha256"]
+    place.write_text(json.dumps(state | {"files": {file.name: file.stat().st_size}}))
+
+
+def flip_a_bit(file: Path) -> None:
+    """The lowest bit of the last number: another model, and nothing else shows it."""
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1
+    file.write_bytes(data)
+
+
+def set_step(value: Any) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        place = file.parent / "state.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"step": value}))
+
+    return write
 
 
 def rename_a_tensor(file: Path) -> None:
@@ -166,6 +194,7 @@ def rename_a_tensor(file: Path) -> None:
     tensors["model.muddle.weight"] = tensors.pop("model.middle.weight")
     sharding["model.muddle.weight"] = sharding.pop("model.middle.weight")
     save_file(tensors, file, metadata | {key: json.dumps(sharding)})
+    forget(file)
 
 
 DAMAGES: dict[str, tuple[Any, str]] = {
@@ -173,6 +202,9 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "gone": (lambda file: file.unlink(), "is damaged: .*No such file"),
     "bytes": (lambda file: file.write_bytes(bytes(file.stat().st_size)), "is damaged: "),
     "no state": (lambda file: (file.parent / "state.json").unlink(), "is damaged: .*No such file"),
+    "a bit": (flip_a_bit, "is damaged: shard-.* has another sha256 than state.json records"),
+    "no number": (set_step("x"), "is damaged: state.json is not as a training wrote it"),
+    "another step": (set_step(3), "is damaged: state.json is not as a training wrote it"),
     "half a state": (lambda file: (file.parent / "state.json").write_text('{"st'), "is damaged: "),
     "not finite": (spoil, "holds numbers that are not finite: model.middle.weight"),
     "other": (rename_a_tensor, "is of another model: it lacks model.middle.weight"),

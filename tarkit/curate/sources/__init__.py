@@ -11,19 +11,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
+from tarkit.artifacts.files import is_system_file, read_lines
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.folder import list_folder
-from tarkit.curate.sources.items import Listing, SourceItem, shown
+from tarkit.curate.sources.folder import list_folder, list_pictures
+from tarkit.curate.sources.items import (
+    SYSTEM_MEMBER,
+    SYSTEM_NOTE,
+    Listing,
+    SourceItem,
+    shown,
+)
 from tarkit.curate.sources.parquet import parquet_items
 from tarkit.curate.sources.shard_names import (
     SHARD_MARKS,
+    ending_of,
     expand_shard_names,
     form_of,
     is_url,
     read_shard_names,
 )
 from tarkit.curate.sources.stored_items import StoredItems
-from tarkit.curate.sources.tars import remote_tar_items, tar_items
+from tarkit.curate.sources.tars import gzip_tar_items, remote_tar_items, tar_items
 from tarkit.curate.sources.urls import Link, read_urls
 from tarkit.errors import UserError
 from tarkit.images import PICTURE_SUFFIXES
@@ -45,6 +53,7 @@ LISTS_NOTE = (
 )
 READERS: dict[str, Callable[[Path, str], Iterable[SourceItem]]] = {
     ".tar": tar_items,
+    ".tar.gz": gzip_tar_items,
     ".parquet": parquet_items,
 }
 
@@ -54,6 +63,7 @@ def list_source(
 ) -> Listing:
     """The items of a folder of pictures, a Parquet file or a tar, or a folder of either.
 
+    A .txt may name pictures in its folder, one per line.
     A source may also name many shards: `data-{00..99}.tar`, or a .txt with one shard per line. Tars
     named so may be http and https URLs, whose hosts must be public unless `allow_private`.
     `exclude` are files in a folder that hold captions or questions. A NNNNN.parquet next to
@@ -67,26 +77,31 @@ def list_source(
         raise UserError(
             f"the source {pattern} does not exist", hint="give a folder, .parquet, .tar or .txt"
         )
+    if source.is_file() and source.suffix == ".txt" and _names_pictures(source):
+        return Listing("folder", StoredItems(list_pictures(source)))
     if source.is_file() and source.suffix == ".txt":
         return _list_shards(read_shard_names(source), allow_private)
     if source.is_file():
-        return _list_files([source], source.suffix, source.parent)
+        return _list_files([source], ending_of(source.name), source.parent)
     if (source / "manifest.json").exists():
         raise UserError(
             f"{source} is an artifact of tarkit already", hint=f"tarkit inspect {source}"
         )
     excluded = {path.resolve() for path in exclude}
     listing = list_folder(source, excluded)
-    containers = {suffix: _containers(source, suffix, excluded) for suffix in (".tar", ".parquet")}
+    containers = {suffix: _containers(source, suffix, excluded) for suffix in READERS}
     tars = set(containers[".tar"])
     lists = [path for path in containers[".parquet"] if path.with_suffix(".tar") in tars]
+    if listing.items:
+        lists += listing.tables
     containers[".parquet"] = [path for path in containers[".parquet"] if path not in lists]
     forms = [suffix for suffix, files in containers.items() if files]
     if listing.items and not forms:
-        return listing
+        return _with_tables(listing, source)
     if len(forms) == 1 and not listing.items:
         listed = _list_files(containers[forms[0]], forms[0], source)
-        return replace(listed, notes=(LISTS_NOTE.format(len(lists)),)) if lists else listed
+        notes = (*listed.notes, LISTS_NOTE.format(len(lists)))
+        return replace(listed, notes=notes) if lists else listed
     if forms:
         kinds = ", ".join(["pictures"] * bool(listing.items) + forms)
         raise UserError(
@@ -99,8 +114,33 @@ def list_source(
     )
 
 
+def _names_pictures(path: Path) -> bool:
+    """Whether the first line of a list names a picture here, and not a shard."""
+    first = next((line.strip() for _, line in read_lines(path)), "")
+    return ending_of(first).lower().removeprefix(".") in PICTURE_SUFFIXES and not is_url(first)
+
+
+def _with_tables(listing: Listing, root: Path) -> Listing:
+    """A folder's pictures with the captions of its metadata files."""
+    items, notes = listing.items, list(listing.notes)
+    for table in listing.tables:
+        name = table.relative_to(root)
+        try:
+            items = add_captions(items, table, below=name.parent.as_posix())
+            notes.append(f"{name} is taken for the captions of its folder")
+        except UserError as error:
+            notes.append(f"{name} gives no captions: {error.message}")
+    return replace(listing, items=items, notes=tuple(notes))
+
+
 def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
-    paths = [path for path in root.rglob(f"*{suffix}") if path.resolve() not in excluded]
+    paths = [
+        path
+        for path in root.rglob("*")
+        if ending_of(path.name) == suffix
+        and path.resolve() not in excluded
+        and not is_system_file(path.relative_to(root))
+    ]
     for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
@@ -127,7 +167,7 @@ def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
                     yield from READERS[form](Path(name), label)
                 progress.advance(1)
 
-        return Listing(form[1:], StoredItems(items()))
+        return _listing(form, items())
 
 
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
@@ -141,4 +181,20 @@ def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
         for path in paths
         for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
     )
-    return Listing(suffix[1:], StoredItems(items))
+    return _listing(suffix, items)
+
+
+def _listing(suffix: str, items: Iterable[SourceItem]) -> Listing:
+    """The items that are stored, without those of the system, which a note counts."""
+    num_system = 0
+
+    def kept() -> Iterator[SourceItem]:
+        nonlocal num_system
+        for item in items:
+            if item.error == SYSTEM_MEMBER:
+                num_system += 1
+            else:
+                yield item
+
+    stored = StoredItems(kept())
+    return Listing(suffix[1:], stored, (SYSTEM_NOTE.format(num_system),) if num_system else ())

@@ -1,29 +1,48 @@
-"""A folder of pictures, with captions in .txt files of the same names."""
+"""A folder of pictures, with captions in files of the same names and in ImageFolder's metadata.
+
+A caption's file is a .txt or .caption (kohya), or a .json with a caption (img2dataset). A
+metadata.csv, .jsonl or .parquet (Hugging Face's ImageFolder) holds those of its folder.
+"""
 
 import errno
 import functools
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
+from tarkit.artifacts.files import is_system_file, read_lines
 from tarkit.curate.sources.items import (
+    CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
+    SYSTEM_NOTE,
     Listing,
     SourceItem,
     caption_of,
+    captions_of,
+    json_of,
+    lowered,
+    origin_of,
     reason_of,
     shown,
+    text_of,
 )
 from tarkit.images import PICTURE_SUFFIXES
+
+SIDE_SUFFIXES = (".txt", ".caption", ".json")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones."""
     items: list[SourceItem] = []
     others: Counter[str] = Counter()
+    tables: list[Path] = []
+    num_system = 0
 
     def unreadable(error: OSError) -> None:
         name = shown(os.path.relpath(error.filename, root))
@@ -36,48 +55,105 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
             if (here / name).is_symlink():
                 link = shown(os.path.relpath(here / name, root))
                 items.append(SourceItem(link, error="a link to a folder is not followed"))
+        system = {name for name in names if is_system_file(here.relative_to(root) / name)}
+        num_system += len(system)
+        names = [name for name in names if name not in system]
+        texts = {unicodedata.normalize("NFC", name): name for name in names}
         used = set()
         for name in names:
             stem, _, suffix = name.rpartition(".")
             if stem and suffix.lower() in PICTURE_SUFFIXES:
-                text = f"{stem}.txt" if f"{stem}.txt" in names else None
-                used |= {name, text}
-                items.append(_file_item(here / name, root, real_root, text))
-        for name in set(names) - used:
+                beside = [
+                    texts[file]
+                    for suffix in SIDE_SUFFIXES
+                    if (file := unicodedata.normalize("NFC", stem + suffix)) in texts
+                ]
+                item, read = _file_item(here / name, root, real_root, beside)
+                used |= {name, *read}
+                items.append(item)
+        found = [here / name for name in names if name in METADATA]
+        tables += [path for path in found if path.resolve() not in excluded]
+        for name in set(names) - used - {path.name for path in found}:
             if (here / name).resolve() not in excluded:
                 others[shown(Path(name).suffix) or "without suffix"] += 1
     items.sort(key=lambda item: item.name)
     suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = (f"{sum(others.values())} files are not pictures: {suffixes}",) if others else ()
-    return Listing("folder", tuple(items), notes)
+    notes = [f"{sum(others.values())} files are not pictures: {suffixes}"] if others else []
+    if num_system:
+        notes.append(SYSTEM_NOTE.format(num_system))
+    return Listing("folder", tuple(items), tuple(notes), tuple(sorted(tables)))
 
 
-def _file_item(path: Path, root: Path, real_root: Path, text_name: str | None) -> SourceItem:
-    name = shown(path.relative_to(root).as_posix())
+def list_pictures(path: Path) -> Iterator[SourceItem]:
+    """The pictures that a .txt names, one a line, in its folder; their names are as written.
+
+    Raises UserError for a list that cannot be read as UTF-8.
+    """
+    root = path.parent
+    for _, line in read_lines(path, hint="write one picture per line, as UTF-8"):
+        place = Path(os.path.normpath(root / line.strip()))
+        if not place.is_relative_to(os.path.normpath(root)):
+            yield SourceItem(shown(line.strip()), error="it leaves the folder of the list")
+            continue
+        beside = [place.with_suffix(suffix).name for suffix in SIDE_SUFFIXES]
+        beside = [name for name in beside if (place.parent / name).exists() and name != path.name]
+        item, _ = _file_item(place, root, root.resolve(), beside)
+        yield item
+
+
+def _file_item(
+    path: Path, root: Path, real_root: Path, beside: Sequence[str]
+) -> tuple[SourceItem, list[str]]:
+    """The picture of a file, and those of the files `beside` it that gave it something."""
+    name = shown(Path(os.path.relpath(path, root)).as_posix())
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(real_root):
-            return SourceItem(name, error="a link that leaves the folder is not followed")
+            return SourceItem(name, error="a link that leaves the folder is not followed"), []
         size = real.stat().st_size
-        captions: tuple[str, ...] = ()
-        if text_name:
+        texts = _SideTexts()
+        for text_name in beside:
             text = (path.parent / text_name).resolve(strict=True)
             if not text.is_relative_to(real_root):
-                return SourceItem(
-                    name, error=f"its caption {text_name} is a link that leaves the folder"
-                )
-            captions = caption_of(_read_file(text, MAX_TEXT_BYTES), text_name)
+                error = f"its caption {text_name} is a link that leaves the folder"
+                return SourceItem(name, error=error), list(beside)
+            texts.add(_read_file(text, MAX_TEXT_BYTES), text_name)
     except (OSError, ValueError, RuntimeError) as error:
         # A loop of links is a RuntimeError up to Python 3.12, an OSError from 3.13 on.
         if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.ELOOP:
-            return SourceItem(name, error="a loop of links")
-        return SourceItem(name, error=reason_of(error))
-    return SourceItem(
+            return SourceItem(name, error="a loop of links"), list(beside)
+        return SourceItem(name, error=reason_of(error)), list(beside)
+    item = SourceItem(
         name,
         fingerprint=str(size),
-        captions=captions,
+        captions=tuple(dict.fromkeys(texts.captions)),
+        captions_from=tuple(Path(file).suffix for file in texts.names),
+        origin=texts.origin,
         read=functools.partial(_read_file, real, MAX_FILE_BYTES),
     )
+    return item, texts.names
+
+
+class _SideTexts:
+    """What the files beside a picture say of it; a .json without a caption says nothing."""
+
+    def __init__(self) -> None:
+        self.captions: list[str] = []
+        self.origin: dict[str, Any] = {}
+        self.names: list[str] = []
+
+    def add(self, blob: bytes, name: str) -> None:
+        """Raises ValueError for a text that is not UTF-8, or a caption that is not text."""
+        if not name.endswith(".json"):
+            self.captions += caption_of(blob, name)
+            self.names.append(name)
+            return
+        row = json_of(text_of(blob, name))
+        captions = captions_of(lowered(row), CAPTION_COLUMNS) if isinstance(row, Mapping) else ()
+        if captions:
+            self.captions += captions
+            self.origin |= origin_of(lowered(row))
+            self.names.append(name)
 
 
 def _read_file(path: Path, max_bytes: int) -> bytes:

@@ -1,10 +1,15 @@
 """Items of a source, and functions that read its names and texts, which are not trusted."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+SYSTEM_NOTE = "{} files that macOS, Windows or WebDataset adds are left out"
+SYSTEM_MEMBER = "a file that macOS, Windows or WebDataset adds"
+"""The error of an item that is left out of a listing, and counted in a note."""
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path", "key", "id")
 CAPTION_COLUMNS = ("prompt", "caption", "text", "captions")
 ABOUT_COLUMNS = ("group", "role", "template")
@@ -23,13 +28,16 @@ class SourceItem:
     file may use. `fingerprint` has the size and place of the picture. `read` returns its bytes or
     raises OSError. `error` is the reason, known before reading, why it cannot be used. `about`
     holds the columns group, role and template of a captions file for I2I and TI2I data. `origin`
-    has the `ORIGIN_COLUMNS` that the source states.
+    has the `ORIGIN_COLUMNS` that the source states. `captions_from` names what gave its captions,
+    for people: ".txt", "column text" or a file's name; `left_aside` what gave nothing.
     """
 
     name: str
     fingerprint: str = ""
     aliases: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    captions_from: tuple[str, ...] = ()
+    left_aside: tuple[str, ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
     about: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -44,10 +52,35 @@ class Listing:
     form: str
     items: Sequence[SourceItem]
     notes: tuple[str, ...] = ()
+    tables: tuple[Path, ...] = ()
+    """Captions files that were found in a folder."""
 
 
-def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> SourceItem:
-    """`item` with the captions, group, role and template of a row, or with an error."""
+def is_absent(value: Any) -> bool:
+    """Whether a table has no value here: null, or the nan by which pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row under column names in lower case; a name that is so already goes before others."""
+    names = sorted((str(name) for name in row), key=str.islower)
+    return {name.lower(): row[name] for name in names if name in row}
+
+
+def in_any_case(columns: Iterable[str]) -> tuple[str, ...]:
+    """Column names as tables write them: text, TEXT and Text."""
+    return tuple(
+        dict.fromkeys(each for name in columns for each in (name, name.upper(), name.capitalize()))
+    )
+
+
+def with_captions(
+    item: SourceItem, row: Mapping[str, Any], where: str, *, source: str | None = None
+) -> SourceItem:
+    """`item` with the captions, group, role and template of a row, or with an error.
+
+    `source` names the file that the row is from; without one the columns are named.
+    """
     try:
         captions = captions_of(row, CAPTION_COLUMNS)
     except ValueError as error:
@@ -56,7 +89,14 @@ def with_captions(item: SourceItem, row: Mapping[str, Any], where: str) -> Sourc
         about = dict(item.about) | _about(row)
     except ValueError as error:
         return replace(item, error=f"{where}: {error}")
-    return replace(item, captions=(*item.captions, *captions), about=about)
+    columns = [f"column {name}" for name in CAPTION_COLUMNS if captions_of(row, (name,))]
+    named = tuple(columns) if source is None else (source,) * bool(captions)
+    return replace(
+        item,
+        captions=(*item.captions, *(text for text in captions if text not in item.captions)),
+        captions_from=tuple(dict.fromkeys((*item.captions_from, *named))),
+        about=about,
+    )
 
 
 def _about(row: Mapping[str, Any]) -> dict[str, str]:
@@ -64,7 +104,7 @@ def _about(row: Mapping[str, Any]) -> dict[str, str]:
     about: dict[str, str] = {}
     for column in ABOUT_COLUMNS:
         value = row.get(column)
-        if value is None or value == "":
+        if is_absent(value) or value == "":
             continue
         if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
             raise ValueError(f"{column} is not a text of at most {MAX_TEXT_BYTES} bytes")
@@ -96,7 +136,7 @@ def captions_of(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str, ..
     for column in columns:
         value = row.get(column)
         for text in value if isinstance(value, list) else [value]:
-            if text is None:
+            if is_absent(text):
                 continue
             if not isinstance(text, str):
                 raise ValueError(f"{column} is {type(text).__name__}, not text")

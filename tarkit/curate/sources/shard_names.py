@@ -21,7 +21,7 @@ MAX_SHARDS = 100_000
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})")
 SHARD_MARKS = ("{", "::")
-FORMS = (".tar", ".parquet")
+FORMS = (".tar", ".parquet", ".tar.gz")
 _CHECK = "as in 'data-{000000..000099}.tar', in quotes"
 
 
@@ -85,9 +85,16 @@ def read_shard_names(path: Path) -> list[str]:
     return names
 
 
+def ending_of(name: str) -> str:
+    """The ending of a file's name; that of a compressed tar is `.tar.gz`."""
+    if name.endswith((".tar.gz", ".tgz")):
+        return ".tar.gz"
+    return os.path.splitext(name)[1]
+
+
 def form_of(names: Sequence[str]) -> str:
-    """The one ending of all names, `.tar` or `.parquet`; raises UserError."""
-    endings = {os.path.splitext(urlsplit(n).path if is_url(n) else n)[1]: n for n in names}
+    """The one ending of all names, `.tar`, `.tar.gz` or `.parquet`; raises UserError."""
+    endings = {ending_of(urlsplit(n).path if is_url(n) else n): n for n in names}
     for ending, name in endings.items():
         allowed = FORMS[:1] if is_url(name) else FORMS
         if ending not in allowed:

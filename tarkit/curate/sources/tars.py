@@ -9,20 +9,27 @@ unpacked, and only captions are decoded, as UTF-8 text and JSON: no pickles.
 """
 
 import functools
+import gzip
 import os
+import re
+import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from tarkit.artifacts.files import is_system_file
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
+    SYSTEM_MEMBER,
     SourceItem,
     caption_of,
     captions_of,
     json_of,
+    lowered,
     origin_of,
     reason_of,
     shown,
@@ -48,6 +55,45 @@ def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         yield from _shard_items(file, num_bytes, label, functools.partial(_tar_bytes, path))
+
+
+def gzip_tar_items(path: Path, label: str) -> Iterator[SourceItem]:
+    """As `tar_items`, for a .tar.gz, which is never unpacked to disk."""
+    file = _Gzip(path)
+    yield from _shard_items(file, sys.maxsize, label, functools.partial(_gzip_bytes, path))
+
+
+class _Gzip:
+    """The unpacked bytes of a .gz; going back starts it again. Raises OSError for damage."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.open(path)
+        self.tell = self._file.tell
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"the compression is damaged: {error}") from None
+
+    def seek(self, position: int, /) -> int:
+        try:
+            return self._file.seek(position)
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"the compression is damaged: {error}") from None
+
+
+_gzip = functools.lru_cache(maxsize=1)(_Gzip)
+"""Pictures are read in order: one reader goes through a file once."""
+
+
+def _gzip_bytes(path: Path, offset: int, size: int) -> bytes:
+    file = _gzip(path)
+    file.seek(offset)
+    blob = file.read(size)
+    if len(blob) != size:
+        raise OSError(f"truncated: {len(blob)} of {size} bytes are there")
+    return blob
 
 
 def remote_tar_items(url: str, *, allow_private: bool) -> Iterator[SourceItem]:
@@ -90,6 +136,8 @@ class _TarSample:
         self.suffixes: list[str] = []
         self.pictures: list[tarfile.TarInfo] = []
         self.captions: list[str] = []
+        self.captions_from: list[str] = []
+        self.left_aside: list[str] = []
         self.origin: dict[str, Any] = {}
         self.error: str | None = None
 
@@ -101,17 +149,22 @@ class _TarSample:
         if last in PICTURE_SUFFIXES:
             self.pictures.append(member)
         elif last in TEXT_SUFFIXES:
+            num_captions = len(self.captions)
             try:
                 text = _member_text(file, member)
                 if last == "json":
                     self._add_json(json_of(text_of(text, member.name)))
                 else:
                     self.captions += caption_of(text, member.name)
+                self.captions_from += [f".{last}"] if len(self.captions) > num_captions else []
             except ValueError as error:
                 self.error = f"its {shown(member.name)}: {reason_of(error)}"
+        else:
+            self.left_aside.append(last)
 
     def _add_json(self, row: Any) -> None:
         if isinstance(row, Mapping):
+            row = lowered(row)
             self.origin |= origin_of(row)
             self.captions += captions_of(row, CAPTION_COLUMNS)
 
@@ -126,6 +179,9 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
         with tarfile.open(fileobj=reader, mode="r:") as tar:  # type: ignore[call-overload]
             for member in tar:
                 if member.isdir():
+                    continue
+                if is_system_file(member.name) or _is_about_the_shard(member.name):
+                    yield SourceItem(f"{label}/{shown(member.name)}", error=SYSTEM_MEMBER)
                     continue
                 error = _member_error(member, num_bytes)
                 key, suffix = base_plus_ext(member.name)
@@ -148,6 +204,12 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
         yield SourceItem(label, error=f"the tar is damaged from here on: {reason_of(error)}")
         return
     yield from _sample_items(label, sample, keys, read)
+
+
+def _is_about_the_shard(name: str) -> bool:
+    """Whether a member is of WebDataset's own: `__info__.json`, and not a picture."""
+    is_picture = name.rpartition(".")[2].lower() in PICTURE_SUFFIXES
+    return re.match(r"__[^/]*__(\.|/|$)", name) is not None and not is_picture
 
 
 def _member_error(member: tarfile.TarInfo, num_bytes: int) -> str | None:
@@ -183,6 +245,10 @@ def _sample_items(
             fingerprint=f"{member.offset_data}+{member.size}",
             aliases=tuple(os.path.normpath(shown(alias)) for alias in (member.name, sample.key)),
             captions=captions,
+            captions_from=tuple(dict.fromkeys(sample.captions_from)),
+            left_aside=tuple(f".{shown(suffix)}" for suffix in sample.left_aside)
+            if member is sample.pictures[0]
+            else (),
             origin=sample.origin,
             error=sample.error,
             read=functools.partial(read, member.offset_data, member.size),

@@ -1,7 +1,8 @@
 """Text sources: a `.txt` (a document per line), `.jsonl`, `.json` or `.parquet` (one per row).
 
 A row has `text`, or `messages` with roles user, assistant and system, or ShareGPT's
-`conversations` of human, gpt and system. A row that cannot be read is a document with an error, so
+`conversations` of human, gpt and system, or Alpaca's instruction, input and output, or query and
+response. A row that cannot be read is a document with an error, so
 that counts add up. Blank lines of a `.txt` are not documents. Rows that name a picture are not
 documents either, but are counted in `num_with_pictures`; `curate ingest --questions` reads them.
 """
@@ -18,12 +19,14 @@ from typing import Any
 
 from tarkit.artifacts.files import numbered_lines
 from tarkit.artifacts.tables import read_rows
+from tarkit.curate.sources.annotation_rows import CONVERSATIONS, MESSAGES, OTHER_FORMS, usual_form
+from tarkit.curate.sources.items import in_any_case
 from tarkit.errors import UserError
 
 ROLES = ("system", "user", "assistant")
-CONVERSATIONS = "conversations"
 PICTURES = ("image", "images")
-COLUMNS = ("text", "messages", CONVERSATIONS, *PICTURES)
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
+COLUMNS = in_any_case(("text", MESSAGES, CONVERSATIONS, *OTHER_FORMS, *PICTURES, *OTHER_MEDIA))
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "system": "system"}
 ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
@@ -97,13 +100,18 @@ def _line_documents(path: Path) -> Iterator[Document]:
 
 def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
     """None for a row that shows a picture."""
+    row = usual_form(row)
     if any(row.get(name) for name in PICTURES):
         return None
+    if media := [name for name in OTHER_MEDIA if row.get(name)]:
+        return Document(error=f"{where} has a {media[0]}, of which tarkit can learn nothing")
     text, messages = row.get("text"), row.get("messages")
     if isinstance(text, str) and text.strip():
         turns: tuple[tuple[str, str], ...] = (("assistant", text.strip()),)
     elif isinstance(messages, list) and messages:
         turns = tuple(_turn(message) for message in messages)
+    elif isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
+        turns = (("user", row["question"].strip()), ("assistant", row["answer"].strip()))
     elif row.get(CONVERSATIONS):
         try:
             turns = conversation(row[CONVERSATIONS])
@@ -112,14 +120,21 @@ def _document(row: Mapping[str, Any], *, where: str) -> Document | None:
     else:
         return Document(error=f"{where} has neither text nor messages")
     if not all(role in ROLES and content for role, content in turns):
-        return Document(error=f"{where}: a message needs a role of {', '.join(ROLES)} and content")
+        others = [repr(role) for role, _ in turns if role and role not in ROLES]
+        which = f", and one has the role {others[0]}" if others else ""
+        return Document(
+            error=f"{where}: a message needs a role of {', '.join(ROLES)} and content{which}"
+        )
     if any("\ud800" <= letter <= "\udfff" for _, content in turns for letter in content):
         return Document(error=f"{where} holds half a surrogate pair, which is no character")
     return Document(turns=turns)
 
 
-def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
-    """(role, content) of ShareGPT's turns; ValueError where one cannot be read."""
+def conversation(turns: Any, *, may_be_empty: bool = False) -> tuple[tuple[str, str], ...]:
+    """(role, content) of ShareGPT's turns; ValueError where one cannot be read.
+
+    With `may_be_empty` a turn without words has the content "".
+    """
     if not isinstance(turns, list) or not turns:
         raise ValueError("its conversations are no list of turns")
     pairs = []
@@ -128,9 +143,10 @@ def conversation(turns: Any) -> tuple[tuple[str, str], ...]:
         speaker, value = fields.get("from"), fields.get("value")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise ValueError(f"turn {number} is said by {speaker!r}, not by human or gpt")
-        if not isinstance(value, str) or not value.strip():
+        text = value.strip() if isinstance(value, str) else ""
+        if not text and not may_be_empty:
             raise ValueError(f"turn {number} has no words")
-        pairs.append((SPEAKERS[speaker], value.strip()))
+        pairs.append((SPEAKERS[speaker], text))
     return tuple(pairs)
 
 

@@ -38,7 +38,7 @@ def read_choices(path: Path, images: Path | None) -> list[ItemRow]:
         require_columns(row, ("question", "answer"), place)
         question = str(row["question"]).replace("<image 1>", "").strip()
         hint = row.get("hint")
-        stem = f"{hint}\n{question}" if hint and str(hint) != "nan" else question
+        stem = question if _is_absent(hint) else f"{hint}\n{question}"
         suffix = LETTER_SUFFIX if options else SHORT_SUFFIX
         item = {
             "id": str(first_value(row, ("id", "index", "question_id"), default=place)),
@@ -46,7 +46,7 @@ def read_choices(path: Path, images: Path | None) -> list[ItemRow]:
                 first_value(row, ("category", "subfield", "question_type_id"), default="all")
             ),
             "prompt": stem + listed(options) + suffix,
-            "truth": json.dumps(row["answer"]),
+            "truth": json.dumps(_truth(row["answer"], options, place)),
             "meta": {"options": options},
         }
         rows.append(item | picture_fields(row, images, place))
@@ -59,22 +59,40 @@ def listed(options: Mapping[str, str]) -> str:
 
 
 def _options(row: Mapping[str, Any], place: str) -> dict[str, str]:
+    """The options by letter; one that is absent takes no letter of another.
+
+    Tables write an absent option as null, as an empty text, or as pandas' nan. 0 is an option.
+    """
     texts = row.get("options")
-    if isinstance(texts, str):
+    if isinstance(texts, str) and not _is_absent(texts):
         try:
             texts = ast.literal_eval(texts)  # MMMU writes a list as Python would
         except (ValueError, SyntaxError):
             raise UserError(f"{place}: options {texts!r} are not a list") from None
-    if texts is None:
-        texts = [
-            text
-            for letter in "ABCD"
-            if (text := row.get(letter) or row.get(f"choice_{letter.lower()}")) is not None
-            and str(text) != "nan"
-        ]
-    if len(texts) > len(LETTERS):
-        raise UserError(f"{place} has {len(texts)} options, more than {len(LETTERS)} letters")
-    return {letter: str(text) for letter, text in zip(LETTERS, texts, strict=False)}
+    if _is_absent(texts):
+        columns = {name: name for name in LETTERS} | {f"choice_{a.lower()}": a for a in LETTERS}
+        texts = {letter: row[name] for name, letter in columns.items() if row.get(name) is not None}
+    elif isinstance(texts, list | tuple):
+        if len(texts) > len(LETTERS):
+            raise UserError(f"{place} has {len(texts)} options, more than {len(LETTERS)} letters")
+        texts = dict(zip(LETTERS, texts, strict=False))
+    if not isinstance(texts, Mapping) or not set(texts) <= set(LETTERS):
+        raise UserError(f"{place}: options {texts!r:.200} are not a list")
+    return {letter: str(text) for letter, text in texts.items() if not _is_absent(text)}
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or str(value).strip().lower() in ("", "nan")
+
+
+def _truth(answer: Any, options: Mapping[str, str], place: str) -> Any:
+    """The answer of a row; with options their letter, which may have brackets or a full stop."""
+    if not options:
+        return answer
+    letter = str(answer).strip(" ().").upper()
+    if letter not in options:
+        raise UserError(f"{place}: the answer {answer!r} is none of {', '.join(options)}")
+    return letter
 
 
 def first_letter(answer: str, letters: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.question_files import encoding_of
 from tarkit.scoring.statistics import bootstrap, micro
 
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "question_natural_language", "tuple")
@@ -78,7 +79,7 @@ def read_graphs(path: Path) -> list[SceneGraph]:
     """Graphs of a csv in DSG's or DPG-Bench's layout; raises UserError with the line."""
     questions: dict[str, list[GraphQuestion]] = defaultdict(list)
     prompts: dict[str, str] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=encoding_of(path), newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -86,6 +87,8 @@ def read_graphs(path: Path) -> list[SceneGraph]:
                 f"{path} has no column {missing[0]}: it is not a csv of DSG or DPG-Bench"
             )
         for row in reader:
+            if not any(row.values()):
+                continue
             item = row["item_id"]
             try:
                 one = question_of(

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import UTF8, is_system_file, text_encoding
 from tarkit.artifacts.tables import AGAIN, read_json, read_rows
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import ItemRow
+from tarkit.terminal import print_note
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
@@ -30,18 +32,44 @@ def question_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
     Raises UserError for a file of another kind, and for a file or a row that cannot be read.
     """
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in files_of(path, "**/*") if path.is_dir() else [path]:
+        encoding = encoding_of(file)
         if file.suffix.lower() == ".json":
-            yield from _json_rows(file)
+            yield from _json_rows(file, encoding)
         else:
-            for row in read_rows(file):
-                yield f"{file}:{row.number}", row.require()
+            for row in read_rows(file, encoding=encoding):
+                values = row.require()
+                if any(value not in (None, "") for value in values.values()):  # a blank line: none
+                    yield f"{file}:{row.number}", values
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder by name, without those that macOS and Windows add."""
+    files = (file for file in folder.glob(pattern) if file.is_file())
+    return sorted(file for file in files if not is_system_file(file.relative_to(folder).as_posix()))
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a file of questions; a note names one other than UTF-8."""
+    if path.suffix.lower() == ".parquet":
+        return UTF8
+    encoding = text_encoding(path)
+    if encoding != UTF8:
+        print_note(f"{path} is not UTF-8 text; it is read as {encoding}")
+    return encoding
+
+
+def yes_or_no(label: Any, place: str) -> str:
+    """A label without case, spaces and a full stop; raises UserError unless it is yes or no."""
+    text = str(label).strip().rstrip(".").strip().lower()
+    if text not in ("yes", "no"):
+        raise UserError(f"{place}: the label {label!r} is neither yes nor no", hint=AGAIN)
+    return text
+
+
+def _json_rows(file: Path, encoding: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a list, of an object by id (GQA), or of its list `questions` (SEED-Bench)."""
-    rows = read_json(file)
+    rows = read_json(file, encoding=encoding)
     if isinstance(rows, dict) and isinstance(rows.get("questions"), list):
         rows = rows["questions"]
     if not isinstance(rows, dict | list):

@@ -149,8 +149,7 @@ def _yes(answer: str | Failure) -> bool | None:
 
 def says_yes(answer: str) -> bool:
     """Whether the answer's first word is yes."""
-    words = answer.strip().lower().replace(",", " ").replace(".", " ").split()
-    return bool(words) and words[0] == "yes"
+    return re.match(r"\W*yes\b", answer, re.IGNORECASE) is not None
 
 
 def _figures(

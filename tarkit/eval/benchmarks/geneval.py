@@ -25,6 +25,7 @@ from tarkit.artifacts.files import read_lines, write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.detections import read_detections
 from tarkit.eval.benchmark_parts.export_layouts import run_pictures, write_adm_npz
+from tarkit.eval.benchmark_parts.question_files import encoding_of
 from tarkit.eval.benchmarks.base import (
     ItemRow,
     PictureBenchmark,
@@ -55,7 +56,8 @@ def default_items() -> list[ItemRow]:
 
 def read_geneval(path: Path, images: Path | None) -> list[ItemRow]:
     """Prompts of a file in the layout of `evaluation_metadata.jsonl`: another benchmark."""
-    return _items([_record(path, number, line) for number, line in read_lines(path)])
+    lines = read_lines(path, encoding=encoding_of(path))
+    return _items([_record(path, number, line) for number, line in lines])
 
 
 def _items(records: Sequence[dict[str, Any]]) -> list[ItemRow]:

@@ -18,10 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import is_system_file, read_lines, write_whole
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.export_layouts import file_name, run_answers
-from tarkit.eval.benchmark_parts.question_files import PICTURE_ENDINGS, SHORT_SUFFIX
+from tarkit.eval.benchmark_parts.question_files import (
+    PICTURE_ENDINGS,
+    SHORT_SUFFIX,
+    encoding_of,
+    files_of,
+    yes_or_no,
+)
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer, coverage_of
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun
 from tarkit.scoring.statistics import bootstrap
@@ -37,20 +43,22 @@ PUBLISHED_SUFFIX = " Please answer yes or no."
 def read_mme(path: Path, images: Path | None) -> list[ItemRow]:
     """A folder a subtask, with a .txt beside every picture or in `questions_answers_YN`."""
     rows = []
-    for folder in sorted(each for each in path.iterdir() if each.is_dir()):
-        texts = sorted([*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt")])
-        for text in texts:
-            for number, line in enumerate(text.read_text(encoding="utf-8").splitlines()):
-                question, tab, answer = line.rpartition("\t")
+    folders = sorted(each for each in path.iterdir() if each.is_dir())
+    for folder in (each for each in folders if not is_system_file(each.name)):
+        texts = files_of(folder, "*.txt") + files_of(folder, "questions_answers_YN/*.txt")
+        for text in sorted(texts):
+            lines = read_lines(text, encoding=encoding_of(text))
+            for number, (line_number, line) in enumerate(lines):
+                question, tab, answer = line.rstrip().rpartition("\t")
                 if not tab:
-                    raise UserError(f"{text}:{number + 1} is not a question, a tab and an answer")
+                    raise UserError(f"{text}:{line_number} is not a question, a tab and an answer")
                 rows.append(
                     {
                         "id": f"{folder.name}-{text.stem}-{number}",
                         "tag": folder.name,
                         "prompt": question.replace(PUBLISHED_SUFFIX, "").strip() + SHORT_SUFFIX,
                         "picture": str(_picture_file(folder, text.stem)),
-                        "truth": answer.strip().lower(),
+                        "truth": yes_or_no(answer, f"{text}:{line_number}"),
                         "meta": {"group": text.stem},
                     }
                 )

@@ -17,9 +17,12 @@ from tarkit.artifacts.tables import read_json_lines
 from tarkit.eval.benchmark_parts.export_layouts import file_name, run_answers
 from tarkit.eval.benchmark_parts.question_files import (
     SHORT_SUFFIX,
+    encoding_of,
     file_inside,
+    files_of,
     require_columns,
     require_images,
+    yes_or_no,
 )
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer
 from tarkit.eval.metrics.summaries import QuestionScores, question_results
@@ -32,9 +35,9 @@ def read_pope(path: Path, images: Path | None) -> list[ItemRow]:
     """Lines of question_id, image, text and label; each file of a folder is a split."""
     folder = require_images(path, images, "POPE")
     rows = []
-    for file in sorted(path.glob("*.json*")) if path.is_dir() else [path]:
+    for file in files_of(path, "*.json*") if path.is_dir() else [path]:
         split = file.stem.removeprefix("coco_pope_")
-        for line in read_json_lines(file):
+        for line in read_json_lines(file, encoding=encoding_of(file)):
             number, row = line.number, line.require()
             place = f"{file}:{number}"
             require_columns(row, ("image", "text", "label"), place)
@@ -44,7 +47,7 @@ def read_pope(path: Path, images: Path | None) -> list[ItemRow]:
                     "tag": split,
                     "prompt": row["text"] + SHORT_SUFFIX,
                     "picture": str(file_inside(folder, row["image"], place)),
-                    "truth": row["label"].lower(),
+                    "truth": yes_or_no(row["label"], place),
                     "meta": {"group": row["image"]},
                 }
             )

@@ -50,7 +50,7 @@ def test_a_file_whose_name_has_braces_is_that_file(tmp_path: Path) -> None:
         ("{dir}/d-{0..9.tar", "not a pattern of shard names"),
         ("{dir}/d-${{HOME}}.tar", "not a pattern of shard names: missing environment variable"),
         ("{dir}/d-{0..2}.tar::{dir}/x.parquet", "2 forms of shards are named: .parquet, .tar"),
-        ("{dir}/d-{0..2}.tar.gz", "not a shard: .* .unpack the compression first"),
+        ("{dir}/d-{0..2}.tar.zst", "not a shard: .* .unpack the compression first"),
     ],
 )
 def test_a_wrong_pattern_is_an_error(tmp_path: Path, pattern: str, reason: str) -> None:

@@ -2,8 +2,10 @@ import io
 import json
 import os
 import tarfile
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,13 +146,119 @@ def test_a_name_that_leaves_the_folder_or_is_not_there_becomes_a_failed_item(
     assert found["a.png"].error is None and found["a.png"].captions == ("z",)
 
 
-def test_questions_gather_on_their_picture_and_half_a_pair_fails_it(
-    two: Path, tmp_path: Path
+def test_questions_gather_on_their_picture_and_half_a_pair_costs_itself_alone(
+    two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = "image,question,answer\na.png,Is it red?,yes\na.png,How many?,2\nb/b.png,Why?,\n"
+    table = "image,question,answer\na.png,Is it red?,yes\na.png,How many?,2\na.png,Why?,\n"
     found = add_questions(list_source(two).items, text(tmp_path / "q.csv", table))
     assert found[0].qa == (("Is it red?", "yes"), ("How many?", "2"))
-    assert found[1].error == "q.csv line 4: a question needs a question and an answer"
+    assert found[0].error is None
+    assert "1 questions are left out; the first: q.csv line 4 has a pair without an answer" in (
+        capsys.readouterr().err
+    )
+
+
+Said = list[dict[str, str]]
+ASKED: Said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A cat."}],
+        [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": ""}],
+        [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": None}],
+        [{"from": "human", "value": "Why?"}],
+        [{"from": "cat", "value": "Why?"}, {"from": "gpt", "value": "So."}],
+        [{"from": "gpt", "value": "So."}, {"from": "gpt", "value": "So."}],
+        "no turns",
+    ],
+)
+def test_a_conversation_that_cannot_be_used_leaves_the_others_of_its_picture(
+    two: Path, tmp_path: Path, turns: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": "a.png", "conversations": said} for said in (turns, ASKED)]
+    found = add_questions(list_source(two).items, text(tmp_path / "q.json", json.dumps(rows)))
+    assert found[0].qa == (("What?", "A cat."),) and found[0].error is None
+    assert "1 questions are left out; the first: q.json row 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "where", [{"image": ["a.png"]}, {"images": ["a.png"]}, {"images": "a.png"}]
+)
+def test_a_list_of_one_picture_names_it(two: Path, tmp_path: Path, where: dict[str, Any]) -> None:
+    rows = [where | {"id": "x", "conversations": ASKED}]
+    found = add_questions(list_source(two).items, text(tmp_path / "q.json", json.dumps(rows)))
+    assert found[0].qa == (("What?", "A cat."),)
+
+
+@pytest.mark.parametrize(
+    ("shows", "reason"),
+    [
+        ({"images": ["a.png", "b/b.png"]}, "q.json row 0: it shows 2 pictures"),
+        ({"image": ["a.png", "b/b.png"]}, "q.json row 0: it shows 2 pictures"),
+        ({"video": "v.mp4"}, "q.json row 0: it has a video"),
+        ({"image": "a.png", "audio": "a.wav"}, "q.json row 0: it has a audio"),
+        ({"images": [{"bytes": None, "path": None}]}, "q.json row 0: its picture has no name"),
+    ],
+)
+def test_a_conversation_that_is_not_about_one_picture_is_a_row_of_its_own(
+    two: Path, tmp_path: Path, shows: dict[str, Any], reason: str
+) -> None:
+    file = text(tmp_path / "q.json", json.dumps([shows | {"conversations": ASKED}]))
+    items = add_questions(list_source(two).items, file)
+    assert [item.error for item in items[:2]] == [None, None] and not items[0].qa
+    assert items[2].name == "q.json#0" and str(items[2].error).startswith(reason)
+
+
+def test_nan_of_pandas_is_no_caption_no_picture_and_no_name(two: Path, tmp_path: Path) -> None:
+    lines = '{"image": "a.png", "text": NaN, "caption": ["a cat", NaN], "group": NaN}\n'
+    found = add_captions(list_source(two).items, text(tmp_path / "c.jsonl", lines))
+    assert found[0].captions == ("a cat",) and found[0].error is None and not found[0].about
+    row = {"image": float("nan"), "conversations": ASKED}
+    add_questions(found, text(tmp_path / "q.json", json.dumps([row])))  # shows no picture
+
+
+Form = Literal["NFC", "NFD"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_name_written_on_another_system_finds_its_file(
+    tmp_path: Path, form: Form, stored: Form
+) -> None:
+    root, name = tmp_path / "in", "b\u00fccher/caf\u00e9.png"
+    text(root / unicodedata.normalize(stored, name), "x")
+    text(root / unicodedata.normalize(form, "b\u00fccher/caf\u00e9.txt"), "beside")
+    written = unicodedata.normalize(form, name).replace("/", "\\")
+    table = text(tmp_path / "c.csv", f"image,caption\n{written},a caf\u00e9\n")
+    (item,) = add_captions(list_source(root).items, table)
+    assert item.error is None and item.captions[-1] == "a caf\u00e9"
+
+
+def test_a_name_that_two_files_can_mean_is_refused_unless_it_is_exact(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    nfc, nfd = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFC", "NFD"))
+    text(root / nfc, "x")
+    text(root / nfd, "y")
+    found = by_name(
+        add_captions(list_source(root).items, text(tmp_path / "c.csv", f"image,caption\n{nfd},z\n"))
+    )
+    assert (found[nfc].captions, found[nfd].captions) == ((), ("z",))
+    with pytest.raises(UserError, match="the name of 2 pictures"):
+        add_captions(
+            list_source(root).items, text(tmp_path / "d.csv", f"image,caption\n.\\{nfd},z\n")
+        )
+
+
+def test_files_that_macos_and_windows_add_are_no_pictures(tmp_path: Path) -> None:
+    text(tmp_path / "a.png", "x")
+    text(tmp_path / "._a.png", "x")
+    text(tmp_path / "__MACOSX" / "._a.png", "x")
+    text(tmp_path / ".DS_Store", "x")
+    listing = list_source(tmp_path)
+    assert [item.name for item in listing.items] == ["a.png"]
+    assert listing.notes == ("3 files that macOS, Windows or WebDataset adds are left out",)
 
 
 def test_conversations_of_llava_are_questions_of_their_picture(
@@ -167,8 +275,10 @@ def test_conversations_of_llava_are_questions_of_their_picture(
     ]
     found = add_questions(list_source(two).items, text(tmp_path / "q.json", json.dumps(rows)))
     assert found[0].qa == (("What is it?", "A cat."),)
-    assert found[1].error == "q.json row 1: its turns are not question and answer in turn"
-    assert "1 conversations show no picture" in capsys.readouterr().err
+    assert found[1].qa == (("Where?", "Here."),) and found[1].error is None
+    err = capsys.readouterr().err
+    assert "1 conversations show no picture" in err
+    assert "1 questions are left out; the first: q.json row 1 has a pair without an answer" in err
 
 
 @pytest.mark.parametrize(
@@ -416,3 +526,23 @@ def test_a_list_without_urls_is_refused(
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=complaint):
         list(read_urls(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "view"])
+def test_parquet_columns_of_a_dictionary_or_a_view_are_read(tmp_path: Path, kind: str) -> None:
+    columns: dict[str, pa.Array] = {
+        "image": pa.array([b"one", b"two"], pa.binary()),
+        "id": pa.array(["a", "b"]),
+        "caption": pa.array(["a cat", None]),
+    }
+    if kind == "dictionary":
+        columns = {name: column.dictionary_encode() for name, column in columns.items()}
+    else:
+        views = {"image": pa.binary_view(), "id": pa.string_view(), "caption": pa.string_view()}
+        columns = {name: column.cast(views[name]) for name, column in columns.items()}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    items = list_source(tmp_path / "x.parquet").items
+    assert [(item.aliases, item.captions, item.read()) for item in items] == [
+        (("a",), ("a cat",), b"one"),
+        (("b",), (), b"two"),
+    ]

@@ -36,7 +36,7 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
 def test_a_sample_with_two_of_one_suffix_or_torn_apart_has_an_error(tmp_path: Path) -> None:
     twice = [("a.jpg", b"1"), ("a.txt", b"one"), ("a.JPG", b"2")]
     apart = [("b.jpg", b"3"), ("c.jpg", b"4"), ("b.txt", b"three")]
-    hidden = [("d/._e.png", b"5"), ("f.__bad__", b"6"), ("f.png", b"7")]
+    hidden = [("d/.e.png", b"5"), ("f.__bad__", b"6"), ("f.png", b"7")]
     (tmp_path / "x.tar").write_bytes(tar_bytes(*twice, *apart, *hidden))
     double = "its sample has two members with the suffix jpg"
     assert facts(list_source(tmp_path / "x.tar").items) == [
@@ -45,7 +45,7 @@ def test_a_sample_with_two_of_one_suffix_or_torn_apart_has_an_error(tmp_path: Pa
         ("x.tar/b.jpg", (), None),
         ("x.tar/c.jpg", (), None),
         # The item of a member without a key comes before that of the sample which it stands in.
-        ("x.tar/d/._e.png", (), "its name has no key and suffix as in KEY.jpg"),
+        ("x.tar/d/.e.png", (), "its name has no key and suffix as in KEY.jpg"),
         (
             "x.tar/b",
             ("three",),
@@ -84,3 +84,16 @@ def test_webdataset_reads_what_ingest_writes_with_keys_and_extensions(tmp_path: 
     assert [item.read() for item in again.items] == [png(1), png(2), png(3)]
     assert [item.captions for item in again.items] == [(f"number {n}",) for n in (1, 2, 3)]
     assert made.counts == {"00000": 2, "00001": 1}
+
+
+def test_members_that_macos_and_webdataset_add_are_left_out_and_counted(tmp_path: Path) -> None:
+    added = [("._0.png", b"x"), ("__MACOSX/._0.png", b"x"), ("__info__.json", b"{}")]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(*added, ("0.png", b"1"), ("__a__.png", b"2")))
+    (tmp_path / "._x.tar").write_bytes(b"no tar")
+    for source in (tmp_path, tmp_path / "x.tar"):
+        listing = list_source(source)
+        assert facts(listing.items) == [
+            ("x.tar/0.png", (), None),
+            ("x.tar/__a__.png", (), None),  # a picture, whatever its name
+        ]
+        assert listing.notes == ("3 files that macOS, Windows or WebDataset adds are left out",)

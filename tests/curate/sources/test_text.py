@@ -142,3 +142,14 @@ def test_what_is_no_list_of_rows_is_said(tmp_path: Path) -> None:
         (tmp_path / "chats.json").write_text(text)
         with pytest.raises(UserError, match="is not JSON|is not a list of rows"):
             TextSource(tmp_path / "chats.json")
+
+
+@pytest.mark.parametrize("column", ["video", "videos", "audio", "audios"])
+def test_a_row_with_a_film_or_a_sound_is_a_failed_document(tmp_path: Path, column: str) -> None:
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A clip."}]
+    rows = [{column: "v.mp4", "conversations": turns}, {"image": float("nan"), "text": "Hello."}]
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(rows))
+    clip, hello = TextSource(file).read(0, 2)
+    assert clip.error == f"row 0 has a {column}, of which tarkit can learn nothing"
+    assert hello.turns == (("assistant", "Hello."),)

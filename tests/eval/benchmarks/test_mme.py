@@ -1,10 +1,18 @@
 """MME's sums by hand, and the paper's harmonic mean."""
 
+from pathlib import Path
+
 import pytest
 
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks.base import ReadAnswer
-from tarkit.eval.benchmarks.mme import PERCEPTION, mme_correct, mme_figures, parse_mme
+from tarkit.eval.benchmarks.mme import (
+    PERCEPTION,
+    mme_correct,
+    mme_figures,
+    parse_mme,
+    read_mme,
+)
 from tarkit.eval.run import BenchmarkItem
 from tarkit.report.metrics import und
 
@@ -56,3 +64,24 @@ def test_the_papers_und_is_of_raw_values() -> None:
     assert found["und_norm"] == pytest.approx(70.97, abs=0.01)
     with pytest.raises(UserError, match="GQA = 0"):
         und(1428, 0, 68, 87)
+
+
+def test_labels_and_files_as_people_have_them(tmp_path: Path) -> None:
+    folder = tmp_path / "existence"
+    folder.mkdir()
+    (folder / "1.txt").write_bytes(b"\xef\xbb\xbfIs it red?\tYes.\r\n\r\nIs it blue?\t no \n")
+    (folder / "2.txt").write_bytes(b"Is it a caf\xe9?\tyes\nIs it \x93new\x94?\tNO\n")
+    (folder / "._1.txt").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "1.txt").write_text("no table")
+    rows = read_mme(tmp_path, None)
+    assert [row["prompt"].splitlines()[0] for row in rows] == [
+        "Is it red?",
+        "Is it blue?",
+        "Is it a caf\xe9?",
+        "Is it \u201cnew\u201d?",
+    ]
+    assert [row["truth"] for row in rows] == ["yes", "no", "yes", "no"]
+    (folder / "1.txt").write_text("Is it red?\tperhaps\n")
+    with pytest.raises(UserError, match="1.txt:1: the label 'perhaps' is neither yes nor no"):
+        read_mme(tmp_path, None)

@@ -1,0 +1,150 @@
+"""How time and memory grow with the size of what is read: `pytest -m slow -s tests/test_growth.py`.
+
+Each case runs in a process of its own at a size and at four times that size. Time must not grow
+more than linearly (with room for noise), and memory must stay flat. The figures are printed.
+TARKIT_GROWTH scales the sizes: 1 is what the tests promise, 0.1 takes a tenth of the time.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCALE = float(os.environ.get("TARKIT_GROWTH", "1"))
+
+HEAD = """
+import io, json, os, resource, sys, tarfile, time
+from pathlib import Path
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+import numpy as np
+from tarkit.images import png_bytes
+child = os.fork()  # so that what making the data takes is not counted
+if child == 0:
+    exec(SETUP)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+TAIL = """
+before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+work()
+seconds = time.perf_counter() - begin
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+FOLDER = """
+blob = png_bytes(np.zeros((20, 20, 3), np.uint8))
+for number in range(size):
+    (folder / f"{number:06d}.png").write_bytes(blob)
+    (folder / f"{number:06d}.txt").write_text("a photo")
+# work
+from tarkit.curate.sources import list_source
+def work():
+    assert len(list_source(folder).items) == size
+"""
+TAR = """
+blob = os.urandom(1_000_000)
+with tarfile.open(folder / "a.tar", "w") as tar:
+    for number in range(size):
+        member = tarfile.TarInfo(f"{number:06d}.png")
+        member.size = len(blob)
+        tar.addfile(member, io.BytesIO(blob))
+# work
+from tarkit.curate.sources import list_source
+def work():
+    items = list_source(folder / "a.tar").items
+    assert sum(len(item.read()) for item in items) == size * 1_000_000
+"""
+GZIP_TAR = TAR.replace("a.tar", "a.tar.gz").replace('"w")', '"w:gz", compresslevel=1)')
+PARQUET = """
+import pyarrow as pa, pyarrow.parquet as pq
+blob = os.urandom(100_000)
+schema = pa.schema([("image", pa.binary()), ("text", pa.string())])
+batches = (pa.record_batch([[blob] * 100, ["x"] * 100], schema=schema) for _ in range(size // 100))
+reader = pa.RecordBatchReader.from_batches(schema, batches)
+import pyarrow.dataset as ds
+ds.write_dataset(reader, folder / "d", format="parquet", max_rows_per_group=1 << 20,
+    min_rows_per_group=size, file_options=ds.ParquetFileFormat().make_write_options(
+    use_dictionary=False))
+# work
+from tarkit.curate.sources import list_source
+def work():
+    items = list_source(next((folder / "d").glob("*.parquet"))).items
+    assert sum(len(item.read()) for item in items) == size * 100_000
+"""
+PROMPTS = """
+with open(folder / "p.txt", "w") as file:
+    file.writelines(f"a photo of thing number {n} with a hat in a garden\\n" for n in range(size))
+# work
+from tarkit.curate.prompts import PromptsPlan
+def work():
+    plan = PromptsPlan(folder / "p.txt", out=folder / "o", overrides=["shard_size=1000"])
+    plan.run()
+"""
+SHARDS = """
+# work
+from tarkit.artifacts.artifact import begin_artifact, open_artifact
+names = [f"{number:05d}" for number in range(size)]
+row = {"key": "0", "prompt": "x", "status": "ok"}
+row |= dict.fromkeys(["parent_key", "template", "phrase", "source", "licence", "error"])
+def work():
+    artifact = begin_artifact(folder / "a", "prompts", settings={}, shards=names)
+    for name in names:
+        artifact.write(name, [row | {"key": f"{name}-000000"}])
+    assert not open_artifact(folder / "a").missing()
+"""
+LINE = """
+with open(folder / "a.jsonl", "w") as file:
+    file.write(json.dumps({"image": "a.png", "text": "x" * size}) + "\\n")
+# work
+from tarkit.artifacts.tables import read_rows
+def work():
+    (row,) = read_rows(folder / "a.jsonl")
+    assert len(row.values["text"]) == size
+"""
+
+CASES = {
+    # script, the larger of the two sizes, what counts, MB that memory may grow between them
+    "pictures in a folder": (FOLDER, 20_000, 100),
+    "prompts of a text file": (PROMPTS, 200_000, 200),
+    "shards of an artifact": (SHARDS, 5_000, 50),
+    "MB of a tar": (TAR, 1_000, 30),
+    "MB of a compressed tar": (GZIP_TAR, 1_000, 30),
+    "pictures of one Parquet row group": (PARQUET, 10_000, 150),
+    "characters of a line": (LINE, 100_000_000, 500),
+}
+
+
+def measure(script: str, folder: Path, size: int) -> tuple[float, float]:
+    """Seconds and MB that the work of a script took."""
+    folder.mkdir(parents=True)
+    setup, work = script.split("# work")
+    command = [
+        sys.executable,
+        "-c",
+        f"SETUP = {setup!r}\n{HEAD}{work}{TAIL}",
+        str(folder),
+        str(size),
+    ]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds, kilobytes = done.stdout.split()[-2:]
+    return float(seconds), float(kilobytes) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", CASES)
+def test_time_is_linear_and_memory_flat(name: str, tmp_path: Path) -> None:
+    script, full, allowed_mb = CASES[name]
+    sizes = [max(100, int(full * SCALE * part) // 100 * 100) for part in (0.25, 1)]
+    (less, less_mb), (more, more_mb) = (
+        measure(script, tmp_path / str(size), size) for size in sizes
+    )
+    print(
+        f"\n{sizes[0]:>11,} and {sizes[1]:>11,} {name}: {less:.2f} and {more:.2f} s, "
+        f"{less_mb:.0f} and {more_mb:.0f} MB"
+    )
+    # Four times as much of a quadratic part takes sixteen times as long.
+    assert more < 8 * less + 2
+    assert more_mb - less_mb < allowed_mb
