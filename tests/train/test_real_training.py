@@ -8,8 +8,8 @@ fullest by the end of the second step, above what it had after its imports. Ther
 save, a training on the CPU copies weights and optimizer states, which on a GPU takes nothing from
 the GPU's memory.
 
-When this was written, in GB: tokenizer 13.22 measured, 12.25 planned; language model 13.47 measured,
-13.41 planned. Two loaded cores took 15 and 9 minutes.
+When this was written, in GB: tokenizer 13.22 measured, 12.25 planned; language model 13.47
+measured, 13.41 planned. Two loaded cores took 15 and 9 minutes.
 """
 
 import json
