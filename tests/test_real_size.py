@@ -56,18 +56,21 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     )
 
 
-def weights(
-    build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
-        own = build().state_dict()
+        return build()
+
+
+def weights(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights of a model without any."""
+    own = model.state_dict()
     return {name: drawn(tuple(value.shape), dtype) for name, value in own.items()}
 
 
 def write_ta_tok(file: Path) -> int:
     """The released args, as the foreign class that the released file pickles; returns its size."""
     arch = TaTokArch()
-    state = weights(lambda: TaTok(arch))
+    state = weights(on_meta(lambda: TaTok(arch)))
     head = {"probe": (1, 1, 1152), "attention.in_proj_weight": (3456, 1152)}
     head |= {"attention.in_proj_bias": (3456,), "attention.out_proj.weight": (1152, 1152)}
     head |= {"attention.out_proj.bias": (1152,)}
@@ -100,7 +103,7 @@ def write_ta_tok(file: Path) -> int:
 
 
 def write_ar_dtok(file: Path) -> int:
-    state = weights(lambda: ArDtok(LP))
+    state = weights(on_meta(lambda: ArDtok(LP)))
     args = {"model_type": "clip_cond", "cond_dim": 1152, "vocab_size": 16_384}
     args |= {"cls_token_num": 729, "max_seq_len": 256}
     torch.save({"model": {"name": "llama-abs-LP", "args": args, "sd": state}}, file)
@@ -108,19 +111,14 @@ def write_ar_dtok(file: Path) -> int:
 
 
 def write_vqvae(file: Path) -> int:
-    state = weights(lambda: Vqvae(VqvaeArch()))
+    state = weights(on_meta(lambda: Vqvae(VqvaeArch())))
     state["quantize.codebook_used"] = torch.zeros(65_536)
     torch.save({"model": state}, file)
     return sum(value.numel() for value in state.values())
 
 
-def write_language_model(folder: Path) -> int:
-    """Qwen2.5-1.5B's shape with Tar's 217,206 tokens, in bfloat16."""
-    state = weights(lambda: skeleton(QWEN), torch.bfloat16)
-    del state["lm_head.weight"]  # tied
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {**QWEN, "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(config))
+def text_tokenizer() -> Tokenizer:
+    """As many tokens and tags as Qwen2.5 has, and no merges."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     symbols += [f"word{number}" for number in range(NUM_BPE - len(symbols))]
     tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
@@ -129,6 +127,17 @@ def write_language_model(folder: Path) -> int:
     tags = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tags += [f"<|tag{number}|>" for number in range(NUM_TEXT - NUM_BPE - len(tags))]
     tokenizer.add_special_tokens([AddedToken(tag, special=True) for tag in tags])
+    return tokenizer
+
+
+def write_language_model(folder: Path) -> int:
+    """Qwen2.5-1.5B's shape with Tar's 217,206 tokens, in bfloat16."""
+    state = weights(skeleton(QWEN), torch.bfloat16)
+    del state["lm_head.weight"]  # tied
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {**QWEN, "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = text_tokenizer()
     tokenizer.add_tokens([AddedToken(name, special=False) for name in VISUAL.tokens()])
     tokenizer.save(str(folder / "tokenizer.json"))
     return sum(value.numel() for value in state.values())
