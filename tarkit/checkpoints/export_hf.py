@@ -14,22 +14,34 @@ from tarkit.artifacts.files import whole_folder
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
+from tarkit.checkpoints.tar_config import identity_of
 from tarkit.errors import UserError
 from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
 
+CARD = "README.md"
+
 
 def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
-    """Write `model`'s language model to `out`, which must be empty or missing.
+    """Write `model`'s language model to `out`, which must be empty or missing, or this export.
 
     `out` appears whole: after a kill, the same command writes it from the start. `precision` is
-    float32, bfloat16 or float16. Raises UserError when `out` is not empty, or a weight is beyond
-    the range of `precision`.
+    float32, bfloat16 or float16. Raises UserError when `out` holds anything else, or a weight is
+    beyond the range of `precision`.
     """
     dtype = precision_of(precision)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    path = find(model, dtok=None).mllm
+    holds = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if holds and not (out / CARD).is_file():
         raise UserError(f"{out} is not empty", hint="give another --out")
-    loaded = load_mllm(find(model, dtok=None).mllm, dtype)
+    loaded = load_mllm(path, dtype)
     vocabulary = loaded.vocabulary
+    card = _card(str(model), loaded, precision, sha256=identity_of("mllm", path))
+    if holds:
+        if (out / CARD).read_text(encoding="utf-8", errors="replace") != card:
+            raise UserError(
+                f"{out} is not empty: it holds another model", hint="give another --out"
+            )
+        return out
     network = loaded.model
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise UserError(
@@ -46,7 +58,7 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     with whole_folder(out) as folder:
         network.save_pretrained(folder)
         _write_tokenizer(vocabulary, folder, max_length=network.config.max_position_embeddings)
-        (folder / "README.md").write_text(_card(str(model), loaded, precision), encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return out
 
 
@@ -92,7 +104,7 @@ def chat_template(system: str | None) -> str:
     return f"{{% if {absent} %}}{{{{ {turn} }}}}{{% endif %}}{template}"
 
 
-def _card(model: str, loaded: LoadedMllm, precision: str) -> str:
+def _card(model: str, loaded: LoadedMllm, precision: str, *, sha256: str) -> str:
     from huggingface_hub import ModelCardData
 
     visual, grid = loaded.vocabulary.visual, loaded.config.get("grid")
@@ -103,6 +115,8 @@ def _card(model: str, loaded: LoadedMllm, precision: str) -> str:
         "",
         f"Written by `tarkit export hf {model}` in {precision}. A causal language model whose "
         "vocabulary holds pictures: it loads with `AutoModelForCausalLM`, and with vLLM.",
+        "",
+        f"Its weights are those of sha256 {sha256}.",
     ]
     if visual is not None:
         lines += [

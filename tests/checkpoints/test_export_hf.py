@@ -79,8 +79,15 @@ def test_the_tokenizer_writes_the_chats_that_were_trained(
 
 
 def test_nothing_is_written_over_and_precision_is_as_asked(tmp_path: Path, exported: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in exported.iterdir()}
+    assert export_hf.run("mini", out=exported) == exported  # it is this export
+    with pytest.raises(UserError, match="holds another model"):
+        export_hf.run("mini", out=exported, precision="bfloat16")
+    assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="is not empty"):
-        export_hf.run("mini", out=exported)
+        export_hf.run("mini", out=tmp_path / "own")
     with pytest.raises(UserError, match="precision 'int3'"):
         export_hf.run("mini", out=tmp_path / "x", precision="int3")
     folder = export_hf.run("mini", out=tmp_path / "half", precision="bfloat16")
