@@ -70,6 +70,7 @@ class Memory(NamedTuple):
     gathered: float  # weights and gradients that are whole for a moment, where others are split
     weight_copies: float  # in bf16, while a pass runs
     gradients: float
+    tied: float  # of a table that is input and head: its two gradients, and the one before
     gradient_buckets: float  # of data parallel training
     optimizer: float
     average: float  # of the weights, with `ema`
@@ -80,11 +81,11 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """The larger of two moments: the end of a forward pass, and the optimizer's step."""
+        """The larger of two moments: the end of a forward pass, and that of the backward pass."""
         always = self.weights + self.gradient_buckets + self.optimizer + self.average + self.frozen
         forward = self.gathered + self.weight_copies + self.activations + self.loss
         forward += self.gradients if self.accumulates else 0
-        return always + max(forward, self.gradients)
+        return always + max(forward, self.gradients + self.tied)
 
 
 @dataclass(frozen=True)
@@ -361,6 +362,7 @@ def _memory(
         gathered=_gathered(workload.model, 2 if bf16 else 4) if sharded else 0,
         weight_copies=2 * (min(outside, trained) if sharded else trained) if bf16 else 0,
         gradients=4 * trained / parts,
+        tied=(2 + (passes > 1)) * 4 * workload.tied / parts,
         gradient_buckets=4 * trained if gpus > 1 and not sharded else 0,
         optimizer=(8 * trained - 4 * single) / parts,
         average=4 * trained / parts if settings["ema"] else 0,

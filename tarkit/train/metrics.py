@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from tarkit.artifacts.files import LONE_SURROGATE, numbered_lines, write_whole
+from tarkit.terminal import printable
 from tarkit.train.gpus import Gpu, gpu_named
 from tarkit.train.guard import BAD_ROWS, Guard
 from tarkit.train.loop_config import LoopConfig
@@ -264,7 +265,7 @@ def truncate_log(file: Path, done: int) -> list[dict[str, Any]]:
             continue
         row = None if error else _row(line)
         if row is None:
-            log.warning("%s:%d is damaged and is left out: %s", file, number, line[:80])
+            log.warning("%s:%d is damaged and is left out: %s", file, number, printable(line[:80]))
             continue
         rows.append(row)
         kept += line if row["step"] <= done else ""

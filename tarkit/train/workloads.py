@@ -94,6 +94,7 @@ class Workload:
     kept: Callable[[int], Kept]  # B -> bytes of a pass, at the fullest
     read_bytes: float  # of a row on the disk
     idle: int = 0  # trained values that no gradient reaches
+    tied: int = 0  # trained values with two gradients, which are whole before they are added
     frozen: int = 0  # values of frozen models
     frozen_in_checkpoint: bool = False
     frozen_flops: float = 0.0  # of a row
@@ -282,6 +283,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
         kept=kept,
         # Codes are 16 bits each; text is about four bytes a token.
         read_bytes=2 * _mean(chats, "stored_codes") + 4 * start.text_tokens,
+        tied=head if config.tie_word_embeddings and head_is_trained else 0,
         part="lm",
         frozen_is_saved=adapter is None,
         assumptions=(f"{start.text_tokens} text tokens in a chat", *assumed, *assumptions),
