@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tarkit.config import Config
 
@@ -37,6 +38,10 @@ time.tzset()
 os.umask(0o022)
 # The tests' models are so small that a second thread costs more than it does.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A busy machine must not decide.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -303,7 +303,7 @@ def test_a_tokenizer_takes_pictures_from_zero_to_one(models: dict[str, Path]) ->
         ("encoder", {"patch_px": 0}, "greater than or equal to 1"),
         ("encoder", {"heads": 3}, "heads = 3 must divide width = 16"),
         ("tokenizer", {"decoder_heads": 3}, "decoder_heads = 3 must divide"),
-        ("vqvae", {"channels": 33}, "sizes make no network"),
+        ("vqvae", {"channels": 33}, "a level of 33 channels does not divide into 32 groups"),
         ("ar_dtok", {"layers": 10**9}, "less than or equal to 1024"),
         ("tokenizer", {"decoder_layers": 10**9}, "less than or equal to 1024"),
         ("mllm", {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is above 1024"),

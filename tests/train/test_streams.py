@@ -38,12 +38,11 @@ def stream(counts: Sequence[int], *, seed: int = 0, together: int = 2) -> Stream
     )
 
 
-# No deadline: a busy machine must not decide.
-unhurried = settings(deadline=None, derandomize=True)
+repeatable = settings(derandomize=True)
 COUNTS = st.lists(st.integers(0, 5), min_size=1, max_size=7).filter(any)
 
 
-@unhurried
+@repeatable
 @given(counts=COUNTS, seed=st.integers(0, 99), together=st.integers(1, 4))
 def test_every_epoch_visits_each_row_once(counts: list[int], seed: int, together: int) -> None:
     made = stream(counts, seed=seed, together=together)
@@ -53,7 +52,7 @@ def test_every_epoch_visits_each_row_once(counts: list[int], seed: int, together
         assert len(seen) == len(rows) and set(seen) == rows
 
 
-@unhurried
+@repeatable
 @given(counts=COUNTS, data=st.data())
 def test_a_position_does_not_depend_on_what_was_read_before(
     counts: list[int], data: st.DataObject
@@ -65,7 +64,7 @@ def test_a_position_does_not_depend_on_what_was_read_before(
     assert [fresh[i] for i in places] == [in_order[i] for i in places]
 
 
-@unhurried
+@repeatable
 @given(counts=COUNTS, world=st.integers(1, 4), size=st.integers(1, 3), step=st.integers(0, 9))
 def test_ranks_share_a_steps_rows(counts: list[int], world: int, size: int, step: int) -> None:
     made = stream(counts)
@@ -112,7 +111,7 @@ def test_shards_are_read_a_few_at_a_time_and_not_again_within_their_turn() -> No
     assert sorted(loads) == [0, 1, 2, 3, 4, 5]
 
 
-@unhurried
+@repeatable
 @given(counts=COUNTS, seed=st.integers(0, 99), together=st.integers(1, 4))
 def test_the_order_is_the_one_that_runs_begun_before_have(
     counts: list[int], seed: int, together: int
@@ -188,7 +187,7 @@ def test_scales_are_drawn_in_their_ratio_by_step_and_seed() -> None:
 WEIGHTS = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
-@unhurried
+@repeatable
 @given(weights=WEIGHTS, seed=st.integers(0, 99))
 def test_a_round_takes_its_weight_of_each_source_and_none_of_its_rows_twice(
     weights: list[int], seed: int
