@@ -77,12 +77,20 @@ def _opened(blob: bytes) -> Image.Image:
 
     As `Image.open`, but without its limit of 179 million pixels, which is one for the process.
     """
+    damaged = ""
     for name in readable_formats():
         reader, accepts = Image.OPEN[name]
-        if accepts is None or accepts(blob[:16]) is True:
+        begins_so = accepts is not None and accepts(blob[:16]) is True
+        if accepts is None or begins_so:
             # What a reader raises for another format, as Pillow has it.
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            try:
                 return reader(io.BytesIO(blob), "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                if begins_so:
+                    why = str(error) if isinstance(error, SyntaxError) else "it ends too early"
+                    damaged = f"it begins as {name}, and {why}"
+    if damaged:
+        raise ValueError(damaged)
     raise Image.UnidentifiedImageError
 
 

@@ -409,3 +409,12 @@ def test_a_limit_above_that_of_pillow_holds(monkeypatch: pytest.MonkeyPatch) -> 
     assert middle_square(decode(blob)).size == (20, 20)
     with pytest.raises(ImageError, match="40 x 20 = 800 pixels, more than 799"):
         decode(blob, max_pixels=799)
+
+
+@pytest.mark.parametrize("length", [9, 60, 300])
+def test_a_picture_cut_short_is_damaged_and_not_of_another_format(length: int) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", "a photo of a ring " * 40)  # as `generate` writes it
+    whole = encoded(halves(RED, BLUE), "PNG", pnginfo=info)
+    with pytest.raises(ImageError, match="damaged picture: it begins as PNG|truncated"):
+        decode(whole[:length])
