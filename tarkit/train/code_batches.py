@@ -11,7 +11,7 @@ and the image VQ's pictures.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -191,16 +191,7 @@ def require_codes(
             hint="tarkit encode IMAGES --tokenizer T --vqvae V --set vq_size_px=256 --out DIR "
             "stores them",
         )
-    for option, key, given in (
-        ("--tokenizer", "tokenizer_sha256", tokenizer_sha256),
-        ("--vqvae", "vqvae_sha256", vqvae_sha256),
-    ):
-        if settings[key] != given:
-            raise UserError(
-                f"{path} was encoded with {option} {settings[key][:12]}, "
-                f"the {option} given is {given[:12]}",
-                hint=f"name the {option} that it was encoded with, or encode the pictures again",
-            )
+    require_encoded_by(artifact, tokenizer_sha256, {"--vqvae": ("vqvae_sha256", vqvae_sha256)})
     stored = settings["vq_side"] ** 2
     if stored != num_codes:
         raise UserError(
@@ -208,10 +199,33 @@ def require_codes(
             f"arch.num_codes is {num_codes}",
             hint=f"--set arch.num_codes={stored}, or tokens of another vq_size_px",
         )
-    missing = [int(scale) for scale in scales if str(int(scale)) not in settings["sides"]]
+    require_scales(artifact, scales)
+
+
+def require_encoded_by(
+    artifact: Artifact, tokenizer_sha256: str, others: Mapping[str, tuple[str, str]]
+) -> None:
+    """Raises UserError where tokens were made by other models than a training uses.
+
+    `others` has, by option, a model's key in the artifact's settings and its sha256 now.
+    """
+    models = {"--tokenizer": ("tokenizer_sha256", tokenizer_sha256), **others}
+    for option, (key, sha256) in models.items():
+        recorded = artifact.settings[key]
+        if recorded != sha256:
+            raise UserError(
+                f"{artifact.path} was encoded with {option} {recorded[:12]}, "
+                f"the {option} given is {sha256[:12]}",
+                hint=f"name the {option} that it was encoded with, or encode the pictures again",
+            )
+
+
+def require_scales(artifact: Artifact, scales: Sequence[Scale]) -> None:
+    """Raises UserError where tokens lack the codes of a scale."""
+    missing = [int(scale) for scale in scales if str(int(scale)) not in artifact.settings["sides"]]
     if missing:
         raise UserError(
-            f"{path} has no codes of scale {missing[0]}, which scale_ratio draws",
+            f"{artifact.path} has no codes of scale {missing[0]}, which scale_ratio draws",
             hint=f"set the odds of scale {missing[0]} to 0 in scale_ratio, or encode the pictures "
             "at every scale",
         )

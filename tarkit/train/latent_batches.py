@@ -23,7 +23,12 @@ from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.checkpoints.sana import Sana, vae_latents
 from tarkit.errors import UserError
 from tarkit.models.pixel_range import channels_first, from_unit, signed
-from tarkit.train.code_batches import CodesRow, StoredRows
+from tarkit.train.code_batches import (
+    CodesRow,
+    StoredRows,
+    require_encoded_by,
+    require_scales,
+)
 from tarkit.train.streams import PictureRow, PictureStream, Stream, sized
 from tarkit.vocab import Scale
 
@@ -141,17 +146,7 @@ def require_latents(
             hint="tarkit encode IMAGES --tokenizer T --sana S "
             f"--set latent_size_px={size_px} --out DIR stores them",
         )
-    for option, key, given in (
-        ("--tokenizer", "tokenizer_sha256", tokenizer_sha256),
-        ("--sana", "vae_sha256", vae_sha256),
-    ):
-        if settings[key] != given:
-            model = "VAE" if option == "--sana" else "model"
-            raise UserError(
-                f"{path} was encoded with the {model} {settings[key][:12]}, that of the {option} "
-                f"given is {given[:12]}",
-                hint=f"name the {option} that it was encoded with, or encode the pictures again",
-            )
+    require_encoded_by(artifact, tokenizer_sha256, {"--sana": ("vae_sha256", vae_sha256)})
     if settings["latent_size_px"] != size_px:
         raise UserError(
             f"{path} has latents of pictures of {settings['latent_size_px']} px, and pictures of "
@@ -159,10 +154,4 @@ def require_latents(
             hint=f"--set size_px={settings['latent_size_px']}, or latents of another "
             "latent_size_px",
         )
-    missing = [int(scale) for scale in scales if str(int(scale)) not in settings["sides"]]
-    if missing:
-        raise UserError(
-            f"{path} has no codes of scale {missing[0]}, which scale_ratio draws",
-            hint=f"set the odds of scale {missing[0]} to 0 in scale_ratio, or encode the pictures "
-            "at every scale",
-        )
+    require_scales(artifact, scales)

@@ -329,7 +329,7 @@ def test_tokens_that_do_not_fit_are_refused(
             dif_dtok.run(None, **given | changes)
         return error.value.hint
 
-    hint = refused("was encoded with the VAE .*, that of the --sana given is", sana=str(other))
+    hint = refused("was encoded with --sana .*, the --sana given is", sana=str(other))
     assert "name the --sana" in hint
     hint = refused(
         "latents of pictures of 32 px, and pictures of 64 px", overrides=[*numbers, "size_px=64"]
