@@ -336,7 +336,7 @@ def test_tokens_that_do_not_fit_are_refused(
     )
     assert "--set size_px=32" in hint
     tok = parts.save_ta_tok(tmp_path / "tok", seed=9)
-    assert "name the --tokenizer" in refused("encoded with the model", tokenizer=tok)
+    assert "name the --tokenizer" in refused("was encoded with --tokenizer", tokenizer=tok)
     refused("from --tokens or from --images: name one", tokens=())
     artifact = open_artifact(tokens, "tokens")
     plain = {k: v for k, v in artifact.settings.items() if not k.startswith("latent_")}
