@@ -230,13 +230,15 @@ def kept_bytes(blob: bytes, picture: Image.Image) -> tuple[str, bytes]:
 def plain_bytes(blob: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
     """(MIME subtype, bytes) that any other program reads as the picture of `decode(blob)`.
 
-    They are `blob` itself where nothing of it can be read in two ways: an upright JPEG, PNG or WebP
-    in 8 bits without transparency; else a PNG. Raises ImageError as `decode` does.
+    They are `blob` itself, a PNG without its texts, where nothing of it can be read in two ways:
+    an upright JPEG, PNG or WebP in 8 bits without transparency; else a PNG. Raises ImageError as
+    `decode` does.
     """
     picture = decode(blob, max_pixels=max_pixels)
+    blob = _without_texts(blob)
     kind = image_format(blob)
     if kind in KEPT_AS_THEY_ARE:
-        with _opened(blob) as stored:
+        with _opened(blob) as stored, _decoding(stored.width * stored.height):
             stored.load()
             is_plain = (
                 stored.mode in ("RGB", "L", "P", "1")

@@ -384,6 +384,13 @@ def test_the_plain_bytes_of_a_picture_are_read_alike_by_everybody(
     assert (plain == blob) == is_kept
 
 
+def zlib_text() -> bytes:
+    """A zTXt chunk that unpacks to 5 MB."""
+    data = b"c\0\0" + zlib.compress(b"x" * (5 << 20))
+    crc = struct.pack(">I", zlib.crc32(b"zTXt" + data))
+    return struct.pack(">I", len(data)) + b"zTXt" + data + crc
+
+
 @pytest.mark.parametrize("name", ["iCCP", "zTXt", "iTXt"])
 def test_a_png_is_read_whatever_its_texts_unpack_to(name: str) -> None:
     info = PngImagePlugin.PngInfo()
@@ -399,6 +406,9 @@ def test_a_png_is_read_whatever_its_texts_unpack_to(name: str) -> None:
     # Stored without them, for programs that refuse such a picture.
     extension, kept = kept_bytes(blob, picture)
     assert extension == "png" and name.encode() not in kept
+    # As are texts that follow the pixels, where Pillow reads them while it decodes.
+    moved = blob[:-12] + zlib_text() + blob[-12:]
+    assert b"zTXt" in moved and b"zTXt" not in plain_bytes(moved)[1]
 
 
 def test_a_limit_above_that_of_pillow_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,4 +197,5 @@ def _brief(error: BaseException) -> str:
     cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) else ""
     text = " ".join(f"{error}{cause}".split()) or type(error).__name__
     text = text.encode(errors="backslashreplace").decode()
-    return (text.replace(_key(), "***") if API_KEY in os.environ else text)[:200]
+    key = os.environ.get(API_KEY)
+    return (text.replace(key, "***") if key else text)[:200]

@@ -303,7 +303,8 @@ def _budget(
     values = count(workload.model)
     saved = values if workload.frozen_is_saved else _trained(workload)
     saved += workload.frozen if workload.frozen_in_checkpoint else 0
-    models = steps // settings["keep_every"] if settings["keep_every"] else 0
+    # The last step's is the trained model itself.
+    models = (steps - 1) // settings["keep_every"] if settings["keep_every"] else 0
     return Budget(
         stage=stage,
         gpu=gpu,
@@ -461,8 +462,9 @@ def _options(changed: Settings) -> str:
 
 def _too_large(budget: Budget) -> str:
     memory = budget.memory
-    fixed = memory.weights + memory.gathered + memory.gradients + memory.gradient_buckets
-    size = _size(fixed + memory.optimizer)
+    fixed = memory.weights + memory.gathered + memory.gradients + memory.tied
+    fixed += memory.gradient_buckets + memory.optimizer + memory.average + memory.frozen
+    size = _size(fixed)
     more = ", or more GPUs" if budget.gpus > 1 else ""
     return f"a smaller model{more}: what does not depend on the rows alone is {size}"
 
@@ -518,6 +520,7 @@ def in_words(budget: Budget) -> str:
         "gathered": memory.gathered,
         "weights, bf16 copy": memory.weight_copies,
         "gradients": memory.gradients,
+        "gradients of a tied table": memory.tied,
         "gradient buckets": memory.gradient_buckets,
         "optimizer": memory.optimizer,
         "average of weights": memory.average,

@@ -106,7 +106,8 @@ FIGURES: Mapping[str, str] = {
 A figure may be missing from a row: a mean over nothing, and a figure that a trainer does not have.
 One that is not finite is null."""
 
-OF_THE_MACHINE = re.compile(r"(_per_s|_s|_gb)$|^mfu$")
+# Not in the name of a source, which comes after a slash and is a folder of any name.
+OF_THE_MACHINE = re.compile(r"^[^/]*(_per_s|_s|_gb)$|^mfu$")
 """Names of figures that differ from run to run, even with the same seed."""
 
 

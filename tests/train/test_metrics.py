@@ -385,3 +385,10 @@ def test_a_damaged_line_of_the_log_is_left_out_with_a_warning(
     assert truncate_log(file, 3) == [{"step": 1}, {"step": 3}, {"step": 4}]
     assert file.read_bytes() == rows[0] + b"\n" + rows[1] + b"\n"
     assert [f"{file}:2 is damaged and is left out" in r.message for r in caplog.records] == [True]
+
+
+def test_a_source_of_any_name_is_no_figure_of_the_machine() -> None:
+    for name in ("loss_by_source/photos_s", "cosine_by_source/cc_gb", "loss_by_source/x_per_s"):
+        assert not OF_THE_MACHINE.search(name)
+    for name in ("step_s", "rows_per_s", "peak_gb", "mfu"):
+        assert OF_THE_MACHINE.search(name)

@@ -101,12 +101,17 @@ def _object_rows(path: Path) -> Iterator[FileRow]:
 
 
 def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[FileRow]:
-    names = {each.get("id"): each.get("file_name") for each in images if isinstance(each, dict)}
+    names = {
+        each["id"]: each.get("file_name")
+        for each in images
+        if isinstance(each, dict) and isinstance(each.get("id"), int | str)
+    }
     for number, each in enumerate(annotations):
         fields = each if isinstance(each, dict) else {}
-        name, caption = names.get(fields.get("image_id")), fields.get("caption")
+        number_of, caption = fields.get("image_id"), fields.get("caption")
+        name = names.get(number_of) if isinstance(number_of, int | str) else None
         if not isinstance(name, str):
-            error: str | None = f"is about the image {fields.get('image_id')!r}, not in the list"
+            error: str | None = f"is about the image {number_of!r}, not in the list"
         else:
             error = None if isinstance(caption, str) else "has no caption: only captions are read"
         yield FileRow(path, "row", number, {"image": name, "caption": caption}, error)
