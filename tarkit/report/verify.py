@@ -6,6 +6,7 @@ the shards that do not hold are made again by the command that made them; no oth
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -18,15 +19,15 @@ from typing import Any, NamedTuple
 from tarkit.artifacts.artifact import PREFIX, Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.files import read_object
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.artifacts.parquet import read_metadata
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.progress import Progress
-from tarkit.report.readers import read_table
 from tarkit.terminal import print_result
 
-DAMAGED = ".damaged"
+ASIDE = ".damaged"
 
 
 class Fault(NamedTuple):
@@ -75,8 +76,11 @@ def lineage(path: Path) -> list[Path]:
     folders = [path]
     seen = {path.resolve()}
     for folder in folders:  # grows meanwhile
-        parents = read_manifest(folder).get("parents", {}) if (folder / MANIFEST).exists() else {}
-        for parent in parents.values():
+        manifest: dict[str, Any] = {}
+        if (folder / MANIFEST).exists():
+            with contextlib.suppress(UserError):  # a damaged one is a fault of `verify`
+                manifest = read_manifest(folder)
+        for parent in manifest.get("parents", {}).values():
             place = Path(os.path.normpath(folder / parent["path"]))
             is_ours = (place / MANIFEST).exists() or (place / "config.json").exists()
             if is_ours and place.resolve() not in seen:
@@ -93,10 +97,15 @@ def verify(folder: Path) -> Iterator[Fault]:
             hint="name the --out of an earlier command",
         )
     if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+            artifact = open_artifact(folder) if manifest["kind"] in KINDS else None
+        except UserError as error:
+            yield Fault(folder, error.message)
+            return
         yield from _parents(folder, manifest)
-        if manifest["kind"] in KINDS:
-            yield from _shards(open_artifact(folder))
+        if artifact is not None:
+            yield from _shards(artifact)
     for config in sorted(folder.rglob("config.json")):
         yield from _weights(config)
 
@@ -141,8 +150,11 @@ def _shard_fault(artifact: Artifact, name: str) -> str | None:
 
 
 def _weights(config: Path) -> Iterator[Fault]:
-    facts = read_table(config)
-    recorded = facts.get("weights_sha256") if isinstance(facts, dict) else None
+    try:
+        recorded = read_object(config).get("weights_sha256")
+    except UserError as error:
+        yield Fault(config.parent, error.message)
+        return
     file = config.parent / "model.safetensors"
     if recorded is None:
         return
@@ -160,7 +172,7 @@ def _repair(folder: Path, names: list[str]) -> None:
     argv = _command(folder)
     artifact = open_artifact(folder)
     paths = [p for n in names for p in (artifact.shard_path(n), artifact.tar_path(n))]
-    aside = {p: p.with_name(p.name + DAMAGED) for p in paths if p.exists()}
+    aside = {p: p.with_name(p.name + ASIDE) for p in paths if p.exists()}
     for path, other in aside.items():
         os.replace(path, other)
     try:

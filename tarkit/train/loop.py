@@ -11,7 +11,6 @@ process draws its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 from tarkit.train.batches import step_batches
 from tarkit.train.guard import Guard
 from tarkit.train.launch import join_processes, rows_per_pass
@@ -88,7 +88,7 @@ def train(
     if (out / "model.safetensors").exists():
         return out
     if processes.is_main:
-        print(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters", file=sys.stderr)
+        print_note(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters")
     processes.prepare(task.model)
     trained, accelerator = processes.trained, processes.accelerator
     optimizers = make_optimizers(trained, config)

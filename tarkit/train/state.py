@@ -223,7 +223,8 @@ class Checkpoints:
             state = _on_all(lambda: _load_old(place, self.model, optimizers))
             tensors = _of_model(self.model) | _of_optimizers(self.model, optimizers)
         else:
-            state = _on_all(lambda: _state_of_whole(place, hashed=self.is_main))
+            # The main process hashes all of it, which can take longer than NCCL waits.
+            state = _on_all(lambda: _state_of_whole(place, hashed=self.is_main), self.wait_for_all)
             tensors = _on_all(lambda: _targets(place, self.model, optimizers))
             _on_all(
                 lambda: dcp.load(
@@ -342,13 +343,17 @@ def _make_states(
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _on_all(attempt: Callable[[], Result]) -> Result:
-    """The result of what every process tries; Unusable on all of them where one fails."""
+def _on_all(attempt: Callable[[], Result], wait: Callable[[], None] = lambda: None) -> Result:
+    """The result of what every process tries; Unusable on all of them where one fails.
+
+    `wait` lets processes that are done wait for one that needs long.
+    """
     reason, results = "", list[Result]()
     try:
         results.append(attempt())
     except (Unusable, *UNREADABLE) as error:
         reason = _reason(error)
+    wait()
     if float(sum_over_processes(torch.tensor(float(not results)))):
         raise Unusable(reason or "cannot be read by another process")
     return results[0]

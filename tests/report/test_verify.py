@@ -70,6 +70,18 @@ def test_a_changed_input_is_named(chain: Path) -> None:
     assert any("tokenizer" in fault.what for fault in verify.verify(Path("codes")))
 
 
+def test_a_damaged_manifest_or_config_is_a_fault_among_others(
+    chain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("drawn/manifest.json").write_text("{")
+    Path("tokenizer/config.json").write_text("[" * 100_000)
+    Path("codes/00000.parquet").unlink()
+    assert not verify.run(Path("codes"))
+    shown = capsys.readouterr().out
+    for fault in ("codes/00000.parquet: is missing", "manifest.json cannot", "config.json cannot"):
+        assert fault in shown
+
+
 def test_repair_makes_the_bad_shards_again_and_no_other(chain: Path) -> None:
     folder = Path("drawn")
     whole = {path.name: path.read_bytes() for path in folder.glob("0*")}

@@ -71,6 +71,15 @@ def test_coco_captions_are_captions_and_a_lost_image_is_a_row(two: Path, tmp_pat
     assert "is about the image 9" in str(items[2].error)
 
 
+def test_coco_ids_of_any_kind_are_rows_with_reasons(two: Path, tmp_path: Path) -> None:
+    odd = {"images": [*COCO["images"], {"id": [1], "file_name": "1.png"}, 7]}
+    odd["annotations"] = [{"image_id": [1], "caption": "x"}, {"image_id": 7, "caption": "one"}]
+    (tmp_path / "coco.json").write_text(json.dumps(odd))
+    items = add_captions(list_source(two).items, tmp_path / "coco.json")
+    assert [item.captions for item in items if not item.error] == [("one",), ()]
+    assert ["is about the image [1]" in str(item.error) for item in items if item.error] == [True]
+
+
 def test_coco_without_captions_is_refused(two: Path, tmp_path: Path) -> None:
     boxes = {**COCO, "annotations": [{"image_id": 7, "bbox": [0, 0, 1, 1]}]}
     (tmp_path / "instances.json").write_text(json.dumps(boxes))
