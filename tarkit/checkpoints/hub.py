@@ -5,13 +5,13 @@ Only `fetch` opens a connection. All other functions read the cache as it is and
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from tarkit.artifacts.files import read_object
 from tarkit.errors import UserError
 
 EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
@@ -267,10 +267,9 @@ def _in_folder(mllm: Path | HubFile, place: HubFile) -> Path | None:
 def _config(folder: Path) -> Mapping[str, object]:
     """The config.json of a folder; empty where there is none or it cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / "config.json")
+    except UserError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 # - the hub's cache -
@@ -302,8 +301,8 @@ def _shards(folder: Path) -> list[str]:
     if not index.exists():
         return ["model.safetensors"]
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
+        return sorted(set(read_object(index)["weight_map"].values()))
+    except (UserError, KeyError, AttributeError, TypeError):
         return [index.name + " (damaged)"]
 
 

@@ -8,7 +8,6 @@ classes that the folder names are neither loaded nor run.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tarkit.artifacts.files import whole_file, whole_folder
+from tarkit.artifacts.files import read_object, whole_file, whole_folder
 from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import CONFIG
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
@@ -229,10 +228,7 @@ def _scheduler(folder: Path, hint: str) -> Any:
     """The scheduler that a folder names. Raises UserError when SANA is not used with it."""
     import diffusers
 
-    try:
-        name = json.loads((folder / "scheduler_config.json").read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} has no scheduler: {error!r}", hint=hint) from None
+    name = read_object(folder / "scheduler_config.json", hint=hint).get("_class_name")
     if name not in SCHEDULERS:
         raise UserError(
             f"{folder} names the scheduler {name!r}, expected {' or '.join(SCHEDULERS)}",

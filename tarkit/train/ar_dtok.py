@@ -42,6 +42,7 @@ from tarkit.train.code_batches import (
     SizedPixels,
     StoredCodes,
     require_codes,
+    require_no_weights,
 )
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
@@ -318,11 +319,7 @@ def _stored_codes(
             "--tokens square",
             hint="leave square out, or encode the pictures with --set square=crop",
         )
-    if settings.images_weights:
-        raise UserError(
-            "images_weights is for --images; every row of all --tokens comes once in an epoch",
-            hint="leave images_weights out",
-        )
+    require_no_weights(settings)
     artifacts = [open_artifact(path, "tokens") for path in tokens]
     for artifact in artifacts:
         require_codes(

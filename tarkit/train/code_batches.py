@@ -29,6 +29,7 @@ from tarkit.images import resize, to_uint8
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream
 from tarkit.train.task import RowName
 from tarkit.vocab import Scale
@@ -200,6 +201,15 @@ def require_codes(
             hint=f"--set arch.num_codes={stored}, or tokens of another vq_size_px",
         )
     require_scales(artifact, scales)
+
+
+def require_no_weights(settings: PicturesConfig) -> None:
+    """Raises UserError where sources are weighed, and the rows come from tokens artifacts."""
+    if settings.images_weights:
+        raise UserError(
+            "images_weights is for --images; every row of all --tokens comes once in an epoch",
+            hint="leave images_weights out",
+        )
 
 
 def require_encoded_by(

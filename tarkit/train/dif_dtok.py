@@ -42,6 +42,7 @@ from tarkit.images import contact_sheet
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.pixel_range import from_unit
 from tarkit.seeds import training_seed
+from tarkit.train.code_batches import require_no_weights
 from tarkit.train.latent_batches import (
     LatentSource,
     PictureLatents,
@@ -456,8 +457,8 @@ def run(
         more={**more, "flow_shift": task.shift},
     )
     if PartialState().is_main_process:
-        for made in [*sorted((out / "steps").glob("*")), out]:
-            publish(made, start, negative, trained=settings.trained)
+        for weights in [*sorted((out / "steps").glob(f"*/{WEIGHTS}")), out / WEIGHTS]:
+            publish(weights.parent, start, negative, trained=settings.trained)
     return path
 
 
@@ -469,6 +470,7 @@ def _stored_latents(
     folder: Path,
 ) -> StoredLatents:
     """The latents in tokens artifacts; UserError where they are not those that are trained on."""
+    require_no_weights(settings)
     artifacts = [open_artifact(path, "tokens") for path in tokens]
     for artifact in artifacts:
         require_latents(

@@ -81,7 +81,7 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
 
     FREE_KEYS: ClassVar[frozenset[str]] = frozenset(
         {"sharding", "activation_checkpointing", "compile"}
-        | {"micro_batch_size", "micro_batch_tokens", "workers"}
+        | {"micro_batch_size", "workers"}
         | {"checkpoint_every", "keep_checkpoints", "keep_every"}
         | {"log_every", "sample_every", "trackers", "tracker_project"}
         | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}

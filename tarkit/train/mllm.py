@@ -79,6 +79,7 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
 
     LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
     FREE_KEYS = LoopConfig.FREE_KEYS | {
+        "micro_batch_tokens",
         "loss_chunk_tokens",
         "packed_attention",
         "sample_temperature",

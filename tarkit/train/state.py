@@ -136,6 +136,7 @@ class Checkpoints:
         Raises UserError where the checkpoint before this one could not be written.
         """
         self.settle()
+        self.wait_for_all()  # for the one that hashed the checkpoint before
         tensors = _of_model(self.model) | _of_optimizers(self.model, optimizers)
         writer = HuggingFaceStorageWriter(str(self._temporary(done)), save_distributed=True)
         future = dcp.async_save(

@@ -338,6 +338,7 @@ def test_tokens_that_do_not_fit_are_refused(
     tok = parts.save_ta_tok(tmp_path / "tok", seed=9)
     assert "name the --tokenizer" in refused("was encoded with --tokenizer", tokenizer=tok)
     refused("from --tokens or from --images: name one", tokens=())
+    refused("images_weights is for --images", overrides=[*numbers, "images_weights=[1]"])
     artifact = open_artifact(tokens, "tokens")
     plain = {k: v for k, v in artifact.settings.items() if not k.startswith("latent_")}
     for settings, message, expected in (
