@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from tarkit.artifacts.files import write_whole
@@ -42,6 +43,12 @@ def remembered_sha256(path: Path) -> str:
                 _keep(key, sha256)
         _remembered[key] = sha256
     return _remembered[key]
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """One sha256 of several files: of their names and sha256s, in the order of names."""
+    lines = [f"{remembered_sha256(file)}  {file.name}\n" for file in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def require_sha256(path: Path, sha256: str, *, recorded_in: Path, hint: str) -> None:

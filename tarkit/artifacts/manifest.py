@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tarkit.artifacts.digests import file_sha256
+from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import read_object, sweep, write_once
 from tarkit.errors import UserError
 
@@ -121,7 +121,7 @@ def _parent(out: Path, path: Path) -> dict[str, str]:
         kind = str(read_manifest(path)["kind"])
         return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}
     if path.is_file():
-        return {"path": relative, "kind": "file", "manifest_sha256": file_sha256(path)}
+        return {"path": relative, "kind": "file", "manifest_sha256": remembered_sha256(path)}
     if (path / "config.json").exists():  # a published model directory has no manifest
         return {
             "path": relative,

@@ -1,8 +1,9 @@
 """Resuming an artifact: which shards a run still has to make, of how many rows, on how much disk.
 
-A shard is made when its file is missing or damaged, and made again when the input shard that it was
-made from has changed (artifact.py records its sha256). Nothing else is remembered: the same command
-again looks at the files, so it resumes wherever the last one stopped.
+A shard is made when its file is missing, its footer damaged or its tar another one, and made again
+when the input shard that it was made from has changed (artifact.py records its sha256). Damaged
+pages are found where they are read, and by `tarkit verify`. Nothing else is remembered: the same
+command again looks at the files, so it resumes wherever the last one stopped.
 """
 
 from __future__ import annotations

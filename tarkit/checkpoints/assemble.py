@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.digests import remembered_sha256
 from tarkit.artifacts.files import whole_file, write_whole
-from tarkit.artifacts.manifest import MANIFEST, begin_directory, file_sha256
+from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.checkpoints.directory import (
     CONFIG,
     TOKENIZER,
@@ -50,7 +51,7 @@ def run(
     parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
     given = {**parts, "dif_dtok": dif_dtok} if dif_dtok else parts
     configs = {
-        kind: {"sha256": file_sha256(path), PUBLISHED: path.name}
+        kind: {"sha256": remembered_sha256(path), PUBLISHED: path.name}
         if path.is_file()
         else read_config(path, kind)
         for kind, path in given.items()

@@ -16,7 +16,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from tarkit.artifacts.digests import file_sha256, require_sha256
+from tarkit.artifacts.digests import file_sha256, remembered_sha256, require_sha256
 from tarkit.artifacts.files import read_object, whole_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.config import Config, write_toml
@@ -73,7 +73,7 @@ def write_model(
     with whole_file(out / WEIGHTS) as weights:
         save_file(dict(state), weights, metadata={"format": "pt"})
         written = file_sha256(weights)
-        config = {**config, "sha256": file_sha256(identity) if identity else written}
+        config = {**config, "sha256": remembered_sha256(identity) if identity else written}
         _write_config(out, {**config, "weights_sha256": written})
 
 

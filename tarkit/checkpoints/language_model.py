@@ -6,7 +6,6 @@ whose tokenizer.json has Tar's visual tokens as added tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import files_sha256, remembered_sha256
 from tarkit.checkpoints.directory import (
     CONFIG,
     REFETCH,
@@ -159,13 +158,10 @@ def require_readable(model: PreTrainedModel) -> None:
         raise ValueError(f"{family} models compute something else when they are loaded again")
 
 
-def weights_sha256(path: Path) -> str:
+def lm_sha256(path: Path) -> str:
     """The sha256 of a language model's weights; of several files, that of their names and sums."""
     files = indexed_files(path)
-    if not files:
-        return file_sha256(require_weights(path))
-    lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(files)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return files_sha256(files) if files else remembered_sha256(require_weights(path))
 
 
 def stored_arch(model: PreTrainedModel) -> dict[str, Any]:

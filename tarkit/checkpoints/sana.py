@@ -7,7 +7,6 @@ classes that the folder names are neither loaded nor run.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tarkit.artifacts.digests import files_sha256
 from tarkit.artifacts.files import read_object, whole_file, whole_folder
-from tarkit.artifacts.manifest import file_sha256
 from tarkit.checkpoints.directory import CONFIG
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
 from tarkit.checkpoints.published_pth import read_tensor
@@ -129,9 +128,7 @@ def load_vae(folder: Path, *, hint: str) -> AutoencoderDC:
 
 def vae_sha256(folder: Path) -> str:
     """The identity of the VAE in a SANA's folder: of the names and bytes of its files."""
-    files = sorted(file for file in (folder / "vae").iterdir() if file.is_file())
-    lines = [f"{file_sha256(file)}  {file.name}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return files_sha256(file for file in (folder / "vae").iterdir() if file.is_file())
 
 
 def _require_diffusers() -> None:

@@ -36,7 +36,7 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Compare every file of a directory and its inputs with what was recorded of it."""
+    """Compare shards, tars and weights of a directory and its inputs with what was recorded."""
     from tarkit.report import verify as verb
 
     return 0 if verb.run(path, repair=repair, as_json=as_json) else FAILED

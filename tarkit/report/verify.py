@@ -1,4 +1,4 @@
-"""`tarkit verify`: compares every file of a directory and of its inputs with what was recorded.
+"""`tarkit verify`: compares a directory and its inputs with what was recorded of their files.
 
 Shards are read whole, with their checksums; tars, weights and inputs are hashed anew. With `repair`
 the shards that do not hold are made again by the command that made them; no other shard is touched.

@@ -24,10 +24,10 @@ from tarkit.checkpoints.directory import TOKENIZER, read_config
 from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.checkpoints.language_model import (
     has_visual_tokens,
+    lm_sha256,
     load_mllm,
     read_text_tokenizer,
     require_readable,
-    weights_sha256,
 )
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.config import load_config
@@ -446,7 +446,7 @@ def run(
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
-    more = {"lm_sha256": weights_sha256(lm)} if lm and settings.lora else {}
+    more = {"lm_sha256": lm_sha256(lm)} if lm and settings.lora else {}
     return train(
         task,
         settings,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tarkit.checkpoints import assemble, export_hf
 from tarkit.checkpoints.directory import read_config
-from tarkit.checkpoints.language_model import load_mllm, weights_sha256
+from tarkit.checkpoints.language_model import lm_sha256, load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.models.mllm import build, from_scratch
@@ -177,7 +177,7 @@ def test_checkpoints_hold_what_is_trained_and_another_base_is_refused(
     state = [name for name in load_file(saved) if name.startswith("model.")]
     assert state and all(".lora_" in name for name in state)
     recorded = json.loads((out / "manifest.json").read_text())["settings"]
-    assert recorded["lm_sha256"] == weights_sha256(lm)
+    assert recorded["lm_sha256"] == lm_sha256(lm)
     # The same folder with another model, as a training into it leaves it.
     other = parts.save_mllm(tmp_path / "other", data[1]["tokenizer"], seed=1)
     shutil.copytree(other, lm, dirs_exist_ok=True)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import begin_artifact, open_artifact
-from tarkit.artifacts.manifest import file_sha256
+from tarkit.artifacts.digests import file_sha256
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import load_vqvae
 from tarkit.config import write_toml
