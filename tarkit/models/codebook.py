@@ -13,12 +13,13 @@ Letters: K codes, V rows of the language model's table, E width of a row, D widt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tarkit.models.exact import without_autocast
 
 Representative = Literal["far", "near", "first"]
 
@@ -89,7 +90,7 @@ class TextAlignedCodebook(nn.Module):
         """C, (K, D). Computed once in eval mode: at paper size it costs 309 GFLOP."""
         if self._projected is not None and not self.training:
             return self._projected
-        with _float32(self.embedding.weight):
+        with without_autocast(self.embedding.weight):
             rows: Tensor = self.embedding_proj(self.embedding.weight)
         if self.l2_normalized:
             rows = F.normalize(rows, dim=-1, eps=1e-12)
@@ -100,7 +101,7 @@ class TextAlignedCodebook(nn.Module):
     def scores(self, z: Tensor, rows: Tensor) -> Tensor:
         """(..., K): cosine, or the negative squared distance where nothing is normalised."""
         z, rows = z.float(), rows.float()
-        with _float32(z):
+        with without_autocast(z):
             if self.l2_normalized:
                 return F.normalize(z, dim=-1, eps=1e-12) @ rows.T
             return 2 * z @ rows.T - rows.pow(2).sum(-1) - z.pow(2).sum(-1, keepdim=True)
@@ -162,13 +163,6 @@ class TextAlignedCodebook(nn.Module):
         codebook_loss = (c - z.detach()).pow(2).sum(-1).mean()
         commitment_loss = (c.detach() - z).pow(2).sum(-1).mean()
         return Quantised(codes, z + (c - z).detach(), codebook_loss, commitment_loss)
-
-
-def _float32(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the tensor's device (the meta device has none to turn off)."""
-    if tensor.is_meta:
-        return nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def distinct_codes(rows: Tensor, counts: Tensor, *, cosine: float) -> Tensor:

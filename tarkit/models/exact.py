@@ -6,9 +6,17 @@ An argmax over thousands of codes turns on the last digits: in bfloat16 every te
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device (the meta device has none to turn off)."""
+    if tensor.is_meta:
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 @contextmanager

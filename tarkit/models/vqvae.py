@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tarkit.config import Config, Count, Size
+from tarkit.models.exact import without_autocast
 
 NORM_GROUPS = 32
 
@@ -239,8 +240,9 @@ class VqvaeQuantizer(nn.Module):
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(..., D) unit-norm -> (...) int64; the lowest index on ties."""
-        return (z @ self.codebook().T).argmax(dim=-1)
+        """(..., D) unit-norm -> (...) int64, chosen in float32; the lowest index on ties."""
+        with without_autocast(z):
+            return (z.float() @ self.codebook().float().T).argmax(dim=-1)
 
 
 class Vqvae(nn.Module):

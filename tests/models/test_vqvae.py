@@ -95,6 +95,19 @@ def set_codebook(vqvae: Vqvae, rows: list[list[float]]) -> None:
         vqvae.quantize.embedding.weight.copy_(torch.tensor(rows))
 
 
+def test_codes_are_chosen_in_float32_under_autocast(vqvae: Vqvae) -> None:
+    table = vqvae.quantize.embedding.weight
+    torch.manual_seed(0)
+    with torch.no_grad():  # codes that bfloat16 cannot tell apart
+        table.copy_(torch.randn(table.shape[1]) + 3e-2 * torch.randn(table.shape))
+    z = vqvae.quantize.codebook().clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = vqvae.quantize.nearest(z)
+        rounded = (z @ vqvae.quantize.codebook().T).argmax(dim=-1)
+    assert codes.tolist() == list(range(len(table)))
+    assert not torch.equal(rounded, codes)
+
+
 def test_codes_are_the_nearest_by_angle_and_the_lowest_on_ties(vqvae: Vqvae) -> None:
     rows = [[float(i == j) for j in range(4)] for i in range(4)]
     # Rows 4..11 repeat the first four at other lengths.
