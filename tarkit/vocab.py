@@ -80,6 +80,11 @@ ScaleOdds = Annotated[
 """Odds of scales 1, 2 and 3 in a config; one is above 0."""
 
 
+def drawn_scales(odds: ScaleOdds) -> list[Scale]:
+    """The scales whose odds are above 0."""
+    return [scale for scale, weight in zip(Scale, odds, strict=True) if weight]
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisualVocabulary:
     """The ids of the visual tokens: contiguous, after those of the text (paper App. C.1).

@@ -49,7 +49,7 @@ from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
 from tarkit.train.task import Amount, Figure, RowName
 from tarkit.train.workloads import Start, flops_by_scale
-from tarkit.vocab import Scale, ScaleOdds
+from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
 log = logging.getLogger("tarkit")
 
@@ -77,7 +77,7 @@ class ArDtokConfig(PicturesConfig):
     @property
     def scales(self) -> list[Scale]:
         """The scales that are trained."""
-        return [s for s, weight in zip(Scale, self.scale_ratio, strict=True) if weight]
+        return drawn_scales(self.scale_ratio)
 
 
 class DtokBatch(NamedTuple):

@@ -25,12 +25,11 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
-from tarkit.images import resize, to_uint8
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, from_unit_truncated
 from tarkit.models.vqvae import Vqvae
 from tarkit.train.loop_config import PicturesConfig
-from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream
+from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream, sized
 from tarkit.train.task import RowName
 from tarkit.vocab import Scale
 
@@ -271,17 +270,12 @@ class PictureCodes:
         self._rows: dict[RowName, int] = {}  # a picture's row in the tables
         self._tables: Codes = {}
 
-    def _sized(self, picture: np.ndarray, size_px: int) -> np.ndarray:
-        if picture.shape[:2] == (size_px, size_px):
-            return picture
-        return to_uint8(resize(Image.fromarray(picture), size_px, self.square or "squash"))
-
     def _pixels(self, rows: Sequence[PictureRow]) -> SizedPixels:
         pictures = [row.pixels() for row in rows]
         return SizedPixels(
             [row.name for row in rows],
-            channels_first([self._sized(a, self.ta_tok.size_px) for a in pictures]),
-            channels_first([self._sized(a, self.vq_size_px) for a in pictures]),
+            channels_first([sized(a, self.ta_tok.size_px, square=self.square) for a in pictures]),
+            channels_first([sized(a, self.vq_size_px, square=self.square) for a in pictures]),
         )
 
     def read(self, rows: Sequence[PictureRow]) -> Codes | SizedPixels:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
@@ -55,7 +55,7 @@ from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.parameters import count_parameters, save_trained_only
 from tarkit.train.streams import mixed_pictures, picture_parents
 from tarkit.train.task import Figure, Mean, RowName
-from tarkit.vocab import Scale
+from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
 log = logging.getLogger("tarkit")
 
@@ -80,7 +80,7 @@ class DifDtokConfig(PicturesConfig):
     trained: Literal["condition", "all"] = "condition"
     """What is trained of SANA's transformer: cross-attention and condition embedding (Sec. 4.1), or
     all of it, for a SANA with random weights."""
-    scale_ratio: tuple[int, int, int] = (2, 1, 1)
+    scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each picture of a step draws its own (App. C.1)."""
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of pictures whose condition is replaced by the negative embeddings, for classifier-free
@@ -102,14 +102,7 @@ class DifDtokConfig(PicturesConfig):
     @property
     def scales(self) -> list[Scale]:
         """The scales that are trained."""
-        return [s for s, weight in zip(Scale, self.scale_ratio, strict=True) if weight]
-
-    @field_validator("scale_ratio")
-    @classmethod
-    def _some_scale_is_drawn(cls, ratio: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(ratio) < 0 or not sum(ratio):
-            raise ValueError(f"odds of scales must be 0 or more, and one above 0: {list(ratio)}")
-        return ratio
+        return drawn_scales(self.scale_ratio)
 
 
 class DifBatch(NamedTuple):

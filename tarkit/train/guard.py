@@ -127,7 +127,9 @@ class Guard:
         self.skipped += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.max_skipped:
-            raise self._stop(f"{reason}, after {self.config.max_skipped} skipped steps", "")
+            limit = self.config.max_skipped
+            reason = f"{reason}, after {limit} skipped steps"
+            raise self._stop(reason, f"--set max_skipped={2 * limit or 1}, or ")
         if self.accelerator.is_main_process:
             log.warning("the %s: the step is skipped%s", reason, self._listed())
         return False

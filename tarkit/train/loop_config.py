@@ -151,7 +151,8 @@ class PicturesConfig(LoopConfig):
     LATER_KEYS = frozenset({"images_weights"})
 
     images_weights: tuple[PositiveInt, ...] | None = None
-    """Pictures that a round takes from each --images, in their order; None: one of each."""
+    """Pictures that a round takes from each --images, in their order; None: one of each (as Table 7
+    has it for TA-Tok: as many of LAION as of LAION Aesthetics)."""
 
 
 def rate_factor(config: LoopConfig, step: int) -> float:

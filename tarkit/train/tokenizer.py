@@ -47,7 +47,7 @@ from tarkit.models.pixel_range import to_signed
 from tarkit.models.ta_tok import TaTok, TaTokArch, pool
 from tarkit.seeds import training_seed
 from tarkit.train.loop import begin_training, train
-from tarkit.train.loop_config import LoopConfig
+from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import own_device, sum_over_processes
 from tarkit.train.state import checkpoints_in
 from tarkit.train.streams import (
@@ -87,13 +87,10 @@ class TaTokSizes(Config):
     decoder_side: PositiveInt = 16
 
 
-class TokenizerConfig(LoopConfig):
+class TokenizerConfig(PicturesConfig):
     """Settings of TA-Tok's training; loss weights are the paper's (Table 8) unless noted."""
 
     sizes: TaTokSizes = TaTokSizes()
-    images_weights: tuple[PositiveInt, ...] | None = None
-    """Pictures that a round takes from each --images, in their order; None: one of each (Table 7:
-    as many of LAION as of LAION Aesthetics)."""
     scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"

@@ -513,7 +513,7 @@ def test_a_run_begun_before_these_options_goes_on(
     tokenizer.run(file, images=[pictures], out=out, **parents)
     manifest = json.loads((out / "manifest.json").read_text())
     assert set(manifest["parents"]) == {"images", "encoder", "lm"}
-    del manifest["settings"]["images_weights"]
+    assert "images_weights" not in manifest["settings"]
     for name in ("projection_bias", "l2_normalized"):
         del manifest["settings"]["sizes"][name]
     (out / "manifest.json").write_text(json.dumps(manifest))
