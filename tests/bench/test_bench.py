@@ -14,7 +14,7 @@ from tarkit.bench.products import Products
 from tarkit.bench.table import duration, short, table
 from tarkit.cli.app import app
 
-ON_MODELS = [Subject.ENCODE, Subject.CONDITION]
+ON_MODELS = [Subject.ENCODE, Subject.CONDITION, Subject.DECODE]
 
 
 @pytest.mark.parametrize("subject", ON_MODELS)

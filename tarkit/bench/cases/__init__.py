@@ -12,3 +12,4 @@ class Subject(StrEnum):
 
     ENCODE = "encode"
     CONDITION = "condition"
+    DECODE = "decode"
