@@ -33,7 +33,7 @@ from tarkit.artifacts.parquet import (
     write_parquet,
 )
 from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
-from tarkit.artifacts.remote import fetched, is_there, listed_names
+from tarkit.artifacts.remote import fetched, is_there, listed_names, made_again, url_of
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS
@@ -159,7 +159,7 @@ class Artifact:
                 raise UserError(
                     f"{path} has {column.name} as {column.type}, where {self.kind} have "
                     f"{expected.field(column.name).type}",
-                    hint=f"rm {path} and run the command that made it again",
+                    hint=made_again(path),
                 )
         return table
 
@@ -234,7 +234,9 @@ class Artifact:
         index, tar = self.shard_path(name), self.tar_path(name)
         return UserError(
             f"{tar} is not the tar that {index.name} describes: {why}",
-            hint=f"rm {index} and run the command that began {self.path} again",
+            hint=made_again(index)
+            if url_of(self.path)
+            else f"rm {index} and run the command that began {self.path} again",
         )
 
     # ---- writing ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tarkit.artifacts.remote import opened_ranges
+from tarkit.artifacts.remote import made_again, opened_ranges
 from tarkit.errors import UserError
 
 FOOTER_DIGEST = b"tarkit footer sha256"  # before the digest, to tell it from the bytes of a page
@@ -103,7 +103,7 @@ def _explained_damage(path: Path) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} is damaged: {reason}",
-            hint=f"rm {path} and run the command that made it again",
+            hint=made_again(path),
         ) from None
 
 

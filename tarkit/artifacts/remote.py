@@ -13,7 +13,8 @@ The cache is `$XDG_CACHE_HOME/tarkit/remote` (TARKIT_REMOTE_CACHE names another 
 A file appears whole or not at all, of the size that the listing says, and where the listing has a
 sha256, with that. It is fetched anew when the listing has another version of it. Shards that were
 not used for longest are removed when the cache has more than TARKIT_REMOTE_CACHE_GB (100), but none
-that was used within the last minute, and nothing of a folder that a process has fetched whole.
+that was used within the last minute, and nothing of a file or folder that a process named and has
+fetched whole.
 """
 
 from __future__ import annotations
@@ -144,6 +145,16 @@ def url_of(path: Path) -> str | None:
     return remote.url_of(name) if name else remote.url
 
 
+def made_again(path: Path) -> str:
+    """The hint for a damaged file of an artifact."""
+    url = url_of(path.parent)
+    if url:
+        return (
+            f"tarkit verify {url} fetches it anew; if it is damaged there too, copy it there again"
+        )
+    return f"rm {path} and run the command that made it again"
+
+
 def shown_path(path: Path) -> str:
     """A path as its reader knows it: the URL where it stands for one."""
     return url_of(path) or str(path)
@@ -179,6 +190,7 @@ def local_path(named: str | Path) -> Path:
     home, _ = place
     remote = _listed(home)
     if remote.is_file:
+        _hold(home)
         return fetched(path)
     if MANIFEST in remote.entries and "shards" in read_object(fetched(path / MANIFEST)):
         return path
@@ -345,6 +357,8 @@ def _list(url: str) -> RemoteFolder:
         entries = {}
         for full, facts in sorted(found.items()):
             name = str(full).strip("/").removeprefix(base).strip("/")
+            if not name or facts["type"] != "file" or str(full).endswith("/"):
+                continue  # an object that stands for a folder
             if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
                 continue  # hidden: of git, or a cache of another machine
             if not _is_inside(name) or not str(full).strip("/").startswith(f"{base}/"):
@@ -506,7 +520,7 @@ def _fault(copy: Path, entry: RemoteEntry) -> str | None:
 
 
 def _fetch_whole(home: Path, remote: RemoteFolder) -> None:
-    """Fetch all files of a folder; the process then holds it, so that nothing of it is removed."""
+    """Fetch all files of a folder, and hold it; UserError where it is larger than the cache."""
     folder = home / FILES / PurePosixPath(remote.url).name
     entries = {
         name: entry
@@ -521,9 +535,7 @@ def _fetch_whole(home: Path, remote: RemoteFolder) -> None:
             hint="name a folder in it, or allow more: export TARKIT_REMOTE_CACHE_GB="
             f"{int(total / 1e9) + 1}",
         )
-    if home not in _held:
-        _held[home] = _open_lock(home / IN_USE)
-        fcntl.flock(_held[home], fcntl.LOCK_SH)
+    _hold(home)
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         for _ in threads.map(lambda name: fetched(folder / name), entries):
             pass
@@ -531,6 +543,13 @@ def _fetch_whole(home: Path, remote: RemoteFolder) -> None:
 
 _held: dict[Path, BinaryIO] = {}
 """The open files whose locks say that this process uses a folder; they end with the process."""
+
+
+def _hold(home: Path) -> None:
+    """Keep what was fetched of a URL until this process ends."""
+    if home not in _held:
+        _held[home] = _open_lock(home / IN_USE)
+        fcntl.flock(_held[home], fcntl.LOCK_SH)
 
 
 def _open_lock(file: Path) -> BinaryIO:
@@ -586,7 +605,7 @@ def _remove_oldest(root: Path, limit: int) -> int:
 
 
 def _is_free(home: Path) -> bool:
-    """Whether no process holds a folder that it fetched whole."""
+    """Whether no process holds what it fetched of a URL."""
     with _open_lock(home / IN_USE) as lock:
         if home in _held:
             return False

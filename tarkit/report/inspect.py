@@ -24,7 +24,7 @@ from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import MANIFEST, input_url, read_manifest
-from tarkit.artifacts.remote import is_there, shown_path
+from tarkit.artifacts.remote import is_there, shown_path, url_of
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes
@@ -45,11 +45,12 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     """Print the facts of a folder to stdout, as text or JSON, and return them.
 
     `out` is the file of an images artifact's contact sheet, by default `DIR.png` next to the
-    folder. Raises UserError for a folder that tarkit did not make, and for `out` without images.
+    folder, and none where that is at a URL. Raises UserError for a folder that tarkit did not make,
+    and for `out` without images.
     """
     facts = describe(path)
     if facts["kind"] == "images":
-        sheet = draw_sheet(open_artifact(path))
+        sheet = draw_sheet(open_artifact(path)) if out or not url_of(path) else None
         if sheet is not None:
             place = out or path.resolve().with_name(path.resolve().name + ".png")
             _save(sheet, place)
