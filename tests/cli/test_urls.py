@@ -24,6 +24,7 @@ QUESTIONS = {"model", "data", "images"}
 # What may be a URL. What is written (--out, the RUN of some commands) and --config may not.
 TAKE_URLS: dict[str, set[str]] = {
     "assemble": {"mllm", "tokenizer", "ar_dtok", "vqvae", "dif_dtok"},
+    "bench": set(),
     "curate caption": {"images", "llm", "examples"},
     "curate chats": {"tokens", "text", "captions", "judgements", "keep"},
     "curate download": {"urls"},
