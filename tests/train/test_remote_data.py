@@ -44,7 +44,7 @@ def stopped_at(step: int, train: Callable[[], Path], monkeypatch: pytest.MonkeyP
             train()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_mllm_from_urls_is_that_from_folders_also_when_stopped(
     workers: int,
     models: dict[str, Path],
