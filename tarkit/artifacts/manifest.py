@@ -8,6 +8,7 @@ compare theirs with it.
 import importlib.metadata
 import json
 import os
+import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import read_object, sweep, write_once
+from tarkit.artifacts.remote import is_url, url_of
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -111,12 +113,26 @@ def begin_directory(
 
 
 def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
+    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`, or a URL."""
     return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
 
 
+def input_url(folder: Path, recorded: str) -> str | None:
+    """The URL of an input that a manifest records: its own, or one beside the folder's URL.
+
+    None for an input on this machine. No URL is opened that only a manifest names.
+    """
+    if is_url(recorded):
+        return recorded
+    url = url_of(folder)
+    if url is None:
+        return None
+    scheme, _, place = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(place, recorded))}"
+
+
 def _parent(out: Path, path: Path) -> dict[str, str]:
-    relative = os.path.relpath(path.resolve(), out.resolve())
+    relative = url_of(path) or os.path.relpath(path.resolve(), out.resolve())
     if (path / MANIFEST).exists():
         kind = str(read_manifest(path)["kind"])
         return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.remote import made_again, opened_ranges
 from tarkit.errors import UserError
 
 FOOTER_DIGEST = b"tarkit footer sha256"  # before the digest, to tell it from the bytes of a page
@@ -52,6 +53,21 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns else None, use_threads=threads)
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """The rows of small columns; of a file at a URL only their bytes are fetched.
+
+    Raises UserError for a damaged file or an unknown column.
+    """
+    with opened_ranges(path) as file:
+        if isinstance(file, Path):
+            return read_parquet(file, columns)
+        with (
+            _explained_damage(path),
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
+            return parquet.read(columns=list(columns), use_threads=False)
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts kept in the file's schema; UserError for a damaged file."""
     with _opened(path) as file:
@@ -60,24 +76,34 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_num_rows(path: Path) -> int:
-    """The number of rows; UserError for a damaged file."""
-    with _opened(path) as file:
-        return int(file.metadata.num_rows)
+    """The number of rows; UserError for a damaged file. Of one at a URL the footer is fetched."""
+    with opened_ranges(path) as file:
+        if isinstance(file, Path):
+            with _opened(file) as parquet:
+                return int(parquet.metadata.num_rows)
+        with _explained_damage(path), pq.ParquetFile(file) as parquet:
+            return int(parquet.metadata.num_rows)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, whose footer is as it was written; UserError for a damaged file."""
-    try:
+    with _explained_damage(path):
         _check_footer(path)
         # ParquetFile and not read_table, which reads folder names like `a=1` as partitions.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
+
+
+@contextlib.contextmanager
+def _explained_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} is damaged: {reason}",
-            hint=f"rm {path} and run the command that made it again",
+            hint=made_again(path),
         ) from None
 
 

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
@@ -30,7 +31,7 @@ from tarkit.config import Config, Seed
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Order, Rounds, draw_scale, source_names
+from tarkit.train.streams import Order, Rounds, ShardsAhead, draw_scale, source_names
 from tarkit.train.task import Figure, Mean, mean_of
 from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
 
@@ -128,7 +129,7 @@ class ChatShard:
     """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
     def __init__(self, table: pa.Table, chats: str) -> None:
-        """`chats`: the path of the artifact."""
+        """`chats`: the path of the artifact, or its URL."""
         self.table = table
         self.chats = chats
         self._rows: dict[str, np.ndarray] = {}
@@ -167,6 +168,9 @@ class ChatStreams:
         # Each task reads from four shards at one time.
         self._shard = lru_cache(maxsize=5 * len(self.tasks))(self._read)
         counts = [counts for artifact in artifacts for counts in row_counts(artifact)]
+        self._with_text = [
+            i for i, c in enumerate(counts) if any(k.task == "text" and k.status == "ok" for k in c)
+        ]
         for task in self.ratio:
             kinds = [RowKind(task, split, "ok") for split in ("train", None)]
             counts_of_task = [sum(c.get(kind, 0) for kind in kinds) for c in counts]
@@ -178,10 +182,18 @@ class ChatStreams:
             self.orders[task] = Order(
                 counts_of_task, seed=training_seed(seed, task), shards_together=4
             )
+        at_urls = any(url_of(artifact.path) for artifact in artifacts)
+        self._ahead = {
+            task: ShardsAhead(order, self._files) for task, order in self.orders.items() if at_urls
+        }
+
+    def _files(self, index: int) -> list[Path]:
+        artifact, name = self.shards[index]
+        return artifact.files(name)
 
     def _read(self, index: int) -> ChatShard:
         artifact, name = self.shards[index]
-        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), str(artifact.path))
+        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), shown_path(artifact.path))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
@@ -197,13 +209,15 @@ class ChatStreams:
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
         index, place = self.orders[task][position]
+        if task in self._ahead:
+            self._ahead[task].at(position)
         shard = self._shard(index)
         return shard.chat(int(shard.rows_of(task)[place]))
 
     def documents(self, limit: int) -> list[str]:
         """The first `limit` text-only rows in order: to train a tokenizer and count its tokens."""
         texts: list[str] = []
-        for index in range(len(self.shards)):
+        for index in self._with_text:
             shard = self._read(index)
             rows = shard.rows_of("text")[: limit - len(texts)]
             for messages in shard.table["messages"].take(pa.array(rows)).to_pylist():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
@@ -123,11 +125,16 @@ class StoredRows:
                 f"{paths}: no row is usable (status ok, split {split!r} or none)",
                 hint=f"tarkit inspect {artifacts[0].path}",
             )
-        self.stream: Stream[CodesRow] = Stream(counts, self._load, seed=seed)
+        files = self._files if any(url_of(artifact.path) for artifact in artifacts) else None
+        self.stream: Stream[CodesRow] = Stream(counts, self._load, seed=seed, files=files)
 
     def _usable(self, table: pa.Table) -> pa.ChunkedArray:
         in_split = pc.fill_null(pc.equal(table["split"], self.split), True)
         return pc.and_(pc.equal(table["status"], "ok"), in_split)
+
+    def _files(self, index: int) -> list[Path]:
+        artifact, name = self._shards[index]
+        return artifact.files(name)
 
     def _load(self, index: int) -> list[CodesRow]:
         artifact, name = self._shards[index]
@@ -141,8 +148,9 @@ class StoredRows:
             .reshape(table.num_rows, table.schema.field(column).type.list_size)
             for part, column in self.columns.items()
         }
+        source = shown_path(artifact.path)
         return [
-            CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
+            CodesRow(key, {part: array[row] for part, array in arrays.items()}, source)
             for row, key in enumerate(table["key"].to_pylist())
         ]
 

@@ -276,7 +276,7 @@ def _sides(artifact: Artifact) -> list[tuple[int, int]]:
     """The recorded sizes (width, height) of an artifact's usable pictures, each once, in order."""
     sizes: set[tuple[int, int]] = set()
     for name in artifact.shards:
-        table = artifact.read(name, ["status", "split", "width", "height"])
+        table = artifact.read_few(name, ["status", "split", "width", "height"])
         in_split = pc.fill_null(pc.equal(table["split"], "train"), True)
         usable = pc.and_(pc.equal(table["status"], "ok"), in_split)
         table = table.filter(pc.and_(usable, pc.is_valid(table["width"])))

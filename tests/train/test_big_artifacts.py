@@ -20,13 +20,14 @@ NUM_SHARDS = 40
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a training has read each shard."""
     counts: Counter[str] = Counter()
-    real = Artifact.read
+    for method in ("read", "read_few"):
+        real = getattr(Artifact, method)
 
-    def read(self: Artifact, name: str, columns: Any = None) -> Any:
-        counts[name] += 1
-        return real(self, name, columns)
+        def read(self: Artifact, name: str, columns: Any = None, real: Any = real) -> Any:
+            counts[name] += 1
+            return real(self, name, columns)
 
-    monkeypatch.setattr(Artifact, "read", read)
+        monkeypatch.setattr(Artifact, method, read)
     monkeypatch.setattr(big_artifacts, "SHARD_ROWS", 10)
     return counts
 
