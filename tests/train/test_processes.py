@@ -27,6 +27,7 @@ from tarkit.errors import UserError
 from tarkit.seeds import training_seed
 from tarkit.shapes.regions import regions_of
 from tarkit.train import ar_dtok, dif_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
+from tarkit.train.adapters import AdapterConfig
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import OF_THE_MACHINE, is_documented
 from tarkit.train.parallelism import DataParallel
@@ -322,7 +323,11 @@ def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path
     names = ("tokenizer", "encoder", "mllm")
     jobs = [job("tokenizer", data, tmp_path / "tokenizer_shared")]
     jobs += [split(name, data, tmp_path / f"{name}_full", sharding="full") for name in names]
+    lora = AdapterConfig(rank=4, train_embeddings=True)
+    jobs += [job("mllm", data, tmp_path / "lora_full", lora=lora, sharding="full")]
     torchrun(jobs, tmp_path)
+    start(**job("mllm", data, tmp_path / "lora", lora=lora))
+    require_equal(tmp_path / "lora_full", tmp_path / "lora")
     for name in names:
         start(**job(name, data, tmp_path / name))
         require_equal(tmp_path / f"{name}_full", tmp_path / name)
@@ -338,6 +343,7 @@ def long(name: str) -> dict[str, Any]:
     if name in RECIPES:
         recipe = tomllib.loads((PAPER / f"{RECIPES[name]}.toml").read_text())
         steps |= {key: recipe[key] for key in OPTIMIZER if key in recipe}
+        steps["betas"] = tuple(steps["betas"])
     if name == "vqvae_adversary":
         # With seeds 0 and 1 a latent lies so near the border of two codes that rounding decides.
         steps["seed"] = 2
