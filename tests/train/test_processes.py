@@ -416,9 +416,11 @@ FAULTS: dict[str, tuple[str, Any]] = {
 def test_a_fault_in_what_passes_share_is_far_above_the_tolerance(
     name: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(**job(name, data, tmp_path / "whole", **long(name)))
+    # Where each picture draws its scale, the two would not even log the same figures.
+    settings = {**long(name), **({"scale_ratio": (1, 0, 0)} if name == "dif_dtok" else {})}
+    start(**job(name, data, tmp_path / "whole", **settings))
     monkeypatch.setattr(*FAULTS[name])
-    start(**job(name, data, tmp_path / "split", micro_batch_size=2, **long(name)))
+    start(**job(name, data, tmp_path / "split", micro_batch_size=2, **settings))
     found = apart(tmp_path / "split", tmp_path / "whole", steps=20)
     print(f"{name:15} {FAULTS[name][1].__name__:20}" + "".join(f" {value:8.1e}" for value in found))
     assert min(found.loss, found.figures, found.weights) > 1e-4, found
