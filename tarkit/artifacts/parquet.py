@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +84,27 @@ def read_num_rows(path: Path) -> int:
                 return int(parquet.metadata.num_rows)
         with _explained_damage(path), pq.ParquetFile(file) as parquet:
             return int(parquet.metadata.num_rows)
+
+
+def read_bounds(path: Path, columns: Sequence[str]) -> tuple[tuple[Any, Any] | None, ...]:
+    """The least and the largest value of each column, by the footer: no row is read.
+
+    None where the footer does not say it for every group of rows, as of a column without values.
+    UserError for a damaged file.
+    """
+    with _opened(path) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    for group in groups:
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            if chunk.path_in_schema in found:
+                found[chunk.path_in_schema].append(chunk.statistics)
+    return tuple(
+        (min(s.min for s in each), max(s.max for s in each))
+        if each and all(s is not None and s.has_min_max for s in each)
+        else None
+        for each in found.values()
+    )
 
 
 @contextlib.contextmanager

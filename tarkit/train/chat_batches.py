@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,9 @@ TaskRatio = Annotated[Mapping[TaskName, NonNegativeInt], AfterValidator(_some_ta
 
 class ChatBatchesConfig(Config):
     """Which chats a step learns from, and how much each of their tokens weighs."""
+
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset({"loss_chunk_tokens", "packed_attention"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"supervise"})
 
     seed: Seed = 0
     ratio: TaskRatio = {"i2t": 2, "t2i": 2, "text": 1}
@@ -171,6 +175,7 @@ class ChatStreams:
         self._with_text = [
             i for i, c in enumerate(counts) if any(k.task == "text" and k.status == "ok" for k in c)
         ]
+        usable = Counter({artifact.path: 0 for artifact in artifacts})
         for task in self.ratio:
             kinds = [RowKind(task, split, "ok") for split in ("train", None)]
             counts_of_task = [sum(c.get(kind, 0) for kind in kinds) for c in counts]
@@ -182,6 +187,16 @@ class ChatStreams:
             self.orders[task] = Order(
                 counts_of_task, seed=training_seed(seed, task), shards_together=4
             )
+            for (artifact, _), count in zip(self.shards, counts_of_task, strict=True):
+                usable[artifact.path] += count
+        for path, count in usable.items():
+            if not count:
+                log.warning(
+                    "%s adds nothing: it has no row of a task in the ratio (%s) with status ok and "
+                    "split 'train' or none",
+                    path,
+                    ", ".join(self.tasks),
+                )
         at_urls = any(url_of(artifact.path) for artifact in artifacts)
         self._ahead = {
             task: ShardsAhead(order, self._files) for task, order in self.orders.items() if at_urls

@@ -10,6 +10,7 @@ and the image VQ's pictures.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream, sized
 from tarkit.train.task import RowName
 from tarkit.vocab import Scale
+
+log = logging.getLogger("tarkit")
 
 Codes = dict[Scale | None, Tensor]
 """TA-Tok's codes (B, n) int64 of each scale, and under None the image VQ's (B, N)."""
@@ -110,19 +113,30 @@ class StoredRows:
         self.split = split
         self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
         self.columns[None] = target
-        self.num_failed = {artifact.path: 0 for artifact in artifacts}
+        self.needed = f"status ok, split {split!r} or none"
+        self.num_failed: dict[Path, int] = {}
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
         for artifact in artifacts:
-            for name, kinds in zip(artifact.shards, row_counts(artifact), strict=True):
-                failed = sum(n for kind, n in kinds.items() if kind.status == "failed")
-                self.num_failed[artifact.path] += failed
-                counts.append(sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None)))
-                self._shards.append((artifact, name))
+            of_artifact = row_counts(artifact)
+            usable = [
+                sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None))
+                for kinds in of_artifact
+            ]
+            failed = sum(
+                n for kinds in of_artifact for kind, n in kinds.items() if kind.status == "failed"
+            )
+            self.num_failed[artifact.path] = failed
+            if failed:
+                log.warning("%s: %d failed rows are left out", artifact.path, failed)
+            if not sum(usable) and len(artifacts) > 1:
+                log.warning("%s adds nothing: no row is usable (%s)", artifact.path, self.needed)
+            counts += usable
+            self._shards += [(artifact, name) for name in artifact.shards]
         if not sum(counts):
             paths = ", ".join(str(artifact.path) for artifact in artifacts)
             raise UserError(
-                f"{paths}: no row is usable (status ok, split {split!r} or none)",
+                f"{paths}: no row is usable ({self.needed})",
                 hint=f"tarkit inspect {artifacts[0].path}",
             )
         files = self._files if any(url_of(artifact.path) for artifact in artifacts) else None
