@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -37,22 +38,33 @@ def text_encoding(path: Path) -> str:
     """The encoding of a text file that a spreadsheet may have written, for the functions below.
 
     It is UTF-8, UTF-16 where the file begins with its byte order mark, or else Windows' code page
-    1252. Raises UserError where the file cannot be read.
+    1252. Raises UserError where the file is none of them or cannot be read.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                return "utf-16"
-            file.seek(0)
+            start = file.read(2)
+        marked = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        for encoding in ("utf-16",) if marked else (UTF8, "cp1252"):
+            if _is_encoded(path, encoding):
+                return encoding
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    raise UserError(
+        f"{path} is not text in UTF-8, UTF-16 or Windows' code page 1252",
+        hint=f"iconv -f ITS_ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW",
+    )
+
+
+def _is_encoded(path: Path, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with path.open("rb") as file:
             while part := file.read(1 << 20):
                 decoder.decode(part)
         decoder.decode(b"", final=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        return "cp1252"
-    return UTF8
+    except UnicodeError:
+        return False
+    return True
 
 
 def is_system_file(path: Path | str) -> bool:
@@ -126,7 +138,7 @@ def read_object(path: Path, *, hint: str = "") -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES or not path.is_file():
             raise ValueError(f"it has {size:,} bytes, or is no file")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding=UTF8))
         if is_deep(value):
             raise RecursionError
     except UnicodeDecodeError:

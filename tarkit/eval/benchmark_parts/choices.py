@@ -20,6 +20,7 @@ from tarkit.eval.benchmark_parts.question_files import (
     picture_fields,
     question_rows,
     require_columns,
+    require_texts,
 )
 from tarkit.eval.benchmarks.base import ItemRow
 from tarkit.eval.run import BenchmarkItem
@@ -35,7 +36,8 @@ def read_choices(path: Path, images: Path | None) -> list[ItemRow]:
     rows = []
     for place, row in question_rows(path):
         options = _options(row, place)
-        require_columns(row, ("question", "answer"), place)
+        require_columns(row, ("answer",), place)
+        require_texts(row, ("question",), place)
         question = str(row["question"]).replace("<image 1>", "").strip()
         hint = row.get("hint")
         stem = question if _is_absent(hint) else f"{hint}\n{question}"
