@@ -18,6 +18,7 @@ import csv
 import itertools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,13 @@ def _csv_rows(
     )
     try:
         if reader.fieldnames:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames]
+            if repeated := [
+                n for n, count in Counter(reader.fieldnames).items() if count > 1 and n
+            ]:
+                raise UserError(
+                    f"{path} has two columns {repeated[0]!r}", hint="rename one of them in the file"
+                )
             _require_column(path, reader.fieldnames, columns)
         for row in reader:
             error = None

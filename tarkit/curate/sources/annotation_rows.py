@@ -22,7 +22,7 @@ QWEN_PICTURE = re.compile(r"(?:Picture \d+: ?)?<img>(.*?)</img>\n?")
 
 
 def annotation_rows(path: Path, columns: Collection[str]) -> Iterator[FileRow]:
-    """The rows of a csv, jsonl, json or Parquet file; raises UserError as `read_rows` does."""
+    """The rows of a csv, tsv, jsonl, json or Parquet file; raises UserError as `read_rows` does."""
     if path.suffix == ".json" and _begins_as_object(path):
         return _object_rows(path)
     return read_rows(path, columns=columns)
