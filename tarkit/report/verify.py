@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tarkit.artifacts.artifact import PREFIX, Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import read_object
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
-from tarkit.artifacts.parquet import read_metadata
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.progress import Progress
@@ -137,16 +136,10 @@ def _shard_fault(artifact: Artifact, name: str) -> str | None:
         return "is missing"
     try:
         artifact.read(name)
-        recorded = read_metadata(index).get(PREFIX + "tar_sha256")
+        why = artifact.tar_fault(name, anew=True) if artifact.kind == "images" else None
     except UserError as error:
         return error.message.removeprefix(f"{index} ")
-    if artifact.kind != "images":
-        return None
-    if not tar.is_file():
-        return f"{tar.name} is missing"
-    if recorded is not None and file_sha256(tar) != recorded:
-        return f"{tar.name} is not the tar that it describes"
-    return None
+    return f"{tar.name} is not the tar that it describes: {why}" if why else None
 
 
 def _weights(config: Path) -> Iterator[Fault]:
