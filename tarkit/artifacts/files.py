@@ -40,6 +40,7 @@ def text_encoding(path: Path) -> str:
     It is UTF-8, UTF-16 where the file begins with its byte order mark, or else Windows' code page
     1252. Raises UserError where the file is none of them or cannot be read.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -75,6 +76,7 @@ def is_system_file(path: Path | str) -> bool:
 
 def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
     """The text of a file; UserError with `hint` where it cannot be read or is not UTF-8."""
+    require_file(path, hint)
     try:
         return path.read_text(encoding=encoding)
     except OSError as error:
@@ -94,6 +96,7 @@ def numbered_lines(
     no other character ends a line. Raises UserError with `hint` when the file cannot be read, or a
     line is longer than `MAX_LINE_CHARS`.
     """
+    require_file(path, hint)
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and reading
         # continues with the right line numbers.
@@ -107,6 +110,13 @@ def numbered_lines(
                 yield number, line, _not_utf8(line)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+def require_file(path: Path, hint: str = "") -> None:
+    """Raise UserError for a pipe or a device, whose end may never come."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UserError(f"{path} cannot be read: it is {kind}, not a file", hint=hint)
 
 
 def _not_utf8(line: str) -> str | None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tarkit.artifacts.files import MAX_LINE_CHARS, UTF8, numbered_lines, read_text
+from tarkit.artifacts.files import MAX_LINE_CHARS, UTF8, numbered_lines, read_text, require_file
 from tarkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def read_rows(
         ".json": lambda: _json_rows(path, encoding),
         ".parquet": lambda: _parquet_rows(path, columns),
     }
+    require_file(path)
     ending = path.suffix.lower()
     if ending not in readers:
         raise UserError(

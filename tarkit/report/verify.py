@@ -45,6 +45,8 @@ def run(path: Path, *, repair: bool = False, as_json: bool = False) -> bool:
     know its command or that command fails; the damaged files are then where they were.
     """
     folders = lineage(path)
+    for folder in folders if repair else ():
+        _put_back(folder)
     faults = [fault for folder in folders for fault in verify(folder)]
     repaired = 0
     if repair and any(fault.shard for fault in faults):
@@ -158,6 +160,16 @@ def _weights(config: Path) -> Iterator[Fault]:
 
 
 # ---- repair -------------------------------------------------------------------------------------
+
+
+def _put_back(folder: Path) -> None:
+    """Undo what a killed repair left: a shard that was put aside, unless it has been made again."""
+    for aside in sorted(folder.glob(f"[0-9]*{ASIDE}")):
+        path = aside.with_name(aside.name.removesuffix(ASIDE))
+        if path.exists():
+            aside.unlink()
+        else:
+            os.replace(aside, path)
 
 
 def _repair(folder: Path, names: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Rows of every format: the same values, the exact place of a bad one, and bounded memory."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,11 @@ def test_a_header_may_have_spaces_and_no_column_twice(tmp_path: Path) -> None:
     file.write_text("image,text,text\na.png,one,two\n")
     with pytest.raises(UserError, match="has two columns 'text'"):
         list(read_rows(file))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_a_pipe_whose_end_may_never_come_is_refused(tmp_path: Path, ending: str) -> None:
+    pipe = tmp_path / f"rows.{ending}"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="it is a pipe or a device, not a file"):
+        list(read_rows(pipe))

@@ -7,6 +7,7 @@ which is wrong.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def _options(row: Mapping[str, Any], place: str) -> dict[str, str]:
     if isinstance(texts, str) and not _is_absent(texts):
         try:
             texts = ast.literal_eval(texts)  # MMMU writes a list as Python would
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise UserError(f"{place}: options {texts!r} are not a list") from None
     if _is_absent(texts):
         columns = {name: name for name in LETTERS} | {f"choice_{a.lower()}": a for a in LETTERS}
@@ -88,8 +89,14 @@ def _is_absent(value: Any) -> bool:
 
 
 def _truth(answer: Any, options: Mapping[str, str], place: str) -> Any:
-    """The answer of a row; with options their letter, which may have brackets or a full stop."""
+    """The answer of a row; with options their letter, which may have brackets or a full stop.
+
+    Without options it may be a list of texts, which MMMU's tables write as Python would.
+    """
     if not options:
+        if isinstance(answer, str) and answer.startswith("["):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return [str(each) for each in ast.literal_eval(answer)]
         return answer
     letter = str(answer).strip(" ().").upper()
     if letter not in options:
