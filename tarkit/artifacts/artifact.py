@@ -286,11 +286,12 @@ def begin_artifact(
     settings: Mapping[str, Any],
     shards: Sequence[str] | Mapping[str, int],
     parents: Mapping[str, Artifact | Path] | None = None,
+    hint: str = "",
 ) -> Artifact:
     """Writes the plan of an artifact, or opens the artifact that `out` has with an equal plan.
 
-    `shards` are names, or names with their planned numbers of rows. Raises UserError when `out`
-    was begun with other settings, shards or inputs.
+    `shards` are names, or names with their planned numbers of rows. Raises UserError with
+    `hint` when `out` was begun with other settings, shards or inputs.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
@@ -306,7 +307,7 @@ def begin_artifact(
     }
     counts = dict(shards) if isinstance(shards, Mapping) else {}
     plan = {"shards": list(shards), "counts": counts}
-    manifest = begin_directory(out, kind, settings=settings, parents=paths, plan=plan)
+    manifest = begin_directory(out, kind, settings=settings, parents=paths, plan=plan, hint=hint)
     return _artifact(out, manifest)
 
 

@@ -34,10 +34,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     place = path / MANIFEST
     if path.is_file():
-        raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path))
+        raise UserError(f"{path} is a file, not an artifact", hint=nearest_artifacts(path))
     if not place.exists():
         why = f"is not an artifact: it has no {MANIFEST}" if path.exists() else "does not exist"
-        raise UserError(f"{path} {why}", hint=_begin_hint(path))
+        raise UserError(f"{path} {why}", hint=nearest_artifacts(path))
     manifest = read_object(place, hint=DAMAGED)
     fault = _fault(manifest)
     if fault:
@@ -154,7 +154,7 @@ def _parent(out: Path, path: Path) -> dict[str, str]:
         }
     if path.is_dir():  # a folder of a user's pictures is named, not fingerprinted
         return {"path": relative, "kind": "folder", "manifest_sha256": ""}
-    raise UserError(f"the input {path} does not exist", hint=_begin_hint(path))
+    raise UserError(f"the input {path} does not exist", hint=nearest_artifacts(path))
 
 
 def _compare(
@@ -211,7 +211,8 @@ def _input(parent: Mapping[str, str]) -> str:
     return f"{parent['path']} ({parent['kind']}, manifest {parent['manifest_sha256'][:8] or '-'})"
 
 
-def _begin_hint(path: Path) -> str:
+def nearest_artifacts(path: Path) -> str:
+    """A hint for a path that is no artifact: the names of those in its nearest folder."""
     for folder in (path, *path.parents):
         if folder.is_dir():
             names = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]

@@ -23,7 +23,7 @@ from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.manifest import MANIFEST, nearest_artifacts, read_manifest
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes
@@ -68,7 +68,9 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         reason = "it is a file" if path.exists() else "there is no such folder"
-        raise UserError(f"{path} is no folder that tarkit made: {reason}")
+        raise UserError(
+            f"{path} is no folder that tarkit made: {reason}", hint=nearest_artifacts(path)
+        )
     facts: dict[str, Any] = {"path": str(path)}
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
@@ -85,7 +87,8 @@ def describe(path: Path) -> dict[str, Any]:
     if "kind" not in facts:
         raise UserError(
             f"{path} is no folder that tarkit made: it has no {MANIFEST}, config.json or "
-            "results.json"
+            "results.json",
+            hint=nearest_artifacts(path),
         )
     return facts
 

@@ -26,7 +26,7 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
-from tarkit.config import Config
+from tarkit.config import Config, Seed
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
@@ -55,7 +55,7 @@ TaskRatio = Annotated[Mapping[TaskName, NonNegativeInt], AfterValidator(_some_ta
 class ChatBatchesConfig(Config):
     """Which chats a step learns from, and how much each of their tokens weighs."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     ratio: TaskRatio = {"i2t": 2, "t2i": 2, "text": 1}
     """Rows of each task in a round (Table 8: 2 understanding, 2 generation, 1 text)."""
     scale_ratio: ScaleOdds = (2, 1, 1)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
+from tarkit.config import Seed
 from tarkit.train.optimizers import OptimizerConfig
 from tarkit.train.parameters import ParametersConfig
 
@@ -35,7 +36,7 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
     warmup: float = 0.04
     """Share of the steps over which the rate rises from zero."""
     clip: float = 1.0
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     precision: Literal["no", "bf16"] = "no"
     """"no": everything in float32; on CUDA, matrices are multiplied without TF32 and cuDNN's
     convolutions use it, as torch does by default. "bf16": matrices are multiplied in bf16 under

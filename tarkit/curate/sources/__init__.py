@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tarkit.artifacts.files import is_system_file, read_lines
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, is_samples
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.folder import list_folder, list_pictures
+from tarkit.curate.sources.folder import is_made, list_folder, list_pictures
 from tarkit.curate.sources.items import (
     SYSTEM_MEMBER,
     SYSTEM_NOTE,
@@ -84,10 +86,8 @@ def list_source(
         return _list_shards(read_shard_names(source), allow_private)
     if source.is_file():
         return _list_files([source], ending_of(source.name), source.parent)
-    if (source / "manifest.json").exists():
-        raise UserError(
-            f"{source} is an artifact of tarkit already", hint=f"tarkit inspect {source}"
-        )
+    if (source / MANIFEST).exists():
+        return _generated(source)
     excluded = {path.resolve() for path in exclude}
     listing = list_folder(source, excluded)
     containers = {suffix: _containers(source, suffix, excluded) for suffix in READERS}
@@ -115,6 +115,19 @@ def list_source(
     )
 
 
+def _generated(source: Path) -> Listing:
+    """The pictures of `tarkit generate --prompts`, with their prompts as captions."""
+    if not is_samples(source):
+        raise UserError(
+            f"{source} was made by tarkit already: it holds {read_manifest(source)['kind']}",
+            hint=f"tarkit inspect {source}",
+        )
+    own = {(source / name).resolve() for name in (MANIFEST, SAMPLE_RECORDS)}
+    listing = list_folder(source, own)
+    items = tuple(item for item in listing.items if item.name != SAMPLE_SHEET)
+    return replace(listing, items=add_captions(items, source / SAMPLE_RECORDS))
+
+
 def _names_pictures(path: Path) -> bool:
     """Whether the first line of a list names a picture here, and not a shard."""
     first = next((line.strip() for _, line in read_lines(path)), "")
@@ -136,16 +149,24 @@ def _with_tables(listing: Listing, root: Path) -> Listing:
 
 def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
     paths = [
-        path
-        for path in root.rglob("*")
-        if ending_of(path.name) == suffix
-        and path.resolve() not in excluded
-        and not is_system_file(path.relative_to(root))
+        folder / name
+        for folder, names in _folders(root)
+        for name in names
+        if ending_of(name) == suffix
+        and (folder / name).resolve() not in excluded
+        and not is_system_file((folder / name).relative_to(root))
     ]
     for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
     return sorted(paths, key=lambda path: path.as_posix())
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of `root` and below, without folders that tarkit made."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not is_made(Path(folder, name))]
+        yield Path(folder), names
 
 
 def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
