@@ -101,6 +101,7 @@ STARTS = {
 NOT_KILLED = {
     "plan": "writes nothing",
     "version": "writes nothing",
+    "bench": "writes nothing",
     "describe": "writes nothing",
     "eval selftest": "writes nothing",
     "models fetch": "the hub's client writes into its own cache",
