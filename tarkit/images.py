@@ -387,7 +387,7 @@ def require_png(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(
             f"--out {out}: pictures are written as PNG, so the name must end in .png",
-            hint=f"--out {out.with_suffix('.png')}",
+            hint=f"--out {out / 'picture.png' if out.is_dir() else out.with_suffix('.png')}",
         )
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the name of a picture in it")

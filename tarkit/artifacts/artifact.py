@@ -149,11 +149,12 @@ class Artifact:
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a shard (for images: of its index), all columns or those named.
 
-        Raises UserError for a damaged shard and for columns of other types than this kind has.
+        Raises UserError for a damaged shard, for columns that are missing, and for columns of other
+        types than this kind has.
         """
         path = self._existing(name)
-        table = read_parquet(path, columns)
         expected = self.schema
+        table = read_parquet(path, columns or expected.names)
         for column in table.schema:
             if column.name in expected.names and column.type != expected.field(column.name).type:
                 raise UserError(
@@ -219,11 +220,14 @@ class Artifact:
         places = np.array([[m.offset, m.size] for m in members], dtype=np.int64).reshape(-1, 2)
         return places[:, 0], places[:, 1]
 
-    def tar_fault(self, name: str) -> str | None:
-        """Why the tar of an images shard is not the one its index records; None where it is."""
+    def tar_fault(self, name: str, *, anew: bool = False) -> str | None:
+        """Why the tar of an images shard is not the one its index records; None where it is.
+
+        With `anew` no remembered sha256 is trusted.
+        """
         sha256 = read_metadata(self._existing(name)).get(PREFIX + "tar_sha256")
         try:
-            actual = remembered_sha256(fetched(self.tar_path(name)))
+            actual = (file_sha256 if anew else remembered_sha256)(fetched(self.tar_path(name)))
         except OSError as error:
             return error.strerror or str(error)
         if sha256 is not None and actual != sha256:

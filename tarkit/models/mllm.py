@@ -409,24 +409,33 @@ class CachedDecoding:
     """Left-padded prompts and their key-value cache, extended by one token at a time.
 
     `hidden`, (B, D), is the last hidden state of every sequence: it predicts the next token.
+    `num_new` tokens are sure to follow the longest prompt. Raises UserError where together they are
+    more than the model's positions, and where `feed` goes beyond these.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, num_new: int = 0
+    ) -> None:
         self.model = model
         _use_attention(model, _default_attention(model))
-        longest = max(map(len, prompts))
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if positions and longest > positions:
-            raise UserError(
-                f"a prompt has {longest:,} tokens, the model has {positions:,} positions",
-                hint="shorten the prompt, or give fewer or smaller pictures",
-            )
+        self.longest = longest = max(map(len, prompts))
+        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._require_room(num_new)
         padding = [[0] * (longest - len(p)) for p in prompts]
         rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
         real = [[*pad, *[1] * len(p)] for pad, p in zip(padding, prompts, strict=True)]
         self.mask = torch.tensor(real, device=model.device)
         self.cache: Any = None
         self.hidden = self._run(torch.tensor(rows, device=model.device))
+
+    def _require_room(self, num_new: int) -> None:
+        if self.positions and self.longest + num_new > self.positions:
+            more = f" and {num_new:,} more follow" if num_new else ""
+            raise UserError(
+                f"a prompt has {self.longest:,} tokens{more}, the model has {self.positions:,} "
+                "positions",
+                hint="shorten the prompt, ask for fewer tokens, or give fewer or smaller pictures",
+            )
 
     def _run(self, ids: Tensor) -> Tensor:
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -443,6 +452,7 @@ class CachedDecoding:
 
     def feed(self, ids: Tensor) -> None:
         """Append one token (B,) to every sequence."""
+        self._require_room(self.mask.shape[1] + 1 - self.longest)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
         self.hidden = self._run(ids[:, None])
 
@@ -475,7 +485,8 @@ def generate_codes(
     guided = guidance != 1
     if guided and len(unguided) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
-    decoding = CachedDecoding(model, [*prompts, *unguided] if guided else prompts)
+    both = [*prompts, *unguided] if guided else prompts
+    decoding = CachedDecoding(model, both, num_new=num_codes - 1)  # the last one is not read
     codes: list[Tensor] = []
     for step in range(num_codes):
         logits = rescaled(model, decoding.hidden @ head.T)

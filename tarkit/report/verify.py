@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tarkit.artifacts.artifact import PREFIX, Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import read_object
 from tarkit.artifacts.manifest import MANIFEST, input_url, read_manifest
-from tarkit.artifacts.parquet import read_metadata
 from tarkit.artifacts.remote import fetched, forget, shown_path, url_of, with_urls
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
@@ -54,6 +53,8 @@ def run(path: Path, *, repair: bool = False, as_json: bool = False) -> bool:
         )
     forget(path)
     folders = lineage(path)
+    for folder in folders if repair else ():
+        _put_back(folder)
     faults = [fault for folder in folders for fault in verify(folder)]
     repaired = 0
     if repair and any(fault.shard for fault in faults):
@@ -168,16 +169,10 @@ def _shard_fault(artifact: Artifact, name: str) -> str | None:
         return "is missing"
     try:
         artifact.read(name)
-        recorded = read_metadata(index).get(PREFIX + "tar_sha256")
+        why = artifact.tar_fault(name, anew=True) if artifact.kind == "images" else None
     except UserError as error:
         return error.message.removeprefix(f"{index} ")
-    if artifact.kind != "images":
-        return None
-    if not tar.is_file():
-        return f"{tar.name} is missing"
-    if recorded is not None and file_sha256(tar) != recorded:
-        return f"{tar.name} is not the tar that it describes"
-    return None
+    return f"{tar.name} is not the tar that it describes: {why}" if why else None
 
 
 def _weights(config: Path) -> Iterator[Fault]:
@@ -196,6 +191,16 @@ def _weights(config: Path) -> Iterator[Fault]:
 
 
 # ---- repair -------------------------------------------------------------------------------------
+
+
+def _put_back(folder: Path) -> None:
+    """Undo what a killed repair left: a shard that was put aside, unless it has been made again."""
+    for aside in sorted(folder.glob(f"[0-9]*{ASIDE}")):
+        path = aside.with_name(aside.name.removesuffix(ASIDE))
+        if path.exists():
+            aside.unlink()
+        else:
+            os.replace(aside, path)
 
 
 def _repair(folder: Path, names: list[str]) -> None:

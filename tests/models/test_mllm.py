@@ -576,5 +576,13 @@ def test_a_prompt_longer_than_the_models_positions_is_refused() -> None:
     sizes = LmArch(width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_positions=8)
     model = build(from_scratch(sizes, 20)).eval()
     mllm.CachedDecoding(model, [[1] * 8])
+    visual = VisualVocabulary(first_id=9, num_codes=2)
+    more = "a prompt has 5 tokens and 4 more follow, the model has 8 positions"
+    with pytest.raises(UserError, match=more):
+        generate_codes(
+            model, [[1] * 5], visual=visual, num_codes=5, temperature=1.0, top_k=0, top_p=1.0
+        )
+    with pytest.raises(UserError, match=more):
+        generate_text(model, [[1] * 5], stop=[], text_size=9, max_tokens=9)
     with pytest.raises(UserError, match="a prompt has 9 tokens, the model has 8 positions"):
         mllm.CachedDecoding(model, [[1], [1] * 9])

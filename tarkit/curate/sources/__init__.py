@@ -91,7 +91,8 @@ def list_source(
         if is_url(pattern) or any(mark in pattern for mark in SHARD_MARKS):
             return _list_shards(expand_shard_names(pattern), allow_private)
         raise UserError(
-            f"the source {pattern} does not exist", hint="give a folder, .parquet, .tar or .txt"
+            f"the source {pattern} does not exist",
+            hint="give a folder, .parquet, .tar, .tar.gz or .txt",
         )
     if source.is_file() and source.suffix == ".txt" and _names_pictures(source):
         return Listing("folder", StoredItems(list_pictures(source)))
@@ -252,7 +253,7 @@ def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
     if suffix not in READERS:
         raise UserError(
-            f"{paths[0]} is neither a folder, a .parquet nor a .tar"
+            f"{paths[0]} is neither a folder, a .parquet, a .tar nor a .tar.gz"
             + (" (unpack the compression first)" if ".tar." in paths[0].name else "")
         )
     items = (

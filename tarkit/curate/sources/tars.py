@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -192,6 +193,8 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
                 if error is not None:
                     yield SourceItem(f"{label}/{shown(member.name)}", error=error)
                     continue
+                # macOS writes a letter and its accent as two characters where others write one.
+                key = unicodedata.normalize("NFC", key)
                 if sample is None or key != sample.key:
                     yield from _sample_items(label, sample, keys, read)
                     sample = _TarSample(key)
