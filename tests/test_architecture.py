@@ -17,19 +17,21 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
     "cli": {"curate", "encode", "train", "eval", "inference", "report"}
-    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes"},
+    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "report": {"scoring", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
+    "doctor": {"checkpoints"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
     "inference": {"checkpoints", "models", "artifacts"},
     "llm": {"checkpoints", "artifacts"},
     "checkpoints": {"models", "artifacts"},
     "models": set(),
+    "recipes": {"artifacts"},
     "artifacts": set(),
     "shapes": set(),
     # the ground

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tarkit.cli import curate, evaluate, inference, models, report, train
+from tarkit.cli import curate, evaluate, inference, models, recipes, report, train
 from tarkit.cli.command import WORDS, guarded, new_group
 from tarkit.terminal import print_warnings
 
@@ -21,6 +21,7 @@ app.add_typer(inference.group)
 app.add_typer(models.top)
 app.add_typer(train.top)
 app.add_typer(report.group)
+app.add_typer(recipes.group)
 app.add_typer(curate.group, name="curate")
 app.add_typer(train.group, name="train")
 app.add_typer(evaluate.group, name="eval")
