@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "report": {"scoring", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
-    "doctor": {"checkpoints"},
+    "doctor": {"checkpoints", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
     "inference": {"checkpoints", "models", "artifacts"},
@@ -52,7 +52,7 @@ STAGE_VERBS = {
     "report": "report inspect verify",
     "checkpoints": "assemble convert export_hf push",
 }
-VERBS = {"tarkit.encode"} | {
+VERBS = {"tarkit.encode", "tarkit.doctor"} | {
     f"tarkit.{room}.{verb}" for room, verbs in STAGE_VERBS.items() for verb in verbs.split()
 }
 

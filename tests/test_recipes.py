@@ -1,4 +1,4 @@
-"""Recipes: every one is listed, a copy is whole and works where it lies, nothing is written over."""
+"""Recipes: each is listed, a copy is whole and works where it lies, nothing is written over."""
 
 import re
 import subprocess
@@ -34,7 +34,9 @@ def test_a_copy_has_every_file_that_its_scripts_name(name: str, tmp_path: Path) 
     assert tarkit("cp", name, str(tmp_path)).exit_code == 0
     for file in (ROOT / "pipelines" / name).rglob("*"):
         copy = tmp_path / name / file.relative_to(ROOT / "pipelines" / name)
-        assert "__pycache__" in file.parts or copy.is_dir() or copy.read_bytes() == file.read_bytes()
+        assert (
+            "__pycache__" in file.parts or copy.is_dir() or copy.read_bytes() == file.read_bytes()
+        )
     for script in tmp_path.rglob("*.sh"):
         assert script.stat().st_mode & 0o111 or script.name == "launch.sh"
         text = script.read_text()

@@ -1,4 +1,4 @@
-"""`tarkit inspect`, `verify`, `report`, `version`: what was made, how, and whether it is whole."""
+"""`tarkit inspect`, `verify`, `report`, `version`, `doctor`: what there is, and if it is whole."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +50,26 @@ def version(as_json: Json = False) -> int:
     versions = provenance()
     show(versions, versions["tarkit"], as_json)
     return 0
+
+
+@command(group, "doctor", recorded_in=None)
+def doctor(
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Also ask the hub whether it answers: one request.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Check packages, GPUs, disks, caches and models; say how to mend what is broken.
+
+    The exit status is 1 where something is broken. Without --hub no connection is opened.
+    """
+    from tarkit import doctor as verb
+
+    findings = verb.run(hub=hub)
+    is_broken = any(each.state == "broken" for each in findings)
+    facts = {"broken": is_broken, "findings": [vars(each) for each in findings]}
+    show(facts, verb.in_words(findings), as_json)
+    return FAILED if is_broken else 0
 
 
 @command(group, "report", recorded_in=None)
