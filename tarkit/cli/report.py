@@ -14,16 +14,20 @@ group = typer.Typer()
 
 @command(group, "inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that tarkit made.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|NAME", help="A directory that tarkit made, or `mini`.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PNG", help="File for a contact sheet.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Describe a directory: kind, counts, lineage, settings, and a sheet of its pictures."""
+    """Describe a directory: kind, counts, lineage, settings, card, and a sheet of its pictures."""
+    from tarkit.checkpoints.hub import EMBEDDED
     from tarkit.report import inspect as verb
 
-    verb.run(path, out=out, as_json=as_json)
+    folder = path if path.exists() else EMBEDDED.get(str(path), path)
+    verb.run(folder, out=out, as_json=as_json)
     return 0
 
 
