@@ -13,10 +13,26 @@ from tarkit.terminal import print_note, print_result
 group = typer.Typer()
 
 
+def _names() -> list[str]:
+    """The recipes, for the shell's completion."""
+    from tarkit.recipes import recipes
+
+    return list(recipes())
+
+
+def _names_of_files() -> list[str]:
+    from tarkit.recipes import recipes
+
+    return [f"{name}/{file}" for name, recipe in recipes().items() for file in recipe.files]
+
+
 @command(group, "ls", recorded_in=None)
 def ls(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe whose files are listed.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe whose files are listed.", autocompletion=_names
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -34,7 +50,10 @@ def ls(
 
 @command(group, "cp", recorded_in=None)
 def cp(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe of `tarkit ls`.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe of `tarkit ls`.", autocompletion=_names),
+    ],
     out: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder that gets a folder of its name.")
     ],
@@ -58,7 +77,11 @@ def cp(
 def cat(
     name: Annotated[
         str,
-        typer.Argument(metavar="RECIPE[/FILE]", help="A recipe, for its script, or a file of it."),
+        typer.Argument(
+            metavar="RECIPE[/FILE]",
+            help="A recipe, for its script, or a file of it.",
+            autocompletion=_names_of_files,
+        ),
     ],
 ) -> int:
     """Print a file of a recipe, such as smoke/mllm.toml."""
