@@ -34,7 +34,6 @@ FULL_BYTES, SMALL_BYTES = 1 << 30, 10 << 30
 """Less free space than the first is a fault: a checkpoint of a small model does not fit. The second
 is what a published model takes."""
 PROBE_BYTES = 1 << 20
-PRODUCT_SIDE, PRODUCT_TRIES = 1024, 5
 HUB_TIMEOUT_S = 5.0
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -214,13 +213,16 @@ def _torchvision() -> Iterator[Finding]:
 
 def _processor() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    text = f"{_processor_name()}, {cores} cores, {memory / 1e9:.1f} GB of memory"
+    text = f"{_processor_name()}, {cores} cores"
     with contextlib.suppress(Exception):  # without torch there is nothing to measure with
         import torch
 
-        text += f"; measured: {_products(torch.device('cpu'), torch.float32) / 1e9:,.0f} GFLOP/s"
-        text += f" in float32, on {torch.get_num_threads()} threads"
+        from tarkit.train.machine import memory_bytes, products_per_s
+
+        cpu = torch.device("cpu")
+        text += f", {memory_bytes(cpu) / 1e9:.1f} GB of memory; measured: "
+        text += f"{products_per_s(cpu, torch.float32) / 1e9:,.0f} GFLOP/s in float32, on "
+        text += f"{torch.get_num_threads()} threads"
     yield Finding("cpu", "ok", text)
 
 
@@ -232,26 +234,12 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _products(device: Any, dtype: Any) -> float:
-    """FLOP/s of the best of a few products of square matrices: a ceiling, not a mean."""
-    import torch
-
-    side = PRODUCT_SIDE * (8 if device.type == "cuda" else 1)
-    a = torch.randn(side, side, device=device).to(dtype)
-    seconds = []
-    for _ in range(PRODUCT_TRIES + 1):  # the first one warms up
-        began = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds[1:])
-
-
 def _gpus() -> Iterator[Finding]:
     has_driver = DRIVER.exists() or shutil.which("nvidia-smi") is not None
     try:
         import torch
+
+        from tarkit.train.machine import products_per_s
     except Exception:  # said by its own check
         return
     if not torch.cuda.is_available():
@@ -275,7 +263,7 @@ def _gpus() -> Iterator[Finding]:
         architecture = f"sm_{facts.major}{facts.minor}"
         text = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, {architecture}"
         try:
-            speed = _products(torch.device("cuda", number), torch.bfloat16)
+            speed = products_per_s(torch.device("cuda", number), torch.bfloat16)
         except Exception as error:
             known = ", ".join(torch.cuda.get_arch_list())
             text += f": it does not compute: {_sentence(error)} (this torch has {known})"

@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "report": {"scoring", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
-    "doctor": {"checkpoints", "artifacts"},
+    "doctor": {"train", "checkpoints", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
     "inference": {"checkpoints", "models", "artifacts"},

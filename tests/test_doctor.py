@@ -191,7 +191,7 @@ def test_a_check_that_fails_does_not_hide_the_others(monkeypatch: pytest.MonkeyP
         yield
 
     monkeypatch.setattr(doctor, "_cache", failing)
-    monkeypatch.setattr(doctor, "PRODUCT_SIDE", 16)
+    monkeypatch.setattr("tarkit.train.machine.SIDE", 16)
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     assert "this check ended early: /closed: Permission denied" in done.stdout
@@ -204,7 +204,7 @@ def test_no_connection_is_opened_unless_asked(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("socket.socket.connect", opened)
     monkeypatch.setattr("socket.getaddrinfo", opened)
-    monkeypatch.setattr(doctor, "PRODUCT_SIDE", 16)
+    monkeypatch.setattr("tarkit.train.machine.SIDE", 16)
     assert all("connection" not in each.text for each in doctor.run())
     (asked,) = doctor._hub()
     assert asked.state == "broken" and "a connection was opened" in asked.text

@@ -183,16 +183,50 @@ def run(
     training does not fit.
     """
     name = _stage(config, stage)
-    encoder = find_folder(encoder) if encoder else None
-    if lm and str(lm).lower() not in LANGUAGE_MODELS:  # the sizes of those are known
-        lm = find_folder(lm)
     if gpu not in GPUS:
         raise UserError(
             f"no figures of a GPU named {gpu}", hint="--gpu " + ", --gpu ".join(sorted(GPUS))
         )
+    settings = settings_of(name, config, overrides)
+    start = start_of(
+        lm=lm,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        vqvae=vqvae,
+        size_px=size_px,
+        text_tokens=text_tokens,
+        picture_kb=picture_kb,
+        from_images=from_images,
+    )
+    stage = "mllm" if name == "lm" else name
+    budget = plan(stage, settings, start, gpus=gpus, gpu=gpu, mfu=mfu)
+    if not budget.fits:
+        raise _does_not_fit(budget, settings, start)
+    return budget
+
+
+def settings_of(name: str, config: Path, overrides: Sequence[str]) -> Settings:
+    """The settings of a training by its name in `CONFIGS`; UserError for a key that is none."""
     cls: type[LoopConfig] = resolve_name(CONFIGS[name])
-    settings = load_config(cls, config, overrides).model_dump(mode="json")
-    start = Start(
+    return load_config(cls, config, overrides).model_dump(mode="json")
+
+
+def start_of(
+    *,
+    lm: Path | None = None,
+    tokenizer: Path | None = None,
+    encoder: Path | None = None,
+    vqvae: Path | None = None,
+    size_px: int | None = None,
+    text_tokens: int = 100,
+    picture_kb: float = 100.0,
+    from_images: bool = False,
+) -> Start:
+    """The sizes of what a training starts from; UserError for what is none, or cannot be read."""
+    encoder = find_folder(encoder) if encoder else None
+    if lm and str(lm).lower() not in LANGUAGE_MODELS:  # the sizes of those are known
+        lm = find_folder(lm)
+    return Start(
         lm=lm,
         tokenizer=_tokenizer_arch(tokenizer, encoder, lm) if tokenizer else None,
         encoder=_encoder_arch(encoder) if encoder else None,
@@ -202,11 +236,6 @@ def run(
         picture_bytes=1e3 * picture_kb,
         from_images=from_images,
     )
-    stage = "mllm" if name == "lm" else name
-    budget = plan(stage, settings, start, gpus=gpus, gpu=gpu, mfu=mfu)
-    if not budget.fits:
-        raise _does_not_fit(budget, settings, start)
-    return budget
 
 
 def _stage(config: Path, stage: str | None) -> str:
@@ -503,7 +532,7 @@ def _size(size: float) -> str:
     return f"{size / 1e12:,.1f} TB" if size >= 1e12 else f"{size / 1e9:,.1f} GB"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """A number with three digits and the letter of its thousands."""
     power = min(int(math.log10(max(number, 1)) / 3), len(LETTERS) - 1)
     return f"{number / 1000**power:.3g} {LETTERS[power]}".strip()
@@ -533,13 +562,13 @@ def in_words(budget: Budget) -> str:
         ("on a GPU", f"{rows:,} {budget.unit} a step, {budget.rows_per_pass:,} at a time"),
         (
             "tokens",
-            f"{_short(budget.tokens_per_step)} a step, "
-            f"{_short(budget.steps * budget.tokens_per_step)} in all",
+            f"{short(budget.tokens_per_step)} a step, "
+            f"{short(budget.steps * budget.tokens_per_step)} in all",
         ),
-        ("parameters", f"{_short(budget.trained)} trained, {_short(budget.frozen)} frozen"),
+        ("parameters", f"{short(budget.trained)} trained, {short(budget.frozen)} frozen"),
         (
             "FLOPs",
-            f"{_short(flops)} a step, {_short(budget.steps * flops)} in all"
+            f"{short(flops)} a step, {short(budget.steps * flops)} in all"
             + (f", {share:.0f} % of them in frozen models" if share else ""),
         ),
         (
@@ -564,9 +593,7 @@ def in_words(budget: Budget) -> str:
             "time",
             f"{budget.seconds / 3600:,.1f} hours, {budget.gpus * budget.seconds / 3600:,.0f} GPU-"
             f"hours at {100 * budget.mfu:g} % of {budget.peak_flops / 1e12:g} TFLOP/s"
-            + (
-                f", {_short(budget.float32_flops_per_step)} FLOPs a step in float32" if slow else ""
-            ),
+            + (f", {short(budget.float32_flops_per_step)} FLOPs a step in float32" if slow else ""),
         ),
         *(("assumed", text) for text in budget.assumptions),
     ]
