@@ -17,8 +17,8 @@ import torch
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.errors import UserError
-from tarkit.train.budget import Budget, plan, settings_of, short, start_of
 from tarkit.train.machine import memory_bytes, products_per_s
+from tarkit.train.plans import Budget, plan, settings_of, short, start_of
 
 MFU = 0.4
 """The share of measured matrix products that a step is taken to reach, as in `tarkit plan`."""
