@@ -23,13 +23,14 @@ ROOMS: dict[str, set[str]] = {
     | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"},
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
+    # looks at the machine
+    "doctor": {"train", "checkpoints", "artifacts"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "report": {"scoring", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
-    "doctor": {"train", "checkpoints", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
     "inference": {"checkpoints", "models", "artifacts"},

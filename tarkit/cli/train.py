@@ -34,9 +34,9 @@ top = typer.Typer()
 
 def _settings(
     config: Path | None, overrides: list[str] | None, choose: Callable[[], "Defaults"]
-) -> tuple[Path, tuple[str, ...]]:
+) -> tuple[Path, Sequence[str]]:
     """The TOML of a training and what is changed in it; without one, a recipe's, which is said."""
-    given = tuple(overrides or ())
+    given = overrides or ()
     if config is not None:
         return config, given
     from tarkit.recipes import recipe_file
