@@ -105,6 +105,15 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
     seed: Seed = 0,
+    c2pa: Annotated[
+        Path | None,
+        typer.Option(
+            "--c2pa",
+            metavar="PEM",
+            help="Sign the pictures as drawn by a model (Content Credentials): a private key and "
+            "its certificates.",
+        ),
+    ] = None,
     *,
     drawing: DrawingOptions,
     reflecting: ReflectOptions,
@@ -134,6 +143,7 @@ def generate(
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
+            c2pa=c2pa,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -151,6 +161,7 @@ def generate(
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
         precision=model_options.precision,
+        c2pa=c2pa,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0

@@ -22,6 +22,17 @@ ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False, show_default=False)
 ]
 
+TrainingConfig = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG.toml]",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+        help="Settings; default: those of a recipe that fits what is given, named on stderr.",
+    ),
+]
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(

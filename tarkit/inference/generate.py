@@ -33,6 +33,7 @@ from tarkit.images import (
     require_own_png,
     require_png,
 )
+from tarkit.inference.content_credentials import Credentials, read_credentials
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
@@ -80,15 +81,18 @@ def run(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    c2pa: Path | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
     `out` + ".jsonl" gets a line for each picture with the settings that drew it. `images` replace
-    the `<image>` marks of the prompt in their order. Raises UserError for a prompt that cannot be
-    drawn, before the model is loaded.
+    the `<image>` marks of the prompt in their order. `c2pa` is a PEM with the key and certificates
+    that sign the pictures. Raises UserError for a prompt that cannot be drawn and for a key that
+    cannot sign, before the model is loaded.
     """
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
+    credentials = read_credentials(c2pa) if c2pa else None
     conditions = [read_picture(path) for path in images]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
     _note_unknown_words(tar, model, [prompt])
@@ -102,9 +106,9 @@ def run(
         for sample, (picture, kept) in zip(
             batch, _draw(tar, batch, settings, conditions), strict=True
         ):
-            write_whole(
-                files[sample.number], png_bytes(picture, settings.text(sample, kept, conditions))
-            )
+            file = files[sample.number]
+            text = settings.text(sample, kept, conditions)
+            write_whole(file, _png(picture, text, file, credentials))
     records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
@@ -125,21 +129,25 @@ def run_file(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    c2pa: Path | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
-    `limit` takes the first prompts. A run that is continued gives the same pictures: its batches
-    stay the same, and a batch with a missing picture is drawn again as a whole.
+    `limit` takes the first prompts. `c2pa` signs as in `run`. A run that is continued gives
+    the same pictures: its batches stay the same, and a batch with a missing picture is drawn again
+    as a whole.
     """
     from tarkit.artifacts.prompt_files import read_prompts  # pyarrow: not for a single prompt
 
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
+    credentials = read_credentials(c2pa) if c2pa else None
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
     _note_unknown_words(tar, model, texts)
     settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
+    plan |= {"c2pa_certificate_sha256": credentials.sha256} if credentials else {}
     begin_directory(out, SAMPLES, settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()})
     samples = _samples(texts, n, seed)
     with Progress("generate", total=len(samples), unit="pictures") as progress:
@@ -149,7 +157,8 @@ def run_file(
             pictures = _draw(tar, batch, settings, ()) if missing else []
             for sample, (picture, kept) in zip(batch, pictures, strict=bool(missing)):
                 if sample in missing:
-                    write_whole(out / sample.file, png_bytes(picture, settings.text(sample, kept)))
+                    file = out / sample.file
+                    write_whole(file, _png(picture, settings.text(sample, kept), file, credentials))
             progress.advance(len(batch))
     records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
     _write_jsonl(out / SAMPLE_RECORDS, records)
@@ -280,6 +289,13 @@ def _draw(
         images=conditions,
     )
     return list(zip(draw(tar, candidates, sampling=settings.sampling), candidates, strict=True))
+
+
+def _png(
+    picture: Image.Image, texts: Mapping[str, str], file: Path, credentials: Credentials | None
+) -> bytes:
+    png = png_bytes(picture, texts)
+    return credentials.sign(png, file.name) if credentials else png
 
 
 def _checked(prompt: str, num_images: int, place: str) -> str:
