@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tarkit.checkpoints.load import load_ar_dtok, load_vqvae
 from tarkit.errors import UserError
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.vqvae import Vqvae
 
@@ -68,12 +69,7 @@ class ArDetokenizer(NamedTuple):
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Features (B, N, W) -> pixels (B, 3, S, S) in [0, 1]."""
-        codes = self.ar_dtok.sample(
-            condition.to(self.ar_dtok.abs_pe.dtype),
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generators,
-        )
+        sampling = CodeSampling(guidance, temperature, top_k, top_p)
+        condition = condition.to(self.ar_dtok.abs_pe.dtype)
+        codes = sample_codes(self.ar_dtok, condition, sampling, generator=generators)
         return self.vqvae.decode(codes)

@@ -19,6 +19,7 @@ from tarkit.errors import UserError
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.tar_model import NO, YES, Tar
 from tarkit.models import mllm
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -167,7 +168,9 @@ def test_codes_of_every_scale_become_a_picture(tar: Tar, scale: Scale) -> None:
     greedy = Sampling(dtok_temperature=0.0, guidance=2.0)
     one, two = tar.draw(codes, seeds=[0, 1], sampling=greedy)
     assert isinstance(tar.dtok, ArDetokenizer)
-    drawn = tar.dtok.ar_dtok.sample(tar.ta_tok.condition(codes), guidance=2.0, temperature=0.0)
+    drawn = sample_codes(
+        tar.dtok.ar_dtok, tar.ta_tok.condition(codes), CodeSampling(guidance=2.0, temperature=0.0)
+    )
     decoded = tar.dtok.vqvae.decode(drawn)
     for image, expected in zip((one, two), decoded, strict=True):
         # Bytes are truncated: 254.9 is 254.
