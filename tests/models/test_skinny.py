@@ -116,5 +116,6 @@ def test_this_machines_forms_are_a_table() -> None:
     forms = skinny.measure_forms(torch.float32)
     assert set(forms) == {"float32 tall", "float32 wide"} and skinny.are_forms(forms)
     bad: list[object] = [None, [], {"float32 tall": ["linear"]}]
-    bad += [{"float32 tall": [name] * MAX_ROWS} for name in ("other", [], 1)]
+    names: list[object] = ["other", [], 1]
+    bad += [{"float32 tall": [name] * MAX_ROWS} for name in names]
     assert not any(map(skinny.are_forms, bad))
