@@ -36,7 +36,8 @@ from tarkit.errors import UserError
 from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
-from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.models.mllm import code_log_likelihood
+from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch, KeyValueCache, Place
+from tarkit.models.cuda_graph import Record, record_cuda_graph
 from tarkit.models.sampling import Filters, Generators, draw
 
 # A CUDA graph is recorded for a length of the caches; it reads a multiple of so many positions.
@@ -38,10 +39,6 @@ class CodeSampling(NamedTuple):
     @property
     def rows_per_picture(self) -> int:
         return 2 if self.guidance > 1 else 1
-
-
-# Runs a pass once and returns how to run it again, and the tensor that then holds its result.
-Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 class Decoding:
@@ -159,20 +156,6 @@ def cache_shape(arch: ArDtokArch, n: int, rows: int) -> tuple[int, int, int, int
     """
     heads = arch.kv_heads or arch.heads
     return (rows, heads, n + arch.num_codes, arch.width // arch.heads)
-
-
-def record_cuda_graph(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """A pass as a CUDA graph: the function that replays it, and the tensor of its result."""
-    warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        # Libraries allocate at the first call, which a graph may not hold.
-        run()
-    torch.cuda.current_stream().wait_stream(warm_up)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return graph.replay, result
 
 
 @torch.no_grad()

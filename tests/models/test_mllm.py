@@ -21,14 +21,17 @@ from tarkit.models.mllm import (
     code_log_probs,
     fit_width,
     from_scratch,
-    generate_codes,
-    generate_text,
     grow,
     hidden_states,
-    next_logits,
     pack,
     packed_attention,
     require_packable,
+)
+from tarkit.models.mllm_decoding import (
+    CachedDecoding,
+    generate_codes,
+    generate_text,
+    next_logits,
 )
 from tarkit.models.sampling import draw
 from tarkit.vocab import VisualVocabulary
@@ -575,6 +578,6 @@ def test_the_next_logits_are_those_after_each_prompt(model: Any) -> None:
 def test_a_prompt_longer_than_the_models_positions_is_refused() -> None:
     sizes = LmArch(width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_positions=8)
     model = build(from_scratch(sizes, 20)).eval()
-    mllm.CachedDecoding(model, [[1] * 8])
+    CachedDecoding(model, [[1] * 8], num_steps=0)
     with pytest.raises(UserError, match="a prompt has 9 tokens, the model has 8 positions"):
-        mllm.CachedDecoding(model, [[1], [1] * 9])
+        CachedDecoding(model, [[1], [1] * 9], num_steps=3)
