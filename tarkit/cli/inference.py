@@ -9,6 +9,7 @@ from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
     DetokenizerOptions,
     Device,
+    Draft,
     DrawingOptions,
     DryRun,
     Guidance,
@@ -110,6 +111,7 @@ def generate(
     reflecting: ReflectOptions,
     limit: Limit = None,
     detokenizer: DetokenizerOptions,
+    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
@@ -119,6 +121,7 @@ def generate(
     _require_one_source(prompt, prompts, image=image, limit=limit)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
+    draft_path = part_of(draft, "ar_dtok") if draft else None
     if prompts is not None:
         done = verb.run_file(
             prompts,
@@ -134,6 +137,7 @@ def generate(
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
+            draft=draft_path,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -151,6 +155,7 @@ def generate(
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
         precision=model_options.precision,
+        draft=draft_path,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -208,6 +213,7 @@ def reconstruct(
     guidance: Guidance = None,
     *,
     detokenizer: DetokenizerOptions,
+    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
@@ -225,6 +231,7 @@ def reconstruct(
         dtok=detokenizer.dtok,
         precision=model_options.precision,
         sampling=given(guidance=guidance) | detokenizer.sampling(),
+        draft=part_of(draft, "ar_dtok") if draft else None,
     )
     for name, reason in result.failed.items():
         print_note(f"failed: {name}: {reason}")

@@ -87,6 +87,16 @@ Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps, with --dtok dif.")
 ]
 
+Draft = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        metavar="DIR|NAME",
+        help="A small AR-DTok that proposes codes, of which the model's own tests many at once: "
+        "faster, and the same distribution of pictures.",
+    ),
+]
+
 Precision = Annotated[
     str,
     typer.Option(

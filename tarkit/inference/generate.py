@@ -22,10 +22,12 @@ from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.checkpoints.hub import DtokName
+from tarkit.checkpoints.load import model_sha256
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
+from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
@@ -72,6 +74,7 @@ def run(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    draft: Path | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
@@ -82,8 +85,10 @@ def run(
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
     conditions = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    tar = Tar.load(
+        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+    )
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for start in range(0, n, BATCH_SIZE):
@@ -92,6 +97,7 @@ def run(
             batch, _draw(tar, batch, settings, conditions), strict=True
         ):
             write_whole(files[sample.number], png_bytes(picture, settings.text(sample, kept)))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
@@ -112,6 +118,7 @@ def run_file(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    draft: Path | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -120,8 +127,10 @@ def run_file(
     """
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    tar = Tar.load(
+        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+    )
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(
@@ -137,6 +146,7 @@ def run_file(
                 if sample in missing:
                     write_whole(out / sample.file, png_bytes(picture, settings.text(sample, kept)))
             progress.advance(len(batch))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
     _write_jsonl(out / "samples.jsonl", records)
     write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
@@ -154,6 +164,8 @@ class _Settings:
     read_scale: Scale
     sampling: Sampling
     reflection: Reflection | None
+    draft_sha256: str | None
+    """Identity of the model that proposed the codes of pictures, which other numbers then draw."""
 
     @classmethod
     def of(
@@ -164,6 +176,7 @@ class _Settings:
         changes: Mapping[str, float | int] | None,
         precision: str,
         reflection: Reflection | None,
+        draft: Path | None,
     ) -> _Settings:
         return cls(
             model=model,
@@ -173,6 +186,7 @@ class _Settings:
             read_scale=tar.read_scale,
             sampling=tar.sampling.changed(changes),
             reflection=reflection,
+            draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
         )
 
     def facts(self) -> dict[str, Any]:
@@ -183,6 +197,8 @@ class _Settings:
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
         }
+        if self.draft_sha256:
+            facts["draft_sha256"] = self.draft_sha256
         if self.reflection:
             facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
         return facts
@@ -192,6 +208,7 @@ class _Settings:
         chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
+            **({"draft_sha256": self.draft_sha256} if self.draft_sha256 else {}),
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,

@@ -16,6 +16,7 @@ from tarkit.checkpoints.hub import DtokName
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
+from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
@@ -45,6 +46,7 @@ def run(
     dtok: DtokName = "ar",
     precision: str = "float32",
     sampling: Mapping[str, float | int] | None = None,
+    draft: Path | None = None,
 ) -> Reconstructed:
     """Write a sheet with one row for each picture: the original, then each scale, full first.
 
@@ -67,7 +69,9 @@ def run(
     if not named_pictures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    tar = Tar.load(
+        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+    )
     all_sampling = tar.sampling.changed(sampling)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []
@@ -81,6 +85,7 @@ def run(
                 cells += row
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
+    note_acceptance(tar.dtok)
     sheet = contact_sheet(cells, captions, columns=1 + len(Scale))
     write_whole(out, png_bytes(sheet))
     result.num_pictures = len(named_pictures)

@@ -74,6 +74,7 @@ class Tar:
         size_px: int | None = None,
         dtok: DtokName | None = "ar",
         precision: str = "float32",
+        draft: Path | None = None,
     ) -> Tar:
         """Load a model. Raises UserError for parts that are missing or do not fit each other.
 
@@ -81,9 +82,15 @@ class Tar:
         (`tarkit.checkpoints.hub.find`). `dtok` chooses the de-tokenizer (None loads none), and
         `size_px` the side of the pictures of a published one. `precision` (float32, bfloat16 or
         float16) is for the language model and the de-tokenizer; TA-Tok, whose codes are an argmax,
-        and the decoder from latents to pixels are float32.
+        and the decoder from latents to pixels are float32. `draft` is a smaller AR-DTok that
+        proposes the codes of pictures (models/speculative.py).
         """
         dtype = precision_of(precision)
+        if draft is not None and dtok != "ar":
+            raise UserError(
+                f"the draft {draft} is an AR-DTok, which proposes codes to an AR-DTok alone",
+                hint="leave --draft or --dtok dif out",
+            )
         places = find(model, size_px=size_px, dtok=dtok)
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else read_defaults(assembled)
@@ -95,7 +102,7 @@ class Tar:
         if places.ar_dtok and places.vqvae:
             if assembled:
                 _check_trained_on(places.ar_dtok, ta_tok)
-            detokenizer = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
+            detokenizer = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype, draft=draft)
         elif places.dif_dtok:
             detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
         _check_sizes(places, mllm, ta_tok, detokenizer)

@@ -68,9 +68,8 @@ class Decoding:
         self.caches = [KeyValueCache(shape, prompt) for _ in model.layers]
         x = self._hidden(prompt + model.abs_pe[:, :n], Place(slice(0, n), n))
         for cache in self.caches:
-            for stored in (cache.k, cache.v):
-                # A copy to itself where there is no null row, or no other one.
-                stored[len(prompt) :, :, :n] = stored[len(prompt) - 1, :, :n]
+            # The null condition's row for all pictures; nothing where it is the only one.
+            cache.stored[len(prompt) :, :, :n] = cache.stored[len(prompt) - 1, :, :n]
         self.first = self._guided(self._logits(x[:, -1:]), torch.zeros(B, 1, dtype=torch.long))[
             :, 0
         ]
@@ -89,7 +88,7 @@ class Decoding:
         call.
         """
         T = codes.shape[1]
-        length = self.caches[0].k.shape[2]
+        length = self.caches[0].stored.shape[2]
         live = min(self.n + max(starts) + T, length)
         if self._record is None:
             if T == 1 and len(set(starts)) == 1:
@@ -150,12 +149,12 @@ class Decoding:
 
 
 def cache_shape(arch: ArDtokArch, n: int, rows: int) -> tuple[int, int, int, int]:
-    """(R, heads, positions, D / h) of one layer's keys, and of its values.
+    """(R, 2 heads, positions, D / h) of one layer's keys and values.
 
     n condition positions and N codes.
     """
     heads = arch.kv_heads or arch.heads
-    return (rows, heads, n + arch.num_codes, arch.width // arch.heads)
+    return (rows, 2 * heads, n + arch.num_codes, arch.width // arch.heads)
 
 
 @torch.no_grad()

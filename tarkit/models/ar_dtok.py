@@ -91,24 +91,23 @@ class Place(NamedTuple):
 class KeyValueCache:
     """Keys and values of one layer, allocated for the whole sequence at once.
 
-    Both are (R, heads, positions, D / h), with as many heads as the layer has for keys and values.
+    `stored` is (R, 2 heads, positions, D / h): first the heads of the keys, then as many of the
+    values.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
         # Zeros: what a mask leaves out is multiplied by zero, which a NaN in free memory survives.
-        self.k = like.new_zeros(shape)
-        self.v = like.new_zeros(shape)
+        self.stored = like.new_zeros(shape)
 
-    def write(self, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """Store (R', heads, T, D / h) in the first R' rows; returns all that they hold."""
-        rows = len(k)
-        for stored, new in ((self.k, k), (self.v, v)):
-            if isinstance(place.positions, slice):
-                stored[:rows, :, place.positions] = new
-            else:
-                row = torch.arange(rows, device=new.device)[:, None]
-                stored[row, :, place.positions] = new.transpose(1, 2)
-        return self.k[:rows, :, : place.live], self.v[:rows, :, : place.live]
+    def write(self, new: Tensor, place: Place) -> Tensor:
+        """Store (R', 2 heads, T, D / h) in the first R' rows; returns all that they hold."""
+        rows = len(new)
+        if isinstance(place.positions, slice):
+            self.stored[:rows, :, place.positions] = new
+        else:
+            row = torch.arange(rows, device=new.device)[:, None]
+            self.stored[row, :, place.positions] = new.transpose(1, 2)
+        return self.stored[:rows, :, : place.live]
 
 
 class ArDtokAttention(nn.Module):
@@ -126,13 +125,11 @@ class ArDtokAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KeyValueCache | None, place: Place | None) -> Tensor:
         B, T, D = x.shape
-        widths = [n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads)]
-        q, k, v = (
-            part.view(B, T, -1, self.head_width).transpose(1, 2)
-            for part in self.wqkv(x).split(widths, dim=-1)
-        )
+        qkv = self.wqkv(x).view(B, T, -1, self.head_width).transpose(1, 2)
+        q, kv = qkv.split([self.heads, 2 * self.kv_heads], dim=1)
         if cache is not None and place is not None:
-            k, v = cache.write(k, v, place)
+            kv = cache.write(kv, place)
+        k, v = kv.chunk(2, dim=1)
         mask = place.mask if place else None
         out = F.scaled_dot_product_attention(
             q,

@@ -119,5 +119,5 @@ def test_the_shape_of_the_caches() -> None:
     # LP at 1024 px and scale 1, one picture with guidance: 2 rows of 729 + 4096 positions; keys
     # and values of 30 layers in float32 are 2.96 GB.
     shape = cache_shape(ArDtokArch(num_codes=4096), 729, 2)
-    assert shape == (2, 20, 4825, 64)
-    assert 2 * 30 * 4 * torch.Size(shape).numel() == 2_964_480_000
+    assert shape == (2, 40, 4825, 64)
+    assert 30 * 4 * torch.Size(shape).numel() == 2_964_480_000
