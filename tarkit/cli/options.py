@@ -101,7 +101,8 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of the language model and the de-tokenizer: float32, bfloat16 or float16.",
+        help="Of the language model and the de-tokenizer: float32, bfloat16 or float16; on a "
+        "processor int8, a quarter of the bytes of their weights (other codes than float32's).",
     ),
 ]
 

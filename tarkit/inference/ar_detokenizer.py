@@ -53,8 +53,9 @@ class ArDetokenizer:
         dtype: torch.dtype = torch.float32,
         *,
         draft: Path | None = None,
+        int8: bool = False,
     ) -> ArDetokenizer:
-        """Load them; `dtype` is for both AR-DToks, the image VQ is always float32.
+        """Load them; `dtype` and `int8` are for both AR-DToks, the image VQ is always float32.
 
         Raises UserError when the image VQ has another number of codes, or the draft draws other
         codes, from other conditions, or at another resolution.
@@ -73,7 +74,7 @@ class ArDetokenizer:
         if draft is not None and loaded.draft is not None:
             _check_draft(draft, loaded.draft, ar_dtok, loaded.ar_dtok)
         for model in loaded._ar_dtoks():
-            use_products(model)
+            use_products(model, int8=int8)
         return loaded
 
     @property

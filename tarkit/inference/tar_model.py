@@ -23,6 +23,7 @@ from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.product_forms import use_machines_forms
 from tarkit.checkpoints.published_directory import PUBLISHED
 from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
@@ -39,11 +40,15 @@ from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.mllm import code_log_likelihood
 from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
+from tarkit.models.skinny import use_products
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
+
+INT8 = "int8"
+"""The precision of large linear layers whose weights are 8-bit integers, beside float32."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,13 @@ class Tar:
         and the decoder from latents to pixels are float32. `draft` is a smaller AR-DTok that
         proposes the codes of pictures (models/speculative.py).
         """
-        dtype = precision_of(precision)
+        int8 = precision == INT8
+        dtype = torch.float32 if int8 else precision_of(precision)
+        if int8 and torch.device(device).type != "cpu":
+            raise UserError(
+                "precision int8 is for processors: a GPU multiplies bfloat16 faster",
+                hint="--precision bfloat16",
+            )
         if draft is not None and dtok != "ar":
             raise UserError(
                 f"the draft {draft} is an AR-DTok, which proposes codes to an AR-DTok alone",
@@ -95,6 +106,8 @@ class Tar:
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else read_defaults(assembled)
         mllm = load_mllm(places.mllm, dtype)
+        # The head, whose rows may be the embeddings, decides between near equals: it stays.
+        use_products(mllm.model.base_model, int8=int8)
         ta_tok = load_ta_tok(places.ta_tok)
         if assembled:
             _check_trained_on(places.mllm, ta_tok)
@@ -102,7 +115,9 @@ class Tar:
         if places.ar_dtok and places.vqvae:
             if assembled:
                 _check_trained_on(places.ar_dtok, ta_tok)
-            detokenizer = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype, draft=draft)
+            detokenizer = ArDetokenizer.load(
+                places.ar_dtok, places.vqvae, dtype, draft=draft, int8=int8
+            )
         elif places.dif_dtok:
             detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
         _check_sizes(places, mllm, ta_tok, detokenizer)
@@ -122,6 +137,7 @@ class Tar:
         for module in (self.mllm.model, self.ta_tok.model, self.dtok):
             if module is not None:
                 module.to(device)
+        use_machines_forms([self.mllm.model])
         return self
 
     def identities(self) -> list[str]:

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Candidates that top-p puts in order at first.
+FIRST_IN_ORDER = 2048
+
 # One generator for the batch, one per row (a row then does not depend on its batch), or None for
 # torch's global one. All are CPU generators, so that a seed means the same on every device.
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -62,12 +65,28 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
         kth = torch.topk(logits, top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
-        before[:, 0] = 0
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
-        logits = logits.masked_fill(drop, float("-inf"))
+        logits = logits.masked_fill(_beyond(logits, top_p), float("-inf"))
     return logits.softmax(-1)
+
+
+def _beyond(logits: Tensor, top_p: float) -> Tensor:
+    """The candidates (B, V) bool before which, in order, the others sum to more than `top_p`.
+
+    The most likely ones alone are put in order, as many as it needs: of tens of thousands mostly
+    2,048.
+    """
+    p = logits.softmax(-1)
+    count = FIRST_IN_ORDER
+    while True:
+        count = min(count, p.shape[-1])
+        ordered, order = p.topk(count)
+        sums = ordered.cumsum(-1)
+        if count == p.shape[-1] or bool((sums[:, -1] > top_p).all()):
+            break
+        count *= 8
+    before = sums.roll(1, dims=-1)
+    before[:, 0] = 0
+    return torch.ones_like(p, dtype=torch.bool).scatter(-1, order, before > top_p)
 
 
 def pick(p: Tensor, u: Tensor) -> Tensor:

@@ -60,8 +60,7 @@ def kind_of(weight: Tensor) -> str:
 
 
 def use_forms(forms: Forms) -> None:
-    """Take these forms from now on; without a key, and before the first call, `F.linear`."""
-    _forms.clear()
+    """Take these forms from now on, beside those of other keys; without a key, `F.linear`."""
     _forms.update(forms)
 
 

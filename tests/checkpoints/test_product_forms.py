@@ -1,7 +1,6 @@
 """The forms of products are measured once a machine, so that a seed stays the same codes."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,11 @@ from torch import nn
 
 from tarkit.checkpoints import product_forms
 from tarkit.checkpoints.product_forms import use_machines_forms
-from tarkit.models import skinny
 from tarkit.models.skinny import MAX_ROWS
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types that were measured, each time with another result."""
     calls: list[torch.dtype] = []
 
@@ -27,8 +25,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(product_forms, "measure_forms", measure)
     monkeypatch.setattr(product_forms, "_measured", {})
-    yield calls
-    skinny.use_forms({})
+    return calls
 
 
 def forms_now(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> dict[str, list[str]]:

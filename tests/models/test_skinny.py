@@ -1,7 +1,5 @@
 """Products of a few rows: every form is the same product, and the table decides which is taken."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,9 +13,8 @@ LARGE = (1024, 512)  # 2^19 weights
 
 
 @pytest.fixture(autouse=True)
-def no_forms_stay() -> Iterator[None]:
-    yield
-    skinny.use_forms({})
+def no_forms_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skinny, "_forms", {})
 
 
 def values(*shape: int) -> torch.Tensor:
