@@ -7,6 +7,7 @@ import typer
 
 from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
+    CodeServerOption,
     DetokenizerOptions,
     Device,
     Draft,
@@ -110,6 +111,7 @@ def generate(
     drawing: DrawingOptions,
     reflecting: ReflectOptions,
     limit: Limit = None,
+    server: CodeServerOption = None,
     detokenizer: DetokenizerOptions,
     draft: Draft = None,
     model_options: ModelOptions,
@@ -137,6 +139,7 @@ def generate(
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
+            server=server,
             draft=draft_path,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
@@ -155,6 +158,7 @@ def generate(
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
         precision=model_options.precision,
+        server=server,
         draft=draft_path,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)

@@ -128,6 +128,16 @@ Server = Annotated[
     ),
 ]
 
+CodeServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="A vLLM server with this language model, http://HOST:8000/v1, which draws the codes; "
+        "OPENAI_API_KEY holds its key.",
+    ),
+]
+
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]

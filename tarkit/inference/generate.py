@@ -75,6 +75,7 @@ def run(
     dtok: DtokName = "ar",
     precision: str = "float32",
     draft: Path | None = None,
+    server: str | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
@@ -86,7 +87,13 @@ def run(
     require_png(out)
     conditions = [read_picture(path) for path in images]
     tar = Tar.load(
-        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
     )
     settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
     samples = _samples([prompt], n, seed)
@@ -119,6 +126,7 @@ def run_file(
     dtok: DtokName = "ar",
     precision: str = "float32",
     draft: Path | None = None,
+    server: str | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -128,7 +136,13 @@ def run_file(
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     tar = Tar.load(
-        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
     )
     settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
@@ -166,6 +180,8 @@ class _Settings:
     reflection: Reflection | None
     draft_sha256: str | None
     """Identity of the model that proposed the codes of pictures, which other numbers then draw."""
+    served: bool
+    """Whether a server drew TA-Tok's codes."""
 
     @classmethod
     def of(
@@ -178,15 +194,18 @@ class _Settings:
         reflection: Reflection | None,
         draft: Path | None,
     ) -> _Settings:
+        complete = tar.sampling.changed(changes)
+        tar.require_drawable(complete)
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
             precision=precision,
             scale=Scale(scale) if scale is not None else tar.default_scale,
             read_scale=tar.read_scale,
-            sampling=tar.sampling.changed(changes),
+            sampling=complete,
             reflection=reflection,
             draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
+            served=tar.server is not None,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -199,6 +218,8 @@ class _Settings:
         }
         if self.draft_sha256:
             facts["draft_sha256"] = self.draft_sha256
+        if self.served:
+            facts["drawn_by"] = "server"  # its draws are other ones, whatever the seed
         if self.reflection:
             facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
         return facts
@@ -209,6 +230,7 @@ class _Settings:
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
             **({"draft_sha256": self.draft_sha256} if self.draft_sha256 else {}),
+            **({"drawn_by": "server"} if self.served else {}),
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,

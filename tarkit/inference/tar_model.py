@@ -37,6 +37,7 @@ from tarkit.errors import UserError
 from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
+from tarkit.llm.code_server import CodeServer
 from tarkit.models.mllm import code_log_likelihood
 from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
@@ -69,6 +70,8 @@ class Tar:
     places: ModelPaths
     sha256: str
     """Identity of TA-Tok; artifacts of codes name it."""
+    server: CodeServer | None = None
+    """Draws the codes of pictures; None: the language model does so on this device."""
 
     @classmethod
     def load(
@@ -80,6 +83,7 @@ class Tar:
         dtok: DtokName | None = "ar",
         precision: str = "float32",
         draft: Path | None = None,
+        server: str | None = None,
     ) -> Tar:
         """Load a model. Raises UserError for parts that are missing or do not fit each other.
 
@@ -102,6 +106,7 @@ class Tar:
                 f"the draft {draft} is an AR-DTok, which proposes codes to an AR-DTok alone",
                 hint="leave --draft or --dtok dif out",
             )
+        code_server = None if server is None else CodeServer(server)
         places = find(model, size_px=size_px, dtok=dtok)
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else read_defaults(assembled)
@@ -130,6 +135,7 @@ class Tar:
             read_scale=defaults.read_scale or defaults.default_scale,
             places=places,
             sha256=ta_tok.sha256,
+            server=code_server,
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
@@ -173,6 +179,15 @@ class Tar:
         """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
         return self.ta_tok.encode_scales(self.pixels(images), scales)
 
+    def require_drawable(self, sampling: Sampling) -> None:
+        """Raise UserError for guidance by the prompt where a server draws the codes."""
+        if self.server is not None and sampling.prompt_guidance != 1:
+            raise UserError(
+                "a server returns no logits, which guidance by the prompt "
+                f"({sampling.prompt_guidance:g}) mixes",
+                hint="--prompt-guidance 1, or without --server",
+            )
+
     def imagine_codes(
         self,
         prompts: Sequence[str],
@@ -197,6 +212,18 @@ class Tar:
             self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
             for prompt, pictures in zip(prompts, conditions, strict=True)
         ]
+        if self.server is not None:
+            self.require_drawable(sampling)
+            rows = self.server.generate_codes(
+                ids,
+                visual=visual,
+                num_codes=scale.num_codes(self.grid),
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seeds=[generator_seed(seed, "words") for seed in seeds],
+            )
+            return torch.tensor(rows, device=self.device)
         empty = self.mllm.vocabulary.prompt("", draw=scale)
         return generate_codes(
             self.mllm.model,
