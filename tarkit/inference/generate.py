@@ -29,7 +29,7 @@ from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
 from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.progress import Progress
 from tarkit.vocab import IMAGE_MARK, Scale
 
@@ -95,7 +95,7 @@ def run(
         draft=draft,
         server=server,
     )
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for start in range(0, n, BATCH_SIZE):
@@ -144,7 +144,7 @@ def run_file(
         draft=draft,
         server=server,
     )
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(
@@ -193,9 +193,11 @@ class _Settings:
         precision: str,
         reflection: Reflection | None,
         draft: Path | None,
+        server: str | None,
     ) -> _Settings:
         complete = tar.sampling.changed(changes)
-        tar.require_drawable(complete)
+        if server is not None:
+            require_unguided(complete)
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
@@ -205,7 +207,7 @@ class _Settings:
             sampling=complete,
             reflection=reflection,
             draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
-            served=tar.server is not None,
+            served=server is not None,
         )
 
     def facts(self) -> dict[str, Any]:
