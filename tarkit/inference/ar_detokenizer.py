@@ -91,6 +91,7 @@ class ArDetokenizer:
         for model in (*self._ar_dtoks(), self.vqvae):
             model.to(device)
         use_machines_forms(self._ar_dtoks())
+        self.vqvae.decoder.lay_out()
 
     def draw(
         self,
