@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "encode": {"checkpoints", "models", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
-    "inference": {"checkpoints", "models", "artifacts"},
+    "inference": {"llm", "checkpoints", "models", "artifacts"},
     "llm": {"checkpoints", "artifacts"},
     "checkpoints": {"models", "artifacts"},
     "models": set(),

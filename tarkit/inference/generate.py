@@ -22,6 +22,7 @@ from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, SAMPLES
 from tarkit.checkpoints.hub import DtokName
+from tarkit.checkpoints.load import model_sha256
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
@@ -33,9 +34,10 @@ from tarkit.images import (
     require_own_png,
     require_png,
 )
+from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.content_credentials import Credentials, read_credentials
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.progress import Progress
 from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK, Scale
@@ -82,6 +84,8 @@ def run(
     dtok: DtokName = "ar",
     precision: str = "float32",
     c2pa: Path | None = None,
+    draft: Path | None = None,
+    server: str | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
@@ -94,9 +98,17 @@ def run(
     require_png(out)
     credentials = read_credentials(c2pa) if c2pa else None
     conditions = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    tar = Tar.load(
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
+    )
     _note_unknown_words(tar, model, [prompt])
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for file, sample in zip(files, samples, strict=True):
@@ -109,6 +121,7 @@ def run(
             file = files[sample.number]
             text = settings.text(sample, kept, conditions)
             write_whole(file, _png(picture, text, file, credentials))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
@@ -130,6 +143,8 @@ def run_file(
     dtok: DtokName = "ar",
     precision: str = "float32",
     c2pa: Path | None = None,
+    draft: Path | None = None,
+    server: str | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
@@ -142,9 +157,17 @@ def run_file(
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     credentials = read_credentials(c2pa) if c2pa else None
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    tar = Tar.load(
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
+    )
     _note_unknown_words(tar, model, texts)
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     plan |= {"c2pa_certificate_sha256": credentials.sha256} if credentials else {}
@@ -160,6 +183,7 @@ def run_file(
                     file = out / sample.file
                     write_whole(file, _png(picture, settings.text(sample, kept), file, credentials))
             progress.advance(len(batch))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
     _write_jsonl(out / SAMPLE_RECORDS, records)
     write_whole(out / SAMPLE_SHEET, png_bytes(_sheet(out, samples, n)))
@@ -177,6 +201,10 @@ class _Settings:
     read_scale: Scale
     sampling: Sampling
     reflection: Reflection | None
+    draft_sha256: str | None
+    """Identity of the model that proposed the codes of pictures, which other numbers then draw."""
+    served: bool
+    """Whether a server drew TA-Tok's codes."""
 
     @classmethod
     def of(
@@ -187,15 +215,22 @@ class _Settings:
         changes: Mapping[str, float | int] | None,
         precision: str,
         reflection: Reflection | None,
+        draft: Path | None,
+        server: str | None,
     ) -> _Settings:
+        complete = tar.sampling.changed(changes)
+        if server is not None:
+            require_unguided(complete)
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
             precision=precision,
             scale=Scale(scale) if scale is not None else tar.default_scale,
             read_scale=tar.read_scale,
-            sampling=tar.sampling.changed(changes),
+            sampling=complete,
             reflection=reflection,
+            draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
+            served=server is not None,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -206,6 +241,10 @@ class _Settings:
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
         }
+        if self.draft_sha256:
+            facts["draft_sha256"] = self.draft_sha256
+        if self.served:
+            facts["drawn_by"] = "server"  # its draws are other ones, whatever the seed
         if self.reflection:
             facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
         return facts
@@ -221,6 +260,8 @@ class _Settings:
         chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
+            **({"draft_sha256": self.draft_sha256} if self.draft_sha256 else {}),
+            **({"drawn_by": "server"} if self.served else {}),
             **({"images": json.dumps([_pixels_sha256(i) for i in images])} if images else {}),
             "prompt": sample.prompt,
             "model": self.model,
