@@ -14,7 +14,7 @@ from tarkit.bench.products import Products
 from tarkit.bench.table import duration, short, table
 from tarkit.cli.app import app
 
-ON_MODELS = [Subject.ENCODE, Subject.CONDITION, Subject.DECODE]
+ON_MODELS = [Subject.ENCODE, Subject.CONDITION, Subject.DECODE, Subject.DRAW]
 
 
 @pytest.mark.parametrize("subject", ON_MODELS)
