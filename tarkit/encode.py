@@ -37,6 +37,7 @@ from pydantic import Field, PositiveInt
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.remote import with_next_fetched
 from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.schema import ABOUT_PICTURE, TEXTS, code_type
 from tarkit.checkpoints.load import (
@@ -255,7 +256,7 @@ class EncodePlan(RowPlan):
         names = [n for n in artifact.shards[rank::world] if n in pending or self.retry_failed]
         total = sum(self.rows_of[name] for name in names)
         with Progress("encode", total=total, unit="pictures") as progress:
-            for name in names:
+            for name in with_next_fetched(names, self.source.files):
                 table = _shard(
                     self.source.read(name).slice(0, self.rows_of[name]),
                     self.source.read_images(name),

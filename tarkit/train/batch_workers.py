@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from tarkit.artifacts.workers import num_cores
 from tarkit.errors import UserError
 from tarkit.train.task import MakesPasses, TrainingTask
 
@@ -50,8 +51,7 @@ def default_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    of_process = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    of_process = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(MOST_WORKERS, max(of_process - 1, 0))
 
 
