@@ -20,7 +20,7 @@ from tarkit.errors import UserError
 from tarkit.eval.benchmarks import QUESTIONS
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
 from tarkit.eval.sample_files import make_pictures
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.vocab import Scale
 
 
@@ -43,7 +43,8 @@ def run(
         )
     tar = Tar.load(model, device=device, server=server)
     complete = tar.sampling.changed(sampling)
-    tar.require_drawable(complete)
+    if server is not None:
+        require_unguided(complete)
     draw_scale = Scale(scale) if scale is not None else tar.default_scale
     begin_directory(
         path / "samples",

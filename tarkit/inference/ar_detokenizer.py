@@ -90,8 +90,8 @@ class ArDetokenizer:
     def to(self, device: str | torch.device) -> None:
         for model in (*self._ar_dtoks(), self.vqvae):
             model.to(device)
-        self.vqvae.decoder.lay_out()
         use_machines_forms(self._ar_dtoks())
+        self.vqvae.decoder.lay_out()
 
     def draw(
         self,

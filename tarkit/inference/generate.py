@@ -36,7 +36,7 @@ from tarkit.images import (
 )
 from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.progress import Progress
 from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK, Scale
@@ -104,7 +104,7 @@ def run(
         server=server,
     )
     _note_unknown_words(tar, model, [prompt])
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for file, sample in zip(files, samples, strict=True):
@@ -160,7 +160,7 @@ def run_file(
         server=server,
     )
     _note_unknown_words(tar, model, texts)
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
     begin_directory(out, SAMPLES, settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()})
@@ -207,9 +207,11 @@ class _Settings:
         precision: str,
         reflection: Reflection | None,
         draft: Path | None,
+        server: str | None,
     ) -> _Settings:
         complete = tar.sampling.changed(changes)
-        tar.require_drawable(complete)
+        if server is not None:
+            require_unguided(complete)
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
@@ -219,7 +221,7 @@ class _Settings:
             sampling=complete,
             reflection=reflection,
             draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
-            served=tar.server is not None,
+            served=server is not None,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -249,9 +251,9 @@ class _Settings:
         chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
-            **({"images": json.dumps([_pixels_sha256(i) for i in images])} if images else {}),
             **({"draft_sha256": self.draft_sha256} if self.draft_sha256 else {}),
             **({"drawn_by": "server"} if self.served else {}),
+            **({"images": json.dumps([_pixels_sha256(i) for i in images])} if images else {}),
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,

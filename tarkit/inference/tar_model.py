@@ -55,6 +55,16 @@ INT8 = "int8"
 """The precision of large linear layers whose weights are 8-bit integers, beside float32."""
 
 
+def require_unguided(sampling: Sampling) -> None:
+    """Raise UserError for guidance by the prompt, which no server can draw with."""
+    if sampling.prompt_guidance != 1:
+        raise UserError(
+            "a server returns no logits, which guidance by the prompt "
+            f"({sampling.prompt_guidance:g}) mixes",
+            hint="--prompt-guidance 1, or without --server",
+        )
+
+
 @dataclass(frozen=True)
 class Tar:
     """Language model, TA-Tok and one of the two de-tokenizers, on one device.
@@ -197,15 +207,6 @@ class Tar:
         """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
         return self.ta_tok.encode_scales(self.pixels(images), scales)
 
-    def require_drawable(self, sampling: Sampling) -> None:
-        """Raise UserError for guidance by the prompt where a server draws the codes."""
-        if self.server is not None and sampling.prompt_guidance != 1:
-            raise UserError(
-                "a server returns no logits, which guidance by the prompt "
-                f"({sampling.prompt_guidance:g}) mixes",
-                hint="--prompt-guidance 1, or without --server",
-            )
-
     def imagine_codes(
         self,
         prompts: Sequence[str],
@@ -231,7 +232,7 @@ class Tar:
             for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True)
         ]
         if self.server is not None:
-            self.require_drawable(sampling)
+            require_unguided(sampling)
             rows = self.server.generate_codes(
                 ids,
                 visual=visual,

@@ -2,7 +2,7 @@
 
 Source: vLLM's completions API. It takes a prompt of token ids, draws from `allowed_token_ids`
 alone, and returns ids with `return_token_ids` (0.10.2 and later), so that no id passes through
-text. The server's model must be this model: its folder, or what `tarkit models export hf` makes.
+text. The server's model must be this model: its folder, or what `tarkit export hf` makes.
 
 The server is not trusted: see `server.py`. An answer of any other length, or with an id that is no
 code, is a failure of its own prompt.
