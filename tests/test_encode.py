@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit import encode
+from tarkit.artifacts import picture_reader
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.checkpoints.load import Resize, load_ta_tok, load_vqvae
 from tarkit.encode import EncodePlan
@@ -26,38 +27,40 @@ ROWS = 6
 FAILED_ROW, TORN_ROW = 2, 4
 
 
-class GreyVq:
+def check_range(images: Tensor, least: int) -> None:
+    """From `least` to 1, as far as they have values: on the meta device they have none."""
+    assert images.dtype == torch.float32
+    assert images.is_meta or least <= images.min() <= images.max() <= 1
+
+
+class GreyVq(torch.nn.Module):
     """Squares of 4 px: the code of a square is its mean red, 0 to 255, and 256 for one of 255."""
 
     def __init__(self, num_codes: int = 257) -> None:
+        super().__init__()
         self.arch = SimpleNamespace(num_codes=num_codes, downsampling=4)
         self.shapes: list[tuple[int, ...]] = []
 
-    def to(self, device: torch.device) -> "GreyVq":
-        return self
-
     def encode(self, images: Tensor) -> Tensor:
-        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        check_range(images, 0)
         self.shapes.append(tuple(images.shape))
         red = torch.nn.functional.avg_pool2d(images[:, :1], 4).flatten(1)
         levels = (red * 255).round().long()
         return torch.where((levels == 255) & (self.arch.num_codes > 256), 256, levels)
 
 
-class GreyVae:
+class GreyVae(torch.nn.Module):
     """Squares of 4 px: 2 latents of each, the mean red in [-1, 1] and its half, then times 10."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.config = SimpleNamespace(
             encoder_block_out_channels=(8, 8, 8), latent_channels=2, scaling_factor=10.0
         )
         self.shapes: list[tuple[int, ...]] = []
 
-    def to(self, device: torch.device) -> "GreyVae":
-        return self
-
     def encode(self, images: Tensor) -> SimpleNamespace:
-        assert images.dtype == torch.float32 and -1 <= images.min() <= images.max() <= 1
+        check_range(images, -1)
         self.shapes.append(tuple(images.shape))
         red = torch.nn.functional.avg_pool2d(images[:, :1], 4)
         return SimpleNamespace(latent=torch.cat([red, red / 2], 1))
@@ -73,7 +76,7 @@ class GreyTokenizer:
         self.shapes: list[tuple[int, ...]] = []
 
     def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
-        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        check_range(images, 0)
         self.shapes.append(tuple(images.shape))
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
         pooled = {s: torch.nn.functional.avg_pool2d(grey, int(s)).flatten(1) for s in scales}
@@ -241,7 +244,7 @@ def test_retry_failed_encodes_the_failed_rows_alone(
     run(pictures)
     tokenizer.shapes.clear()
     grey = Image.new("RGB", (8, 8), (99, 99, 99))
-    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
+    monkeypatch.setattr(picture_reader, "decode", lambda blob, max_pixels: grey)
     untouched = run(pictures)
     assert untouched.rows("00000")[TORN_ROW]["status"] == "failed" and not tokenizer.shapes
     rows = run(pictures, retry_failed=True).rows("00000")
@@ -421,7 +424,7 @@ def test_shards_and_rows_that_are_made_again_have_the_same_codes_of_the_image_vq
     tokens.shard_path("00001").unlink()
     assert all_bytes(run_vq(pictures)) == whole
     grey = Image.new("RGB", (8, 8), (99, 99, 99))
-    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
+    monkeypatch.setattr(picture_reader, "decode", lambda blob, max_pixels: grey)
     rows = run_vq(pictures, retry_failed=True).rows("00000")
     assert rows[TORN_ROW]["vq_codes"] == [99] * 9 and rows[5]["vq_codes"] == [5] * 9
 
