@@ -241,8 +241,8 @@ class EncodePlan(RowPlan):
         while (needed := _bytes_of_batch(copies, self.scales, self.settings, size)) > limit:
             if size == 1:
                 raise UserError(
-                    f"to encode one picture takes {needed / 2**30:.1f} GB of memory, and there are "
-                    f"{limit / 2**30:.1f} GB for it",
+                    f"to encode one picture takes {needed / 2**30:.3g} GB of memory, and there are "
+                    f"{limit / 2**30:.3g} GB for it",
                     hint="give more with --set memory_gb=, or name a device with more memory",
                 )
             size //= 2

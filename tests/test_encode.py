@@ -1,7 +1,11 @@
 """Pictures to codes: a row in, a row out, the same bytes however often it is stopped."""
 
+import functools
 import hashlib
+import multiprocessing
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +23,7 @@ from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.checkpoints.load import Resize, load_ta_tok, load_vqvae
 from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
-from tarkit.images import decode, png_bytes, to_uint8
+from tarkit.images import decode, png_bytes, squashed, to_uint8
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -539,3 +543,90 @@ def test_a_size_without_a_sana_and_the_reverse_are_refused(
     with pytest.raises(UserError, match=message) as error:
         run(pictures, sana=sana, overrides=overrides)
     assert hint in error.value.hint
+
+
+# ---- reading ahead, memory, precision
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> EncodePlan:
+    """A plan over two shards of pictures with a real tokenizer; some pictures cannot be read."""
+    (tmp_path / "tok").mkdir()
+    source = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000", "00001"])
+    for shard, name in enumerate(source.shards):
+        write_pictures(source, name, shard)
+    tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
+    return EncodePlan(source.path, tokenizer=tokenizer, out=tmp_path / "tokens")
+
+
+def made_by(plan: EncodePlan, out: str, *overrides: str) -> Artifact:
+    return replace(plan, out=plan.out.with_name(out), overrides=overrides).run()
+
+
+@pytest.mark.parametrize("way", ["pil-bicubic", "bilinear"])
+def test_workers_and_threads_give_the_same_bytes(real: EncodePlan, way: str) -> None:
+    settings = [f"resize={way}", "batch_size=3"]
+    here = made_by(real, "here", *settings, "num_workers=0")
+    for num_workers in (1, 2):
+        there = made_by(real, f"by_{num_workers}", *settings, f"num_workers={num_workers}")
+        assert all_bytes(there) == all_bytes(here)
+    errors = {row["error"] for row in here.rows("00000") if row["error"]}
+    assert len(errors) == 2 and any("truncated picture" in error for error in errors)
+    assert not multiprocessing.active_children()
+
+
+def test_a_tar_that_becomes_shorter_is_an_error_of_the_command(real: EncodePlan) -> None:
+    places = real.source.picture_places("00000")
+    last = next(place for place in reversed(places) if place)
+    os.truncate(last.tar, last.offset + 5)
+    sizing = functools.partial(squashed, [8])
+    with (
+        picture_reader.picture_reader(sizing, max_pixels=10**6, num_workers=1) as read,
+        pytest.raises(UserError, match="has become shorter: it ends within the picture at byte"),
+    ):
+        list(read([last]))
+
+
+def test_a_batch_is_halved_until_it_fits_into_the_memory(real: EncodePlan) -> None:
+    def size_of(gigabytes: float) -> int:
+        settings = ["batch_size=24", f"memory_gb={gigabytes}"]
+        return replace(real, overrides=settings).batch_size
+
+    assert size_of(1) == 24
+    sizes, gigabytes = [24], 1.0
+    while sizes[-1] > 1:
+        gigabytes /= 1.25
+        sizes.append(size_of(gigabytes))
+    # 24, then its halves rounded down, as the memory gets less.
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) == {24, 12, 6, 3, 1}
+    with pytest.raises(UserError, match="to encode one picture takes [0-9.e-]+ GB of memory"):
+        size_of(1e-6)
+    assert made_by(real, "few", f"memory_gb={gigabytes}").settings["batch_size"] == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_recorded_and_changes_few_codes(real: EncodePlan, precision: str) -> None:
+    exact = made_by(real, "exact")
+    assert exact.settings["dtype"] == "float32" and "compile" not in exact.settings
+    half = made_by(real, precision, f"precision={precision}")
+    assert half.settings["dtype"] == precision
+    codes = [np.array(a.read("00001")["codes_1"].drop_null().to_pylist()) for a in (exact, half)]
+    assert codes[0].shape == codes[1].shape and (codes[0] == codes[1]).mean() > 0.5
+
+
+def test_features_that_are_not_finite_give_no_codes(real: EncodePlan) -> None:
+    real.ta_tok.model.encoder.embeddings.patch_embedding.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="features that are not finite") as error:
+        real.run()
+    assert "precision" in error.value.hint
+    assert not list(real.out.glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_codes_but_for_few(real: EncodePlan) -> None:
+    plain, compiled = made_by(real, "plain"), made_by(real, "compiled", "compile=true")
+    assert compiled.settings["compile"] is True
+    codes = [
+        np.array(a.read("00001")["codes_1"].drop_null().to_pylist()) for a in (plain, compiled)
+    ]
+    assert (codes[0] == codes[1]).mean() > 0.95
