@@ -9,6 +9,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import typer
+
+from tarkit.cli.app import app
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 
@@ -16,8 +19,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 # From the top of the house to the ground: a line names only rooms of later lines, so no circle.
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
-    "cli": {"curate", "encode", "train", "eval", "inference", "report"}
+    "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
     | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes"},
+    # measures the others
+    "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
@@ -48,6 +53,7 @@ STAGE_VERBS = {
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect verify",
+    "bench": "bench",
     "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode"} | {
@@ -271,6 +277,44 @@ print(json.dumps({{"imported": imported, "asked": asked, "words": words}}))
 """
     answer = run_python(code)
     assert answer == {"imported": [], "asked": [], "words": ["generate", "curate", "train"]}
+
+
+@pytest.mark.parametrize("words", [["train"], ["curate"], ["eval"], ["generate"], ["bench"]])
+def test_help_of_a_group_or_command_loads_neither_pydantic_nor_a_heavy_package(
+    words: list[str],
+) -> None:
+    # pydantic alone would make it half as slow again.
+    code = f"""
+import contextlib, io, json, sys
+from tarkit.cli import main
+sys.argv = ["tarkit", *{words}, "--help"]
+text = io.StringIO()
+with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+    main()
+loaded = [name for name in {(*HEAVY, "pydantic")} if name in sys.modules]
+print(json.dumps({{"loaded": loaded, "usage": text.getvalue().split()[:1]}}))
+"""
+    assert run_python(code) == {"loaded": [], "usage": ["Usage:"]}
+
+
+def test_a_group_that_is_imported_later_offers_its_commands() -> None:
+    group = typer.main.get_group(app).commands["curate"]
+    assert {"ingest", "render", "chats"} <= set(group.commands)  # type: ignore[attr-defined]
+
+
+def test_drawing_one_picture_loads_no_package_that_it_does_not_need(tmp_path: Path) -> None:
+    # Each of these takes a tenth of a second to half a second; accelerate is read by transformers.
+    unneeded = ("pyarrow", "webdataset", "diffusers", "torchvision", "torchaudio", "openai", "peft")
+    code = f"""
+import contextlib, io, json, sys
+from tarkit.cli import main
+sys.argv = ["tarkit", "generate", "a red circle", "--out", {str(tmp_path / "a.png")!r}]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+print(json.dumps({{"loaded": [name for name in {unneeded} if name in sys.modules]}}))
+"""
+    assert run_python(code) == {"loaded": []}
+    assert (tmp_path / "a.png").exists()
 
 
 def test_help_takes_less_than_half_a_second_of_processor_time() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tarkit.artifacts.files import read_lines
-from tarkit.config import provenance
 
 COMMANDS = "commands.jsonl"
 PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")
@@ -27,6 +26,8 @@ def append_command(folder: Path, argv: Sequence[str]) -> None:
     are never mixed. A password within a URL is not written down. Raises OSError where the folder
     cannot be written.
     """
+    from tarkit.config import provenance  # pydantic: a third of the time of `tarkit --help`
+
     words = [PASSWORD.sub(r"\1***@", word) for word in argv]
     record = {"argv": words, "version": provenance()["tarkit"]}
     # ASCII: an argument that is not UTF-8 holds lone surrogates, which cannot be encoded.

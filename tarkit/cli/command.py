@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import logging
 import shlex
@@ -32,6 +33,8 @@ class _Group(TyperGroup):
         self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
         words = list(args)  # parsing empties the list
+        if parent is None and words[-1:] == ["--help"]:
+            self._show_help(info_name, words[:-1])
         with _printable_misuse():
             context = super().make_context(info_name, args, parent=parent, **extra)
         context.meta.setdefault(WORDS, words)  # one dictionary for the root and all below it
@@ -40,6 +43,22 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _printable_misuse():
             return super().invoke(ctx)
+
+    def _show_help(self, info_name: Any, names: Sequence[str]) -> None:
+        """Print the help of the command with these names and exit; returns where there is none.
+
+        Help needs no values of options. Typer would first convert those of the groups above, for
+        which it imports pydantic.
+        """
+        command: Any = self
+        context = self.context_class(self, info_name=info_name)
+        for name in names:
+            command = command.get_command(context, name) if hasattr(command, "commands") else None
+            if command is None:
+                return
+            context = command.context_class(command, info_name=name, parent=context)
+        typer.echo(command.get_help(context))
+        raise typer.Exit
 
 
 @contextlib.contextmanager
@@ -54,10 +73,25 @@ def _printable_misuse() -> Iterator[None]:
         raise
 
 
-def new_group(help_text: str, **options: Any) -> typer.Typer:
+def new_group(help_text: str, cls: type[TyperGroup] = _Group) -> typer.Typer:
     return typer.Typer(
-        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, cls=_Group, **options
+        help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, cls=cls
     )
+
+
+def later_group(module: str, help_text: str) -> typer.Typer:
+    """The commands of `group` in a module that is imported when one of them is asked for."""
+
+    class Later(_Group):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            del self.commands  # none: the property below reads them when they are asked for
+
+        @functools.cached_property
+        def commands(self) -> Any:  # type: ignore[override]
+            return typer.main.get_group(importlib.import_module(module).group).commands
+
+    return new_group(help_text, cls=Later)
 
 
 def command(

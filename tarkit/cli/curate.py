@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tarkit.cli.command import command, new_group
+from tarkit.cli.command import command
 from tarkit.cli.options import (
     Device,
     DryRun,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tarkit.curate.ask import LanguageModel
     from tarkit.curate.judge import Judge
 
-group = new_group("Make training data: pictures in, rows of text and codes out.")
+group = typer.Typer()
 
 
 @command(group, "render")

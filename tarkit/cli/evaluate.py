@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tarkit.cli.command import FAILED, FAILED_ROWS, command, new_group
+from tarkit.cli.command import FAILED, FAILED_ROWS, command
 from tarkit.cli.evaluate_options import (
     AllowMissing,
     AsPublished,
@@ -41,7 +41,7 @@ from tarkit.cli.output import device_of, scored, show
 from tarkit.eval.benchmarks import LAYOUTS, QUESTIONS
 from tarkit.terminal import print_result
 
-group = new_group("Score a model.")
+group = typer.Typer()
 
 
 @command(group, "shapes")

@@ -20,7 +20,6 @@ from PIL import Image
 
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
-from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.checkpoints.hub import DtokName
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
@@ -118,6 +117,8 @@ def run_file(
     `limit` takes the first prompts. A run that is continued gives the same pictures: its batches
     stay the same, and a batch with a missing picture is drawn again as a whole.
     """
+    from tarkit.artifacts.prompt_files import read_prompts  # pyarrow: not for a single prompt
+
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
