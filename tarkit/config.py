@@ -14,6 +14,7 @@ import pydantic
 import tomli_w
 
 from tarkit.errors import UserError
+from tarkit.seeds import MAX_SEED
 
 PACKAGES = (
     "accelerate diffusers numpy pillow pyarrow safetensors tokenizers torch transformers".split()
@@ -24,6 +25,7 @@ Count = Annotated[int, pydantic.Field(ge=1, le=1024)]
 """A number of layers, heads or blocks of a network: a file that claims more is refused at once."""
 Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
 """A width, a number of rows or a side: a file that claims more is refused at once."""
+Seed = Annotated[int, pydantic.Field(ge=0, le=MAX_SEED)]
 
 
 class Config(pydantic.BaseModel):

@@ -44,6 +44,7 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.picture_reader import ReadsPictures, picture_reader
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.remote import with_next_fetched
 from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.schema import ABOUT_PICTURE, TEXTS, code_type
 from tarkit.artifacts.workers import default_readers, memory_bytes, num_cores
@@ -311,7 +312,7 @@ class EncodePlan(RowPlan):
             reader as pictures_at,
             _threads_beside(num_workers),
         ):
-            for name in names:
+            for name in with_next_fetched(names, self.source.files):
                 table = _shard(
                     self.source,
                     name,

@@ -20,6 +20,9 @@ SAME_COMMAND = "then the same command goes on from here"
 HINTS = {
     errno.ENOSPC: f"free some space on this disk; {SAME_COMMAND}",
     errno.EDQUOT: f"free some space within your quota; {SAME_COMMAND}",
+    errno.EEXIST: "it is a file where a folder is needed: name another path",
+    errno.ENOTDIR: "it is below a file, not below a folder: name another path",
+    errno.EISDIR: "it is a folder where a file is needed: name another path",
     errno.EROFS: "name another --out: this disk cannot be written to",
     errno.EACCES: f"change its permissions, or name another path; {SAME_COMMAND}",
     errno.EPERM: f"change its permissions, or name another path; {SAME_COMMAND}",

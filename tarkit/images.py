@@ -408,3 +408,19 @@ def require_png(out: Path) -> None:
         )
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+
+
+def require_own_png(out: Path, text: Mapping[str, str]) -> None:
+    """Raises UserError where `out` exists and is not a PNG with these text chunks.
+
+    A command that is given again draws its own picture again, and overwrites no other.
+    """
+    if not out.exists():
+        return
+    try:
+        with Image.open(out, formats=["PNG"]) as picture:
+            same = text.items() <= dict(picture.info).items()
+    except (OSError, ValueError, SyntaxError):
+        same = False
+    if not same:
+        raise UserError(f"--out {out} exists and is another picture", hint="give another --out")

@@ -8,6 +8,9 @@ formulas, so none may change; a new verb uses one of them.
 import hashlib
 from typing import Literal
 
+MAX_SEED = (1 << 62) - 1
+"""The largest seed of a command: those of its rows and samples count up from it, below 2^63."""
+
 
 def row_seed(seed: int, key: str, number: int) -> int:
     """The seed of a row's random choice `number`.

@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     # the ground
     "vocab": {"errors"},
     "images": {"errors"},
-    "config": {"errors"},
+    "config": {"seeds", "errors"},
     "progress": {"errors"},
     "seeds": set(),
     "terminal": set(),

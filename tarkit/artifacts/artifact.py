@@ -26,8 +26,15 @@ from tarkit.artifacts.manifest import (
     begin_directory,
     read_manifest,
 )
-from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
+from tarkit.artifacts.parquet import (
+    read_columns,
+    read_metadata,
+    read_num_rows,
+    read_parquet,
+    write_parquet,
+)
 from tarkit.artifacts.picture_tar import Blob, PicturePlace, picture_members, write_tar
+from tarkit.artifacts.remote import fetched, is_there, listed_names, made_again, url_of
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS
@@ -85,10 +92,18 @@ class Artifact:
         """The tar with the pictures of an images shard."""
         return self.path / f"{name}.tar"
 
+    def files(self, name: str) -> list[Path]:
+        """The files of a shard: for images its index and its tar."""
+        tar = [self.tar_path(name)] if self.kind == "images" else []
+        return [self.shard_path(name), *tar]
+
     def missing(self) -> list[str]:
         """Planned shards that do not exist yet."""
         # One listing: to ask for each file takes minutes on some network disks.
-        files = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        names = listed_names(self.path)
+        if names is None:
+            names = os.listdir(self.path) if self.path.is_dir() else []
+        files = set(names)
         return [name for name in self.shards if self.shard_path(name).name not in files]
 
     def require_complete(self) -> None:
@@ -111,13 +126,18 @@ class Artifact:
         return read_metadata(self._existing(name)).get(PREFIX + "source_sha256")
 
     def _existing(self, name: str) -> Path:
+        """The file of a shard, fetched where it is at a URL; UserError where it is not made."""
+        return fetched(self._listed(name))
+
+    def _listed(self, name: str) -> Path:
+        """As `_existing`, without fetching it."""
         if name not in self.shards:
             raise UserError(
                 f"{self.path} has no shard {name!r} in its plan of {len(self.shards)} shards",
                 hint=f"tarkit inspect {self.path}",
             )
         path = self.shard_path(name)
-        if not path.exists():
+        if not is_there(path):
             raise UserError(
                 f"{path} is missing: shard {name} of {self.path} has not been made",
                 hint=f"run the command that began {self.path} again, with the same --out, to make "
@@ -140,9 +160,20 @@ class Artifact:
                 raise UserError(
                     f"{path} has {column.name} as {column.type}, where {self.kind} have "
                     f"{expected.field(column.name).type}",
-                    hint=f"rm {path} and run the command that made it again",
+                    hint=made_again(path),
                 )
         return table
+
+    def read_few(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """The rows of a shard with small columns alone: all that is fetched of one at a URL.
+
+        Raises what `read` does, but does not compare types.
+        """
+        return read_columns(self._listed(name), columns)
+
+    def num_rows(self, name: str) -> int:
+        """The number of rows of a shard, read from the end of its file."""
+        return read_num_rows(self._listed(name))
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows of a shard as dicts; slow for codes, whose column buffers are faster."""
@@ -195,7 +226,7 @@ class Artifact:
         """Why the tar of an images shard is not the one its index records; None where it is."""
         sha256 = read_metadata(self._existing(name)).get(PREFIX + "tar_sha256")
         try:
-            actual = remembered_sha256(self.tar_path(name))
+            actual = remembered_sha256(fetched(self.tar_path(name)))
         except OSError as error:
             return error.strerror or str(error)
         if sha256 is not None and actual != sha256:
@@ -206,7 +237,9 @@ class Artifact:
         index, tar = self.shard_path(name), self.tar_path(name)
         return UserError(
             f"{tar} is not the tar that {index.name} describes: {why}",
-            hint=f"rm {index} and run the command that began {self.path} again",
+            hint=made_again(index)
+            if url_of(self.path)
+            else f"rm {index} and run the command that began {self.path} again",
         )
 
     # ---- writing ------------------------------------------------------------------------------
@@ -285,11 +318,12 @@ def begin_artifact(
     settings: Mapping[str, Any],
     shards: Sequence[str] | Mapping[str, int],
     parents: Mapping[str, Artifact | Path] | None = None,
+    hint: str = "",
 ) -> Artifact:
     """Writes the plan of an artifact, or opens the artifact that `out` has with an equal plan.
 
-    `shards` are names, or names with their planned numbers of rows. Raises UserError when `out`
-    was begun with other settings, shards or inputs.
+    `shards` are names, or names with their planned numbers of rows. Raises UserError with
+    `hint` when `out` was begun with other settings, shards or inputs.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
@@ -305,7 +339,7 @@ def begin_artifact(
     }
     counts = dict(shards) if isinstance(shards, Mapping) else {}
     plan = {"shards": list(shards), "counts": counts}
-    manifest = begin_directory(out, kind, settings=settings, parents=paths, plan=plan)
+    manifest = begin_directory(out, kind, settings=settings, parents=paths, plan=plan, hint=hint)
     return _artifact(out, manifest)
 
 

@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -61,6 +62,15 @@ def is_system_file(path: Path | str) -> bool:
     return name.startswith("._") or name in SYSTEM_FILES or "__MACOSX" in (*folders, name)
 
 
+def utf8_hint(path: Path) -> str:
+    """The command that makes UTF-8 of a text in UTF-16, or in a Windows or Latin code page."""
+    with path.open("rb") as file:
+        begin = file.read(2)
+    encoding = "UTF-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "WINDOWS-1252"
+    name, new = (shlex.quote(str(p)) for p in (path, path.with_suffix(f".utf8{path.suffix}")))
+    return f"if it is {encoding}: iconv -f {encoding} -t UTF-8 {name} > {new}"
+
+
 def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
     """The text of a file; UserError with `hint` where it cannot be read or is not UTF-8."""
     try:
@@ -69,7 +79,7 @@ def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
         where, why = str(path), error.strerror
     except UnicodeDecodeError as error:
         where = f"{path}:{1 + bytes(error.object[: error.start]).count(10)}"  # 10: a line feed
-        why = "it is not UTF-8 text"
+        why, hint = "it is not UTF-8 text", utf8_hint(path)
     raise UserError(f"{where} cannot be read: {why}", hint=hint)
 
 
@@ -111,7 +121,7 @@ def read_lines(path: Path, *, encoding: str = UTF8, hint: str = "") -> Iterator[
     """(number from 1, line) of the lines that are not blank; raises UserError with `hint`."""
     for number, line, error in numbered_lines(path, encoding=encoding, hint=hint):
         if error:
-            raise UserError(f"{path}:{number} cannot be read: it {error}", hint=hint)
+            raise UserError(f"{path}:{number} cannot be read: it {error}", hint=utf8_hint(path))
         if line.strip():
             yield number, line.rstrip("\n")
 

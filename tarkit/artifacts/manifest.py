@@ -8,6 +8,7 @@ compare theirs with it.
 import importlib.metadata
 import json
 import os
+import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import read_object, sweep, write_once
+from tarkit.artifacts.remote import is_url, url_of
 from tarkit.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -30,10 +32,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     place = path / MANIFEST
     if path.is_file():
-        raise UserError(f"{path} is a file, not an artifact", hint=_begin_hint(path))
+        raise UserError(f"{path} is a file, not an artifact", hint=nearest_artifacts(path))
     if not place.exists():
         why = f"is not an artifact: it has no {MANIFEST}" if path.exists() else "does not exist"
-        raise UserError(f"{path} {why}", hint=_begin_hint(path))
+        raise UserError(f"{path} {why}", hint=nearest_artifacts(path))
     manifest = read_object(place, hint=DAMAGED)
     fault = _fault(manifest)
     if fault:
@@ -111,12 +113,26 @@ def begin_directory(
 
 
 def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
+    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`, or a URL."""
     return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
 
 
+def input_url(folder: Path, recorded: str) -> str | None:
+    """The URL of an input that a manifest records: its own, or one beside the folder's URL.
+
+    None for an input on this machine. No URL is opened that only a manifest names.
+    """
+    if is_url(recorded):
+        return recorded
+    url = url_of(folder)
+    if url is None:
+        return None
+    scheme, _, place = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(place, recorded))}"
+
+
 def _parent(out: Path, path: Path) -> dict[str, str]:
-    relative = os.path.relpath(path.resolve(), out.resolve())
+    relative = url_of(path) or os.path.relpath(path.resolve(), out.resolve())
     if (path / MANIFEST).exists():
         kind = str(read_manifest(path)["kind"])
         return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}
@@ -130,7 +146,7 @@ def _parent(out: Path, path: Path) -> dict[str, str]:
         }
     if path.is_dir():  # a folder of a user's pictures is named, not fingerprinted
         return {"path": relative, "kind": "folder", "manifest_sha256": ""}
-    raise UserError(f"the input {path} does not exist", hint=_begin_hint(path))
+    raise UserError(f"the input {path} does not exist", hint=nearest_artifacts(path))
 
 
 def _compare(
@@ -187,7 +203,8 @@ def _input(parent: Mapping[str, str]) -> str:
     return f"{parent['path']} ({parent['kind']}, manifest {parent['manifest_sha256'][:8] or '-'})"
 
 
-def _begin_hint(path: Path) -> str:
+def nearest_artifacts(path: Path) -> str:
+    """A hint for a path that is no artifact: the names of those in its nearest folder."""
     for folder in (path, *path.parents):
         if folder.is_dir():
             names = sorted(item.parent.name for item in folder.glob(f"*/{MANIFEST}"))[:6]

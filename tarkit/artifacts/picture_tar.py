@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from tarkit.artifacts.remote import fetched
 from tarkit.artifacts.schema import KEY, Row, check_row
 from tarkit.errors import UserError
 
@@ -48,7 +49,7 @@ class PicturePlace(NamedTuple):
         Raises UserError where the tar has become shorter.
         """
         if tar is None:
-            with open(self.tar, "rb", buffering=0) as opened:
+            with fetched(Path(self.tar)).open("rb", buffering=0) as opened:
                 return self.read(opened)
         blob = os.pread(tar.fileno(), self.size, self.offset)
         if len(blob) != self.size:

@@ -17,6 +17,8 @@ from tarkit.artifacts.artifact import Artifact, Source, begin_artifact, open_art
 from tarkit.artifacts.resume import first_rows, to_make
 from tarkit.errors import UserError
 
+LIMIT_HINT = "what was begun with one --limit ends with it: give another --limit another --out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan(ABC):
@@ -89,6 +91,7 @@ class ShardPlan(ABC):
             settings=self.recorded,
             shards=self.shards,
             parents=self.parents,
+            hint="" if self.limit is None else LIMIT_HINT,
         )
         self.make(artifact)
         return artifact

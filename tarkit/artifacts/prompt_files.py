@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.artifacts.files import numbered_lines
+from tarkit.artifacts.files import numbered_lines, utf8_hint
 from tarkit.artifacts.tables import AGAIN, read_rows
 from tarkit.errors import UserError
 
@@ -54,7 +54,7 @@ def read_prompts(path: Path, *, limit: int | None = None) -> list[str]:
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line, error in numbered_lines(path, newline=None):
         if error:
-            raise UserError(f"{path} line {number} {error}", hint=AGAIN)
+            raise UserError(f"{path} line {number} {error}", hint=utf8_hint(path))
         if line.strip():
             yield f"line {number}", line
 

@@ -47,6 +47,9 @@ class AssembleConfig(Config):
     read_scale: Scale | None = None
     """The scale at which pictures are read; None for the one at which they are drawn."""
     sampling: Sampling = Sampling()
+    words: tuple[str, ...] = ()
+    """Every word of the prompts that the model was trained on, in lower case, where they are few;
+    `generate` names the words of a prompt that are not among them."""
 
 
 ASSEMBLE = "tarkit assemble --mllm DIR --tokenizer DIR --ar-dtok DIR --vqvae DIR --out DIR"

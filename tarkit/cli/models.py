@@ -34,7 +34,12 @@ top = typer.Typer()
 @command(top, "assemble")
 def assemble(
     mllm: Annotated[
-        Path, typer.Option("--mllm", metavar="DIR", help="The trained language model.")
+        Path,
+        typer.Option(
+            "--mllm",
+            metavar="DIR|NAME",
+            help="The trained language model, or a model that has one.",
+        ),
     ],
     tokenizer: Tokenizer,
     ar_dtok: Annotated[
@@ -62,9 +67,10 @@ def assemble(
 ) -> int:
     """Put the trained parts into one model directory for --model."""
     from tarkit.checkpoints import assemble as verb
+    from tarkit.checkpoints.hub import find_language_model
 
     path = verb.run(
-        mllm=mllm,
+        mllm=find_language_model(mllm),
         tokenizer=part_of(tokenizer, "ta_tok"),
         ar_dtok=part_of(ar_dtok, "ar_dtok"),
         vqvae=part_of(vqvae, "vqvae"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tarkit.checkpoints.hub import DtokName
+from tarkit.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from tarkit.inference.self_reflect import Reflection
@@ -121,7 +122,7 @@ RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all randomness.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of all randomness.")]
 
 ScaleOption = Annotated[
     int | None,
@@ -267,11 +268,13 @@ class ReflectOptions:
     judge_on: JudgeOn = "pixels"
 
     def reflection(self) -> Reflection | None:
-        """None without --best-of and --reflect; typer.BadParameter with both."""
+        """None without --best-of and --reflect; typer.BadParameter with both, or a judge alone."""
         if self.best_of is not None and self.reflect is not None:
             raise typer.BadParameter("give either --best-of or --reflect")
         num_candidates = self.best_of or self.reflect
         if num_candidates is None:
+            if self.judge is not None or self.judge_on != "pixels":
+                raise typer.BadParameter("--judge goes with --best-of N or --reflect N")
             return None
         from tarkit.inference.self_reflect import reflection_of
 

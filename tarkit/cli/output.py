@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarkit.cli.command import FAILED_ROWS
+from tarkit.errors import UserError
 from tarkit.terminal import print_note, print_result
 
 if TYPE_CHECKING:
@@ -67,12 +68,29 @@ def device_of(name: str) -> str:
     """The device that --device names; auto is this process's own GPU, where there is one.
 
     Of several processes on a machine, each has the GPU of its LOCAL_RANK, which torchrun sets.
+    Raises UserError for a device that this machine does not have.
     """
-    if name != "auto":
-        return name
     import torch
 
+    if name != "auto":
+        _require_device(name)
+        return name
     if not torch.cuda.is_available():
         return "cpu"
     local = os.environ.get("LOCAL_RANK", "")
     return f"cuda:{int(local) % torch.cuda.device_count()}" if local.isdigit() else "cuda"
+
+
+def _require_device(name: str) -> None:
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator()
+    present = ["cpu"]
+    if accelerator is not None and torch.accelerator.is_available():
+        count = torch.accelerator.device_count()
+        present += [accelerator.type, *(f"{accelerator.type}:{n}" for n in range(count))]
+    if name not in present:
+        raise UserError(
+            f"--device {name}: this machine has {', '.join(present)}",
+            hint="the same command with --device auto",
+        )

@@ -20,7 +20,7 @@ from pydantic import Field
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Todo
 from tarkit.artifacts.prompt_files import read_prompts
-from tarkit.config import load_config
+from tarkit.config import Seed, load_config
 from tarkit.curate.ask import AskConfig, AskPlan, Refused
 from tarkit.curate.caption_text import caption_in
 from tarkit.errors import UserError
@@ -64,7 +64,7 @@ class CaptionConfig(AskConfig):
     """Limit for short and rewritten captions; a longer answer is refused."""
     min_kept: float = Field(default=1.0, ge=0, le=1)
     """Share of the prompt's words that a rewritten caption must contain."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)

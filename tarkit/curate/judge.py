@@ -23,7 +23,7 @@ from pydantic import Field
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Make, Result, Todo, map_rows
 from tarkit.artifacts.plan import RowPlan
-from tarkit.config import Config, load_config
+from tarkit.config import Config, Seed, load_config
 from tarkit.curate.ask import LOG, LanguageModel, Refused, ask
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.seeds import row_seed
@@ -39,7 +39,7 @@ MAX_REASON_CHARS = 400
 class JudgeConfig(Config):
     """How pictures are judged."""
 
-    seed: int = 0
+    seed: Seed = 0
     mismatched: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are judged against the prompt of another picture of their shard."""
     assistant: AssistantConfig = AssistantConfig(temperature=0.0, tries=1, max_tokens=128)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tarkit.config import Config
+from tarkit.config import Config, Seed
 from tarkit.curate.sources.text import Document
 from tarkit.seeds import chat_seed
 from tarkit.vocab import IMAGE_MARK, judgement_question
@@ -55,7 +55,7 @@ LEFT_OUT = "left out"
 class ChatsConfig(Config):
     """How many chats of each task a picture gives; training chooses the share of each task."""
 
-    seed: int = 0
+    seed: Seed = 0
     t2i_per_picture: int = Field(default=3, ge=0)
     """Texts that ask for the picture: the prompt, then the captions in their order."""
     captions_per_picture: int = Field(default=2, ge=0)

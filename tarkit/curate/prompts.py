@@ -33,7 +33,7 @@ from tarkit.artifacts.files import is_system_file
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
-from tarkit.config import Config, load_config
+from tarkit.config import Config, Seed, load_config
 from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
 from tarkit.progress import Progress
@@ -59,7 +59,7 @@ class PromptsConfig(Config):
     licence: str | None = None
     count: int = Field(default=10_000, ge=1)
     """The number of prompts that a style makes."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.workers import Report, make_shards
-from tarkit.config import Config, load_config
+from tarkit.config import Config, Seed, load_config
 from tarkit.errors import UserError
 from tarkit.images import png_bytes
 from tarkit.progress import Progress
@@ -89,7 +89,7 @@ class RenderConfig(Config):
 
     count: pydantic.PositiveInt = 20_000
     shard_size: pydantic.PositiveInt = 1000
-    seed: int = 0
+    seed: Seed = 0
     split: Literal["train", "test", "heldout"] = "train"
     similar_share: float = pydantic.Field(0.1, ge=0, le=1)
     reference_share: float = pydantic.Field(0.2, ge=0, le=1)

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.map_rows import Todo
-from tarkit.config import load_config
+from tarkit.config import Seed, load_config
 from tarkit.curate.ask import AskConfig, AskPlan, Refused
 from tarkit.llm.base import LlmQuestion
 from tarkit.seeds import row_seed
@@ -79,7 +79,7 @@ class SplitConfig(AskConfig):
     style: Literal["paper", "phrase"] = "paper"
     """`paper`: the model writes the paper's JSON. `phrase`: it sees three examples and writes the
     phrase alone, which a model of 135M parameters can do."""
-    seed: int = 0
+    seed: Seed = 0
     min_words_left: int = Field(default=2, ge=1)
     """Words that the template must keep: a template of `<image>` alone teaches nothing."""
 

@@ -23,7 +23,7 @@ from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
-from tarkit.config import Config, load_config
+from tarkit.config import Config, Seed, load_config
 from tarkit.curate.text_to_image import (
     Offload,
     Painter,
@@ -50,7 +50,7 @@ class SynthesizeConfig(Config):
     offload: Offload = "none"
     """none, model or sequential: which weights wait in the CPU's memory, for a GPU that the whole
     pipeline does not fit into. The pictures do not depend on it, and it may change between runs."""
-    seed: int = 0
+    seed: Seed = 0
     licence: str | None = None
     """The licence of the pictures; without it they have the licence of their prompts."""
 

@@ -56,6 +56,7 @@ class ArDetokenizer(NamedTuple):
     def to(self, device: str | torch.device) -> None:
         self.ar_dtok.to(device)
         self.vqvae.to(device)
+        self.vqvae.decoder.lay_out()
 
     def draw(
         self,

@@ -20,14 +20,23 @@ from PIL import Image
 
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, SAMPLES
 from tarkit.checkpoints.hub import DtokName
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
-from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
+from tarkit.images import (
+    contact_sheet,
+    decode,
+    png_bytes,
+    read_picture,
+    require_own_png,
+    require_png,
+)
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
+from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK, Scale
 
 BATCH_SIZE = 16
@@ -82,15 +91,20 @@ def run(
     require_png(out)
     conditions = [read_picture(path) for path in images]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    _note_unknown_words(tar, model, [prompt])
     settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
+    for file, sample in zip(files, samples, strict=True):
+        require_own_png(file, settings.text(sample, None, conditions))
     for start in range(0, n, BATCH_SIZE):
         batch = samples[start : start + BATCH_SIZE]
         for sample, (picture, kept) in zip(
             batch, _draw(tar, batch, settings, conditions), strict=True
         ):
-            write_whole(files[sample.number], png_bytes(picture, settings.text(sample, kept)))
+            write_whole(
+                files[sample.number], png_bytes(picture, settings.text(sample, kept, conditions))
+            )
     records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
@@ -122,12 +136,11 @@ def run_file(
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    _note_unknown_words(tar, model, texts)
     settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
-    begin_directory(
-        out, "pictures", settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()}
-    )
+    begin_directory(out, SAMPLES, settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()})
     samples = _samples(texts, n, seed)
     with Progress("generate", total=len(samples), unit="pictures") as progress:
         for start in range(0, len(samples), BATCH_SIZE):
@@ -139,8 +152,8 @@ def run_file(
                     write_whole(out / sample.file, png_bytes(picture, settings.text(sample, kept)))
             progress.advance(len(batch))
     records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
-    _write_jsonl(out / "samples.jsonl", records)
-    write_whole(out / "sheet.png", png_bytes(_sheet(out, samples, n)))
+    _write_jsonl(out / SAMPLE_RECORDS, records)
+    write_whole(out / SAMPLE_SHEET, png_bytes(_sheet(out, samples, n)))
     return Generated(out, len(samples))
 
 
@@ -188,11 +201,18 @@ class _Settings:
             facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
         return facts
 
-    def text(self, sample: Sample, kept: BestCandidate | None) -> dict[str, str]:
-        """The text chunks of a PNG; `reflection` holds the score of the kept candidate."""
+    def text(
+        self, sample: Sample, kept: BestCandidate | None, images: Sequence[Image.Image] = ()
+    ) -> dict[str, str]:
+        """The text chunks of a PNG.
+
+        `reflection` holds the score of the kept candidate, and `images` the sha256 of the pixels of
+        each picture in the prompt.
+        """
         chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
+            **({"images": json.dumps([_pixels_sha256(i) for i in images])} if images else {}),
             "prompt": sample.prompt,
             "model": self.model,
             "model_sha256": self.model_sha256,
@@ -219,6 +239,10 @@ def _record(
 def _fingerprint(tar: Tar) -> str:
     """One sha256 of a model: of the identities of its parts, in their fixed order."""
     return hashlib.sha256("\n".join(tar.identities()).encode()).hexdigest()
+
+
+def _pixels_sha256(picture: Image.Image) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
 
 
 def _samples(prompts: Sequence[str], n: int, seed: int) -> list[Sample]:
@@ -273,6 +297,18 @@ def _checked(prompt: str, num_images: int, place: str) -> str:
     if not prompt.strip():
         raise UserError(f"{place} is empty")
     return prompt
+
+
+def _note_unknown_words(tar: Tar, model: str, prompts: Sequence[str]) -> None:
+    """One line on stderr for words that the model has never read."""
+    unknown = tar.unknown_words(prompts)
+    if not unknown:
+        return
+    some = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+    print_note(
+        f"{model} was trained without: {some}. It knows: {', '.join(tar.words)}. Models that know "
+        "more: tarkit models"
+    )
 
 
 def _write_jsonl(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,18 @@ from PIL import Image
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.files import is_system_file, write_whole
 from tarkit.artifacts.manifest import MANIFEST
+from tarkit.artifacts.samples import is_samples, sample_files
 from tarkit.checkpoints.hub import DtokName
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
-from tarkit.images import contact_sheet, decode, png_bytes, read_picture, require_png
+from tarkit.images import (
+    contact_sheet,
+    decode,
+    png_bytes,
+    read_picture,
+    require_own_png,
+    require_png,
+)
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
@@ -48,8 +57,9 @@ def run(
 ) -> Reconstructed:
     """Write a sheet with one row for each picture: the original, then each scale, full first.
 
-    `images` are files, folders of files, or images artifacts. The result lists pictures that cannot
-    be read. Raises UserError when none can be read, or more than MAX_PICTURES.
+    `images` are files, folders of files (also those of `tarkit generate`), or images artifacts.
+    The result lists pictures that cannot be read. Raises UserError when none can be read, for more
+    than MAX_PICTURES, and where `out` is another picture.
     """
     require_png(out)
     result = Reconstructed(out)
@@ -69,6 +79,14 @@ def run(
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
     tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
     all_sampling = tar.sampling.changed(sampling)
+    text = {
+        "images": json.dumps([name for name, _ in named_pictures]),
+        "model": model,
+        "model_sha256": tar.sha256,
+        "seed": str(seed),
+        "sampling": json.dumps(all_sampling.model_dump(mode="json")),
+    }
+    require_own_png(out, text)
     scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
     cells: list[Image.Image] = []
     captions: list[str] = []
@@ -82,7 +100,7 @@ def run(
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
     sheet = contact_sheet(cells, captions, columns=1 + len(Scale))
-    write_whole(out, png_bytes(sheet))
+    write_whole(out, png_bytes(sheet, text))
     result.num_pictures = len(named_pictures)
     return result
 
@@ -99,7 +117,10 @@ def _rows(
 def _pictures(images: Sequence[Path]) -> Iterator[tuple[str, Image.Image | str]]:
     """(name, picture or the reason why it cannot be read) of everything in `images`, in order."""
     for path in images:
-        if (path / MANIFEST).exists():
+        if is_samples(path):
+            for file in sample_files(path):
+                yield str(file), _read(file)
+        elif (path / MANIFEST).exists():
             artifact = open_artifact(path, "images")
             for shard in artifact.shards:
                 for row, blob in artifact.read_images(shard):

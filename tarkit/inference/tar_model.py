@@ -10,7 +10,8 @@ Source: paper Fig. 2 and Sec. 3.3 (inference). B: pictures, N: image tokens of o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
+WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
+
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
 
@@ -61,6 +64,8 @@ class Tar:
     read_scale: Scale
     """The scale at which pictures are read for questions about them."""
     places: ModelPaths
+    words: tuple[str, ...]
+    """Every word of the prompts it was trained on, where they are few and known; else empty."""
     sha256: str
     """Identity of TA-Tok; artifacts of codes name it."""
 
@@ -106,6 +111,7 @@ class Tar:
             default_scale=defaults.default_scale,
             read_scale=defaults.read_scale or defaults.default_scale,
             places=places,
+            words=defaults.words,
             sha256=ta_tok.sha256,
         ).to(device)
 
@@ -123,6 +129,18 @@ class Tar:
     def fingerprints(self) -> dict[str, str]:
         """The sha256 of the weights, by part."""
         return fingerprints(self.places)
+
+    def unknown_words(self, prompts: Iterable[str]) -> list[str]:
+        """The words of `prompts` that no prompt of its training had; none where it is not known."""
+        if not self.words:
+            return []
+        texts = (self._as_trained(prompt).replace(IMAGE_MARK, " ") for prompt in prompts)
+        words = dict.fromkeys(word for text in texts for word in WORD.findall(text))
+        return [word for word in words if word not in self.words]
+
+    def _as_trained(self, prompt: str) -> str:
+        """The prompt in lower case, where the words of the model's training are known."""
+        return prompt.lower() if self.words else prompt
 
     @property
     def grid(self) -> int:
@@ -171,7 +189,7 @@ class Tar:
         conditions = images or [()] * len(prompts)
         ids = [
             self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
-            for prompt, pictures in zip(prompts, conditions, strict=True)
+            for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True)
         ]
         empty = self.mllm.vocabulary.prompt("", draw=scale)
         return generate_codes(
@@ -319,7 +337,7 @@ class Tar:
         with_prompt, without_prompt = (
             code_log_likelihood(self.mllm.model, ids, codes, visual=visual)
             for ids in (
-                [ids_of(prompt, draw=scale) for prompt in prompts],
+                [ids_of(self._as_trained(prompt), draw=scale) for prompt in prompts],
                 [ids_of("", draw=scale) for _ in prompts],
             )
         )

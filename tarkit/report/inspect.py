@@ -23,7 +23,8 @@ from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.manifest import MANIFEST, input_url, nearest_artifacts, read_manifest
+from tarkit.artifacts.remote import is_there, shown_path, url_of
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes
@@ -32,6 +33,7 @@ from tarkit.terminal import print_result, printable
 
 MAX_SHEET = 36
 MAX_FAILED = 20
+AT_A_URL = "at a URL"
 MAX_NUMBERS = 12  # of a list on one line
 MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
 # Of a model, and of a part of a Dif-DTok.
@@ -43,11 +45,12 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     """Print the facts of a folder to stdout, as text or JSON, and return them.
 
     `out` is the file of an images artifact's contact sheet, by default `DIR.png` next to the
-    folder. Raises UserError for a folder that tarkit did not make, and for `out` without images.
+    folder, and none where that is at a URL. Raises UserError for a folder that tarkit did not make,
+    and for `out` without images.
     """
     facts = describe(path)
     if facts["kind"] == "images":
-        sheet = draw_sheet(open_artifact(path))
+        sheet = draw_sheet(open_artifact(path)) if out or not url_of(path) else None
         if sheet is not None:
             place = out or path.resolve().with_name(path.resolve().name + ".png")
             _save(sheet, place)
@@ -68,8 +71,10 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         reason = "it is a file" if path.exists() else "there is no such folder"
-        raise UserError(f"{path} is no folder that tarkit made: {reason}")
-    facts: dict[str, Any] = {"path": str(path)}
+        raise UserError(
+            f"{path} is no folder that tarkit made: {reason}", hint=nearest_artifacts(path)
+        )
+    facts: dict[str, Any] = {"path": shown_path(path)}
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         facts |= {"kind": manifest["kind"], "tarkit": manifest.get("tarkit")}
@@ -85,7 +90,8 @@ def describe(path: Path) -> dict[str, Any]:
     if "kind" not in facts:
         raise UserError(
             f"{path} is no folder that tarkit made: it has no {MANIFEST}, config.json or "
-            "results.json"
+            "results.json",
+            hint=nearest_artifacts(path),
         )
     return facts
 
@@ -95,7 +101,7 @@ def draw_sheet(artifact: Artifact, *, count: int = MAX_SHEET) -> Image.Image | N
     pictures: list[Image.Image] = []
     captions: list[str] = []
     for name in artifact.shards:
-        if len(pictures) == count or not artifact.shard_path(name).exists():
+        if len(pictures) == count or not is_there(artifact.shard_path(name)):
             break
         for row, blob in artifact.read_images(name):
             if blob is not None and len(pictures) < count:
@@ -118,7 +124,7 @@ def _shards(artifact: Artifact) -> dict[str, Any]:
     failed: list[str] = []
     label = "source" if "source" in artifact.schema.names else "key"
     for name in present:
-        table = artifact.read(name, [*counts, "error", *{label, "key"}])
+        table = artifact.read_few(name, [*counts, "error", *{label, "key"}])
         for row in table.filter(pc.is_valid(table["error"])).to_pylist():
             # Reasons that differ only in their numbers count as one reason.
             errors[re.sub(r"\d+", "N", row["error"])] += 1
@@ -169,7 +175,7 @@ def _codes(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     for column, size in sizes.items():
         counts = np.zeros(size, dtype=np.int64)
         for name in names:
-            codes = artifact.read(name, [column])[column].combine_chunks().flatten().to_numpy()
+            codes = artifact.read_few(name, [column])[column].combine_chunks().flatten().to_numpy()
             counts += np.bincount(codes, minlength=size)
         shares = counts[counts > 0] / max(1, counts.sum())
         usage[column] = {
@@ -185,7 +191,7 @@ def _scores(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """The least, mean and greatest value of each column of scores."""
     ranges: dict[str, Any] = {}
     for column in artifact.settings["columns"]:
-        chunks = [artifact.read(name, [column])[column].drop_null() for name in names]
+        chunks = [artifact.read_few(name, [column])[column].drop_null() for name in names]
         values = np.concatenate([chunk.to_numpy() for chunk in chunks])
         if len(values):
             figures = (values.min(), values.mean(), values.max())
@@ -197,12 +203,14 @@ def _chats(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """The first chat of every task, as text."""
     examples: dict[str, list[str]] = {}
     for name in names:
+        few = artifact.read_few(name, ["task", "status"])
+        tasks = few.filter(pc.equal(few["status"], "ok"))["task"].unique().to_pylist()
+        if examples.keys() >= set(tasks):
+            continue
         for row in artifact.rows(name, ["task", "status", "messages"]):
             if row["status"] == "ok" and row["task"] not in examples:
                 turns = row["messages"] or []
                 examples[row["task"]] = [f"{turn['role']}: {turn['content']}" for turn in turns]
-        if len(examples) == 5:
-            break
     return {"examples": examples}
 
 
@@ -217,17 +225,18 @@ def _lineage(path: Path) -> list[dict[str, Any]]:
     while folders:
         folder = folders.pop(0)
         for name, parent in read_manifest(folder).get("parents", {}).items():
+            url = input_url(folder, parent["path"])
             place = (folder / parent["path"]).resolve()
             lineage.append(
                 {
                     "of": folder.name,
                     "name": name,
                     "kind": parent["kind"],
-                    "path": str(place),
-                    "state": _state(place, parent["manifest_sha256"]),
+                    "path": url or str(place),
+                    "state": AT_A_URL if url else _state(place, parent["manifest_sha256"]),
                 }
             )
-            if place not in seen and (place / MANIFEST).exists():
+            if not url and place not in seen and (place / MANIFEST).exists():
                 seen.add(place)
                 folders.append(place)
     return lineage

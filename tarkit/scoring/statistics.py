@@ -56,11 +56,16 @@ def any_of_n(correct: NDArray[Any]) -> Floats:
 
 
 def micro(values: Sequence[float] | Floats, *, replicates: int = 1000, seed: int = 0) -> Estimate:
-    """The plain mean over prompts, its interval from redrawing prompts."""
+    """The plain mean over prompts, its interval from redrawing prompts.
+
+    Where every prompt fails or every prompt succeeds, redrawing shows no spread, and the interval
+    is the exact one of a binomial (Clopper and Pearson, 1934).
+    """
     values = _values(values)
     rng = np.random.default_rng(seed)
     draws = _redraw(values, rng, replicates)
-    return _estimate(values.mean(), draws, len(values))
+    estimate = _estimate(values.mean(), draws, len(values))
+    return _without_spread(estimate, values, len(values))
 
 
 def macro(
@@ -76,6 +81,7 @@ def macro(
     The bootstrap redraws prompts within each task, whose sizes are the benchmark's choice.
     Prompts of tasks not in `over` are left out. Raises ValueError if a task of `over` has no
     prompt: a mean over five tasks is not GenEval's overall, so `over` must name the five.
+    Where no prompt or every prompt succeeds, the interval is exact, as that of `micro`.
     """
     values, names = _values(values), np.asarray(tasks)
     missing = [task for task in over if not (names == task).any()]
@@ -85,7 +91,10 @@ def macro(
     groups = [values[names == task] for task in over]
     draws = np.mean([_redraw(group, rng, replicates) for group in groups], axis=0)
     value = float(np.mean([group.mean() for group in groups]))
-    return _estimate(value, draws, sum(len(group) for group in groups))
+    estimate = _estimate(value, draws, sum(len(group) for group in groups))
+    # As many prompts as would give the plain mean the variance of the mean of the tasks' means.
+    effective = len(groups) ** 2 / sum(1 / len(group) for group in groups)
+    return _without_spread(estimate, np.concatenate(groups), effective)
 
 
 def bootstrap(
@@ -219,6 +228,15 @@ def _redraw(values: Floats, rng: np.random.Generator, replicates: int) -> Floats
 def _estimate(value: float, draws: Floats, num_prompts: int) -> Estimate:
     low, high = np.percentile(draws, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high), num_prompts)
+
+
+def _without_spread(estimate: Estimate, values: Floats, num_prompts: float) -> Estimate:
+    """The exact 95 % interval of values that are all 0 or all 1; any other estimate as it is."""
+    if not ((values == 0).all() or (values == 1).all()):
+        return estimate
+    least = 0.025 ** (1 / num_prompts)
+    low, high = (0.0, 1 - least) if estimate.value == 0 else (least, 1.0)
+    return estimate._replace(low=low, high=high)
 
 
 COLUMNS = ("seen", "heldout", "extrapolation")

@@ -8,7 +8,6 @@ Letters: B pictures, n condition positions, N image-VQ codes, C condition width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,13 +50,12 @@ from tarkit.train.task import Amount, Figure, RowName
 from tarkit.train.workloads import Start, flops_by_scale
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
-log = logging.getLogger("tarkit")
-
 
 class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
-    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_guidance", "remember"}
+    FREE_KEYS = frozenset({"sample_guidance", "remember"})
+    LATER_KEYS = frozenset({"square"})
 
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: ScaleOdds = (2, 1, 1)
@@ -329,8 +327,4 @@ def _stored_codes(
             tokenizer_sha256=ta_tok.sha256,
             vqvae_sha256=vqvae_sha256,
         )
-    source = StoredCodes(artifacts, settings.scales, vqvae, seed=settings.seed)
-    for path, num_failed in source.num_failed.items():
-        if num_failed:
-            log.warning("%s: %d failed rows are left out", path, num_failed)
-    return source
+    return StoredCodes(artifacts, settings.scales, vqvae, seed=settings.seed)

@@ -77,13 +77,8 @@ if TYPE_CHECKING:
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
-    LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
-    FREE_KEYS = LoopConfig.FREE_KEYS | {
-        "micro_batch_tokens",
-        "loss_chunk_tokens",
-        "packed_attention",
-        "sample_temperature",
-    }
+    FREE_KEYS = frozenset({"micro_batch_tokens", "sample_temperature"})
+    LATER_KEYS = frozenset({"lora", "codebook_projection"})
 
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +37,9 @@ class GreyTar:
 
     def identities(self) -> list[str]:
         return list(ASSEMBLED)
+
+    def unknown_words(self, prompts: Iterable[str]) -> list[str]:
+        return []
 
     def imagine_many(
         self,

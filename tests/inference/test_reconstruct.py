@@ -22,6 +22,7 @@ class GreyTar:
 
     grid = 4
     sampling = Sampling()
+    sha256 = "0" * 64
 
     def encode(
         self, images: Sequence[Image.Image], scales: Sequence[Scale]

@@ -13,3 +13,7 @@ class Subject(StrEnum):
     ENCODE = "encode"
     CONDITION = "condition"
     DECODE = "decode"
+    SAMPLE = "sample"
+    TRAIN = "train"
+    DATA = "data"
+    START = "start"

@@ -12,8 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from tarkit.artifacts.files import is_system_file, read_lines
+from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.remote import (
+    clean_url,
+    listed_names,
+    listed_path,
+    local_path,
+    with_next_fetched,
+)
+from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, is_samples
 from tarkit.curate.sources.annotations import add_captions, add_questions
-from tarkit.curate.sources.folder import list_folder, list_pictures
+from tarkit.curate.sources.folder import is_made, list_folder, list_pictures
 from tarkit.curate.sources.items import (
     SYSTEM_MEMBER,
     SYSTEM_NOTE,
@@ -23,10 +32,12 @@ from tarkit.curate.sources.items import (
 )
 from tarkit.curate.sources.parquet import parquet_items
 from tarkit.curate.sources.shard_names import (
+    FORMS,
     SHARD_MARKS,
     ending_of,
     expand_shard_names,
     form_of,
+    is_stored_at_url,
     is_url,
     read_shard_names,
 )
@@ -70,6 +81,11 @@ def list_source(
     NNNNN.tar is img2dataset's list of its URLs, and is not read. Raises UserError for a source that
     does not exist, holds no pictures or more than one kind, or has a link that leaves it.
     """
+    if is_stored_at_url(source):
+        folder, shards = _shards_at_url(str(source))
+        if shards:
+            return _list_files(shards, form_of([path.name for path in shards]), folder)
+        source = local_path(source)
     pattern, source = str(source), Path(source)
     if not os.path.exists(pattern):  # unlike Path.exists, takes a name of any length
         if is_url(pattern) or any(mark in pattern for mark in SHARD_MARKS):
@@ -83,10 +99,8 @@ def list_source(
         return _list_shards(read_shard_names(source), allow_private)
     if source.is_file():
         return _list_files([source], ending_of(source.name), source.parent)
-    if (source / "manifest.json").exists():
-        raise UserError(
-            f"{source} is an artifact of tarkit already", hint=f"tarkit inspect {source}"
-        )
+    if (source / MANIFEST).exists():
+        return _generated(source)
     excluded = {path.resolve() for path in exclude}
     listing = list_folder(source, excluded)
     containers = {suffix: _containers(source, suffix, excluded) for suffix in READERS}
@@ -114,6 +128,63 @@ def list_source(
     )
 
 
+def _generated(source: Path) -> Listing:
+    """The pictures of `tarkit generate --prompts`, with their prompts as captions."""
+    if not is_samples(source):
+        raise UserError(
+            f"{source} was made by tarkit already: it holds {read_manifest(source)['kind']}",
+            hint=f"tarkit inspect {source}",
+        )
+    own = {(source / name).resolve() for name in (MANIFEST, SAMPLE_RECORDS)}
+    listing = list_folder(source, own)
+    items = tuple(item for item in listing.items if item.name != SAMPLE_SHEET)
+    return replace(listing, items=add_captions(items, source / SAMPLE_RECORDS))
+
+
+def _shards_at_url(pattern: str) -> tuple[Path, list[Path]]:
+    """The folder and the tars or Parquet files of a source at a URL, none of which is fetched.
+
+    Without such files the list is empty. Raises UserError for a shard that is not there, and for
+    a folder with several kinds.
+    """
+    urls = expand_shard_names(pattern) if SHARD_MARKS[0] in pattern else [pattern]
+    urls = [clean_url(url) for url in urls]
+    if len(urls) > 1:
+        parents = {url.rpartition("/")[0] for url in urls}
+        if len(parents) > 1:
+            raise UserError(
+                f"{pattern} names shards of {len(parents)} folders",
+                hint="name those of one folder, and the others in another command",
+            )
+        folder = listed_path(parents.pop())
+        there = set(listed_names(folder) or ())
+        missing = [url for url in urls if url.rpartition("/")[2] not in there]
+        if missing:
+            raise UserError(
+                f"the shard {missing[0]} does not exist ({len(missing)} of {len(urls)} do not)"
+            )
+        return folder, [folder / url.rpartition("/")[2] for url in urls]
+    folder = listed_path(urls[0])
+    if not folder.is_dir():
+        return folder.parent, [folder] if ending_of(folder.name) in FORMS else []
+    names = [name for name in listed_names(folder) or () if not is_system_file(name)]
+    tars = {name for name in names if ending_of(name) == ".tar"}
+    shards = [
+        name
+        for name in names
+        if ending_of(name) in FORMS
+        and not (name.endswith(".parquet") and name.removesuffix(".parquet") + ".tar" in tars)
+    ]
+    pictures = [n for n in names if ending_of(n).lower().removeprefix(".") in PICTURE_SUFFIXES]
+    kinds = ["pictures"] * bool(pictures) + sorted({ending_of(name) for name in shards})
+    if len(kinds) > 1 and shards:
+        raise UserError(
+            f"{urls[0]} holds several kinds: {', '.join(kinds)}",
+            hint=f"name one kind, for example: tarkit curate ingest {urls[0]}/{shards[0]} ...",
+        )
+    return folder, [folder / name for name in shards]
+
+
 def _names_pictures(path: Path) -> bool:
     """Whether the first line of a list names a picture here, and not a shard."""
     first = next((line.strip() for _, line in read_lines(path)), "")
@@ -135,16 +206,24 @@ def _with_tables(listing: Listing, root: Path) -> Listing:
 
 def _containers(root: Path, suffix: str, excluded: Set[Path]) -> list[Path]:
     paths = [
-        path
-        for path in root.rglob("*")
-        if ending_of(path.name) == suffix
-        and path.resolve() not in excluded
-        and not is_system_file(path.relative_to(root))
+        folder / name
+        for folder, names in _folders(root)
+        for name in names
+        if ending_of(name) == suffix
+        and (folder / name).resolve() not in excluded
+        and not is_system_file((folder / name).relative_to(root))
     ]
     for path in paths:
         if not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{path} is a link that leaves {root}; it is not followed")
     return sorted(paths, key=lambda path: path.as_posix())
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of `root` and below, without folders that tarkit made."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not is_made(Path(folder, name))]
+        yield Path(folder), names
 
 
 def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
@@ -178,7 +257,7 @@ def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
         )
     items = (
         item
-        for path in paths
+        for path in with_next_fetched(paths, lambda path: [path])
         for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
     )
     return _listing(suffix, items)

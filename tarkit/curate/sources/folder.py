@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import is_system_file, read_lines
+from tarkit.artifacts.manifest import MANIFEST
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
@@ -38,10 +39,14 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def list_folder(root: Path, excluded: Set[Path]) -> Listing:
-    """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones."""
+    """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones.
+
+    Folders that tarkit made, such as the --out of an earlier command, are left out, with a note.
+    """
     items: list[SourceItem] = []
     others: Counter[str] = Counter()
     tables: list[Path] = []
+    made: list[str] = []
     num_system = 0
 
     def unreadable(error: OSError) -> None:
@@ -51,6 +56,10 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     real_root = root.resolve()
     for folder, subfolders, names in os.walk(root, onerror=unreadable):
         here = Path(folder)
+        for name in list(subfolders):
+            if is_made(here / name):
+                subfolders.remove(name)
+                made.append(shown(os.path.relpath(here / name, root)))
         for name in subfolders:
             if (here / name).is_symlink():
                 link = shown(os.path.relpath(here / name, root))
@@ -79,9 +88,20 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     items.sort(key=lambda item: item.name)
     suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     notes = [f"{sum(others.values())} files are not pictures: {suffixes}"] if others else []
+    if made:
+        notes.append(f"{len(made)} folders that tarkit made are left out: {_some(sorted(made))}")
     if num_system:
         notes.append(SYSTEM_NOTE.format(num_system))
     return Listing("folder", tuple(items), tuple(notes), tuple(sorted(tables)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a command of tarkit made the folder: an --out inside the user's own folder."""
+    return (folder / MANIFEST).is_file()
 
 
 def list_pictures(path: Path) -> Iterator[SourceItem]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tarkit.artifacts.files import is_system_file
+from tarkit.artifacts.remote import fetched
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
@@ -52,7 +53,7 @@ class _Bytes(Protocol):
 
 def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
     """An item for every picture, and for every sample or member that gives none."""
-    num_bytes = path.stat().st_size
+    num_bytes = fetched(path).stat().st_size
     with path.open("rb") as file:
         yield from _shard_items(file, num_bytes, label, functools.partial(_tar_bytes, path))
 
@@ -67,7 +68,7 @@ class _Gzip:
     """The unpacked bytes of a .gz; going back starts it again. Raises OSError for damage."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path)
+        self._file = gzip.open(fetched(path))
         self.tell = self._file.tell
 
     def read(self, size: int, /) -> bytes:
@@ -263,7 +264,7 @@ def _member_text(file: _Bytes, member: tarfile.TarInfo) -> bytes:
 
 
 def _tar_bytes(path: Path, offset: int, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(fetched(path), os.O_RDONLY)
     try:
         blob = os.pread(descriptor, size, offset)
     finally:
