@@ -96,8 +96,8 @@ def measure_forms(dtype: torch.dtype) -> dict[str, list[str]]:
     """The fastest form of products with weights in `dtype` on this machine's processor.
 
     A form other than `F.linear` is taken where it is 1.15 times as fast, so that chance does not
-    decide between equals. Of each form the shortest of five times counts, which lie some tenths of
-    a second apart: what else the machine does may lengthen some of them. Takes about two seconds.
+    decide between equals. Of each form the shortest of twenty products counts, of a millisecond
+    each in five rounds: on a busy machine some of them run undisturbed. Takes about two seconds.
     """
     probed = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     # 64 MB in float32: more than the caches near the cores hold.
@@ -114,12 +114,12 @@ def measure_forms(dtype: torch.dtype) -> dict[str, list[str]]:
     for _ in range(5):
         for (shape, rows), x in inputs.items():
             for name, form in FORMS.items():
-                started = time.perf_counter()
-                for weight in weights[shape]:
-                    form(x, weight)
-                seconds = time.perf_counter() - started
                 key = (shape, rows, name)
-                shortest[key] = min(seconds, shortest.get(key, seconds))
+                for weight in weights[shape]:
+                    started = time.perf_counter()
+                    form(x, weight)
+                    seconds = time.perf_counter() - started
+                    shortest[key] = min(seconds, shortest.get(key, seconds))
     measured: dict[str, list[str]] = {}
     for shape in weights:
         best: dict[int, str] = {}

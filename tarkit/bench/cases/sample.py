@@ -66,6 +66,8 @@ def cases(settings: BenchSettings) -> Iterator[Case]:
             count=batch * steps,
             unit="codes",
         )
+        if batch > 1:
+            continue
         yield Case(
             name=f"the same, greedy, batch {batch}",
             ours=_ours(model, visual, prompts, steps, 0.0, settings),
@@ -76,10 +78,14 @@ def cases(settings: BenchSettings) -> Iterator[Case]:
             agreement=equal_share,
         )
     prompt = torch.randint(visual.first_id, (1, PROMPT_TOKENS), generator=settings.generator())
+    samples = prompt.repeat(SAMPLES, 1)
     yield Case(
         name=f"the same, {SAMPLES} samples of one prompt",
-        ours=_ours(model, visual, prompt.repeat(SAMPLES, 1), steps, TEMPERATURE, settings),
-        against={"one sample": _ours(model, visual, prompt, steps, TEMPERATURE, settings)},
+        ours=_ours(model, visual, samples, steps, TEMPERATURE, settings),
+        against={
+            "one sample": _ours(model, visual, prompt, steps, TEMPERATURE, settings),
+            "stock": _stock(stock, visual, samples, steps, TEMPERATURE),
+        },
         floor=_floor(model, visual, SAMPLES, steps),
         count=SAMPLES * steps,
         unit="codes",
