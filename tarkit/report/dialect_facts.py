@@ -72,7 +72,10 @@ class Dialect:
         pairs = zip(
             neighbours.rows[place].tolist(), neighbours.cosines[place].tolist(), strict=True
         )
-        return ", ".join(f"{self.words.words[code]} {cosine:.2f}" for code, cosine in pairs)
+        # A comma can be a word: pairs are apart by a wide space, and within by one that holds.
+        return "\u2003".join(
+            f"{self.words.words[code]}\u00a0{cosine:.2f}" for code, cosine in pairs
+        )
 
     def _shade(self, code: int) -> float:
         if self.usage is None:

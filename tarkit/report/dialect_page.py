@@ -14,7 +14,6 @@ from tarkit.report.blocks import (
     CodeGrid,
     CodeList,
     Figure,
-    FigureGrid,
     Page,
     PageBlock,
     PageTable,
@@ -26,7 +25,7 @@ from tarkit.report.blocks import (
 )
 from tarkit.report.code_usage import CodeUsage
 from tarkit.report.dialect_facts import NUM_NEIGHBOURS, Dialect, PictureCodes
-from tarkit.report.svg import Bar, Series, bars, lines
+from tarkit.report.svg import Bar, bars
 from tarkit.vocab import Scale
 
 NUM_TELLING = 12
@@ -169,30 +168,20 @@ def _usage_blocks(dialect: Dialect, usage: CodeUsage) -> list[PageBlock]:
     ]
     order = np.argsort(-usage.counts, kind="stable")
     most = [Bar(dialect.words.words[code], float(usage.counts[code])) for code in order[:12]]
-    used = usage.counts[order][: health.used].astype(float).tolist()
-    ranks = [float(rank) for rank in range(1, len(used) + 1)]
-    step = max(1, len(ranks) // 100)
-    curve = Series("times used", ranks[::step], used[::step])
     return [
         PageTable(["usage", ""], rows),
-        FigureGrid(
-            [
-                Figure(bars(most), "The most frequent words", "Times that the code is used."),
-                Figure(
-                    lines([curve], x_name="rank of the word", y_name="times used"),
-                    "Frequency by rank",
-                ),
-            ]
-        ),
-        CaptionedImage(
-            data_uri(usage_map(usage.counts), side_px=2048),
-            "Every code, in the order of its token: a stronger blue is used more, red is dead",
+        PictureAndFigure(
+            CaptionedImage(
+                data_uri(usage_map(usage.counts), side_px=2048),
+                "Every code, in the order of its token: bluer is used more, red is dead",
+            ),
+            Figure(bars(most), "The most frequent words", "Times that the code is used."),
         ),
     ]
 
 
 def usage_map(counts: np.ndarray) -> Image.Image:
-    """One square for each of K codes, row by row: blue as strong as log usage, red for dead.
+    """One square for each of K codes, row by row: blue as strong as log usage, pale red for dead.
 
     RGBA, so that it stands on a light and a dark page.
     """
@@ -202,7 +191,7 @@ def usage_map(counts: np.ndarray) -> Image.Image:
     shade = np.log1p(counts) / max(1e-9, float(np.log1p(counts.max())))
     pixels[: len(counts), :3] = USED
     pixels[: len(counts), 3] = np.round(30 + 225 * shade)
-    pixels[: len(counts)][counts == 0] = (*DEAD, 255)
+    pixels[: len(counts)][counts == 0] = (*DEAD, 90)
     square = pixels.reshape(side, side, 4).repeat(cell_px, 0).repeat(cell_px, 1)
     return Image.fromarray(square)
 
