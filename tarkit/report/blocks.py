@@ -228,7 +228,7 @@ class CodeGrid:
 
 @dataclass(frozen=True)
 class CodeList:
-    """Words of codes in a flow; a darker one is more frequent, a dashed one is dead."""
+    """Words of codes in a flow; a stronger colour is used more, a dashed one is dead."""
 
     cells: Sequence[CodeCell]
     kind: ClassVar[str] = "code_list"

@@ -129,7 +129,9 @@ def _lead(dialect: Dialect, listed: list[int]) -> str:
     if len(listed) < count:
         chosen = "at equal distances" if dialect.usage is None else "that are used most"
         which = f"The {len(listed):,} of {count:,} words {chosen}"
-    shades = "" if dialect.usage is None else " A darker word is used more; a dashed one is dead."
+    shades = (
+        "" if dialect.usage is None else " A stronger blue is used more; a dashed word is dead."
+    )
     return f"{which}, in the order of their tokens.{shades} {SPACES}"
 
 
@@ -173,7 +175,7 @@ def _usage_blocks(dialect: Dialect, usage: CodeUsage) -> list[PageBlock]:
         PictureAndFigure(
             CaptionedImage(
                 data_uri(usage_map(usage.counts), side_px=2048),
-                "Every code, in the order of its token: bluer is used more, red is dead",
+                "Every code, in the order of its token: a stronger blue is used more, red is dead",
             ),
             Figure(bars(most), "The most frequent words", "Times that the code is used."),
         ),
