@@ -16,6 +16,7 @@ import tomli_w
 from tarkit.errors import UserError
 from tarkit.seeds import MAX_SEED
 
+MAX_TOML_BYTES = 1 << 20
 PACKAGES = (
     "accelerate diffusers numpy pillow pyarrow safetensors tokenizers torch transformers".split()
 )
@@ -70,6 +71,10 @@ def write_toml(config: pydantic.BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # a pipe or /dev/zero would never end
+            raise UserError(f"the config {path} cannot be read: it is not a file")
+        if path.exists() and path.stat().st_size > MAX_TOML_BYTES:
+            raise UserError(f"the config {path} has more than {MAX_TOML_BYTES} bytes")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from None

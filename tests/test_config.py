@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import tomllib
@@ -119,3 +120,12 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_bytes(b"\xef\xbb\xbf")
     assert load_config(Small, file) == Small()
+
+
+def test_settings_in_a_pipe_or_without_end_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    (tmp_path / "b.toml").touch()
+    os.truncate(tmp_path / "b.toml", 1 << 40)
+    for name, why in (("a.toml", "it is not a file"), ("b.toml", "has more than 1048576 bytes")):
+        with pytest.raises(UserError, match=why):
+            load_config(Small, tmp_path / name)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.damage import damaged
-from tests.fuzz.world import CASES, Case, World
+from tests.fuzz.world import CASES, OUT, Case, World
 
 NUM_DAMAGED = int(os.environ.get("DAMAGED", "10000"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -41,6 +41,8 @@ def trial(world: World, case: Case, command: str, rng: random.Random) -> str | N
         return fault
     if outside:
         return f"wrote outside of its folder: {outside}"
+    own = case.file.removeprefix(f"{OUT}/")  # what is damaged differs itself
+    expected = {name: digest for name, digest in expected.items() if name != own}
     files = {name: files.get(name, "") for name in expected}
     quiet = not any(word in ending.output.lower() for word in SPOKEN)
     if case.recorded and ending.status == 0 and quiet and files != expected:

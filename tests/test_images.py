@@ -428,3 +428,11 @@ def test_a_picture_cut_short_is_damaged_and_not_of_another_format(length: int) -
     whole = encoded(halves(RED, BLUE), "PNG", pnginfo=info)
     with pytest.raises(ImageError, match="damaged picture: it begins as PNG|truncated"):
         decode(whole[:length])
+
+
+def test_a_folder_is_no_name_of_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("."), tmp_path, Path("..")):
+        with pytest.raises(UserError, match="must end in .png") as error:
+            images.require_png(out)
+        assert error.value.hint == f"--out {out / 'picture.png'}"

@@ -6,6 +6,7 @@ whole or not at all and records the sha256 of the input shard that it was made f
 same command again makes only shards that are missing or stale. The same input gives the same bytes.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,8 +26,15 @@ from tarkit.artifacts.manifest import (
     begin_directory,
     read_manifest,
 )
-from tarkit.artifacts.parquet import read_metadata, read_parquet, write_parquet
-from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
+from tarkit.artifacts.parquet import (
+    read_columns,
+    read_metadata,
+    read_num_rows,
+    read_parquet,
+    write_parquet,
+)
+from tarkit.artifacts.picture_tar import Blob, PicturePlace, picture_members, write_tar
+from tarkit.artifacts.remote import fetched, is_there, listed_names, made_again, url_of
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
 from tarkit.images import MAX_PIXELS
@@ -84,10 +92,18 @@ class Artifact:
         """The tar with the pictures of an images shard."""
         return self.path / f"{name}.tar"
 
+    def files(self, name: str) -> list[Path]:
+        """The files of a shard: for images its index and its tar."""
+        tar = [self.tar_path(name)] if self.kind == "images" else []
+        return [self.shard_path(name), *tar]
+
     def missing(self) -> list[str]:
         """Planned shards that do not exist yet."""
         # One listing: to ask for each file takes minutes on some network disks.
-        files = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        names = listed_names(self.path)
+        if names is None:
+            names = os.listdir(self.path) if self.path.is_dir() else []
+        files = set(names)
         return [name for name in self.shards if self.shard_path(name).name not in files]
 
     def require_complete(self) -> None:
@@ -110,13 +126,18 @@ class Artifact:
         return read_metadata(self._existing(name)).get(PREFIX + "source_sha256")
 
     def _existing(self, name: str) -> Path:
+        """The file of a shard, fetched where it is at a URL; UserError where it is not made."""
+        return fetched(self._listed(name))
+
+    def _listed(self, name: str) -> Path:
+        """As `_existing`, without fetching it."""
         if name not in self.shards:
             raise UserError(
                 f"{self.path} has no shard {name!r} in its plan of {len(self.shards)} shards",
                 hint=f"tarkit inspect {self.path}",
             )
         path = self.shard_path(name)
-        if not path.exists():
+        if not is_there(path):
             raise UserError(
                 f"{path} is missing: shard {name} of {self.path} has not been made",
                 hint=f"run the command that began {self.path} again, with the same --out, to make "
@@ -129,19 +150,31 @@ class Artifact:
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a shard (for images: of its index), all columns or those named.
 
-        Raises UserError for a damaged shard and for columns of other types than this kind has.
+        Raises UserError for a damaged shard, for columns that are missing, and for columns of other
+        types than this kind has.
         """
         path = self._existing(name)
-        table = read_parquet(path, columns)
         expected = self.schema
+        table = read_parquet(path, columns or expected.names)
         for column in table.schema:
             if column.name in expected.names and column.type != expected.field(column.name).type:
                 raise UserError(
                     f"{path} has {column.name} as {column.type}, where {self.kind} have "
                     f"{expected.field(column.name).type}",
-                    hint=f"rm {path} and run the command that made it again",
+                    hint=made_again(path),
                 )
         return table
+
+    def read_few(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """The rows of a shard with small columns alone: all that is fetched of one at a URL.
+
+        Raises what `read` does, but does not compare types.
+        """
+        return read_columns(self._listed(name), columns)
+
+    def num_rows(self, name: str) -> int:
+        """The number of rows of a shard, read from the end of its file."""
+        return read_num_rows(self._listed(name))
 
     def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows of a shard as dicts; slow for codes, whose column buffers are faster."""
@@ -152,20 +185,22 @@ class Artifact:
 
         Raises UserError when the tar does not fit its index.
         """
-        rows = self.rows(name)
+        rows, places = self.rows(name), self.picture_places(name)
+        with self.tar_path(name).open("rb", buffering=0) as tar:
+            for row, place in zip(rows, places, strict=True):
+                yield row, None if place is None else place.read(tar)
+
+    def picture_places(self, name: str) -> list[PicturePlace | None]:
+        """Where the picture of each row stands, None for a failed row.
+
+        Other processes read pictures from their places, and look for no members of their own.
+        Raises UserError as `image_offsets` does.
+        """
         offsets, sizes = self.image_offsets(name)
-        members = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
-        with self.tar_path(name).open("rb") as tar:
-            for row in rows:
-                if row["status"] != "ok":
-                    yield row, None
-                    continue
-                offset, size = next(members)
-                tar.seek(offset)
-                blob = tar.read(size)
-                if len(blob) != size:
-                    raise self._torn(name, f"picture {row['key']} ends early")
-                yield row, blob
+        tar = str(self.tar_path(name))
+        places = map(PicturePlace, itertools.repeat(tar), offsets.tolist(), sizes.tolist())
+        statuses = self.read(name, ["status"])["status"].to_pylist()
+        return [next(places) if status == "ok" else None for status in statuses]
 
     def image_offsets(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread from the tar.
@@ -188,11 +223,14 @@ class Artifact:
         places = np.array([[m.offset, m.size] for m in members], dtype=np.int64).reshape(-1, 2)
         return places[:, 0], places[:, 1]
 
-    def tar_fault(self, name: str) -> str | None:
-        """Why the tar of an images shard is not the one its index records; None where it is."""
+    def tar_fault(self, name: str, *, anew: bool = False) -> str | None:
+        """Why the tar of an images shard is not the one its index records; None where it is.
+
+        With `anew` no remembered sha256 is trusted.
+        """
         sha256 = read_metadata(self._existing(name)).get(PREFIX + "tar_sha256")
         try:
-            actual = remembered_sha256(self.tar_path(name))
+            actual = (file_sha256 if anew else remembered_sha256)(fetched(self.tar_path(name)))
         except OSError as error:
             return error.strerror or str(error)
         if sha256 is not None and actual != sha256:
@@ -203,7 +241,9 @@ class Artifact:
         index, tar = self.shard_path(name), self.tar_path(name)
         return UserError(
             f"{tar} is not the tar that {index.name} describes: {why}",
-            hint=f"rm {index} and run the command that began {self.path} again",
+            hint=made_again(index)
+            if url_of(self.path)
+            else f"rm {index} and run the command that began {self.path} again",
         )
 
     # ---- writing ------------------------------------------------------------------------------

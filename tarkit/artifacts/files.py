@@ -38,22 +38,34 @@ def text_encoding(path: Path) -> str:
     """The encoding of a text file that a spreadsheet may have written, for the functions below.
 
     It is UTF-8, UTF-16 where the file begins with its byte order mark, or else Windows' code page
-    1252. Raises UserError where the file cannot be read.
+    1252. Raises UserError where the file is none of them or cannot be read.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    require_file(path)
     try:
         with path.open("rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                return "utf-16"
-            file.seek(0)
+            start = file.read(2)
+        marked = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        for encoding in ("utf-16",) if marked else (UTF8, "cp1252"):
+            if _is_encoded(path, encoding):
+                return encoding
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    raise UserError(
+        f"{path} is not text in UTF-8, UTF-16 or Windows' code page 1252",
+        hint=f"iconv -f ITS_ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW",
+    )
+
+
+def _is_encoded(path: Path, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with path.open("rb") as file:
             while part := file.read(1 << 20):
                 decoder.decode(part)
         decoder.decode(b"", final=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        return "cp1252"
-    return UTF8
+    except UnicodeError:
+        return False
+    return True
 
 
 def is_system_file(path: Path | str) -> bool:
@@ -73,6 +85,7 @@ def utf8_hint(path: Path) -> str:
 
 def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
     """The text of a file; UserError with `hint` where it cannot be read or is not UTF-8."""
+    require_file(path, hint)
     try:
         return path.read_text(encoding=encoding)
     except OSError as error:
@@ -92,6 +105,7 @@ def numbered_lines(
     no other character ends a line. Raises UserError with `hint` when the file cannot be read, or a
     line is longer than `MAX_LINE_CHARS`.
     """
+    require_file(path, hint)
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 text has, and reading
         # continues with the right line numbers.
@@ -105,6 +119,13 @@ def numbered_lines(
                 yield number, line, _not_utf8(line)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", hint=hint) from None
+
+
+def require_file(path: Path, hint: str = "") -> None:
+    """Raise UserError for a pipe or a device, whose end may never come."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UserError(f"{path} cannot be read: it is {kind}, not a file", hint=hint)
 
 
 def _not_utf8(line: str) -> str | None:
@@ -136,7 +157,7 @@ def read_object(path: Path, *, hint: str = "") -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES or not path.is_file():
             raise ValueError(f"it has {size:,} bytes, or is no file")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding=UTF8))
         if is_deep(value):
             raise RecursionError
     except UnicodeDecodeError:

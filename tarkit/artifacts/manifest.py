@@ -8,14 +8,20 @@ compare theirs with it.
 import importlib.metadata
 import json
 import os
+import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from tarkit.artifacts.digests import file_sha256, remembered_sha256
 from tarkit.artifacts.files import read_object, sweep, write_once
+from tarkit.artifacts.remote import is_url, url_of
 from tarkit.errors import UserError
+
+SettingsT = TypeVar("SettingsT")
 
 MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"[0-9]{5,18}")
@@ -41,13 +47,33 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_settings(path: Path, shape: type[SettingsT]) -> SettingsT:
+    """The settings in the manifest of `path`, as a dataclass with the types that it annotates.
+
+    Settings that are no field of it are left out. Raises UserError for one that is missing or has
+    another type.
+    """
+    settings = read_manifest(path)["settings"]
+    try:
+        # As JSON, in which a list may become a tuple even where types are compared strictly.
+        return TypeAdapter(shape).validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise UserError(
+            f"{path / MANIFEST} is not a manifest of this kind: {name}: {first['msg']}",
+            hint=DAMAGED,
+        ) from None
+
+
 def _fault(manifest: Mapping[str, Any]) -> str | None:
     """What is wrong with a manifest; None where everything in it is as tarkit writes it."""
     if not isinstance(manifest.get("kind"), str):
         return "it names no kind"
-    for key in ("settings", "parents"):
-        if not isinstance(manifest.get(key, {}), dict):
-            return f"its {key} are not a table"
+    if not isinstance(manifest.get("settings"), dict):
+        return "it has no settings"
+    if not isinstance(manifest.get("parents", {}), dict):
+        return "its parents are not a table"
     for name, parent in manifest.get("parents", {}).items():
         texts = ("path", "kind", "manifest_sha256")
         if not isinstance(parent, dict) or not all(isinstance(parent.get(t), str) for t in texts):
@@ -111,12 +137,26 @@ def begin_directory(
 
 
 def describe_parents(out: Path, parents: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`."""
+    """`{path, kind, manifest_sha256}` of every input, the path relative to `out`, or a URL."""
     return {name: _parent(out, parent) for name, parent in sorted(parents.items())}
 
 
+def input_url(folder: Path, recorded: str) -> str | None:
+    """The URL of an input that a manifest records: its own, or one beside the folder's URL.
+
+    None for an input on this machine. No URL is opened that only a manifest names.
+    """
+    if is_url(recorded):
+        return recorded
+    url = url_of(folder)
+    if url is None:
+        return None
+    scheme, _, place = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(place, recorded))}"
+
+
 def _parent(out: Path, path: Path) -> dict[str, str]:
-    relative = os.path.relpath(path.resolve(), out.resolve())
+    relative = url_of(path) or os.path.relpath(path.resolve(), out.resolve())
     if (path / MANIFEST).exists():
         kind = str(read_manifest(path)["kind"])
         return {"path": relative, "kind": kind, "manifest_sha256": file_sha256(path / MANIFEST)}

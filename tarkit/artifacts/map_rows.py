@@ -15,6 +15,7 @@ from typing import Any
 
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.remote import with_next_fetched
 from tarkit.artifacts.resume import pending_shards
 from tarkit.images import MAX_PIXELS
 from tarkit.progress import Progress
@@ -65,7 +66,7 @@ def map_rows(
     own_shards = [s for s in artifact.shards[rank::world] if s in pending or retry_failed]
     reasons: collections.Counter[str] = collections.Counter()
     with Progress(name, total=sum(rows_of[s] for s in own_shards), unit="rows") as progress:
-        for shard in own_shards:
+        for shard in with_next_fetched(own_shards, source.files):
             old = [] if shard in pending else artifact.rows(shard)
             rows = _shard(source, shard, rows_of[shard], old, make, carry, artifact, progress)
             failed = [row["error"] for row in rows if row["status"] == "failed"]

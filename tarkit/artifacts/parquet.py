@@ -10,10 +10,12 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.remote import made_again, opened_ranges
 from tarkit.errors import UserError
 
 FOOTER_DIGEST = b"tarkit footer sha256"  # before the digest, to tell it from the bytes of a page
@@ -52,6 +54,21 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=list(columns) if columns else None, use_threads=threads)
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """The rows of small columns; of a file at a URL only their bytes are fetched.
+
+    Raises UserError for a damaged file or an unknown column.
+    """
+    with opened_ranges(path) as file:
+        if isinstance(file, Path):
+            return read_parquet(file, columns)
+        with (
+            _explained_damage(path),
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
+            return parquet.read(columns=list(columns), use_threads=False)
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """The texts kept in the file's schema; UserError for a damaged file."""
     with _opened(path) as file:
@@ -60,24 +77,55 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_num_rows(path: Path) -> int:
-    """The number of rows; UserError for a damaged file."""
+    """The number of rows; UserError for a damaged file. Of one at a URL the footer is fetched."""
+    with opened_ranges(path) as file:
+        if isinstance(file, Path):
+            with _opened(file) as parquet:
+                return int(parquet.metadata.num_rows)
+        with _explained_damage(path), pq.ParquetFile(file) as parquet:
+            return int(parquet.metadata.num_rows)
+
+
+def read_bounds(path: Path, columns: Sequence[str]) -> tuple[tuple[Any, Any] | None, ...]:
+    """The least and the largest value of each column, by the footer: no row is read.
+
+    None where the footer does not say it for every group of rows, as of a column without values.
+    UserError for a damaged file.
+    """
     with _opened(path) as file:
-        return int(file.metadata.num_rows)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    found: dict[str, list[Any]] = {column: [] for column in columns}
+    for group in groups:
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            if chunk.path_in_schema in found:
+                found[chunk.path_in_schema].append(chunk.statistics)
+    return tuple(
+        (min(s.min for s in each), max(s.max for s in each))
+        if each and all(s is not None and s.has_min_max for s in each)
+        else None
+        for each in found.values()
+    )
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     """The file, whose footer is as it was written; UserError for a damaged file."""
-    try:
+    with _explained_damage(path):
         _check_footer(path)
         # ParquetFile and not read_table, which reads folder names like `a=1` as partitions.
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
+
+
+@contextlib.contextmanager
+def _explained_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path} is damaged: {reason}",
-            hint=f"rm {path} and run the command that made it again",
+            hint=made_again(path),
         ) from None
 
 

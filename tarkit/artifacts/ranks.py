@@ -35,7 +35,7 @@ def rank_and_world() -> tuple[int, int]:
 def _number(variable: str) -> int:
     text = os.environ.get(variable)
     if text is None or not re.fullmatch("[0-9]{1,9}", text):
-        raise UserError(f"the environment variable {variable} is {text!r}: expected a number")
+        raise UserError(f"the environment variable {variable} is {text!r:.40}: expected a number")
     return int(text)
 
 

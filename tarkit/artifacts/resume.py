@@ -52,8 +52,7 @@ def first_rows(source: Artifact, limit: int | None) -> dict[str, int]:
     for name in source.shards:
         if remaining is not None and remaining <= 0:
             break
-        source.shard_sha256(name)  # raises UserError where the shard is missing
-        num_rows = read_num_rows(source.shard_path(name))
+        num_rows = source.num_rows(name)  # raises UserError where the shard is missing
         rows_of[name] = num_rows if remaining is None else min(num_rows, remaining)
         remaining = None if remaining is None else remaining - rows_of[name]
     return rows_of

@@ -1,9 +1,9 @@
 """How many rows of each task, split and status every shard has: counted once, then remembered.
 
 A training draws from millions of rows and must begin within seconds, at its start and whenever it
-is resumed. The counts are kept in a hidden file in the artifact's folder, with the size and the
-time of each shard, so that only shards that are new or were made again are read. Where the folder
-cannot be written to, all are read each time.
+is resumed. The counts are kept in a hidden file in the artifact's folder, or for an artifact at a
+URL in the cache, with the size and the time of each shard, so that only shards that are new or were
+made again are read. Where the folder cannot be written to, all are read each time.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.remote import file_stamp
 
 FILE = ".row_counts.json"
 SHARDS_TOGETHER = 64
-NUM_THREADS = 4  # on object storage and network disks each file is a wait
+NUM_THREADS = 16  # on object storage and network disks each file is a wait
 
 
 class RowKind(NamedTuple):
@@ -38,8 +39,7 @@ Counts = dict[RowKind, int]
 def row_counts(artifact: Artifact) -> list[Counts]:
     """The number of rows of each kind, shard by shard; UserError for an incomplete artifact."""
     artifact.require_complete()
-    stats = [artifact.shard_path(name).stat() for name in artifact.shards]
-    stamps = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    stamps = [file_stamp(artifact.shard_path(name)) for name in artifact.shards]
     remembered = _read(artifact)
     stale = [
         name
@@ -59,7 +59,7 @@ def _counted(artifact: Artifact, names: Sequence[str]) -> dict[str, list[list[An
     """[task, split, status, number of rows] of every kind in each of these shards."""
     columns = [column for column in RowKind._fields if column in artifact.schema.names]
     with ThreadPoolExecutor(NUM_THREADS) as threads:
-        tables = list(threads.map(lambda name: artifact.read(name, columns), names))
+        tables = list(threads.map(lambda name: artifact.read_few(name, columns), names))
     numbers = [pa.repeat(pa.scalar(i, pa.int32()), len(table)) for i, table in enumerate(tables)]
     table = pa.concat_tables(tables).append_column("shard", pa.chunked_array(numbers, pa.int32()))
     grouped = table.group_by(["shard", *columns]).aggregate([([], "count_all")]).to_pylist()

@@ -94,6 +94,10 @@ VQ_SETTINGS = ("vqvae_sha256", "vq_codebook_size", "vq_side", "vq_size_px")
 LATENT_SETTINGS = ("vae_sha256", "latent_channels", "latent_side", "latent_size_px")
 
 
+MAX_CODEBOOK_SIZES = {"codebook_size": 1 << 16, "vq_codebook_size": 1 << 24}
+"""The codes of TA-Tok are stored with 16 bits; no published image VQ has more than 2^18 codes."""
+
+
 def needed_settings(kind: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The settings that an artifact of the kind needs, and that every shard holds as metadata."""
     needed = NEEDED_SETTINGS.get(kind, ())
@@ -109,8 +113,15 @@ def code_type(codebook_size: int) -> pa.DataType:
 
 
 def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
-    """Columns of a shard; those of tokens, scores and images depend on the artifact's settings."""
+    """Columns of a shard; those of tokens, scores and images depend on the artifact's settings.
+
+    Raises ValueError for a size of a codebook that none has: counts of its codes are of that size.
+    """
     if kind == "tokens":
+        for name, most in MAX_CODEBOOK_SIZES.items():
+            size = settings.get(name, 1)
+            if type(size) is not int or not 1 <= size <= most:
+                raise ValueError(f"{name} = {size!r:.40} is no whole number from 1 to {most}")
         codes = [
             (f"codes_{scale}", pa.list_(pa.uint16(), side * side))
             for scale, side in sorted(settings["sides"].items())

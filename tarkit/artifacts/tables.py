@@ -18,12 +18,13 @@ import csv
 import itertools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tarkit.artifacts.files import MAX_LINE_CHARS, UTF8, numbered_lines, read_text
+from tarkit.artifacts.files import MAX_LINE_CHARS, UTF8, numbered_lines, read_text, require_file
 from tarkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def read_rows(
         ".json": lambda: _json_rows(path, encoding),
         ".parquet": lambda: _parquet_rows(path, columns),
     }
+    require_file(path)
     ending = path.suffix.lower()
     if ending not in readers:
         raise UserError(
@@ -163,6 +165,13 @@ def _csv_rows(
     )
     try:
         if reader.fieldnames:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames]
+            if repeated := [
+                n for n, count in Counter(reader.fieldnames).items() if count > 1 and n
+            ]:
+                raise UserError(
+                    f"{path} has two columns {repeated[0]!r}", hint="rename one of them in the file"
+                )
             _require_column(path, reader.fieldnames, columns)
         for row in reader:
             error = None

@@ -6,18 +6,18 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-WIDTH = 110
+WIDTH = 120
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Machine, ceilings, and a row for each way of each case, in at most 110 columns."""
+    """Machine, ceilings, and a row for each way of each case, in at most 120 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
 
     rows = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     rows.add_column("work and way", no_wrap=True)
-    for name in ("median time", "interval", "rate", "times ours", "of floor", "equal"):
+    for name in ("median", "interval", "rate", "x ours", "of floor", "equal"):
         rows.add_column(name, justify="right", no_wrap=True)
     for case in result["cases"]:
         rows.add_section()

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tarkit.artifacts.commands import append_command
+from tarkit.artifacts.remote import is_url, local_path, refuse_url, with_urls
 from tarkit.errors import UserError, explained
 from tarkit.terminal import print_note, printable
 
@@ -108,11 +109,20 @@ def command(
 
     def register(function: Callable[..., int]) -> Callable[..., int]:
         flat = unbundled(function)
+        written = {"out", recorded_in or "out"}
+        read = [name for name in naming_paths(flat) if name not in written]
 
         @functools.wraps(flat)
         def exiting(context: typer.Context, **options: Any) -> int:
             words = context.meta[WORDS]
-            status = guarded(lambda: flat(**options), words)
+
+            def run() -> int:
+                for name in written & options.keys():
+                    if options[name] is not None:
+                        refuse_url(options[name])
+                return flat(**options | {name: _local(options[name]) for name in read})
+
+            status = guarded(run, words)
             folder = options.get(recorded_in) if recorded_in else None
             if status in (0, FAILED_ROWS) and folder and not options.get("dry_run"):
                 _record(folder, words)
@@ -131,6 +141,31 @@ def command(
         return function
 
     return register
+
+
+def naming_paths(flat: Callable[..., int]) -> list[str]:
+    """The parameters that name a file or a folder: by their type, or by DIR in their metavar."""
+    return [
+        name
+        for name, parameter in inspect.signature(flat).parameters.items()
+        if _names_a_path(parameter.annotation)
+    ]
+
+
+def _names_a_path(annotation: Any) -> bool:
+    notes: tuple[Any, ...] = getattr(annotation, "__metadata__", ())
+    if any("DIR" in str(getattr(note, "metavar", "")).split("|") for note in notes):
+        return True
+    return annotation is Path or any(map(_names_a_path, typing.get_args(annotation)))
+
+
+def _local(value: Any) -> Any:
+    """The value of an option with the paths of the cache in place of URLs."""
+    if isinstance(value, list):
+        return [_local(each) for each in value]
+    if isinstance(value, str | Path) and is_url(value):
+        return type(value)(local_path(value))
+    return value
 
 
 def _record(folder: Path, words: Sequence[str]) -> None:
@@ -205,7 +240,7 @@ def guarded(function: Callable[[], int], words: Sequence[str]) -> int:
             LOG.debug("explained as a user error", exc_info=True)
             raise error from None
     except UserError as error:
-        print_note(f"error: {_bounded(error.message)}")
+        print_note(f"error: {_bounded(with_urls(error.message))}")
         if error.hint:
             print_note(f"next: {error.hint}")
         return FAILED

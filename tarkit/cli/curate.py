@@ -60,7 +60,9 @@ def curate_ingest(
     captions: Annotated[
         Path | None,
         typer.Option(
-            "--captions", metavar="FILE", help="csv, jsonl, Parquet or COCO json: image, caption."
+            "--captions",
+            metavar="FILE",
+            help="csv, tsv, jsonl, Parquet or COCO json: image, caption.",
         ),
     ] = None,
     questions: Annotated[

@@ -150,7 +150,7 @@ def _question(
 def _read(
     config: CaptionConfig, examples: frozenset[str], todo: Todo, text: str
 ) -> Mapping[str, Any]:
-    """The answer as one line without quotes around it; raises Refused."""
+    """The caption in an answer, checked as the style wants it; raises Refused."""
     prompt = caption_in(text)
     if not any(letter.isalnum() for letter in prompt):
         raise Refused("the answer has no word")

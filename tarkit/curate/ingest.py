@@ -29,6 +29,7 @@ from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.picture_tar import Blob
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
+from tarkit.artifacts.remote import FetchError
 from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.workers import Report, make_shards
 from tarkit.config import Config, load_config
@@ -59,8 +60,9 @@ class IngestPlan(ShardPlan):
     """Takes the pictures of `source_path`: a folder, a Parquet file or tars.
 
     `source_path` may also name many shards, as `data-{00..99}.tar` or as a .txt with one per line,
-    and tars at http and https URLs. Remote tars are streamed once to list them, in every run, and
-    once more to read them. With `allow_private` their hosts may have private addresses.
+    and tars at http and https URLs. Those are streamed once to list them, in every run, and once
+    more to read them. With `allow_private` their hosts may have private addresses. A folder, file
+    or pattern may be at a URL of fsspec, as `hf://`: its shards are fetched one by one.
 
     `captions` (csv, jsonl, Parquet: image and prompt, caption, text or captions) and `questions`
     (image, question, answer) name pictures by their path in the source. A captions file may also
@@ -236,7 +238,7 @@ def _picture(
             raise ImageError(item.error)
         blob = item.read()
         picture = decode(blob, max_pixels=config.max_pixels, min_side_px=config.min_side_px)
-    except SourceLost:
+    except (SourceLost, FetchError):
         raise
     except (UserError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -29,7 +29,7 @@ from pydantic import Field
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import is_system_file
+from tarkit.artifacts.files import UTF8, is_system_file
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
@@ -320,7 +320,7 @@ def _txt(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield str(number), line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield str(number), line.decode(UTF8 if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 yield str(number), ValueError(f"not UTF-8: {error.reason}")
 
@@ -339,7 +339,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with path.open(encoding=UTF8, errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
             yield str(reader.line_num), _column(row)

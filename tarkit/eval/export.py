@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarkit.artifacts.files import whole_folder
+from tarkit.artifacts.files import sweep, whole_folder
 from tarkit.errors import UserError
 from tarkit.eval.benchmarks import load_benchmark
 from tarkit.eval.run import open_run
@@ -31,6 +31,7 @@ def run(path: Path, *, out: Path, layout: str) -> Path:
             f"{started.bench} is not exported as {layout!r}",
             hint=known if layouts else f"tarkit eval score {path} scores it here",
         )
+    sweep(out.resolve().parent)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; give another --out")
     with whole_folder(out.resolve()) as folder:

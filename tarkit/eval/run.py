@@ -15,18 +15,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, PositiveInt
 
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import MANIFEST, begin_directory, read_manifest
+from tarkit.artifacts.manifest import MANIFEST, begin_directory, read_manifest, read_settings
+from tarkit.artifacts.parquet import read_parquet
 from tarkit.errors import UserError
 from tarkit.eval.sample_files import Failure, read_answers
 from tarkit.seeds import sample_seed
 
 ITEMS = "items.parquet"
+MAX_N = 10_000
+"""The most pictures of a prompt; the names of their files have four digits."""
 SCHEMA = pa.schema(
     [
         ("item", pa.string()),
@@ -115,8 +119,21 @@ class BenchmarkRun:
             raise UserError(
                 f"{self.path} has no answers yet", hint=f"tarkit eval answer {self.path}"
             )
-        size = read_manifest(folder)["settings"]["batch_size"]
+        size = read_settings(folder, _AnswersSettings).batch_size
         return read_answers(folder, len(self.items), batch_size=size)
+
+
+@dataclass(frozen=True)
+class _AnswersSettings:
+    batch_size: PositiveInt
+
+
+@dataclass(frozen=True)
+class _RunSettings:
+    bench: str
+    n: Annotated[int, Field(ge=1, le=MAX_N)]
+    seed: int
+    items_sha256: str
 
 
 def begin_run(
@@ -128,7 +145,12 @@ def begin_run(
     seed: int,
     settings: Mapping[str, Any],
 ) -> BenchmarkRun:
-    """Write the items. Raises UserError where `out` was begun with other settings or items."""
+    """Write the items.
+
+    Raises UserError where `out` was begun with other settings or items, and for an `n` over MAX_N.
+    """
+    if n > MAX_N:
+        raise UserError(f"--n {n}: a prompt has at most {MAX_N} pictures")
     repeated = len(items) - len({item.id for item in items})
     if repeated or not items:
         raise UserError(f"{bench} has {len(items)} items, {repeated} of them with a repeated id")
@@ -160,10 +182,14 @@ def open_run(path: Path) -> BenchmarkRun:
             f"{path} holds {manifest['kind']}, not a run of a benchmark",
             hint="tarkit eval prepare geneval --out DIR",
         )
-    rows = pq.read_table(path / ITEMS).to_pylist()
-    settings = manifest["settings"]
-    if hashlib.sha256(json.dumps(rows).encode()).hexdigest() != settings["items_sha256"]:
-        raise UserError(f"{path / ITEMS} has changed since the run was begun")
+    settings = read_settings(path, _RunSettings)
+    table = read_parquet(path / ITEMS)
+    rows = table.to_pylist() if table.schema.equals(SCHEMA) else []
+    if hashlib.sha256(json.dumps(rows).encode()).hexdigest() != settings.items_sha256:
+        raise UserError(
+            f"{path / ITEMS} has changed since the run was begun",
+            hint=f"rm {path / ITEMS} and run tarkit eval prepare {settings.bench} again",
+        )
     items = tuple(
         BenchmarkItem(
             row["item"],
@@ -175,7 +201,7 @@ def open_run(path: Path) -> BenchmarkRun:
         )
         for row in rows
     )
-    return BenchmarkRun(path, settings["bench"], items, settings["n"], settings["seed"])
+    return BenchmarkRun(path, settings.bench, items, settings.n, settings.seed)
 
 
 def _row(item: BenchmarkItem) -> dict[str, Any]:

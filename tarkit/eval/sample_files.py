@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from tarkit.artifacts.files import read_lines, read_text, write_whole
+from tarkit.artifacts.files import read_lines, read_text, sweep, write_whole
 from tarkit.errors import UserError
 from tarkit.images import png_bytes, read_picture
 from tarkit.progress import Progress
@@ -46,6 +46,8 @@ def make_pictures(
 
     `make` draws the pictures of a batch. Raises UserError if every picture fails.
     """
+    for folder in sorted({file.parent for file, _ in items}):
+        sweep(folder)  # in which this run may have nothing to write
     if retry_failed:
         for file, _ in items:
             if _failed(file) or _damaged(file):

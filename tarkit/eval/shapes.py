@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tarkit.artifacts.manifest import begin_directory, read_manifest
+from pydantic import PositiveInt
+
+from tarkit.artifacts.manifest import begin_directory, read_manifest, read_settings
 from tarkit.errors import UserError
 from tarkit.eval.outcome import Scored, write_outcome
 from tarkit.eval.result_tables import Table, show, tables
@@ -31,6 +33,19 @@ _REPORTED = (
     *("split", "n", "seed", "limit", "scale", "read_scale"),
     *("sampling", "answers", "batch_size"),
 )
+
+
+@dataclass(frozen=True)
+class _ShapesSettings:
+    """The settings beside those of the plan that scoring and the report need."""
+
+    scale: int
+    read_scale: int
+    sampling: dict[str, Any]
+    answers: dict[str, Any]
+    batch_size: PositiveInt
+    model: dict[str, str]
+    items: dict[str, Any]
 
 
 def run(
@@ -129,17 +144,18 @@ def score(out: Path) -> Scored:
 
 def _read_settings(out: Path) -> dict[str, Any]:
     manifest = read_manifest(out)
-    if manifest["kind"] != "results" or "suites" not in manifest["settings"]:
+    settings: dict[str, Any] = manifest["settings"]
+    if manifest["kind"] != "results" or "suites" not in settings:
         raise UserError(
             f"{out} holds {manifest['kind']}, not an evaluation on the drawn world",
             hint=f"tarkit eval shapes --out {out}",
         )
-    settings: dict[str, Any] = manifest["settings"]
+    read_settings(out, _ShapesSettings)
     return settings
 
 
 def _read_plan(out: Path, settings: Mapping[str, Any]) -> ShapesPlan:
-    plan = ShapesPlan(**{field.name: settings[field.name] for field in fields(ShapesPlan)})
+    plan = read_settings(out, ShapesPlan)
     if plan.fingerprints() != settings["items"]:
         raise UserError(
             f"{out} was made from other test lists than this version's; give another --out",

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import Field
 
+from tarkit.eval.run import MAX_N
 from tarkit.seeds import sample_seed
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import Scene, scene_to_json
@@ -79,7 +81,7 @@ class ShapesPlan:
 
     suites: tuple[str, ...]
     split: EvalSplit
-    n: int
+    n: Annotated[int, Field(ge=1, le=MAX_N)]
     seed: int
     limit: int | None
 

@@ -20,10 +20,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.card import CARD
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.manifest import MANIFEST, nearest_artifacts, read_manifest
+from tarkit.artifacts.files import read_text, write_whole
+from tarkit.artifacts.manifest import MANIFEST, input_url, nearest_artifacts, read_manifest
+from tarkit.artifacts.remote import is_there, shown_path, url_of
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet, decode, png_bytes
@@ -32,6 +34,7 @@ from tarkit.terminal import print_result, printable
 
 MAX_SHEET = 36
 MAX_FAILED = 20
+AT_A_URL = "at a URL"
 MAX_NUMBERS = 12  # of a list on one line
 MAX_HEADER_BYTES = 100 << 20  # the limit of safetensors itself
 # Of a model, and of a part of a Dif-DTok.
@@ -43,11 +46,12 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     """Print the facts of a folder to stdout, as text or JSON, and return them.
 
     `out` is the file of an images artifact's contact sheet, by default `DIR.png` next to the
-    folder. Raises UserError for a folder that tarkit did not make, and for `out` without images.
+    folder, and none where that is at a URL. Raises UserError for a folder that tarkit did not make,
+    and for `out` without images.
     """
     facts = describe(path)
     if facts["kind"] == "images":
-        sheet = draw_sheet(open_artifact(path))
+        sheet = draw_sheet(open_artifact(path)) if out or not url_of(path) else None
         if sheet is not None:
             place = out or path.resolve().with_name(path.resolve().name + ".png")
             _save(sheet, place)
@@ -57,7 +61,10 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     if as_json:
         print_result(json.dumps(facts))
     else:
-        _show(facts)
+        card = facts.get("card", "")
+        _show({name: value for name, value in facts.items() if name != "card"})
+        if card:  # without its header of YAML
+            print_result(card.split("---\n", 2)[-1].strip())
     return facts
 
 
@@ -71,7 +78,7 @@ def describe(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is no folder that tarkit made: {reason}", hint=nearest_artifacts(path)
         )
-    facts: dict[str, Any] = {"path": str(path)}
+    facts: dict[str, Any] = {"path": shown_path(path)}
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
         facts |= {"kind": manifest["kind"], "tarkit": manifest.get("tarkit")}
@@ -80,6 +87,8 @@ def describe(path: Path) -> dict[str, Any]:
         facts["settings"] = manifest.get("settings", {})
         facts["lineage"] = _lineage(path)
     facts["commands"] = read_commands(path)
+    if (path / CARD).is_file():
+        facts["card"] = read_text(path / CARD)
     if (path / "config.json").exists() or facts.get("kind") == "model":
         facts = {"kind": "model"} | facts | _model(path)
     if (path / "results.json").exists():
@@ -98,7 +107,7 @@ def draw_sheet(artifact: Artifact, *, count: int = MAX_SHEET) -> Image.Image | N
     pictures: list[Image.Image] = []
     captions: list[str] = []
     for name in artifact.shards:
-        if len(pictures) == count or not artifact.shard_path(name).exists():
+        if len(pictures) == count or not is_there(artifact.shard_path(name)):
             break
         for row, blob in artifact.read_images(name):
             if blob is not None and len(pictures) < count:
@@ -121,7 +130,7 @@ def _shards(artifact: Artifact) -> dict[str, Any]:
     failed: list[str] = []
     label = "source" if "source" in artifact.schema.names else "key"
     for name in present:
-        table = artifact.read(name, [*counts, "error", *{label, "key"}])
+        table = artifact.read_few(name, [*counts, "error", *{label, "key"}])
         for row in table.filter(pc.is_valid(table["error"])).to_pylist():
             # Reasons that differ only in their numbers count as one reason.
             errors[re.sub(r"\d+", "N", row["error"])] += 1
@@ -172,7 +181,7 @@ def _codes(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     for column, size in sizes.items():
         counts = np.zeros(size, dtype=np.int64)
         for name in names:
-            codes = artifact.read(name, [column])[column].combine_chunks().flatten().to_numpy()
+            codes = artifact.read_few(name, [column])[column].combine_chunks().flatten().to_numpy()
             counts += np.bincount(codes, minlength=size)
         shares = counts[counts > 0] / max(1, counts.sum())
         usage[column] = {
@@ -188,7 +197,7 @@ def _scores(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """The least, mean and greatest value of each column of scores."""
     ranges: dict[str, Any] = {}
     for column in artifact.settings["columns"]:
-        chunks = [artifact.read(name, [column])[column].drop_null() for name in names]
+        chunks = [artifact.read_few(name, [column])[column].drop_null() for name in names]
         values = np.concatenate([chunk.to_numpy() for chunk in chunks])
         if len(values):
             figures = (values.min(), values.mean(), values.max())
@@ -200,12 +209,14 @@ def _chats(artifact: Artifact, names: Sequence[str]) -> dict[str, Any]:
     """The first chat of every task, as text."""
     examples: dict[str, list[str]] = {}
     for name in names:
+        few = artifact.read_few(name, ["task", "status"])
+        tasks = few.filter(pc.equal(few["status"], "ok"))["task"].unique().to_pylist()
+        if examples.keys() >= set(tasks):
+            continue
         for row in artifact.rows(name, ["task", "status", "messages"]):
             if row["status"] == "ok" and row["task"] not in examples:
                 turns = row["messages"] or []
                 examples[row["task"]] = [f"{turn['role']}: {turn['content']}" for turn in turns]
-        if len(examples) == 5:
-            break
     return {"examples": examples}
 
 
@@ -220,17 +231,18 @@ def _lineage(path: Path) -> list[dict[str, Any]]:
     while folders:
         folder = folders.pop(0)
         for name, parent in read_manifest(folder).get("parents", {}).items():
+            url = input_url(folder, parent["path"])
             place = (folder / parent["path"]).resolve()
             lineage.append(
                 {
                     "of": folder.name,
                     "name": name,
                     "kind": parent["kind"],
-                    "path": str(place),
-                    "state": _state(place, parent["manifest_sha256"]),
+                    "path": url or str(place),
+                    "state": AT_A_URL if url else _state(place, parent["manifest_sha256"]),
                 }
             )
-            if place not in seen and (place / MANIFEST).exists():
+            if not url and place not in seen and (place / MANIFEST).exists():
                 seen.add(place)
                 folders.append(place)
     return lineage

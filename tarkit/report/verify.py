@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tarkit.artifacts.artifact import PREFIX, Artifact, open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import read_object
-from tarkit.artifacts.manifest import MANIFEST, read_manifest
-from tarkit.artifacts.parquet import read_metadata
+from tarkit.artifacts.manifest import MANIFEST, input_url, read_manifest
+from tarkit.artifacts.remote import fetched, forget, shown_path, url_of, with_urls
 from tarkit.artifacts.schema import KINDS
 from tarkit.errors import UserError
 from tarkit.progress import Progress
@@ -45,7 +45,16 @@ def run(path: Path, *, repair: bool = False, as_json: bool = False) -> bool:
     more. Raises UserError for a directory that tarkit did not make, and where a repair does not
     know its command or that command fails; the damaged files are then where they were.
     """
+    url = url_of(path)
+    if repair and url:
+        raise UserError(
+            f"{url} is at a URL, where nothing is written",
+            hint="repair the folder that it was copied from, and copy that again",
+        )
+    forget(path)
     folders = lineage(path)
+    for folder in folders if repair else ():
+        _put_back(folder)
     faults = [fault for folder in folders for fault in verify(folder)]
     repaired = 0
     if repair and any(fault.shard for fault in faults):
@@ -56,18 +65,27 @@ def run(path: Path, *, repair: bool = False, as_json: bool = False) -> bool:
                 repaired += len(names)
         faults = [fault for folder in folders for fault in verify(folder)]
     facts: dict[str, Any] = {
-        "folders": [str(folder) for folder in folders],
-        "faults": [{"path": str(fault.folder), "fault": fault.what} for fault in faults],
+        "folders": [shown_path(folder) for folder in folders],
+        "faults": [
+            {"path": shown_path(fault.folder), "fault": with_urls(fault.what)} for fault in faults
+        ],
         "repaired_shards": repaired,
     }
+    not_compared = [each for folder in folders for each in _inputs_at_urls(folder)]
+    if not_compared:
+        facts["not_compared"] = not_compared
     if as_json:
         print_result(json.dumps(facts))
     else:
         for fault in faults:
-            print_result(fault.what)
+            print_result(with_urls(fault.what))
+        for each in not_compared:
+            print_result(f"{each} is at a URL and was not compared: tarkit verify {each}")
         held = "all as recorded" if not faults else f"{len(faults)} faults"
         more = f", {repaired} shards made again" if repaired else ""
-        print_result(f"{path}: {len(folders)} directories with its inputs: {held}{more}")
+        print_result(
+            f"{shown_path(path)}: {len(folders)} directories with its inputs: {held}{more}"
+        )
     return not faults
 
 
@@ -81,12 +99,24 @@ def lineage(path: Path) -> list[Path]:
             with contextlib.suppress(UserError):  # a damaged one is a fault of `verify`
                 manifest = read_manifest(folder)
         for parent in manifest.get("parents", {}).values():
+            if input_url(folder, parent["path"]):
+                continue
             place = Path(os.path.normpath(folder / parent["path"]))
             is_ours = (place / MANIFEST).exists() or (place / "config.json").exists()
             if is_ours and place.resolve() not in seen:
                 seen.add(place.resolve())
                 folders.append(place)
     return folders
+
+
+def _inputs_at_urls(folder: Path) -> Iterator[str]:
+    if not (folder / MANIFEST).exists():
+        return
+    with contextlib.suppress(UserError):  # a damaged manifest is a fault of `verify`
+        for parent in read_manifest(folder).get("parents", {}).values():
+            url = input_url(folder, parent["path"])
+            if url:
+                yield url
 
 
 def verify(folder: Path) -> Iterator[Fault]:
@@ -112,6 +142,8 @@ def verify(folder: Path) -> Iterator[Fault]:
 
 def _parents(folder: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
     for name, parent in manifest.get("parents", {}).items():
+        if input_url(folder, parent["path"]):
+            continue
         place = folder / parent["path"]
         recorded = parent["manifest_sha256"]
         files = (place / MANIFEST, place, place / "config.json")
@@ -132,21 +164,15 @@ def _shards(artifact: Artifact) -> Iterator[Fault]:
 
 
 def _shard_fault(artifact: Artifact, name: str) -> str | None:
-    index, tar = artifact.shard_path(name), artifact.tar_path(name)
+    index, tar = fetched(artifact.shard_path(name)), fetched(artifact.tar_path(name))
     if not index.exists():
         return "is missing"
     try:
         artifact.read(name)
-        recorded = read_metadata(index).get(PREFIX + "tar_sha256")
+        why = artifact.tar_fault(name, anew=True) if artifact.kind == "images" else None
     except UserError as error:
         return error.message.removeprefix(f"{index} ")
-    if artifact.kind != "images":
-        return None
-    if not tar.is_file():
-        return f"{tar.name} is missing"
-    if recorded is not None and file_sha256(tar) != recorded:
-        return f"{tar.name} is not the tar that it describes"
-    return None
+    return f"{tar.name} is not the tar that it describes: {why}" if why else None
 
 
 def _weights(config: Path) -> Iterator[Fault]:
@@ -165,6 +191,16 @@ def _weights(config: Path) -> Iterator[Fault]:
 
 
 # ---- repair -------------------------------------------------------------------------------------
+
+
+def _put_back(folder: Path) -> None:
+    """Undo what a killed repair left: a shard that was put aside, unless it has been made again."""
+    for aside in sorted(folder.glob(f"[0-9]*{ASIDE}")):
+        path = aside.with_name(aside.name.removesuffix(ASIDE))
+        if path.exists():
+            aside.unlink()
+        else:
+            os.replace(aside, path)
 
 
 def _repair(folder: Path, names: list[str]) -> None:

@@ -75,15 +75,15 @@ def check(
     by_class = _by_class(detections, threshold=threshold, max_objects=rules.max_objects)
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []
-    for index, clause in enumerate(metadata.get("include", [])):
-        _require_schema(clause, index)
+    for index, clause in enumerate(_clauses(metadata, "include")):
+        _require_position(clause, index)
         group = by_class.get(clause["class"], [])[: clause["count"]]
         fault = _fault(clause, group, groups, rules.position_slack)
         groups.append(group if fault is None else None)
         if fault is not None:
             reasons.append(fault)
     clauses = [group is not None for group in groups]
-    for clause in metadata.get("exclude", []):
+    for clause in _clauses(metadata, "exclude"):
         num_found = len(by_class.get(clause["class"], []))
         clauses.append(num_found < clause["count"])
         if num_found >= clause["count"]:
@@ -154,17 +154,31 @@ def _fault(
     return None
 
 
-def _require_schema(clause: Mapping[str, Any], index: int) -> None:
-    """Raise UserError unless an include clause follows GenEval's schema."""
-    unknown = set(clause) - _CLAUSE_KEYS
-    if unknown or not {"class", "count"} <= set(clause):
-        raise UserError(
-            f"clause {index} of the prompt's metadata is not GenEval's: {dict(clause)!r}; "
-            f"it needs class and count, and may have color and position"
-        )
+def _clauses(metadata: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The clauses under a name; raises UserError unless each has a class and a count."""
+    clauses = metadata.get(name, [])
+    if not isinstance(clauses, list):
+        raise UserError(f"{name} of the prompt's metadata is {clauses!r:.80}, not a list")
+    for index, clause in enumerate(clauses):
+        types = {"class": str, "count": int, "color": str, "position": list | tuple}
+        if (
+            not isinstance(clause, dict)
+            or not {"class", "count"} <= clause.keys() <= _CLAUSE_KEYS
+            or not all(isinstance(value, types[key]) for key, value in clause.items())
+        ):
+            raise UserError(
+                f"clause {index} of the prompt's metadata is not GenEval's: {clause!r:.200}; "
+                f"it needs class and count, and may have color and position"
+            )
+    return clauses
+
+
+def _require_position(clause: Mapping[str, Any], index: int) -> None:
+    """Raise UserError unless an include clause has the position of an earlier object, or none."""
     if "position" in clause:
-        relation, target = clause["position"]
-        if relation not in RELATIONS or not 0 <= target < index:
+        relation, target = (*clause["position"], None, None)[:2]
+        known = len(clause["position"]) == 2 and relation in RELATIONS and type(target) is int
+        if not known or not 0 <= target < index:
             raise UserError(
                 f"clause {index} of the prompt's metadata has position {clause['position']!r}: "
                 f"the relation must be one of {', '.join(RELATIONS)}, "

@@ -8,7 +8,6 @@ Letters: B pictures, n condition positions, N image-VQ codes, C condition width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ from tarkit.checkpoints.load import (
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch, resize_positions
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import from_unit_truncated
@@ -51,13 +51,12 @@ from tarkit.train.task import Amount, Figure, RowName
 from tarkit.train.workloads import Start, flops_by_scale
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
-log = logging.getLogger("tarkit")
-
 
 class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
-    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_guidance", "remember"}
+    FREE_KEYS = frozenset({"sample_guidance", "remember"})
+    LATER_KEYS = frozenset({"square"})
 
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: ScaleOdds = (2, 1, 1)
@@ -170,9 +169,8 @@ class ArDtokTask:
         self.vqvae.to(device)
         for scale in self.config.scales:
             condition = self._condition(examples.codes[scale])
-            codes = self.model.sample(
-                condition, guidance=self.config.sample_guidance, temperature=0.0
-            )
+            sampling = CodeSampling(guidance=self.config.sample_guidance, temperature=0.0)
+            codes = sample_codes(self.model, condition, sampling)
             cells += [Image.fromarray(a) for a in from_unit_truncated(self.vqvae.decode(codes))]
             captions += [f"{condition.shape[1]} codes"] * 8
         return contact_sheet(cells, captions, columns=8, cell_px=96)
@@ -329,8 +327,4 @@ def _stored_codes(
             tokenizer_sha256=ta_tok.sha256,
             vqvae_sha256=vqvae_sha256,
         )
-    source = StoredCodes(artifacts, settings.scales, vqvae, seed=settings.seed)
-    for path, num_failed in source.num_failed.items():
-        if num_failed:
-            log.warning("%s: %d failed rows are left out", path, num_failed)
-    return source
+    return StoredCodes(artifacts, settings.scales, vqvae, seed=settings.seed)

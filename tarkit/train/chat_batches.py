@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.checkpoints.load import LoadedTaTok
@@ -30,7 +32,7 @@ from tarkit.config import Config, Seed
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
-from tarkit.train.streams import Order, Rounds, draw_scale, source_names
+from tarkit.train.streams import Order, Rounds, ShardsAhead, draw_scale, source_names
 from tarkit.train.task import Figure, Mean, mean_of
 from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
 
@@ -54,6 +56,9 @@ TaskRatio = Annotated[Mapping[TaskName, NonNegativeInt], AfterValidator(_some_ta
 
 class ChatBatchesConfig(Config):
     """Which chats a step learns from, and how much each of their tokens weighs."""
+
+    FREE_KEYS: ClassVar[frozenset[str]] = frozenset({"loss_chunk_tokens", "packed_attention"})
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset({"supervise"})
 
     seed: Seed = 0
     ratio: TaskRatio = {"i2t": 2, "t2i": 2, "text": 1}
@@ -128,7 +133,7 @@ class ChatShard:
     """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
     def __init__(self, table: pa.Table, chats: str) -> None:
-        """`chats`: the path of the artifact."""
+        """`chats`: the path of the artifact, or its URL."""
         self.table = table
         self.chats = chats
         self._rows: dict[str, np.ndarray] = {}
@@ -167,6 +172,10 @@ class ChatStreams:
         # Each task reads from four shards at one time.
         self._shard = lru_cache(maxsize=5 * len(self.tasks))(self._read)
         counts = [counts for artifact in artifacts for counts in row_counts(artifact)]
+        self._with_text = [
+            i for i, c in enumerate(counts) if any(k.task == "text" and k.status == "ok" for k in c)
+        ]
+        usable = Counter({artifact.path: 0 for artifact in artifacts})
         for task in self.ratio:
             kinds = [RowKind(task, split, "ok") for split in ("train", None)]
             counts_of_task = [sum(c.get(kind, 0) for kind in kinds) for c in counts]
@@ -178,10 +187,28 @@ class ChatStreams:
             self.orders[task] = Order(
                 counts_of_task, seed=training_seed(seed, task), shards_together=4
             )
+            for (artifact, _), count in zip(self.shards, counts_of_task, strict=True):
+                usable[artifact.path] += count
+        for path, count in usable.items():
+            if not count:
+                log.warning(
+                    "%s adds nothing: it has no row of a task in the ratio (%s) with status ok and "
+                    "split 'train' or none",
+                    path,
+                    ", ".join(self.tasks),
+                )
+        at_urls = any(url_of(artifact.path) for artifact in artifacts)
+        self._ahead = {
+            task: ShardsAhead(order, self._files) for task, order in self.orders.items() if at_urls
+        }
+
+    def _files(self, index: int) -> list[Path]:
+        artifact, name = self.shards[index]
+        return artifact.files(name)
 
     def _read(self, index: int) -> ChatShard:
         artifact, name = self.shards[index]
-        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), str(artifact.path))
+        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), shown_path(artifact.path))
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
@@ -197,13 +224,15 @@ class ChatStreams:
     def of_task(self, task: TaskName, position: int) -> dict[str, Any]:
         """The chat at a position of one task's own stream."""
         index, place = self.orders[task][position]
+        if task in self._ahead:
+            self._ahead[task].at(position)
         shard = self._shard(index)
         return shard.chat(int(shard.rows_of(task)[place]))
 
     def documents(self, limit: int) -> list[str]:
         """The first `limit` text-only rows in order: to train a tokenizer and count its tokens."""
         texts: list[str] = []
-        for index in range(len(self.shards)):
+        for index in self._with_text:
             shard = self._read(index)
             rows = shard.rows_of("text")[: limit - len(texts)]
             for messages in shard.table["messages"].take(pa.array(rows)).to_pylist():

@@ -10,8 +10,10 @@ and the image VQ's pictures.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.load import LoadedTaTok
 from tarkit.errors import UserError
@@ -32,6 +35,8 @@ from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import MixedStream, PictureRow, PictureStream, Stream, sized
 from tarkit.train.task import RowName
 from tarkit.vocab import Scale
+
+log = logging.getLogger("tarkit")
 
 Codes = dict[Scale | None, Tensor]
 """TA-Tok's codes (B, n) int64 of each scale, and under None the image VQ's (B, N)."""
@@ -108,26 +113,42 @@ class StoredRows:
         self.split = split
         self.columns: dict[Scale | None, str] = {s: f"codes_{int(s)}" for s in scales}
         self.columns[None] = target
-        self.num_failed = {artifact.path: 0 for artifact in artifacts}
+        self.needed = f"status ok, split {split!r} or none"
+        self.num_failed: dict[Path, int] = {}
         self._shards: list[tuple[Artifact, str]] = []
         counts: list[int] = []
         for artifact in artifacts:
-            for name, kinds in zip(artifact.shards, row_counts(artifact), strict=True):
-                failed = sum(n for kind, n in kinds.items() if kind.status == "failed")
-                self.num_failed[artifact.path] += failed
-                counts.append(sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None)))
-                self._shards.append((artifact, name))
+            of_artifact = row_counts(artifact)
+            usable = [
+                sum(kinds.get(RowKind(None, s, "ok"), 0) for s in (split, None))
+                for kinds in of_artifact
+            ]
+            failed = sum(
+                n for kinds in of_artifact for kind, n in kinds.items() if kind.status == "failed"
+            )
+            self.num_failed[artifact.path] = failed
+            if failed:
+                log.warning("%s: %d failed rows are left out", artifact.path, failed)
+            if not sum(usable) and len(artifacts) > 1:
+                log.warning("%s adds nothing: no row is usable (%s)", artifact.path, self.needed)
+            counts += usable
+            self._shards += [(artifact, name) for name in artifact.shards]
         if not sum(counts):
             paths = ", ".join(str(artifact.path) for artifact in artifacts)
             raise UserError(
-                f"{paths}: no row is usable (status ok, split {split!r} or none)",
+                f"{paths}: no row is usable ({self.needed})",
                 hint=f"tarkit inspect {artifacts[0].path}",
             )
-        self.stream: Stream[CodesRow] = Stream(counts, self._load, seed=seed)
+        files = self._files if any(url_of(artifact.path) for artifact in artifacts) else None
+        self.stream: Stream[CodesRow] = Stream(counts, self._load, seed=seed, files=files)
 
     def _usable(self, table: pa.Table) -> pa.ChunkedArray:
         in_split = pc.fill_null(pc.equal(table["split"], self.split), True)
         return pc.and_(pc.equal(table["status"], "ok"), in_split)
+
+    def _files(self, index: int) -> list[Path]:
+        artifact, name = self._shards[index]
+        return artifact.files(name)
 
     def _load(self, index: int) -> list[CodesRow]:
         artifact, name = self._shards[index]
@@ -141,8 +162,9 @@ class StoredRows:
             .reshape(table.num_rows, table.schema.field(column).type.list_size)
             for part, column in self.columns.items()
         }
+        source = shown_path(artifact.path)
         return [
-            CodesRow(key, {part: array[row] for part, array in arrays.items()}, str(artifact.path))
+            CodesRow(key, {part: array[row] for part, array in arrays.items()}, source)
             for row, key in enumerate(table["key"].to_pylist())
         ]
 

@@ -12,10 +12,9 @@ embeddings, W condition width, T training steps of the schedule (1000).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +56,6 @@ from tarkit.train.streams import mixed_pictures, picture_parents
 from tarkit.train.task import Figure, Mean, RowName
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
-log = logging.getLogger("tarkit")
-
 # Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
 TRAINED = ("attn2.", "caption_projection.", "caption_norm.")
 # Without a norm behind it, a bias of all keys alike changes no attention: its gradient is rounding,
@@ -70,7 +67,7 @@ HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
-    FREE_KEYS = PicturesConfig.FREE_KEYS | {"sample_pictures", "sample_guidance", "sample_steps"}
+    FREE_KEYS = frozenset({"sample_pictures", "sample_guidance", "sample_steps"})
 
     optimizer: Literal["adamw", "muon", "came"] = "came"
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.999, 0.9999)
@@ -96,8 +93,6 @@ class DifDtokConfig(PicturesConfig):
     sample_pictures: PositiveInt = 4
     sample_guidance: float = 4.0
     sample_steps: PositiveInt = 20
-
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("trained",))
 
     @property
     def scales(self) -> list[Scale]:
@@ -473,8 +468,4 @@ def _stored_latents(
             vae_sha256=vae_sha256(folder),
             size_px=sana.size_px,
         )
-    source = StoredLatents(artifacts, settings.scales, sana, seed=settings.seed)
-    for path, num_failed in source.num_failed.items():
-        if num_failed:
-            log.warning("%s: %d failed rows are left out", path, num_failed)
-    return source
+    return StoredLatents(artifacts, settings.scales, sana, seed=settings.seed)

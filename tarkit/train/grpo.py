@@ -69,9 +69,6 @@ log = logging.getLogger("tarkit")
 class GrpoConfig(LoopConfig, ChatBatchesConfig):
     """Settings of the training; `batch_size` is the number of pictures of a step."""
 
-    LATER_KEYS = frozenset({"supervise"})
-    FREE_KEYS = LoopConfig.FREE_KEYS | {"loss_chunk_tokens", "packed_attention"}
-
     group: int = Field(default=8, ge=2)
     """Pictures of one prompt, whose scores are compared."""
     round_steps: PositiveInt = 1

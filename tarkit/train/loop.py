@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tarkit.artifacts.manifest import begin_directory
+from tarkit.checkpoints.directory import WEIGHTS
 from tarkit.progress import Progress
 from tarkit.terminal import print_note
 from tarkit.train.batches import step_batches
@@ -64,7 +65,7 @@ def train(
 
     `files` are texts to write next to the weights, by file name. `more` are settings for the
     manifest that no TOML holds. `start_option`: the trainer's option that names a model to start
-    from. Call `begin_training` before making the task. `config.FREE_KEYS` and the number of
+    from. Call `begin_training` before making the task. `config.free_keys()` and the number of
     processes may change when a run is resumed. SIGTERM and Ctrl-C save first (stopping.py). Raises
     UserError where the directory was begun with other settings, where the batch does not divide by
     processes and micro-batches, where a tracker is not installed, where a checkpoint cannot be
@@ -82,13 +83,18 @@ def train(
         "model",
         settings=settings,
         parents=parents,
-        ignored=config.FREE_KEYS,
+        ignored=config.free_keys(),
         hint=_how_to_change(config, out, start_option),
     )
-    if (out / "model.safetensors").exists():
+    if (out / WEIGHTS).exists():
         return out
     if processes.is_main:
-        print_note(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters")
+        # Weights, gradients and two moments, in float32; activations come on top.
+        gigabytes = (4 * counts.total + 12 * counts.trained) / 1e9
+        print_note(
+            f"{name}: trains {counts.trained:,} of {counts.total:,} parameters, "
+            f"{gigabytes:.2f} GB with gradients and moments"
+        )
     processes.prepare(task.model)
     trained, accelerator = processes.trained, processes.accelerator
     optimizers = make_optimizers(trained, config)
@@ -149,9 +155,9 @@ def train(
 
 def _how_to_change(config: LoopConfig, out: Path, start_option: str) -> str:
     """How to go on where settings that decide the result were changed."""
-    free = f"keys that may change in a run: {', '.join(sorted(config.FREE_KEYS))}"
+    free = f"keys that may change in a run: {', '.join(sorted(config.free_keys()))}"
     if not start_option:
         return free
-    models = sorted((out / "steps").glob("*/model.safetensors"))
+    models = sorted((out / "steps").glob(f"*/{WEIGHTS}"))
     start = models[-1].parent if models else out
     return f"--out ANOTHER {start_option} {start} trains on from this run's model; {free}"

@@ -87,13 +87,10 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
         | {"log_every", "sample_every", "trackers", "tracker_project"}
         | {"on_nonfinite", "on_spike", "spike_deviations", "spike_window", "max_skipped"}
     )
-    """Keys that may change when a run is resumed: they change no result, other than by rounding and
-    by the bad steps that are skipped. The manifest does not hold them, and run.toml holds those of
-    the last start."""
+    """Keys of this class that may change when a run is resumed (`free_keys`)."""
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Keys of this class that older versions did not have; a base class names its own. The manifest
-    holds them only where they differ from their default, so that a training begun by an older
-    version can be resumed."""
+    """Keys of this class that it did not have in the first version with this trainer, without those
+    of FREE_KEYS (`later_keys`)."""
 
     @model_validator(mode="after")
     def _matrices_are_whole_for_muon(self) -> LoopConfig:
@@ -119,12 +116,33 @@ class LoopConfig(OptimizerConfig, ParametersConfig):
             raise ValueError(f"{clip} leaves no gradient: it must be above 0")
         return clip
 
+    @classmethod
+    def free_keys(cls) -> set[str]:
+        """Keys that may change when a run is resumed, of all its classes.
+
+        They change no result, other than by rounding and by the bad steps that are skipped. The
+        manifest does not hold them, and run.toml holds those of the last start.
+        """
+        return cls._named_by_classes("FREE_KEYS")
+
+    @classmethod
+    def later_keys(cls) -> set[str]:
+        """Keys that came after the first version with the trainer, of all its classes.
+
+        The manifest holds them only where they differ from their default, so that a training begun
+        by an older version can be resumed. Every new key that is not free belongs here.
+        """
+        return cls._named_by_classes("LATER_KEYS")
+
+    @classmethod
+    def _named_by_classes(cls, attribute: str) -> set[str]:
+        return {key for base in cls.__mro__ for key in vars(base).get(attribute, ())}
+
     def recorded(self) -> dict[str, Any]:
         """The settings that a run is resumed with, as the manifest holds them."""
-        settings = self.model_dump(mode="json", exclude=set(self.FREE_KEYS))
-        later = {key for cls in type(self).__mro__ for key in vars(cls).get("LATER_KEYS", ())}
+        settings = self.model_dump(mode="json", exclude=self.free_keys())
         fields = type(self).model_fields
-        defaults = {name: to_jsonable_python(fields[name].default) for name in later}
+        defaults = {name: to_jsonable_python(fields[name].default) for name in self.later_keys()}
         return {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
 
     def logs_after(self, done: int) -> bool:

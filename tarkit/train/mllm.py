@@ -42,10 +42,10 @@ from tarkit.models.mllm import (
     build,
     fit_width,
     from_scratch,
-    generate_codes,
     grow,
     require_packable,
 )
+from tarkit.models.mllm_decoding import generate_codes
 from tarkit.models.pixel_range import from_unit_truncated
 from tarkit.train.adapters import AdapterConfig, add_adapters, merged, save_adapters
 from tarkit.train.chat_batches import (
@@ -77,13 +77,8 @@ if TYPE_CHECKING:
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
-    LATER_KEYS = frozenset({"supervise", "lora", "codebook_projection"})
-    FREE_KEYS = LoopConfig.FREE_KEYS | {
-        "micro_batch_tokens",
-        "loss_chunk_tokens",
-        "packed_attention",
-        "sample_temperature",
-    }
+    FREE_KEYS = frozenset({"micro_batch_tokens", "sample_temperature"})
+    LATER_KEYS = frozenset({"lora", "codebook_projection"})
 
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows

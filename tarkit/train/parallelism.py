@@ -62,10 +62,6 @@ class Parallelism(ABC):
         """The context of a forward pass: matrices are multiplied in `precision`."""
         return self.accelerator.autocast()
 
-    def wait(self) -> None:
-        """Wait for all processes."""
-        self.accelerator.wait_for_everyone()
-
 
 class DataParallel(Parallelism):
     """Each process has the whole model; one process alone trains the same way."""

@@ -183,7 +183,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish writing what was begun."""
-        self.settle()
+        try:
+            self.settle()
+        finally:
+            self._hashing.shutdown()
 
     def clear(self) -> None:
         """Remove every checkpoint: the trained model is written."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tarkit.terminal import print_note
 from tarkit.train.processes import sum_over_processes
 
 SAME_PRESS_S = 1.0
@@ -57,7 +58,7 @@ class StopSignals:
             line = f"{'saved' if interrupted else 'stopped'} after step {done}"
             # The command line says it of an interrupted command.
             line += "" if interrupted else "; the same command goes on from here"
-            print(line, file=sys.stderr, flush=True)
+            print_note(line)
         if interrupted:
             raise KeyboardInterrupt
         raise SystemExit(0)

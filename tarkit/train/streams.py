@@ -8,7 +8,6 @@ Letters: B pictures, H W pixels.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -22,6 +21,8 @@ from PIL import Image
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.picture_tar import PicturePlace
+from tarkit.artifacts.remote import FetchAhead, shown_path, url_of
 from tarkit.artifacts.row_counts import row_counts
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
@@ -71,6 +72,16 @@ class Order:
         rng = np.random.default_rng(training_seed(self.seed, epoch, group, "rows"))
         return shards, ends, rng.permutation(int(ends[-1]))
 
+    def coming(self, position: int) -> list[int]:
+        """The shards of a position's group and those of the next one, which are read soon."""
+        epoch, within = divmod(position, self.total)
+        order, starts = self._epoch(epoch)
+        first = (int(np.searchsorted(starts, within, side="right")) - 1) * self.together
+        shards: list[int] = order[first : first + 2 * self.together].tolist()
+        if first + self.together >= len(order):
+            shards += self._epoch(epoch + 1)[0][: self.together].tolist()
+        return [shard for shard in shards if self.counts[shard]]
+
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(shard, row in it) at a position of the endless order."""
         epoch, within = divmod(position, self.total)
@@ -80,6 +91,27 @@ class Order:
         row = int(rows[within - int(starts[group])])
         place = int(np.searchsorted(ends, row, side="right"))
         return int(shards[place]), row - (int(ends[place - 1]) if place else 0)
+
+
+class ShardsAhead:
+    """Has the files of shards at URLs fetched before a stream opens them: a group of shards ahead.
+
+    Every process that reads rows has one; a file is fetched once for all of a machine.
+    """
+
+    def __init__(self, order: Order, files: Callable[[int], Sequence[Path]]) -> None:
+        """`files(i)`: the paths of shard i, which stand for URLs."""
+        self._order = order
+        self._files = files
+        self._coming: list[int] = []
+        self._fetch = FetchAhead()
+
+    def at(self, position: int) -> None:
+        """Begin to fetch what comes after a position of the order; returns at once."""
+        coming = self._order.coming(position)
+        if coming != self._coming:
+            self._coming = coming
+            self._fetch(path for shard in coming for path in self._files(shard))
 
 
 class Stream(Generic[StreamRow]):
@@ -92,17 +124,22 @@ class Stream(Generic[StreamRow]):
         *,
         seed: int,
         shards_together: int = 8,
+        files: Callable[[int], Sequence[Path]] | None = None,
     ) -> None:
-        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order.
+        """`counts`: rows of each shard; `load(i)`: the rows of shard i, in order; `files(i)`: the
+        paths of shard i where they stand for URLs.
 
         Raises ValueError without rows.
         """
         self.order = Order(counts, seed=seed, shards_together=shards_together)
         self.total = self.order.total
         self._load = lru_cache(maxsize=2 * shards_together)(load)
+        self._ahead = ShardsAhead(self.order, files) if files else None
 
     def __getitem__(self, position: int) -> StreamRow:
         """The row at a position of the endless stream."""
+        if self._ahead:
+            self._ahead.at(position)
         shard, row = self.order[position]
         return self._load(shard)[row]
 
@@ -158,21 +195,18 @@ class MixedStream(Generic[StreamRow]):
 class PictureRow(dict[str, Any]):
     """One row of an images artifact; its pixels are read from the tar file on demand."""
 
-    def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
+    def __init__(self, row: Mapping[str, Any], place: PicturePlace) -> None:
         super().__init__(row)
-        self._location = (path, offset, size)
+        self._place = place
 
     @property
     def name(self) -> RowName:
         """Which row of which artifact it is: unlike the key, another one for every picture."""
-        return RowName(str(Path(self._location[0]).parent), self["key"])
+        return RowName(shown_path(Path(self._place.tar).parent), self["key"])
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        path, offset, size = self._location
-        with open(path, "rb") as file:
-            blob = os.pread(file.fileno(), size, offset)
-        return pictures.to_uint8(pictures.decode(blob))
+        return pictures.to_uint8(pictures.decode(self._place.read()))
 
 
 PictureStream = Stream[PictureRow] | MixedStream[PictureRow]
@@ -211,6 +245,10 @@ class PictureShards:
             sizes[kept],
         )
 
+    def files(self, index: int) -> list[Path]:
+        """The index and the tar of shard `index`."""
+        return self.artifact.files(self.artifact.shards[index])
+
     def _usable(self, split: str | None, status: str | None) -> bool:
         return status == "ok" and (self.split is None or split in (None, self.split))
 
@@ -227,7 +265,8 @@ class PictureShard:
 
     def __getitem__(self, row: int) -> PictureRow:
         [columns] = self.table.slice(row, 1).to_pylist()
-        return PictureRow(columns, self.path, int(self.offsets[row]), int(self.sizes[row]))
+        place = PicturePlace(self.path, int(self.offsets[row]), int(self.sizes[row]))
+        return PictureRow(columns, place)
 
 
 def picture_stream(
@@ -245,7 +284,8 @@ def picture_stream(
             f"{artifact.path} holds no usable picture of split {split!r}",
             hint=f"tarkit inspect {artifact.path}",
         )
-    return Stream(counts, shards.load, seed=seed)
+    files = shards.files if url_of(artifact.path) else None
+    return Stream(counts, shards.load, seed=seed, files=files)
 
 
 def mixed_pictures(
@@ -277,7 +317,7 @@ def picture_parents(images: Sequence[Path]) -> dict[str, Path]:
 def source_names(folders: Sequence[Path]) -> dict[Path, str]:
     """What figures call each input: its folder's name, or its path where another has that name."""
     counts = Counter(folder.name for folder in folders)
-    return {f: f.name if counts[f.name] == 1 else str(f) for f in folders}
+    return {f: f.name if counts[f.name] == 1 else shown_path(f) for f in folders}
 
 
 def sized(

@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.parquet import read_bounds
 from tarkit.checkpoints.load import load_vqvae
 from tarkit.checkpoints.lpips import load_lpips
 from tarkit.config import load_config
@@ -272,11 +273,16 @@ def _random_rows(flat: Tensor, count: int) -> Tensor:
     return flat[torch.cat(order)[:count]] if count else flat[:0]
 
 
-def _sides(artifact: Artifact) -> list[tuple[int, int]]:
+def usable_sizes(artifact: Artifact) -> list[tuple[int, int]]:
     """The recorded sizes (width, height) of an artifact's usable pictures, each once, in order."""
+    # Mostly all rows of all shards are of one size, and none has to be read.
+    paths = map(artifact.shard_path, artifact.shards)
+    (wide, tall), *others = {read_bounds(path, ("width", "height")) for path in paths}
+    if not others and wide and tall and wide[0] == wide[1] and tall[0] == tall[1]:
+        return [(wide[0], tall[0])]
     sizes: set[tuple[int, int]] = set()
     for name in artifact.shards:
-        table = artifact.read(name, ["status", "split", "width", "height"])
+        table = artifact.read_few(name, ["status", "split", "width", "height"])
         in_split = pc.fill_null(pc.equal(table["split"], "train"), True)
         usable = pc.and_(pc.equal(table["status"], "ok"), in_split)
         table = table.filter(pc.and_(usable, pc.is_valid(table["width"])))
@@ -296,7 +302,7 @@ def _require_fit(config: VqvaeConfig, artifacts: Sequence[Artifact]) -> None:
             hint="--set size_px=256, or leave square out",
         )
     else:
-        sizes = sorted({size for artifact in artifacts for size in _sides(artifact)})
+        sizes = sorted({size for artifact in artifacts for size in usable_sizes(artifact)})
     if len(sizes) > 1:
         (w, h), (width, height) = sizes[0], sizes[-1]
         raise UserError(

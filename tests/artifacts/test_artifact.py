@@ -611,3 +611,21 @@ def test_what_an_ended_process_left_goes_though_nobody_waited_for_it(tmp_path: P
     prompts(tmp_path / "x")
     assert not left.exists()
     ended.wait()
+
+
+def test_a_shard_of_another_kind_names_the_missing_column(tmp_path: Path) -> None:
+    artifact = prompts(tmp_path / "a")
+    pq.write_table(pa.table({"image": ["x"]}), artifact.shard_path("00000"))
+    with pytest.raises(UserError, match="00000.parquet has no column 'key'; it has image"):
+        artifact.read("00000")
+
+
+@pytest.mark.parametrize("size", [float("inf"), 0, 65_537, "many", True])
+def test_a_codebook_of_no_possible_size_is_refused(tmp_path: Path, size: Any) -> None:
+    begin_artifact(tmp_path / "a", "tokens", settings=TOKENS, shards=shard_names(1))
+    file = tmp_path / "a/manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["settings"]["codebook_size"] = size
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="codebook_size = .* is no whole number from 1 to 65536"):
+        open_artifact(tmp_path / "a")

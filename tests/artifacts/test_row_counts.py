@@ -40,13 +40,13 @@ def test_rows_are_counted_by_task_split_and_status(tmp_path: Path) -> None:
 def test_no_shard_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = chats(tmp_path / "chats")
     reads: Counter[str] = Counter()
-    real = Artifact.read
+    real = Artifact.read_few
 
-    def read(self: Artifact, name: str, columns: list[str] | None = None) -> object:
+    def read_few(self: Artifact, name: str, columns: list[str]) -> object:
         reads[name] += 1
         return real(self, name, columns)
 
-    monkeypatch.setattr(Artifact, "read", read)
+    monkeypatch.setattr(Artifact, "read_few", read_few)
     for _ in range(2):
         assert row_counts(made) == EXPECTED
         assert reads == {"00000": 1, "00001": 1, "00002": 1}

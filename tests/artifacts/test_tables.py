@@ -1,6 +1,7 @@
 """Rows of every format: the same values, the exact place of a bad one, and bounded memory."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,20 @@ def test_the_delimiter_is_the_one_that_finds_the_columns(tmp_path: Path, delimit
     file.write_text("".join(delimiter.join(cells) + "\n" for cells in lines))
     (row,) = read_rows(file, columns=("image", "caption"))
     assert row.values["image"] == "a.png" and row.values["caption"] == "x;y, z|w"
+
+
+def test_a_header_may_have_spaces_and_no_column_twice(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(" image , text,,\na.png,one,,\n")
+    assert [row.require()["text"] for row in read_rows(file, columns=["image"])] == ["one"]
+    file.write_text("image,text,text\na.png,one,two\n")
+    with pytest.raises(UserError, match="has two columns 'text'"):
+        list(read_rows(file))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_a_pipe_whose_end_may_never_come_is_refused(tmp_path: Path, ending: str) -> None:
+    pipe = tmp_path / f"rows.{ending}"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="it is a pipe or a device, not a file"):
+        list(read_rows(pipe))

@@ -1,6 +1,7 @@
 """Every subject of `tarkit bench` with tiny models: it runs, and its ways compute the same."""
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -9,12 +10,20 @@ from typer.testing import CliRunner
 from tarkit.bench.bench import run
 from tarkit.bench.case import Floor
 from tarkit.bench.cases import Subject
+from tarkit.bench.cases.start import command
 from tarkit.bench.ceilings import Ceilings
 from tarkit.bench.products import Products
 from tarkit.bench.table import duration, short, table
 from tarkit.cli.app import app
 
-ON_MODELS = [Subject.ENCODE, Subject.CONDITION, Subject.DECODE]
+ON_MODELS = [
+    Subject.ENCODE,
+    Subject.CONDITION,
+    Subject.DECODE,
+    Subject.SAMPLE,
+    Subject.DRAW,
+    Subject.TRAIN,
+]
 
 
 @pytest.mark.parametrize("subject", ON_MODELS)
@@ -27,6 +36,23 @@ def test_the_ways_of_every_case_give_the_same_result(subject: Subject) -> None:
         assert all(way.get("agreement", 1.0) == 1.0 for way in ways.values()), case
         assert all(way["seconds"] > 0 for way in ways.values())
     assert case["name"] in table(result)
+
+
+def test_the_start_of_a_command_is_timed_in_new_processes() -> None:
+    [case] = run([Subject.START], tiny=True, only="train --help")["cases"]
+    assert set(case["ways"]) == {"ours", "stock"}
+    assert all(way["first_s"] > 0.01 for way in case["ways"].values())  # Python alone takes that
+
+
+@pytest.mark.slow
+def test_the_ways_of_data_and_start_run() -> None:
+    result = run([Subject.DATA, Subject.START], tiny=True)
+    assert len(result["cases"]) == 8
+
+
+def test_a_program_that_fails_stops_the_measurement() -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        command(["generate", "--no-such-option"])()
 
 
 def test_the_command_prints_a_table_or_json() -> None:

@@ -29,10 +29,8 @@ from tests.llm.tiny import save_tokenizer
 SMALL = ["size_px=16", "steps=1", "max_prompt_tokens=16", "batch_size=2"]
 
 
-@pytest.fixture(scope="module")
-def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_flux(folder: Path) -> Path:
     """A FLUX of one block of each kind; 16 px are 8 x 8 latents are 4 x 4 patches."""
-    folder = tmp_path_factory.mktemp("flux")
     tokenizer = save_tokenizer(folder / "words")
     tokenizer.model_max_length = 16
     torch.manual_seed(0)
@@ -65,6 +63,11 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipeline.save_pretrained(folder / "flux")
     return folder / "flux"
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_flux(tmp_path_factory.mktemp("flux"))
 
 
 def prompts(path: Path, shards: Sequence[str] = ("00000",)) -> Artifact:

@@ -257,7 +257,7 @@ if mode == "fails":
 if mode == "dies":
     sys.exit("out of memory")
 folder = pathlib.Path(sys.argv[sys.argv.index("--output_path") + 1]) / "mini"
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 lines = {
     "colours": [
         {"doc_id": n, "input": f"q{n} \\u2028?", "target": "yes", "filtered_resps": said,
@@ -287,16 +287,21 @@ for task, samples in lines.items():
 """
 
 
-@pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for lmms-eval is installed; the file gets a line for every call of it."""
-    site = tmp_path / "site"
+def save_stand_in(site: Path) -> Path:
+    """A folder of packages with a stand-in for lmms-eval, which logs to STAND_IN_CALLS."""
     (site / "lmms_eval").mkdir(parents=True)
     (site / "lmms_eval" / "__init__.py").touch()
     (site / "lmms_eval" / "__main__.py").write_text(STAND_IN)
     info = site / "lmms_eval-0.7.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lmms-eval\nVersion: 0.7.3\n")
+    return site
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in is installed; the file gets a line for every call of it."""
+    site = save_stand_in(tmp_path / "site")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.setenv("STAND_IN_CALLS", str(tmp_path / "calls"))

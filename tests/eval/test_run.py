@@ -1,6 +1,8 @@
 """Runs of a benchmark: prepared, drawn or answered, scored, killed, shared, exported, collected."""
 
+import io
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tarkit.artifacts.manifest import read_manifest
+from tarkit.artifacts.manifest import begin_directory, read_manifest
 from tarkit.errors import UserError
 from tarkit.eval import answer, collect, export, generate, prepare, score
 from tarkit.eval.benchmarks import dpg as dpg_module
 from tarkit.eval.benchmarks.mme import mme_correct
-from tarkit.eval.run import BenchmarkItem, open_run
+from tarkit.eval.run import BenchmarkItem, begin_run, open_run
 from tarkit.images import read_picture
 from tarkit.inference.tar_model import Tar
 from tests.eval.benchmark_parts.test_mask2former import save_clip, save_detector
@@ -458,3 +460,50 @@ def test_a_picture_outside_its_folder_is_refused(tmp_path: Path, images: Path) -
     file.write_text(json.dumps(row))
     with pytest.raises(UserError, match="is outside"):
         prepare.run("pope", out=tmp_path / "run", data=file, images=images)
+
+
+def damage(folder: Path, **settings: Any) -> None:
+    """Change settings in a manifest; None takes one out."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["settings"] |= settings
+    manifest["settings"] = {k: v for k, v in manifest["settings"].items() if v is not None}
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"n": None}, "n: Field required"),
+        ({"n": 10**9}, "n: Input should be less than or equal to 10000"),
+        ({"seed": "1"}, "seed: Input should be a valid integer"),
+        ({"items_sha256": None}, "items_sha256: Field required"),
+        ({"bench": ["geneval"]}, "bench: Input should be a valid string"),
+    ],
+)
+def test_a_damaged_manifest_is_a_sentence(copy: Path, settings: dict[str, Any], why: str) -> None:
+    damage(copy, **settings)
+    with pytest.raises(UserError, match=re.escape(f"is not a manifest of this kind: {why}")):
+        open_run(copy)
+
+
+def test_damaged_items_are_a_sentence(copy: Path) -> None:
+    file = copy / "items.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="items.parquet is damaged"):
+        open_run(copy)
+    pq.write_table(pq.read_table(io.BytesIO(whole)).drop_columns(["meta"]), file)
+    with pytest.raises(UserError, match="has changed since the run was begun"):
+        open_run(copy)
+
+
+def test_damaged_settings_of_answers_are_a_sentence(tmp_path: Path) -> None:
+    item = BenchmarkItem("a", "all", "What?", "a.png", "yes", {})
+    run = begin_run(tmp_path / "run", "pope", [item], n=1, seed=0, settings={})
+    begin_directory(run.path / "answers", "answers", settings={"batch_size": 4})
+    damage(run.path / "answers", batch_size=0)
+    with pytest.raises(UserError, match="batch_size: Input should be greater than 0"):
+        run.answers()
+    with pytest.raises(UserError, match="a prompt has at most 10000 pictures"):
+        begin_run(tmp_path / "more", "geneval", [item], n=10_001, seed=0, settings={})

@@ -1,5 +1,6 @@
 """Samples on disk: batches, resuming, failures kept in their place."""
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -212,3 +213,12 @@ def test_being_stopped_is_no_failure(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_pictures("p", places(tmp_path, [1]), stopped, batch_size=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_dead_process_left_beside_a_finished_picture_is_swept(tmp_path: Path) -> None:
+    items = places(tmp_path / "samples", [10])
+    make_pictures("p", items, grey, batch_size=1)
+    left = tmp_path / "samples" / f".0000.png.{socket.gethostname()}.999999999.tmp"
+    left.mkdir()
+    make_pictures("p", items, grey, batch_size=1)
+    assert not left.exists()

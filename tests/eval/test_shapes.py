@@ -296,6 +296,17 @@ def test_samples_that_are_missing_cannot_be_scored(painter: Painter, tmp_path: P
         shapes.score(out)
 
 
+def test_a_damaged_manifest_is_a_sentence(painter: Painter, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shapes.run(out=out, suites=["geneval"], limit=4)
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name, value in (("batch_size", 0), ("model", None), ("n", 10**9), ("suites", "geneval")):
+        changed = manifest | {"settings": manifest["settings"] | {name: value}}
+        (out / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"is not a manifest of this kind: {name}"):
+            shapes.score(out)
+
+
 def test_other_settings_in_the_same_folder_are_refused(painter: Painter, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shapes.run(out=out, suites=["geneval"], limit=4)

@@ -4,9 +4,12 @@
 """
 
 import atexit
+import base64
 import contextlib
+import gzip
 import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +19,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,18 +37,40 @@ import tarkit
 from tarkit.cli.app import app
 from tarkit.config import write_toml
 from tarkit.images import png_bytes
+from tarkit.train.adapters import AdapterConfig
 from tarkit.train.ar_dtok import ArDtokConfig
+from tarkit.train.dif_dtok import DifDtokConfig
+from tarkit.train.encoder import EncoderConfig
+from tarkit.train.grpo import GrpoConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
+from tarkit.train.tokenizer import TokenizerConfig
 from tarkit.train.vqvae import VqvaeConfig
 from tests import parts
+from tests.curate.test_synthesize import save_flux
+from tests.eval.test_lmms import save_stand_in
 from tests.fuzz.trial import Ending, run_command, run_forked
 from tests.llm.stub_server import said
 from tests.report.sample_runs import make_run
+from tests.train.test_dif_dtok import save_sana
+from tests.train.test_tokenizer import SIZES
 
+DOWNLOADER = Path(__file__).resolve().parents[1] / "curate/stand_in.py"
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
 OUT = "trial/out"
-LOGS = ("commands.jsonl", "manifest.json")
+LOGS = ("commands.jsonl", "manifest.json", "answers.jsonl")
 ROW_COUNTS = ".row_counts.json"
+
+
+DOWNLOAD = (
+    f"curate download urls.txt --img2dataset ./downloader --allow-private --out {OUT} "
+    "--set shard_size=3 --set retries=0 --set num_threads=1 --set num_processes=1"
+)
+SYNTHESIZE = (
+    f"curate synthesize prompts --generator models/flux --out {OUT} --device cpu --set size_px=16 "
+    "--set steps=1 --set max_prompt_tokens=16 --set batch_size=2"
+)
+BEGUN = {"downloaded": DOWNLOAD}
+"""Folders whose --out a command of the world makes, for commands that go on with them."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +78,8 @@ class Case:
     """A kind of file: the file, the commands that read it, and whether its content is recorded.
 
     `recorded`: its sha256, or that of what it lies in, is recorded elsewhere, so that no damage may
-    change a result in silence. `start`: a folder of which the trial's --out is a copy, with the
-    file in it.
+    change a result in silence. `start`: a folder of which the trial's --out is a copy; a file in
+    trial/out is that copy's.
     """
 
     kind: str
@@ -80,6 +106,7 @@ ASSEMBLE = (
     f"--vqvae models/vqvae --out {OUT}"
 )
 INGEST = "curate ingest {} --out " + OUT
+ASK_ONCE = " --set assistant.tries=1 --set assistant.retries=1"
 REPORT = f"report results/one results/two --out {OUT}"
 PROMPTS = "curate prompts {} --out " + OUT
 EXPORT = f"export hf tar --out {OUT}"
@@ -102,9 +129,14 @@ def _cases() -> tuple[Case, ...]:
         Case("shard", "chats/00000.parquet", (TRAIN, "inspect chats"), recorded=True),
         Case("tar", "pictures/00000.tar", (ENCODE, DTOK, VQVAE), recorded=True),
         Case("tar of others", "others/00000.tar", (INGEST.format("others/00000.tar"),)),
+        Case("tar of others", "others/00000.tar.gz", (INGEST.format("others/00000.tar.gz"),)),
         Case("table of others", "others/table.parquet", (INGEST.format("others/table.parquet"),)),
         Case("picture", "raw/00.png", (INGEST.format("raw"), DESCRIBE, *_one("raw/00.png"))),
         Case("picture", "raw/01.jpg", (INGEST.format("raw"), *_one("raw/01.jpg"))),
+        *(
+            Case("picture", f"more/{name}", (INGEST.format("more"), *_one(f"more/{name}")))
+            for name in _more_pictures()
+        ),
         Case("caption", "raw/00.txt", (INGEST.format("raw"),)),
         Case("captions", "captions.csv", (INGEST.format("raw --captions captions.csv"),)),
         Case("captions", "captions.jsonl", (INGEST.format("raw --captions captions.jsonl"),)),
@@ -167,9 +199,54 @@ def _cases() -> tuple[Case, ...]:
     for verb, words in (("caption", "pictures"), ("split", "prompts"), ("judge", "pictures")):
         examples = " --examples examples.txt" if verb == "caption" else ""
         command = f"curate {verb} {words} --llm m --server SERVER{examples} --out {OUT}"
-        command += " --set assistant.tries=1"
+        command += ASK_ONCE
         cases.append(Case("server answer", f"{verb}.http", (command,)))
+    for name, path in BENCHMARKS.items():
+        command = f"eval prepare {name} {data_of(name)} --out {OUT}"
+        cases.append(Case("benchmark", path, (command,)))
+    draw, score = (f"eval {verb} {OUT}" for verb in ("generate", "score"))
+    draw += " --model mini --device cpu"
+    for start, names, commands in (
+        ("drawn", ("items.parquet", "samples/manifest.json"), (draw, f"{score} --scorer shapes")),
+        (
+            "drawn",
+            ("manifest.json", "samples/00000/samples/0000.png"),
+            (f"{score} --scorer shapes",),
+        ),
+        ("answered", ("items.parquet", "answers/manifest.json", "answers/00000.jsonl"), (score,)),
+    ):
+        for name in names:
+            recorded = name == "items.parquet"
+            cases.append(Case("run", f"{OUT}/{name}", commands, recorded=recorded, start=start))
     return tuple(cases)
+
+
+# What `eval prepare` reads: all but DPG's table and the tables' pictures stand in it by name.
+BENCHMARKS = {
+    "geneval": "bench/geneval.jsonl",
+    "dpg": "bench/dpg.csv",
+    "pope": "bench/pope.jsonl",
+    "mme": "bench/mme/existence/0.txt",
+    "mmbench": "bench/mmbench.tsv",
+    "seed": "bench/seed.json",
+    "gqa": "bench/gqa.json",
+    "mmmu": "bench/mmmu.parquet",
+    "mmvp": "bench/mmvp/Questions.csv",
+}
+
+
+def data_of(name: str) -> str:
+    """The options of `eval prepare` and `eval NAME` for the data of a benchmark."""
+    data = {"mme": "bench/mme", "mmvp": "bench/mmvp"}.get(name, BENCHMARKS[name])
+    return f"--data {data}" + (" --images raw" if name in ("pope", "seed", "gqa") else "")
+
+
+def _more_pictures() -> tuple[str, ...]:
+    """Pictures of the formats that Pillow, or a plug-in beside it, reads here."""
+    from PIL import features
+
+    names = ["a.gif", "b.tif", "c.bmp", "d.jp2"] + ["e.avif"] * bool(features.check("avif"))
+    return (*names, *(["f.heic"] if importlib.util.find_spec("pillow_heif") else []))
 
 
 def _one(picture: str) -> tuple[str, ...]:
@@ -194,6 +271,7 @@ def build(folder: Path) -> None:
     """Make everything; run it in a process of its own, as it starts threads."""
     for make in (
         _models,
+        _painters,
         _sources,
         _texts,
         _settings,
@@ -202,6 +280,8 @@ def build(folder: Path) -> None:
         _results,
         _others,
         _answers,
+        _benchmarks,
+        _begun,
     ):
         make(folder)
     _swaps(folder / "swaps")
@@ -220,6 +300,12 @@ def _models(folder: Path) -> None:
     run(folder, f"assemble {models} --vqvae @models/vqvae --out @tar")
 
 
+def _painters(folder: Path) -> None:
+    parts.save_encoder(folder / "models/encoder")
+    save_sana(folder / "models/sana")
+    save_flux(folder / "models")
+
+
 def _sources(folder: Path) -> None:
     raw = folder / "raw"
     raw.mkdir()
@@ -227,6 +313,13 @@ def _sources(folder: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(raw / f"{number:02d}.{suffix}")
         (raw / f"{number:02d}.txt").write_text(f"a photo of {number} red rings")
+    more = folder / "more"
+    more.mkdir()
+    if "f.heic" in _more_pictures():
+        importlib.import_module("pillow_heif").register_heif_opener()
+    for number, name in enumerate(_more_pictures()):
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(more / name)
 
 
 def _texts(folder: Path) -> None:
@@ -259,6 +352,38 @@ def _settings(folder: Path) -> None:
         ),
         "ar_dtok": ArDtokConfig(**shared, steps=2, arch=parts.AR_DTOK),
         "vqvae": VqvaeConfig(**shared, steps=2, arch=parts.VQVAE),
+        "encoder": EncoderConfig(
+            **shared,
+            steps=4,
+            checkpoint_every=1,
+            keep_every=2,
+            arch=parts.ENCODER,
+            text_width=8,
+            text_layers=1,
+            text_heads=2,
+            text_length=16,
+            text_vocab=270,
+        ),
+        "tokenizer": TokenizerConfig(**shared, steps=4, checkpoint_every=1, sizes=SIZES),
+        "dif_dtok": DifDtokConfig(**shared, steps=3, checkpoint_every=1, keep_every=2),
+        "grpo": GrpoConfig(
+            **{**shared, "batch_size": 4},
+            steps=6,
+            checkpoint_every=2,
+            group=2,
+            round_steps=2,
+            length=128,
+            draw_size=4,
+        ),
+        "finetune": MllmConfig(
+            **shared,
+            steps=4,
+            checkpoint_every=1,
+            keep_every=2,
+            length=128,
+            ratio={"t2i": 2, "i2t": 1},
+            lora=AdapterConfig(rank=2, alpha=4),
+        ),
     }
     for name, config in files.items():
         (folder / f"{name}.toml").write_text(write_toml(config))
@@ -322,6 +447,7 @@ def _others(folder: Path) -> None:
                 info = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    (others / "00000.tar.gz").write_bytes(gzip.compress((others / "00000.tar").read_bytes()))
     rows = [{"image": {"bytes": blob, "path": None}, "text": "a ring"} for blob in pictures]
     pq.write_table(pa.Table.from_pylist(rows), others / "table.parquet")
     width = parts.WIDTH
@@ -343,8 +469,80 @@ def _answers(folder: Path) -> None:
         (folder / f"{name}.http").write_bytes(head.encode() + body)
 
 
+def _benchmarks(folder: Path) -> None:
+    """Two questions or prompts of every benchmark, as its publisher writes them."""
+    bench = folder / "bench"
+    (bench / "mme/existence").mkdir(parents=True)
+    (bench / "mmvp/MMVP Images").mkdir(parents=True)
+    lines: dict[str, list[dict[str, Any]]] = {
+        "geneval": [
+            {"tag": "single_object", "include": [{"class": c, "count": 1}], "prompt": f"a {c}"}
+            for c in ("cow", "cup")
+        ],
+        "pope": [
+            {"question_id": n, "image": "01.jpg", "text": f"Is it {n}?", "label": label}
+            for n, label in enumerate(("yes", "no"))
+        ],
+    }
+    for name, rows in lines.items():
+        (bench / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head = "item_id,text,proposition_id,dependency,tuple,question_natural_language\n"
+    rows_of_a = 'a,a cow,1,0,entity - whole (cow),Is it?\na,a cow,2,"1",attribute (red),Red?\n'
+    (bench / "dpg.csv").write_text(head + rows_of_a + "b,a cup,1,0,entity - whole (cup),Is it?\n")
+    jpeg, png = (folder / "raw/01.jpg").read_bytes(), (folder / "raw/00.png").read_bytes()
+    (bench / "mme/existence/0.jpg").write_bytes(jpeg)
+    (bench / "mme/existence/0.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
+    for number in (1, 2):
+        (bench / f"mmvp/MMVP Images/{number}.jpg").write_bytes(jpeg)
+    asked = "1,Open?,(a) Open (b) Shut,(a)\n2,Open?,(a) Open (b) Shut,(b)\n"
+    (bench / "mmvp/Questions.csv").write_text("Index,Question,Options,Correct Answer\n" + asked)
+    text = base64.b64encode(png).decode()
+    table = "".join(f"{n}\tWhat?\ta fox\ta hen\tA\tx\t{text}\n" for n in (1, 2))
+    (bench / "mmbench.tsv").write_text("index\tquestion\tA\tB\tanswer\tcategory\timage\n" + table)
+    choices = {"question": "What?", "choice_a": "a fox", "choice_b": "a hen", "answer": "B"}
+    seeds = [choices | {"question_id": str(n), "data_id": "01.jpg"} for n in (1, 2)]
+    (bench / "seed.json").write_text(json.dumps({"questions": seeds}))
+    short = {
+        "question": "What?",
+        "answer": "fox",
+        "imageId": "01",
+        "types": {"structural": "query"},
+    }
+    (bench / "gqa.json").write_text(json.dumps({"1": short, "2": short}))
+    college = [
+        {"id": f"validation_{n}", "question": "What? <image 1>", "options": "['fox', 'hen']"}
+        | {"answer": "A", "subfield": "x", "image_1": {"bytes": png, "path": None}}
+        for n in (1, 2)
+    ]
+    pq.write_table(pa.Table.from_pylist(college), bench / "mmmu.parquet")
+
+
+def _begun(folder: Path) -> None:
+    """Folders that a command goes on with: a run, drawn and answered, and a torn artifact."""
+    os.chdir(folder)
+    run(folder, f"eval prepare geneval {data_of('geneval')} --n 2 --out {OUT}")
+    shutil.copytree(OUT, "prepared")
+    run(folder, f"eval generate {OUT} --model mini --device cpu")
+    verdicts = "".join(
+        json.dumps({"filename": f"{row:05d}/samples/{n:04d}.png", "correct": True}) + "\n"
+        for row in range(2)
+        for n in range(2)
+    )
+    Path("verdicts.jsonl").write_text(verdicts)
+    shutil.move(OUT, "drawn")
+    run(folder, f"eval prepare pope {data_of('pope')} --out {OUT}")
+    shutil.copytree(OUT, "asked")
+    run(folder, f"eval answer {OUT} --model tar --device cpu")
+    shutil.move(OUT, "answered")
+    run(folder, f"curate render --set count=6 --set shard_size=2 --set num_workers=1 --out {OUT}")
+    shutil.move(OUT, "torn")
+    os.truncate("torn/00000.tar", 700)
+    os.unlink("torn/00001.parquet")
+    shutil.rmtree("trial")
+
+
 def serve(folder: Path, listening: socket.socket) -> None:
-    """Answer requests with the bytes of the newest .http file while the parent process lives."""
+    """Answer while the parent process lives: the newest .http file, or a picture of `raw`."""
     parent = os.getppid()
     listening.settimeout(2)
     while os.getppid() == parent:
@@ -354,15 +552,24 @@ def serve(folder: Path, listening: socket.socket) -> None:
             continue
         with connection, contextlib.suppress(OSError):
             connection.settimeout(5)
-            request = b""
-            while b"\r\n\r\n" not in request:
-                request += connection.recv(1 << 16)
-            header, _, body = request.partition(b"\r\n\r\n")
-            missing = int(header.lower().partition(b"content-length: ")[2].split()[0]) - len(body)
-            while missing > 0:
-                missing -= len(connection.recv(1 << 16))
-            answers = sorted(folder.glob("*.http"), key=lambda path: path.stat().st_mtime_ns)
-            connection.sendall(answers[-1].read_bytes())
+            connection.sendall(_answer(folder, connection))
+
+
+def _answer(folder: Path, connection: socket.socket) -> bytes:
+    """What a request gets: a picture of `raw` by its name, else the newest .http file."""
+    with connection.makefile("rb") as request:
+        words = request.readline().split()
+        header = b"".join(iter(request.readline, b"\r\n" if words else b"")).lower()
+        if words and words[0] == b"GET":
+            file = folder / "raw" / Path(words[1].decode()).name
+            body = file.read_bytes() if file.is_file() else None
+            status = b"404 Not Found" if body is None else b"200 OK"
+            head = b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+            return head % (status, len(body or b"")) + (body or b"")
+        length = header.partition(b"content-length: ")[2].split()
+        request.read(int(length[0]) if length else 0)
+    answers = sorted(folder.glob("*.http"), key=lambda path: path.stat().st_mtime_ns)
+    return answers[-1].read_bytes()
 
 
 class _Run:
@@ -434,11 +641,19 @@ class World:
         for module in pkgutil.walk_packages(tarkit.__path__, "tarkit."):
             if "__main__" not in module.name and "lmms" not in module.name:
                 importlib.import_module(module.name)
-        importlib.import_module("openai")
-        for name in ("qwen2", "llama"):
-            importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+        for name in ("openai", "peft", "transformers.models.qwen2.modeling_qwen2"):
+            importlib.import_module(name)
+        sys.path.insert(0, str(save_stand_in(folder / "site")))
+        paths = [sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "STAND_IN_CALLS": os.devnull}
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        names = ("00.png", "01.jpg", "missing.jpg", "02.png", "03.webp")
+        urls = "".join(f"{self.url}/{name}\n" for name in names)
+        (self.folder / "urls.txt").write_text(urls)
+        downloader = f'#!/bin/sh\nexec {sys.executable} {DOWNLOADER} "$@"\n'
+        (self.folder / "downloader").write_text(downloader)
+        (self.folder / "downloader").chmod(0o755)
         self.server = os.fork()
         if self.server == 0:
             serve(self.folder, listening)
@@ -446,6 +661,10 @@ class World:
         atexit.register(os.kill, self.server, signal.SIGKILL)
         built = run_forked(lambda: build(self.folder), self.folder, self.log)
         assert built.status == 0, built.output
+        for name, command in BEGUN.items():  # a fork each, as the parent may start no threads
+            ending, _ = self.run(command.replace("SERVER", self.url))
+            assert ending.status in (0, 3), ending.output
+            shutil.move(self.folder / OUT, self.folder / name)
         shards = self.folder / "half/state/step-0000004"
         self.shard = next(path.name for path in shards.glob("*.safetensors"))
         self.kept = folder / "kept"

@@ -94,6 +94,19 @@ def test_repair_makes_the_bad_shards_again_and_no_other(chain: Path) -> None:
     assert same == {"00000.tar", "00000.parquet"}
 
 
+def test_a_killed_repair_is_ended_by_the_next_one(chain: Path) -> None:
+    folder = Path("drawn")
+    whole = {path.name: path.read_bytes() for path in folder.glob("0*")}
+    for name, made_again in (("00000.tar", True), ("00001.tar", False)):
+        aside = folder / f"{name}.damaged"
+        (folder / name).rename(aside)
+        flip(aside, 700)
+        if made_again:
+            (folder / name).write_bytes(whole[name])
+    assert verify.run(folder, repair=True)
+    assert {path.name: path.read_bytes() for path in folder.glob("0*")} == whole
+
+
 def test_a_repair_that_fails_leaves_every_file_and_names_the_command(chain: Path) -> None:
     folder = Path("drawn")
     flip(folder / "00001.parquet", 40)

@@ -9,6 +9,7 @@ import pytest
 from tarkit.artifacts.artifact import Artifact
 from tarkit.train.chat_batches import ChatBatchesConfig, ChatStreams, packed_chats
 from tarkit.train.streams import picture_stream
+from tarkit.train.vqvae import usable_sizes
 from tarkit.vocab import VisualVocabulary, Vocabulary
 from tests import parts
 from tests.train import big_artifacts
@@ -20,13 +21,14 @@ NUM_SHARDS = 40
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a training has read each shard."""
     counts: Counter[str] = Counter()
-    real = Artifact.read
+    for method in ("read", "read_few"):
+        real = getattr(Artifact, method)
 
-    def read(self: Artifact, name: str, columns: Any = None) -> Any:
-        counts[name] += 1
-        return real(self, name, columns)
+        def read(self: Artifact, name: str, columns: Any = None, real: Any = real) -> Any:
+            counts[name] += 1
+            return real(self, name, columns)
 
-    monkeypatch.setattr(Artifact, "read", read)
+        monkeypatch.setattr(Artifact, method, read)
     monkeypatch.setattr(big_artifacts, "SHARD_ROWS", 10)
     return counts
 
@@ -66,3 +68,13 @@ def test_a_resumed_training_reads_only_the_pictures_of_its_step(
     assert again == first_start
     assert [a.pixels().tolist() for a in again] == [b.pixels().tolist() for b in first_start]
     assert 0 < len(reads) <= 16
+
+
+def test_the_size_of_the_pictures_is_known_without_a_row(
+    tmp_path: Path, reads: Counter[str]
+) -> None:
+    images = big_artifacts.write("images", tmp_path / "images", 10 * NUM_SHARDS)
+    assert usable_sizes(images) == [(16, 16)]
+    assert not reads
+    other = parts.write_pictures(tmp_path / "other", [["train"], ["test"]], size_px=24)
+    assert usable_sizes(other) == [(24, 24)]

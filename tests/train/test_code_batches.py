@@ -120,6 +120,18 @@ def test_a_worker_process_reads_the_same_codes(tmp_path: Path, vqvae: Any) -> No
     assert all(torch.equal(expected[part], read[part]) for part in expected)
 
 
+def test_tokens_that_add_nothing_to_others_are_named(
+    tmp_path: Path, vqvae: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write_tokens(tmp_path / "a", [["train", "failed"]])
+    second = write_tokens(tmp_path / "b", [["test"]])
+    StoredCodes([first, second], [Scale.FULL], vqvae, seed=0)
+    assert caplog.messages == [
+        f"{first.path}: 1 failed rows are left out",
+        f"{second.path} adds nothing: no row is usable (status ok, split 'train' or none)",
+    ]
+
+
 def test_tokens_without_a_usable_row_or_with_a_missing_shard_are_refused(
     tmp_path: Path, vqvae: Any
 ) -> None:

@@ -60,6 +60,9 @@ def save_sana(folder: Path, *, width: int = TEXT_WIDTH, seed: int = 0, **changes
         **{"num_cross_attention_heads": 2, "cross_attention_head_dim": 8},
         **{"cross_attention_dim": 16, "caption_channels": width, **changes},
     )
+    # As SANA starts them. Random ones, of diffusers, are larger than what the condition adds.
+    for layer in (transformer.caption_projection.linear_1, transformer.caption_projection.linear_2):
+        torch.nn.init.zeros_(layer.bias)
     blocks = ("ResBlock", "EfficientViTBlock")
     vae = diffusers.AutoencoderDC(
         **{"in_channels": 3, "latent_channels": 4, "attention_head_dim": 2},

@@ -259,6 +259,24 @@ def test_every_round_holds_each_task_in_its_ratio(chats: Path) -> None:
     assert [made[i]["key"] for i in range(18)] != [other[i]["key"] for i in range(18)]
 
 
+def test_chats_that_add_nothing_to_others_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = ("assistant", "words")
+    splits = {"train": ["train"], "test": ["test", "test"]}
+    made = [
+        parts.write_chats(
+            tmp_path / name, [[parts.chat_row("text", said, split=split) for split in rows]]
+        )
+        for name, rows in splits.items()
+    ]
+    ChatStreams(made, {"text": 1, "t2i": 0}, 0)
+    assert caplog.messages == [
+        f"{made[1].path} adds nothing: it has no row of a task in the ratio (text) with status "
+        "ok and split 'train' or none"
+    ]
+
+
 def test_only_usable_training_chats_are_dealt(tmp_path: Path) -> None:
     said = ("assistant", "words")
     rows = [parts.chat_row("text", said, split=split) for split in ("train", "test", None)]

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from tarkit.checkpoints import assemble
 from tarkit.config import write_toml
 from tarkit.errors import UserError
+from tarkit.seeds import training_seed
 from tarkit.shapes.regions import regions_of
 from tarkit.train import ar_dtok, dif_dtok, encoder, grpo, loop, mllm, tokenizer, vqvae
+from tarkit.train.adapters import AdapterConfig
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import OF_THE_MACHINE, is_documented
 from tarkit.train.parallelism import DataParallel
@@ -88,6 +91,17 @@ CONFIGS: dict[str, LoopConfig] = {
         **LOOP, **CHATS, group=4, round_steps=2, checkpoint_every=4, chats_size=4
     ),
 }
+# Of the table of 20 steps: the optimizer of the paper's recipe. It has no encoder's and no grpo's.
+PAPER = Path(__file__).resolve().parents[2] / "pipelines" / "paper"
+RECIPES = {
+    "vqvae": "vqvae",
+    "vqvae_adversary": "vqvae",
+    "tokenizer": "tokenizer",
+    "ar_dtok": "ar_dtok_256",
+    "dif_dtok": "dif_dtok_512",
+    "mllm": "mllm_pretrain",
+}
+OPTIMIZER = ("learning_rate", "optimizer", "betas", "weight_decay", "clip", "schedule", "warmup")
 # Of these the whole step is one batch, and they refuse micro-batches.
 WHOLE = ("encoder", "grpo")
 # These need the whole model, to draw or for one layer's gradient, and refuse one that is split.
@@ -275,8 +289,7 @@ def require_equal(out: Path, whole: Path) -> None:
     """Logged figures and final weights agree to 1e-5."""
     found = apart(out, whole)
     assert max(found.loss, found.figures) < 1e-5, found
-    # What CAME makes of a rounding: see the table below, which float64 proves.
-    assert found.weights < (1e-4 if "dif_dtok" in out.name else 1e-5), found
+    assert found.weights < 1e-5, found
     assert found.idle < 1e-3, found
 
 
@@ -310,7 +323,11 @@ def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path
     names = ("tokenizer", "encoder", "mllm")
     jobs = [job("tokenizer", data, tmp_path / "tokenizer_shared")]
     jobs += [split(name, data, tmp_path / f"{name}_full", sharding="full") for name in names]
+    lora = AdapterConfig(rank=4, train_embeddings=True)
+    jobs += [job("mllm", data, tmp_path / "lora_full", lora=lora, sharding="full")]
     torchrun(jobs, tmp_path)
+    start(**job("mllm", data, tmp_path / "lora", lora=lora))
+    require_equal(tmp_path / "lora_full", tmp_path / "lora")
     for name in names:
         start(**job(name, data, tmp_path / name))
         require_equal(tmp_path / f"{name}_full", tmp_path / name)
@@ -318,7 +335,19 @@ def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path
 
 
 WAYS = ("4 micro-batches", "2 processes, DDP", "2 processes, FSDP2", "2 processes, then 1")
-LONG: dict[str, Any] = {"steps": 20, "checkpoint_every": 10}
+
+
+def long(name: str) -> dict[str, Any]:
+    """Twenty steps with the optimizer of the paper's recipe, where it has one."""
+    steps: dict[str, Any] = {"steps": 20, "checkpoint_every": 10}
+    if name in RECIPES:
+        recipe = tomllib.loads((PAPER / f"{RECIPES[name]}.toml").read_text())
+        steps |= {key: recipe[key] for key in OPTIMIZER if key in recipe}
+        steps["betas"] = tuple(steps["betas"])
+    if name == "vqvae_adversary":
+        # With seeds 0 and 1 a latent lies so near the border of two codes that rounding decides.
+        steps["seed"] = 2
+    return steps
 
 
 @pytest.mark.slow
@@ -329,21 +358,20 @@ def test_twenty_steps_are_the_same_however_they_are_shared(
 ) -> None:
     """Prints a table: losses, figures and weights of each way against one process, one pass.
 
-    In float32 all agree to 1e-5, but for the keys of dif-dtok's cross-attention (5e-4, and 4e-5 of
-    the gradient's norm) and for key biases. Their gradient is next to nothing, and CAME and Adam,
-    which divide by its size, make steps of its rounding. Against a discriminator a code flips, and
-    with it 3 % of a figure: float32 decides nothing there. In float64, all agree to 1e-12.
+    The last column is of key biases. They change no attention, so that their gradient is rounding,
+    of which Adam makes steps: up to 1e-4 in float32. Everything else agrees to 1e-5, and in
+    float64 all agree to 1e-12.
     """
     table: list[tuple[str, str, Apart]] = []
     ways: dict[tuple[str, str], dict[str, Any]] = {}
 
     def of(name: str, way: str, **changes: Any) -> dict[str, Any]:
         out = tmp_path / f"{name}_{len(ways)}"
-        ways[name, way] = job(name, data, out, double=double, **LONG, **changes)
+        ways[name, way] = job(name, data, out, double=double, **long(name), **changes)
         return ways[name, way]
 
     for name in CONFIGS:
-        start(**job(name, data, tmp_path / name, double=double, **LONG))
+        start(**job(name, data, tmp_path / name, double=double, **long(name)))
         if name not in WHOLE:
             start(**of(name, WAYS[0], micro_batch_size=2))
         of(name, WAYS[1])
@@ -358,15 +386,44 @@ def test_twenty_steps_are_the_same_however_they_are_shared(
             start(**{**one, "stop": None})
         table.append((name, way, apart(one["out"], tmp_path / name, steps=20)))
     for name, way, found in table:
-        print(f"{name:10} {way:20}" + "".join(f" {value:8.1e}" for value in found))
+        print(f"{name:15} {way:20}" + "".join(f" {value:8.1e}" for value in found))
+    bound = 1e-12 if double else 1e-5
     for name, way, found in table:
-        if name == "vqvae_adversary" and not double:
-            continue
-        bound = 1e-12 if double else 1e-5
-        loose = 100 if name == "dif_dtok" and not double else 1
-        assert found.loss < bound, (name, way, found)
-        assert max(found.figures, found.weights) < bound * loose, (name, way, found)
+        assert max(found.loss, found.figures, found.weights) < bound, (name, way, found)
         assert found.idle < (bound if double else 1e-3), (name, way, found)
+
+
+def same_weight(self: Any, batch: Any) -> float:
+    """A fault: every pass weighs the same, so that the mean is one of means."""
+    return 1.0
+
+
+def step_seed(seed: int, *place: int | str) -> int:
+    """A fault: the passes of a step, and so its processes, draw the same."""
+    *others, position, purpose = place
+    return training_seed(seed, *others, position % 2 if type(position) is int else 0, purpose)
+
+
+FAULTS: dict[str, tuple[str, Any]] = {
+    "mllm": ("tarkit.train.mllm.MllmTask.weight", same_weight),
+    "tokenizer": ("tarkit.train.tokenizer.training_seed", step_seed),
+    "dif_dtok": ("tarkit.train.dif_dtok.training_seed", step_seed),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_what_passes_share_is_far_above_the_tolerance(
+    name: str, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where each picture draws its scale, the two would not even log the same figures.
+    settings = {**long(name), **({"scale_ratio": (1, 0, 0)} if name == "dif_dtok" else {})}
+    start(**job(name, data, tmp_path / "whole", **settings))
+    monkeypatch.setattr(*FAULTS[name])
+    start(**job(name, data, tmp_path / "split", micro_batch_size=2, **settings))
+    found = apart(tmp_path / "split", tmp_path / "whole", steps=20)
+    print(f"{name:15} {FAULTS[name][1].__name__:20}" + "".join(f" {value:8.1e}" for value in found))
+    assert min(found.loss, found.figures, found.weights) > 1e-4, found
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -391,7 +391,7 @@ def test_settings_that_change_no_result_may_change_in_a_run(tmp_path: Path) -> N
         "sample_every": 2,
     }
     free |= {"keep_every": 4, "micro_batch_size": 2}
-    assert free.keys() <= LoopConfig.FREE_KEYS
+    assert free.keys() <= LoopConfig.free_keys()
     assert fit(out, **free).steps == [2, 2, 3, 3, 4, 4, 5, 5]
     assert (out / "steps/0000004/model.safetensors").exists()
     # Micro-batches are the same but for rounding.
@@ -407,7 +407,7 @@ def test_settings_that_decide_the_result_are_refused_with_what_to_do(tmp_path: P
     with pytest.raises(UserError, match="learning_rate: 0.1 there, 0.2 now.*another") as error:
         fit(tmp_path, learning_rate=0.2, log_every=1)
     assert "log_every" not in error.value.message
-    keys = ", ".join(sorted(LoopConfig.FREE_KEYS))
+    keys = ", ".join(sorted(LoopConfig.free_keys()))
     assert error.value.hint == f"keys that may change in a run: {keys}"
     with pytest.raises(UserError) as error:
         fit(tmp_path, learning_rate=0.2, start_option="--lm")

@@ -11,10 +11,11 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -73,13 +74,28 @@ class Slow:
         return self.model, {"kind": "slow", "arch": {}}
 
 
-def trained(out: Path, pause_s: float, every: int, environment: dict[str, str]) -> None:
+class Way(NamedTuple):
+    """Which processes train together, and how they share the model."""
+
+    world: int
+    sharding: Literal["none", "full"] = "none"
+
+
+ONE, DDP, FSDP2 = Way(1), Way(2), Way(2, "full")
+NAMES = {ONE: "1", DDP: "2", FSDP2: "FSDP2"}
+PLACES = ("training", "writing", "finishing")
+CHANGES = {"2 -> 1", "1 -> 2", "FSDP2 -> 1", "1 -> FSDP2"}
+
+
+def trained(out: Path, pause_s: float, every: int, way: Way, environment: dict[str, str]) -> None:
     """What a training process does, as the command line would."""
     os.environ.update(environment)
     sys.stderr = out.with_suffix(f".{environment.get('RANK', 0)}.err").open("w")
     begin_training(0)
     task = Slow(out, pause_s)
-    config = LoopConfig.model_validate(SETTINGS | {"checkpoint_every": every})
+    config = LoopConfig.model_validate(
+        SETTINGS | {"checkpoint_every": every, "sharding": way.sharding}
+    )
 
     def run() -> int:
         out.with_suffix(".begun").touch()
@@ -100,13 +116,13 @@ def environments(world: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
 
 
-def start(out: Path, *, world: int = 1, pause_s: float = 0.0, every: int = 7) -> list[Any]:
+def start(out: Path, way: Way = ONE, *, pause_s: float = 0.0, every: int = 7) -> list[Any]:
     """The processes of a training."""
     for suffix in (".steps", ".begun", ".finishing"):
         out.with_suffix(suffix).unlink(missing_ok=True)
     processes = [
-        FORKED.Process(target=trained, args=(out, pause_s, every, environment))
-        for environment in environments(world)
+        FORKED.Process(target=trained, args=(out, pause_s, every, way, environment))
+        for environment in environments(way.world)
     ]
     for process in processes:
         process.start()
@@ -116,14 +132,14 @@ def start(out: Path, *, world: int = 1, pause_s: float = 0.0, every: int = 7) ->
 def join(processes: Sequence[ForkServerProcess]) -> list[int | None]:
     """How the processes ended; those that hang are killed, which is no ending that is expected."""
     for process in processes:
-        process.join(60)
+        process.join(300)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
 
 
 def wait_for(condition: Any, processes: Sequence[ForkServerProcess]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition() and all(process.is_alive() for process in processes):
         assert time.monotonic() < end
         time.sleep(0.001)
@@ -221,7 +237,7 @@ def test_processes_that_share_a_training_stop_after_the_same_step(
 ) -> None:
     # Two processes, of which only the second is told; then one, and then two again.
     out = tmp_path / "out"
-    pair = start(out, world=2, pause_s=0.05, every=1000)
+    pair = start(out, DDP, pause_s=0.05, every=1000)
     wait_for(lambda: num_steps(out) >= 3, pair)
     os.kill(pair[1].pid, signal.SIGTERM)
     assert join(pair) == [0, 0]
@@ -232,16 +248,24 @@ def test_processes_that_share_a_training_stop_after_the_same_step(
     os.kill(process.pid, signal.SIGTERM)
     assert join([process]) == [0]
     assert first + 3 <= step_of(out) < 40
-    assert join(start(out, world=2)) == [0, 0]
+    assert join(start(out, DDP)) == [0, 0]
     require_equal(out, whole, to=1e-5)
 
 
-def killed(out: Path, rng: random.Random, *, worlds: Sequence[int]) -> dict[str, int]:
-    """Train to the end with kills at random instants; how many there were, by where they came."""
-    places: dict[str, int] = {}
+def killed(out: Path, rng: random.Random, *, ways: Sequence[Way]) -> Counter[str]:
+    """Train to the end with kills at random instants; how many there were, by where they came.
+
+    Each start is in one of the ways, and counted by the one before it, from which it goes on.
+    """
+    places: Counter[str] = Counter()
+    before: Way | None = None
     steps, finishing = out.with_suffix(".steps"), out.with_suffix(".finishing")
     while not (out / "model.safetensors").exists():
-        processes = start(out, world=rng.choice(worlds), pause_s=0.004, every=3)
+        way = rng.choice(ways)
+        if before and way != before and checkpoints_in(out / "state"):
+            places[f"{NAMES[before]} -> {NAMES[way]}"] += 1
+        before = way
+        processes = start(out, way, pause_s=0.004, every=3)
         wait_for(out.with_suffix(".begun").exists, processes)
         # After some of its own steps, so that the runs advance however slow the machine is.
         count = rng.randint(0, 14)
@@ -258,13 +282,13 @@ def killed(out: Path, rng: random.Random, *, worlds: Sequence[int]) -> dict[str,
         if alive:
             writing = any((out / "state").glob(".step-*.tmp"))
             place = "finishing" if finishing.exists() else "writing" if writing else "training"
-            places[place] = places.get(place, 0) + 1
+            places[place] += 1
     return places
 
 
 def test_kills_at_random_instants_change_nothing(tmp_path: Path, whole: Path) -> None:
-    places = killed(tmp_path / "out", random.Random(0), worlds=[1])
-    assert sum(places.values()) >= 2
+    places = killed(tmp_path / "out", random.Random(0), ways=[ONE])
+    assert places.total() >= 2
     require_equal(tmp_path / "out", whole)
 
 
@@ -272,18 +296,16 @@ def test_kills_at_random_instants_change_nothing(tmp_path: Path, whole: Path) ->
 @pytest.mark.timeout(3600)
 def test_many_kills_of_one_process_and_of_two_change_nothing(tmp_path: Path, whole: Path) -> None:
     rng = random.Random(1)
-    places: dict[str, int] = {}
+    places: Counter[str] = Counter()
     runs = 0
-    while sum(places.values()) < NUM_KILLS:
-        worlds = [1] if runs % 2 else [1, 2]
+    while sum(places[place] for place in PLACES) < NUM_KILLS or not CHANGES <= places.keys():
+        ways = [ONE] if runs % 3 == 2 else [ONE, DDP, FSDP2]
         out = tmp_path / f"out_{runs}"
-        for place, count in killed(out, rng, worlds=worlds).items():
-            places[place] = places.get(place, 0) + count
-        require_equal(out, whole, to=0.0 if worlds == [1] else 1e-5)
+        places += killed(out, rng, ways=ways)
+        require_equal(out, whole, to=0.0 if ways == [ONE] else 1e-5)
         runs += 1
-    print(
-        f"{sum(places.values())} kills of {runs} runs ({places}): rows, figures and weights equal"
-    )
+    kills = sum(places[place] for place in PLACES)
+    print(f"{kills} kills of {runs} runs ({dict(places)}): rows, figures and weights equal")
 
 
 # ---- shards

@@ -396,5 +396,5 @@ def test_sizes_that_do_not_fit_are_refused(
 def test_a_training_of_an_older_version_is_gone_on_with() -> None:
     # The manifest of a config without the later keys is what it was.
     recorded = VqvaeConfig(**SETTINGS).recorded()
-    assert not recorded.keys() & VqvaeConfig.LATER_KEYS
+    assert not recorded.keys() & VqvaeConfig.later_keys()
     assert VqvaeConfig(**SETTINGS, perceptual=1.0).recorded()["perceptual"] == 1.0

@@ -13,3 +13,8 @@ class Subject(StrEnum):
     ENCODE = "encode"
     CONDITION = "condition"
     DECODE = "decode"
+    SAMPLE = "sample"
+    DRAW = "draw"
+    TRAIN = "train"
+    DATA = "data"
+    START = "start"

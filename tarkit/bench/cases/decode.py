@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,7 +67,9 @@ def decoder_flops(model: Vqvae, side: int) -> float:
 
 
 def _ours(model: Vqvae, codes: Tensor) -> Callable[[], Tensor]:
-    return lambda: model.decode(codes)
+    laid_out = copy.deepcopy(model)
+    laid_out.decoder.lay_out()
+    return lambda: laid_out.decode(codes)
 
 
 def _stock(model: Vqvae, codes: Tensor) -> Callable[[], Tensor]:

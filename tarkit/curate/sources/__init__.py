@@ -13,6 +13,13 @@ from pathlib import Path
 
 from tarkit.artifacts.files import is_system_file, read_lines
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.remote import (
+    clean_url,
+    listed_names,
+    listed_path,
+    local_path,
+    with_next_fetched,
+)
 from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, is_samples
 from tarkit.curate.sources.annotations import add_captions, add_questions
 from tarkit.curate.sources.folder import is_made, list_folder, list_pictures
@@ -25,10 +32,12 @@ from tarkit.curate.sources.items import (
 )
 from tarkit.curate.sources.parquet import parquet_items
 from tarkit.curate.sources.shard_names import (
+    FORMS,
     SHARD_MARKS,
     ending_of,
     expand_shard_names,
     form_of,
+    is_stored_at_url,
     is_url,
     read_shard_names,
 )
@@ -72,12 +81,18 @@ def list_source(
     NNNNN.tar is img2dataset's list of its URLs, and is not read. Raises UserError for a source that
     does not exist, holds no pictures or more than one kind, or has a link that leaves it.
     """
+    if is_stored_at_url(source):
+        folder, shards = _shards_at_url(str(source))
+        if shards:
+            return _list_files(shards, form_of([path.name for path in shards]), folder)
+        source = local_path(source)
     pattern, source = str(source), Path(source)
     if not os.path.exists(pattern):  # unlike Path.exists, takes a name of any length
         if is_url(pattern) or any(mark in pattern for mark in SHARD_MARKS):
             return _list_shards(expand_shard_names(pattern), allow_private)
         raise UserError(
-            f"the source {pattern} does not exist", hint="give a folder, .parquet, .tar or .txt"
+            f"the source {pattern} does not exist",
+            hint="give a folder, .parquet, .tar, .tar.gz or .txt",
         )
     if source.is_file() and source.suffix == ".txt" and _names_pictures(source):
         return Listing("folder", StoredItems(list_pictures(source)))
@@ -125,6 +140,50 @@ def _generated(source: Path) -> Listing:
     listing = list_folder(source, own)
     items = tuple(item for item in listing.items if item.name != SAMPLE_SHEET)
     return replace(listing, items=add_captions(items, source / SAMPLE_RECORDS))
+
+
+def _shards_at_url(pattern: str) -> tuple[Path, list[Path]]:
+    """The folder and the tars or Parquet files of a source at a URL, none of which is fetched.
+
+    Without such files the list is empty. Raises UserError for a shard that is not there, and for
+    a folder with several kinds.
+    """
+    urls = expand_shard_names(pattern) if SHARD_MARKS[0] in pattern else [pattern]
+    urls = [clean_url(url) for url in urls]
+    if len(urls) > 1:
+        parents = {url.rpartition("/")[0] for url in urls}
+        if len(parents) > 1:
+            raise UserError(
+                f"{pattern} names shards of {len(parents)} folders",
+                hint="name those of one folder, and the others in another command",
+            )
+        folder = listed_path(parents.pop())
+        there = set(listed_names(folder) or ())
+        missing = [url for url in urls if url.rpartition("/")[2] not in there]
+        if missing:
+            raise UserError(
+                f"the shard {missing[0]} does not exist ({len(missing)} of {len(urls)} do not)"
+            )
+        return folder, [folder / url.rpartition("/")[2] for url in urls]
+    folder = listed_path(urls[0])
+    if not folder.is_dir():
+        return folder.parent, [folder] if ending_of(folder.name) in FORMS else []
+    names = [name for name in listed_names(folder) or () if not is_system_file(name)]
+    tars = {name for name in names if ending_of(name) == ".tar"}
+    shards = [
+        name
+        for name in names
+        if ending_of(name) in FORMS
+        and not (name.endswith(".parquet") and name.removesuffix(".parquet") + ".tar" in tars)
+    ]
+    pictures = [n for n in names if ending_of(n).lower().removeprefix(".") in PICTURE_SUFFIXES]
+    kinds = ["pictures"] * bool(pictures) + sorted({ending_of(name) for name in shards})
+    if len(kinds) > 1 and shards:
+        raise UserError(
+            f"{urls[0]} holds several kinds: {', '.join(kinds)}",
+            hint=f"name one kind, for example: tarkit curate ingest {urls[0]}/{shards[0]} ...",
+        )
+    return folder, [folder / name for name in shards]
 
 
 def _names_pictures(path: Path) -> bool:
@@ -194,12 +253,12 @@ def _list_shards(names: Sequence[str], allow_private: bool) -> Listing:
 def _list_files(paths: Sequence[Path], suffix: str, root: Path) -> Listing:
     if suffix not in READERS:
         raise UserError(
-            f"{paths[0]} is neither a folder, a .parquet nor a .tar"
+            f"{paths[0]} is neither a folder, a .parquet, a .tar nor a .tar.gz"
             + (" (unpack the compression first)" if ".tar." in paths[0].name else "")
         )
     items = (
         item
-        for path in paths
+        for path in with_next_fetched(paths, lambda path: [path])
         for item in READERS[suffix](path, shown(path.relative_to(root).as_posix()))
     )
     return _listing(suffix, items)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import require_file
 from tarkit.artifacts.tables import AGAIN, FileRow, read_json, read_rows
 from tarkit.curate.sources.items import is_absent, lowered
 from tarkit.errors import UserError
@@ -22,7 +23,8 @@ QWEN_PICTURE = re.compile(r"(?:Picture \d+: ?)?<img>(.*?)</img>\n?")
 
 
 def annotation_rows(path: Path, columns: Collection[str]) -> Iterator[FileRow]:
-    """The rows of a csv, jsonl, json or Parquet file; raises UserError as `read_rows` does."""
+    """The rows of a csv, tsv, jsonl, json or Parquet file; raises UserError as `read_rows` does."""
+    require_file(path)
     if path.suffix == ".json" and _begins_as_object(path):
         return _object_rows(path)
     return read_rows(path, columns=columns)

@@ -1,4 +1,4 @@
-"""Captions and questions in a csv, jsonl, json or Parquet file that names a source's pictures.
+"""Captions and questions in a csv, tsv, jsonl, json or Parquet file that names a source's pictures.
 
 A question is a row of image, question and answer, or a whole conversation in the layout of
 ShareGPT and LLaVA: image and conversations, a list of {from: human | gpt, value}.
@@ -21,6 +21,7 @@ from tarkit.curate.sources.items import (
     IMAGE_COLUMNS,
     SourceItem,
     in_any_case,
+    lowered,
     shown,
     with_captions,
 )
@@ -30,13 +31,13 @@ from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK
 
 IMAGES = "images"
-ENDINGS = (".csv", ".jsonl", ".json", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
 def add_captions(
     items: Sequence[SourceItem], path: Path, *, below: str = ""
 ) -> tuple[SourceItem, ...]:
-    """`items` with the captions of a csv, jsonl, json or Parquet file.
+    """`items` with the captions of a csv, tsv, jsonl, json or Parquet file.
 
     Its names are relative to the folder `below` of the source.
 
@@ -86,7 +87,8 @@ def _add(
     def change_by(file_row: FileRow) -> None:
         nonlocal num_without
         where = f"{path.name} {file_row.place}"
-        row = usual_form(file_row.require())
+        values = file_row.require()
+        row = usual_form(values)
         if problem := _single_picture(row):
             failed = shown(f"{path.name}#{file_row.number}")
             changed.append(SourceItem(failed, error=f"{where}: {problem}"))
@@ -95,7 +97,8 @@ def _add(
             num_without += 1
             return
         name = os.path.normpath(os.path.join(below, _image_name(row, where)))
-        if not any(column in row for column in (*columns, *ABOUT_COLUMNS)):
+        # A column without a value, as pandas writes nan, is one: the picture has no caption.
+        if not (row.keys() | lowered(values).keys()) & {*columns, *ABOUT_COLUMNS}:
             wanted = ", ".join(columns)
             raise UserError(
                 f"{where} has none of the columns {wanted}; it has {', '.join(row)}", hint=AGAIN

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.files import UTF8
+
 SYSTEM_NOTE = "{} files that macOS, Windows or WebDataset adds are left out"
 SYSTEM_MEMBER = "a file that macOS, Windows or WebDataset adds"
 """The error of an item that is left out of a listing, and counted in a note."""
@@ -47,7 +49,8 @@ class SourceItem:
 
 @dataclass(frozen=True)
 class Listing:
-    """Every item of a source in order; `form` is folder, parquet or tar; `notes` are for people."""
+    """Every item of a source in order; `form` is folder, parquet, tar or tar.gz; `notes` are for
+    people."""
 
     form: str
     items: Sequence[SourceItem]
@@ -153,7 +156,7 @@ def caption_of(blob: bytes, name: str) -> tuple[str, ...]:
 def text_of(blob: bytes, name: str) -> str:
     """The UTF-8 text of bytes; ValueError that names them by `name`."""
     try:
-        return blob.decode("utf-8-sig")
+        return blob.decode(UTF8)
     except UnicodeDecodeError as error:
         raise ValueError(f"{shown(name)} is not UTF-8 text: {error.reason}") from None
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarkit.artifacts.remote import fetched
 from tarkit.artifacts.tables import BUFFER_BYTES
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
@@ -51,7 +52,7 @@ def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
     """
     number = 0
     try:
-        num_bytes = path.stat().st_size
+        num_bytes = fetched(path).stat().st_size
         with _opened(path) as file:
             column = _image_column(path, file.schema_arrow)
             columns, paths = _other_columns(file.schema_arrow, column)
@@ -82,7 +83,7 @@ def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    return pq.ParquetFile(fetched(path), pre_buffer=False, buffer_size=BUFFER_BYTES)
 
 
 def _texts(

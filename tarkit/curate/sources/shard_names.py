@@ -15,6 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tarkit.artifacts.files import read_lines
+from tarkit.artifacts.remote import clean_url
+from tarkit.artifacts.remote import is_url as is_any_url
 from tarkit.errors import UserError
 
 MAX_SHARDS = 100_000
@@ -26,7 +28,7 @@ _CHECK = "as in 'data-{000000..000099}.tar', in quotes"
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL that may be read; raises UserError for those of other schemes."""
+    """Whether a name is a URL of the web, which may be read; UserError for other schemes."""
     scheme = SCHEME.match(name)
     if scheme is None:
         return False
@@ -38,8 +40,15 @@ def is_url(name: str) -> bool:
     return True
 
 
+def is_stored_at_url(pattern: str | Path) -> bool:
+    """Whether a source is at a URL of fsspec, and not at one of the web."""
+    return is_any_url(pattern) and not str(pattern).lower().startswith(("http:", "https:"))
+
+
 def shown_source(pattern: str | Path) -> str:
     """A pattern of shard names for a manifest: without queries, which may hold passwords."""
+    if is_stored_at_url(pattern):
+        return clean_url(pattern)
     parts = str(pattern).split("::")
     return "::".join(re.sub(r"[?#].*", "", part) if is_url(part) else part for part in parts)
 

@@ -14,12 +14,14 @@ import os
 import re
 import sys
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from tarkit.artifacts.files import is_system_file
+from tarkit.artifacts.remote import fetched
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     MAX_FILE_BYTES,
@@ -52,7 +54,7 @@ class _Bytes(Protocol):
 
 def tar_items(path: Path, label: str) -> Iterator[SourceItem]:
     """An item for every picture, and for every sample or member that gives none."""
-    num_bytes = path.stat().st_size
+    num_bytes = fetched(path).stat().st_size
     with path.open("rb") as file:
         yield from _shard_items(file, num_bytes, label, functools.partial(_tar_bytes, path))
 
@@ -67,7 +69,7 @@ class _Gzip:
     """The unpacked bytes of a .gz; going back starts it again. Raises OSError for damage."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path)
+        self._file = gzip.open(fetched(path))
         self.tell = self._file.tell
 
     def read(self, size: int, /) -> bytes:
@@ -191,6 +193,8 @@ def _shard_items(file: _Bytes, num_bytes: int, label: str, read: ReadBytes) -> I
                 if error is not None:
                     yield SourceItem(f"{label}/{shown(member.name)}", error=error)
                     continue
+                # macOS writes a letter and its accent as two characters where others write one.
+                key = unicodedata.normalize("NFC", key)
                 if sample is None or key != sample.key:
                     yield from _sample_items(label, sample, keys, read)
                     sample = _TarSample(key)
@@ -263,7 +267,7 @@ def _member_text(file: _Bytes, member: tarfile.TarInfo) -> bytes:
 
 
 def _tar_bytes(path: Path, offset: int, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(fetched(path), os.O_RDONLY)
     try:
         blob = os.pread(descriptor, size, offset)
     finally:

@@ -7,6 +7,7 @@ which is wrong.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tarkit.eval.benchmark_parts.question_files import (
     picture_fields,
     question_rows,
     require_columns,
+    require_texts,
 )
 from tarkit.eval.benchmarks.base import ItemRow
 from tarkit.eval.run import BenchmarkItem
@@ -35,7 +37,8 @@ def read_choices(path: Path, images: Path | None) -> list[ItemRow]:
     rows = []
     for place, row in question_rows(path):
         options = _options(row, place)
-        require_columns(row, ("question", "answer"), place)
+        require_columns(row, ("answer",), place)
+        require_texts(row, ("question",), place)
         question = str(row["question"]).replace("<image 1>", "").strip()
         hint = row.get("hint")
         stem = question if _is_absent(hint) else f"{hint}\n{question}"
@@ -67,7 +70,7 @@ def _options(row: Mapping[str, Any], place: str) -> dict[str, str]:
     if isinstance(texts, str) and not _is_absent(texts):
         try:
             texts = ast.literal_eval(texts)  # MMMU writes a list as Python would
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise UserError(f"{place}: options {texts!r} are not a list") from None
     if _is_absent(texts):
         columns = {name: name for name in LETTERS} | {f"choice_{a.lower()}": a for a in LETTERS}
@@ -86,8 +89,14 @@ def _is_absent(value: Any) -> bool:
 
 
 def _truth(answer: Any, options: Mapping[str, str], place: str) -> Any:
-    """The answer of a row; with options their letter, which may have brackets or a full stop."""
+    """The answer of a row; with options their letter, which may have brackets or a full stop.
+
+    Without options it may be a list of texts, which MMMU's tables write as Python would.
+    """
     if not options:
+        if isinstance(answer, str) and answer.startswith("["):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return [str(each) for each in ast.literal_eval(answer)]
         return answer
     letter = str(answer).strip(" ().").upper()
     if letter not in options:

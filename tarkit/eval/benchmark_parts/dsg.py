@@ -13,7 +13,6 @@ Letters: P prompts, n pictures a prompt.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tarkit.artifacts.tables import read_rows
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.question_files import encoding_of
 from tarkit.scoring.statistics import bootstrap, micro
@@ -79,31 +79,30 @@ def read_graphs(path: Path) -> list[SceneGraph]:
     """Graphs of a csv in DSG's or DPG-Bench's layout; raises UserError with the line."""
     questions: dict[str, list[GraphQuestion]] = defaultdict(list)
     prompts: dict[str, str] = {}
-    with path.open(encoding=encoding_of(path), newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    for line in read_rows(path, encoding=encoding_of(path)):
+        row = line.require()
+        missing = [name for name in COLUMNS if name not in row]
         if missing:
             raise UserError(
                 f"{path} has no column {missing[0]}: it is not a csv of DSG or DPG-Bench"
             )
-        for row in reader:
-            if not any(row.values()):
-                continue
-            item = row["item_id"]
-            try:
-                one = question_of(
-                    row["proposition_id"],
-                    row["question_natural_language"],
-                    row["dependency"] or "",
-                    (row["tuple"] or "").split("(")[0].strip(),
-                )
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"{path}:{reader.line_num}: proposition_id {row['proposition_id']!r} of "
-                    f"{item} is not a number"
-                ) from None
-            questions[item].append(one)
-            prompts.setdefault(item, row["text"])
+        if not any(row.values()):
+            continue
+        item = str(row["item_id"])
+        try:
+            one = question_of(
+                row["proposition_id"],
+                row["question_natural_language"],
+                row["dependency"] or "",
+                (row["tuple"] or "").split("(")[0].strip(),
+            )
+        except (TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{path}:{line.number}: proposition_id {row['proposition_id']!r:.60} of "
+                f"{item:.200} is not a number"
+            ) from None
+        questions[item].append(one)
+        prompts.setdefault(item, str(row["text"]))
     return [SceneGraph(item, prompts[item], tuple(rows)) for item, rows in questions.items()]
 
 

@@ -10,8 +10,9 @@ The suffixes of prompts are those of lmms-eval, with which the paper's figures w
 from __future__ import annotations
 
 import base64
-import binascii
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tarkit.terminal import print_note
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+MAX_NAME_BYTES = 255
 PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 
 
@@ -87,6 +89,14 @@ def require_columns(row: Mapping[str, Any], names: Sequence[str], place: str) ->
         raise UserError(f"{place} has no {missing[0]}; it has {', '.join(map(str, row))}")
 
 
+def require_texts(row: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """Raise UserError unless the row has a text or a number in each of these columns."""
+    require_columns(row, names, place)
+    for name in names:
+        if not isinstance(row[name], str | int | float):
+            raise UserError(f"{place}: its {name} is {type(row[name]).__name__}, not text")
+
+
 def first_value(row: Mapping[str, Any], names: Sequence[str], *, default: str) -> Any:
     """The first value that is not None among these columns."""
     return next((row[name] for name in names if row.get(name) is not None), default)
@@ -112,7 +122,7 @@ def picture_fields(row: Mapping[str, Any], images: Path | None, place: str) -> I
     if len(name) > 500:
         try:
             return {"blob": base64.b64decode(name, validate=True)}
-        except binascii.Error as error:
+        except ValueError as error:
             raise UserError(f"{place}: its picture is not base64: {error}") from None
     folder = require_images(Path(place.split(":")[0]), images, "the benchmark")
     endings = ("", *PICTURE_ENDINGS)
@@ -129,9 +139,16 @@ def require_images(path: Path, images: Path | None, name: str) -> Path:
     return images
 
 
-def file_inside(folder: Path, name: str, place: str) -> Path:
-    """`folder / name`; raises UserError where that leaves the folder."""
-    file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()):
+def file_inside(folder: Path, name: Any, place: str) -> Path:
+    """The file in a folder, also where another system wrote its name.
+
+    Raises UserError for what cannot be the name of a file, and where it leaves the folder.
+    """
+    if not isinstance(name, str) or "\0" in name or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise UserError(f"{place}: the picture {name!r:.100} is not the name of a file")
+    portable = name.replace("\\", "/")
+    forms = (name, portable, *(unicodedata.normalize(form, portable) for form in ("NFC", "NFD")))
+    files = [folder / form for form in forms]
+    if any(not file.resolve().is_relative_to(folder.resolve()) for file in files):
         raise UserError(f"{place}: the picture {name!r} is outside {folder}")
-    return file
+    return next((file for file in files if file.is_file()), files[0])

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts.files import read_lines, write_whole
+from tarkit.artifacts.tables import AGAIN, FileRow, read_json_lines
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.detections import read_detections
 from tarkit.eval.benchmark_parts.export_layouts import run_pictures, write_adm_npz
@@ -56,8 +57,7 @@ def default_items() -> list[ItemRow]:
 
 def read_geneval(path: Path, images: Path | None) -> list[ItemRow]:
     """Prompts of a file in the layout of `evaluation_metadata.jsonl`: another benchmark."""
-    lines = read_lines(path, encoding=encoding_of(path))
-    return _items([_record(path, number, line) for number, line in lines])
+    return _items([_record(row) for row in read_json_lines(path, encoding=encoding_of(path))])
 
 
 def _items(records: Sequence[dict[str, Any]]) -> list[ItemRow]:
@@ -69,14 +69,14 @@ def _items(records: Sequence[dict[str, Any]]) -> list[ItemRow]:
     ]
 
 
-def _record(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if not (isinstance(record["tag"], str) and isinstance(record["prompt"], str)):
-            raise TypeError("tag and prompt are texts")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{file}:{number} is not a line of GenEval's metadata: {error}") from None
-    return dict(record)
+def _record(row: FileRow) -> dict[str, Any]:
+    record = dict(row.require())
+    if not (isinstance(record.get("tag"), str) and isinstance(record.get("prompt"), str)):
+        raise UserError(
+            f"{row.path}:{row.number} lacks GenEval's tag or prompt as text",
+            hint=AGAIN,
+        )
+    return record
 
 
 # ---- scores -------------------------------------------------------------------------------------

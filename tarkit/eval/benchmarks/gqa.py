@@ -11,7 +11,7 @@ from tarkit.eval.benchmark_parts.question_files import (
     first_value,
     picture_fields,
     question_rows,
-    require_columns,
+    require_texts,
 )
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark
 
@@ -20,7 +20,7 @@ def read_gqa(path: Path, images: Path | None) -> list[ItemRow]:
     """Rows of {id: {question, answer, imageId, types}} as .json, or of files with these columns."""
     rows = []
     for place, row in question_rows(path):
-        require_columns(row, ("question", "answer"), place)
+        require_texts(row, ("question", "answer"), place)
         types = row.get("types")
         item = {
             "id": str(first_value(row, ("id", "question_id"), default=place)),

@@ -20,8 +20,8 @@ from tarkit.eval.benchmark_parts.question_files import (
     encoding_of,
     file_inside,
     files_of,
-    require_columns,
     require_images,
+    require_texts,
     yes_or_no,
 )
 from tarkit.eval.benchmarks.base import ItemRow, QuestionBenchmark, ReadAnswer
@@ -40,12 +40,12 @@ def read_pope(path: Path, images: Path | None) -> list[ItemRow]:
         for line in read_json_lines(file, encoding=encoding_of(file)):
             number, row = line.number, line.require()
             place = f"{file}:{number}"
-            require_columns(row, ("image", "text", "label"), place)
+            require_texts(row, ("image", "text", "label"), place)
             rows.append(
                 {
                     "id": f"{split}-{row.get('question_id', number)}",
                     "tag": split,
-                    "prompt": row["text"] + SHORT_SUFFIX,
+                    "prompt": str(row["text"]) + SHORT_SUFFIX,
                     "picture": str(file_inside(folder, row["image"], place)),
                     "truth": yes_or_no(row["label"], place),
                     "meta": {"group": row["image"]},

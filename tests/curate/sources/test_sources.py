@@ -90,7 +90,9 @@ def test_an_empty_or_absent_folder_or_an_artifact_is_refused(tmp_path: Path) -> 
     text(tmp_path / "notes.md", "x")
     with pytest.raises(UserError, match="holds no pictures.*1 files are not pictures: 1 .md"):
         list_source(tmp_path)
-    with pytest.raises(UserError, match="notes.md is neither a folder, a .parquet nor a .tar"):
+    with pytest.raises(
+        UserError, match="notes.md is neither a folder, a .parquet, a .tar nor a .tar.gz"
+    ):
         list_source(tmp_path / "notes.md")
     text(tmp_path / "manifest.json", "{}")
     with pytest.raises(UserError, match="is an artifact of tarkit already\ntarkit inspect"):
@@ -292,7 +294,7 @@ def test_conversations_of_llava_are_questions_of_their_picture(
         ("c.jsonl", "[" * 100_000, "c.jsonl line 1 is not JSON: nested too deeply"),
         ("c.jsonl", "3\n", "c.jsonl line 1 is not a JSON object"),
         ("c.parquet", "PAR1", "c.parquet cannot be read"),
-        ("c.xlsx", "", "none of the endings .csv, .jsonl, .json, .parquet"),
+        ("c.xlsx", "", "none of the endings .csv, .tsv, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_its_line(
@@ -546,3 +548,20 @@ def test_parquet_columns_of_a_dictionary_or_a_view_are_read(tmp_path: Path, kind
         (("a",), ("a cat",), b"one"),
         (("b",), (), b"two"),
     ]
+
+
+@pytest.mark.parametrize("absent", ["null", "NaN"])
+def test_a_row_whose_caption_is_absent_leaves_its_picture_without_one(
+    two: Path, tmp_path: Path, absent: str
+) -> None:
+    line = f'{{"image": "a.png", "text": {absent}}}\n'
+    items = list_source(two).items
+    found = add_captions(items, text(tmp_path / "c.jsonl", line))
+    assert [(item.captions, item.error) for item in found] == [((), None)] * len(items)
+
+
+def test_captions_of_a_tsv_are_read(two: Path, tmp_path: Path) -> None:
+    table = text(tmp_path / "c.tsv", "image\ttext\na.png\tone, and more\n")
+    assert by_name(add_captions(list_source(two).items, table))["a.png"].captions == (
+        "one, and more",
+    )

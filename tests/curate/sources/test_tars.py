@@ -1,6 +1,7 @@
 """Samples of a tar: what is read from it, and what never is."""
 
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_members_that_macos_and_webdataset_add_are_left_out_and_counted(tmp_path
             ("x.tar/__a__.png", (), None),  # a picture, whatever its name
         ]
         assert listing.notes == ("3 files that macOS, Windows or WebDataset adds are left out",)
+
+
+def test_members_of_one_sample_may_be_spelt_by_two_systems(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    members = [(f"{apart}.png", png(1)), (f"{composed}.txt", b"a cup")]
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes(*members))
+    (item,) = list_source(path).items
+    assert (item.captions, item.error) == (("a cup",), None)

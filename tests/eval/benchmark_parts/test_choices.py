@@ -56,3 +56,10 @@ def test_the_true_letter_may_have_brackets_spaces_and_a_full_stop(
     file.write_text(json.dumps(row | {"answer": "C"}))
     with pytest.raises(UserError, match="the answer 'C' is none of A, B"):
         read_choices(file, tmp_path)
+
+
+def test_an_open_answer_may_be_a_list_written_by_python(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    for answer, truth in (("['3', 'three']", ["3", "three"]), ("[sic", "[sic"), ("fox", "fox")):
+        file.write_text(json.dumps({"question": "?", "answer": answer, "image": "a.jpg"}))
+        assert json.loads(str(read_choices(file, tmp_path)[0]["truth"])) == truth
