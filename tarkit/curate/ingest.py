@@ -86,8 +86,8 @@ class IngestPlan(ShardPlan):
     def listing(self) -> Listing:
         """The pictures of the source, with their captions and questions.
 
-        They are in a temporary file, but all in memory for a moment where they are files of a
-        folder, or joined with a captions or questions file.
+        They are in a temporary file, but all in memory for a moment where they are joined with a
+        captions or questions file.
         """
         tables = [path for path in (self.captions, self.questions) if path]
         listing = list_source(self.source_path, exclude=tables, allow_private=self.allow_private)
