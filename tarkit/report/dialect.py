@@ -21,7 +21,7 @@ from tarkit.errors import UserError
 from tarkit.images import png_bytes, read_picture, require_own_png, require_png, to_uint8
 from tarkit.models.pixel_range import to_unit
 from tarkit.report.code_usage import read_usage
-from tarkit.report.dialect_facts import Dialect, PictureCodes
+from tarkit.report.dialect_facts import Dialect, PictureInCodes
 from tarkit.report.dialect_page import codebook_page, picture_page
 from tarkit.report.dialect_sheet import dialect_sheet
 from tarkit.report.html import render
@@ -94,12 +94,12 @@ def _parts(model: str) -> tuple[Path, Path | None]:
     return places.ta_tok, places.mllm
 
 
-def _encoded(ta_tok: LoadedTaTok, picture: Image.Image) -> PictureCodes:
+def _encoded(ta_tok: LoadedTaTok, picture: Image.Image) -> PictureInCodes:
     device = next(ta_tok.model.parameters()).device
     pixels = ta_tok.sized(to_unit([to_uint8(picture)], device), "pil-bicubic")
     with torch.no_grad():
         codes = ta_tok.encode_scales(pixels, list(Scale))
-    return PictureCodes(
+    return PictureInCodes(
         picture, {scale: rows[0].cpu().numpy() for scale, rows in codes.items()}, ta_tok.grid
     )
 

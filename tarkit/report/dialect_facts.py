@@ -85,7 +85,7 @@ class Dialect:
 
 
 @dataclass(frozen=True)
-class PictureCodes:
+class PictureInCodes:
     """A picture with its codes at every scale."""
 
     picture: Image.Image

@@ -24,7 +24,7 @@ from tarkit.report.blocks import (
     data_uri,
 )
 from tarkit.report.code_usage import CodeUsage
-from tarkit.report.dialect_facts import NUM_NEIGHBOURS, Dialect, PictureCodes
+from tarkit.report.dialect_facts import NUM_NEIGHBOURS, Dialect, PictureInCodes
 from tarkit.report.svg import Bar, bars
 from tarkit.vocab import Scale
 
@@ -37,7 +37,7 @@ USED, DEAD = (37, 99, 201), (192, 57, 43)
 SPACES = "A dot · is a space; \\x is a byte that is no text by itself."
 
 
-def picture_page(dialect: Dialect, shown: PictureCodes, *, name: str, model: str) -> Page:
+def picture_page(dialect: Dialect, shown: PictureInCodes, *, name: str, model: str) -> Page:
     """The page of one picture: its most telling words, and its codes at every scale."""
     telling = shown.telling(dialect.usage)[:NUM_TELLING]
     words = dialect.words.words
@@ -72,7 +72,7 @@ def how_told(dialect: Dialect) -> str:
     )
 
 
-def _grid(dialect: Dialect, shown: PictureCodes, scale: Scale, square: str) -> CodeGrid:
+def _grid(dialect: Dialect, shown: PictureInCodes, scale: Scale, square: str) -> CodeGrid:
     codes = shown.codes[scale].tolist()
     distinct = sorted(set(codes))
     cells = dict(zip(distinct, dialect.cells(distinct), strict=True))

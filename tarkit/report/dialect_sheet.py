@@ -7,7 +7,7 @@ import functools
 from PIL import Image, ImageDraw, ImageFont
 
 from tarkit.images import resize
-from tarkit.report.dialect_facts import Dialect, PictureCodes
+from tarkit.report.dialect_facts import Dialect, PictureInCodes
 from tarkit.vocab import Scale
 
 CELL_PX = 56
@@ -19,7 +19,7 @@ VEIL = 0.72
 NUM_TELLING = 8
 
 
-def dialect_sheet(dialect: Dialect, shown: PictureCodes, *, name: str) -> Image.Image:
+def dialect_sheet(dialect: Dialect, shown: PictureInCodes, *, name: str) -> Image.Image:
     """Two rows of two: the picture with its most telling words, then scales 1, 2 and 3.
 
     Words are drawn with Pillow's own font; letters that it lacks are shown as `U+4E2D`.
@@ -45,7 +45,7 @@ def dialect_sheet(dialect: Dialect, shown: PictureCodes, *, name: str) -> Image.
     return sheet
 
 
-def _panel(dialect: Dialect, shown: PictureCodes, scale: Scale, side_px: int) -> Image.Image:
+def _panel(dialect: Dialect, shown: PictureInCodes, scale: Scale, side_px: int) -> Image.Image:
     """The picture under a veil, with the word of every code in its cell."""
     picture = resize(shown.picture, side_px, "squash")
     panel = Image.blend(picture, Image.new("RGB", picture.size, PAPER), VEIL)

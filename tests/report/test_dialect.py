@@ -21,7 +21,7 @@ from tarkit.inference.tar_model import Tar
 from tarkit.models.ta_tok import TaTok
 from tarkit.report.code_usage import CodeUsage, read_usage
 from tarkit.report.dialect import run
-from tarkit.report.dialect_facts import Dialect, PictureCodes
+from tarkit.report.dialect_facts import Dialect, PictureInCodes
 from tarkit.report.dialect_page import codebook_page, listed_codes, picture_page, usage_map
 from tarkit.report.dialect_sheet import dialect_sheet, drawable
 from tarkit.report.html import render
@@ -40,14 +40,14 @@ def made_up(usage: CodeUsage | None = None) -> Dialect:
     return Dialect(ta_tok, CodeWords(range(100, 116), WORDS, True, None), usage)
 
 
-def shown() -> PictureCodes:
+def shown() -> PictureInCodes:
     codes = {
         Scale.FULL: np.arange(16)[::-1],
         Scale.HALF: np.array([4, 5, 4, 4]),
         Scale.THIRD: np.array([4]),
     }
     picture = Image.fromarray(np.full((16, 16, 3), 120, np.uint8))
-    return PictureCodes(picture, codes, parts.GRID)
+    return PictureInCodes(picture, codes, parts.GRID)
 
 
 def grids(page: str) -> list[list[str]]:
@@ -99,7 +99,7 @@ def test_codes_cover_what_pooling_reads() -> None:
     # 27 x 27 patches pooled by 2 are 13 x 13, which read 26 of 27.
     codes = {Scale.HALF: np.zeros(169, np.int64)}
     picture = Image.new("RGB", (27, 27))
-    assert PictureCodes(picture, codes, 27).covered(Scale.HALF) == pytest.approx(26 / 27)
+    assert PictureInCodes(picture, codes, 27).covered(Scale.HALF) == pytest.approx(26 / 27)
     assert shown().covered(Scale.FULL) == 1
 
 
