@@ -19,7 +19,12 @@ def test_equal_rows_are_found_and_others_are_not(monkeypatch: pytest.MonkeyPatch
 
 def test_swapped_values_are_another_row_and_negative_zero_is_zero() -> None:
     table = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
-    assert equal_rows(torch.tensor([[2.0, 1.0], [-0.0, 3.0]]), table).tolist() == [-1, 1]
+    assert equal_rows(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), table).tolist() == [-1, 1]
+    zeros = torch.randn(20, 3, generator=torch.Generator().manual_seed(2))
+    zeros[:, 1] = 0.0
+    negative = zeros.clone()
+    negative[:, 1] = -0.0
+    assert equal_rows(negative, zeros).tolist() == list(range(20))
 
 
 def test_tables_that_cannot_be_compared_are_refused() -> None:
