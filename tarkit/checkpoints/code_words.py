@@ -26,7 +26,9 @@ SPACE = "·"
 """A space in a word that is shown; it is in the simplest fonts."""
 NO_WORD = "?"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-LM_HINT = "name the language model that TA-Tok was trained with: --lm Qwen/Qwen2.5-1.5B-Instruct"
+LM_HINT = (
+    "name the language model that TA-Tok was trained with, such as --lm Qwen/Qwen2.5-1.5B-Instruct"
+)
 
 
 @dataclass(frozen=True)

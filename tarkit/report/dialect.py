@@ -18,7 +18,7 @@ from tarkit.checkpoints.directory import CONFIG, read_config
 from tarkit.checkpoints.hub import find, find_language_model
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
 from tarkit.errors import UserError
-from tarkit.images import png_bytes, read_picture, require_own_png, require_png, to_uint8
+from tarkit.images import png_bytes, read_picture, require_own_png, to_uint8
 from tarkit.models.pixel_range import to_unit
 from tarkit.report.code_usage import read_usage
 from tarkit.report.dialect_facts import Dialect, PictureInCodes
@@ -105,16 +105,17 @@ def _encoded(ta_tok: LoadedTaTok, picture: Image.Image) -> PictureInCodes:
 
 
 def _require_out(out: Path, *, is_picture: bool) -> None:
-    if out.suffix.lower() == ".png" and is_picture:
-        require_png(out)
-        return
-    if out.suffix.lower() != ".html":
+    if out.is_dir():
+        raise UserError(
+            f"--out {out} is a folder; give the name of a page in it",
+            hint=f"--out {out / 'dialect.html'}",
+        )
+    suffix = out.suffix.lower()
+    if suffix != ".html" and not (suffix == ".png" and is_picture):
         kinds = ".html or .png" if is_picture else ".html (.png is for a picture)"
         raise UserError(
             f"--out {out}: the name must end in {kinds}", hint=f"--out {out.with_suffix('.html')}"
         )
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a page in it")
 
 
 def _write_page(out: Path, page: str) -> None:

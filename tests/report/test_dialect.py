@@ -197,6 +197,8 @@ def test_misuse_is_a_sentence_with_the_next_command(picture: Path, tmp_path: Pat
     ta_tok = parts.save_ta_tok(tmp_path / "ta_tok")
     cases = [
         ({"image": picture, "out": tmp_path / "a.txt"}, "must end in .html or .png"),
+        ({"image": picture, "out": tmp_path}, "is a folder"),
+        ({"image": picture, "out": Path(".")}, "is a folder"),
         ({"image": None, "out": tmp_path / "a.png"}, ".png is for a picture"),
         ({"image": tmp_path / "none.png", "out": tmp_path / "a.html"}, "cannot be read"),
         ({"image": None, "out": tmp_path / "a.html", "model": str(ta_tok)}, "a TA-Tok alone"),
