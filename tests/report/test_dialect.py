@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from tarkit.report.dialect_sheet import dialect_sheet, drawable
 from tarkit.report.html import render
 from tarkit.vocab import Scale
 from tests import parts
+from tests.report.browser import find_browser, open_browser
 from tests.report.sample_runs import Reader
 
 HOSTILE = ["<script>alert(1)</script>", "\"' onfocus=x>", "</style><img src=http://a.b/c>"]
@@ -211,3 +213,46 @@ def test_misuse_is_a_sentence_with_the_next_command(picture: Path, tmp_path: Pat
             run(**options)  # type: ignore[arg-type]
         assert sentence in error.value.message and error.value.hint
     assert not (tmp_path / "a.html").exists()
+
+
+# ---- a browser ----------------------------------------------------------------------------------
+
+PLACE = (
+    "(() => { const cell = document.querySelector('.cells .cell:nth-child(6)');"
+    " cell.scrollIntoView({block: 'center', behavior: 'instant'});"
+    " const box = cell.getBoundingClientRect(); return [box.x + 8, box.y + 8]; })()"
+)
+SHOWN = (
+    "[...document.querySelectorAll('.info')]"
+    ".filter(each => getComputedStyle(each).display != 'none').map(each => each.innerText)"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium on the path and no CHROME_BIN")
+def test_pointing_at_a_cell_shows_its_word_and_the_page_requests_nothing(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render(picture_page(made_up(), shown(), name="a", model="m")))
+    with open_browser(str(find_browser()), tmp_path / "profile") as browser:
+
+        def value(expression: str) -> Any:
+            answer = browser.call("Runtime.evaluate", expression=expression, returnByValue=True)
+            return answer["result"]["value"]
+
+        for width_px, dark in ((1280, False), (390, True)):
+            seen = browser.show(page, width_px=width_px, dark=dark)
+            assert seen.requests == [] and seen.width_px == width_px
+            assert value(SHOWN) == []
+            x, y = value(PLACE)
+            browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+            # The sixth cell of scale 1 has code 15 - 5 = 10.
+            (text,) = value(SHOWN)
+            assert "word10" in text and "code 10, token 110" in text
+            assert "before projection" in text and "after projection" in text
+            browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+            browser.call(
+                "Runtime.evaluate",
+                expression="document.querySelector('.cells .cell:nth-child(7)').focus()",
+            )
+            (text,) = value(SHOWN)
+            assert "code 9, token 109" in text
