@@ -2,10 +2,15 @@
 
 Source: paper Sec. 3.1 (scale-adaptive pooling comes after the encoder, so one pass serves all
 scales). Each row of the images artifact gives one row in the shard of the same number, with its
-texts; a picture that cannot be read gives a failed row. The tokenizer is float32, and pictures are
-squashed to its input size, by default as for the training of the published language model. Every
-batch has the same shape, so that the codes of a picture do not depend on its batch: a short batch
-is filled up with blank pictures, whose codes are dropped.
+texts; a picture that cannot be read gives a failed row. Pictures are squashed to the tokenizer's
+input size, by default as for the training of the published language model. Every batch has the same
+shape, so that the codes of a picture do not depend on its batch: a short batch is filled up with
+blank pictures, whose codes are dropped. Codes are chosen in float32, also where the tokenizer's
+encoder runs in half precision.
+
+Pictures are read ahead of the models (artifacts/picture_reader.py), and on a GPU the next batch is
+put together while the models compute. Several GPUs share the shards as all commands do
+(artifacts/ranks.py).
 
 With an image VQ each row also has its codes of the same picture (column `vq_codes`), from which
 AR-DTok is trained without running an encoder (Sec. 3.2, Eq. 4). Both models see the same part of
@@ -20,40 +25,45 @@ VAE's latents.
 
 from __future__ import annotations
 
-import collections
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, PositiveInt
+from PIL import Image
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.picture_reader import ReadsPictures, picture_reader
 from tarkit.artifacts.plan import RowPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.remote import with_next_fetched
 from tarkit.artifacts.resume import pending_shards
 from tarkit.artifacts.schema import ABOUT_PICTURE, TEXTS, code_type
+from tarkit.artifacts.workers import default_readers, memory_bytes, num_cores
+from tarkit.checkpoints.directory import PRECISIONS
 from tarkit.checkpoints.load import (
     LoadedTaTok,
     Resize,
     load_ta_tok,
     load_vqvae,
     model_sha256,
+    stretched,
 )
 from tarkit.checkpoints.sana import find_sana, load_vae, vae_downsampling, vae_latents, vae_sha256
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
-from tarkit.images import ImageError, decode, middle_square, to_uint8
-from tarkit.images import resize as resize_picture
+from tarkit.images import ImageError, SizedPicture, middle_square, squashed, to_uint8
 from tarkit.models.exact import exact_float32
-from tarkit.models.pixel_range import channels_first, to_unit
+from tarkit.models.peak_memory import on_meta, peak_bytes
+from tarkit.models.pixel_range import bytes_to_unit, channels_first, to_unit
 from tarkit.models.vqvae import Vqvae
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
@@ -61,9 +71,8 @@ from tarkit.vocab import Scale
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC
 
-DTYPE = "float32"
-NUM_READERS = 4
-READ_AHEAD = 256
+MEMORY_SHARE = 0.8
+"""Of a device's memory, which the models and a batch may take by default."""
 CARRIED = [field[0] for field in (*ABOUT_PICTURE, *TEXTS)]
 
 
@@ -78,6 +87,20 @@ class EncodeConfig(Config):
     """"crop" keeps the middle square of a picture, for both models; by default the whole picture is
     squashed, as for the published language model."""
     batch_size: int = Field(default=32, ge=1)
+    """The most pictures that the models encode at once; it is halved until they fit into
+    memory_gb."""
+    memory_gb: PositiveFloat | None = None
+    """What the models and the tensors of a batch may take together, computed before the run; by
+    default four fifths of the device's memory. 1 is 2^30 bytes."""
+    num_workers: NonNegativeInt | None = None
+    """Processes that read, decode and resize pictures ahead of the models; 0: threads. By default 0
+    on a CPU, and on a GPU one a core that is left, at most 8. The codes are the same."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the tokenizer's encoder. Half precision is faster on GPUs and gives part of the positions
+    other codes; codes are chosen in float32 anyway."""
+    compile: bool = False
+    """Compile the blocks of the tokenizer's encoder before the first batch, which takes up to some
+    minutes; part of the positions get other codes."""
     vq_size_px: PositiveInt | None = None
     """P, with an image VQ: the resolution of the AR-DTok to be trained. 256, 512 or 1024 in the
     paper (App. C.1)."""
@@ -203,21 +226,45 @@ class EncodePlan(RowPlan):
     def scales(self) -> Sequence[Scale]:
         return sorted(set(self.settings.scales))
 
+    @cached_property
+    def batch_size(self) -> int:
+        """The pictures of a batch: batch_size, or as many of its halves as fit into the memory."""
+        models = (self.ta_tok, self.image_vq, self.vae)
+        modules = [loaded.model for loaded in models if loaded is not None]
+        on_device = torch.device(self.device)
+        if on_device.type == "cuda":
+            total = torch.cuda.get_device_properties(on_device).total_memory
+        else:
+            total = memory_bytes()
+        limit = (self.settings.memory_gb or MEMORY_SHARE * total / 2**30) * 2**30
+        copies = on_meta(models, modules)
+        size = self.settings.batch_size
+        while (needed := _bytes_of_batch(copies, self.scales, self.settings, size)) > limit:
+            if size == 1:
+                raise UserError(
+                    f"to encode one picture takes {needed / 2**30:.3g} GB of memory, and there are "
+                    f"{limit / 2**30:.3g} GB for it",
+                    hint="give more with --set memory_gb=, or name a device with more memory",
+                )
+            size //= 2
+        return size
+
     @property
     def recorded(self) -> Mapping[str, Any]:
         ta_tok, image_vq, vae = self.ta_tok, self.image_vq, self.vae
         crop = ", the middle square" if self.settings.square else ""
         recorded = {
-            **self.settings.model_dump(
-                mode="json", exclude={"square", "vq_size_px", "latent_size_px"}
-            ),
+            "scales": [int(scale) for scale in self.settings.scales],
+            "batch_size": self.batch_size,
             "limit": self.limit,
             "tokenizer_sha256": ta_tok.sha256,
             "codebook_size": ta_tok.num_codes,
             "sides": {str(int(scale)): scale.side(ta_tok.grid) for scale in self.scales},
             "resize": f"{self.settings.resize}, {ta_tok.size_px} px{crop}",
-            "dtype": DTYPE,
+            "dtype": self.settings.precision,
         }
+        if self.settings.compile:
+            recorded["compile"] = True
         if image_vq is not None:
             recorded |= {
                 "vqvae_sha256": image_vq.sha256,
@@ -242,26 +289,37 @@ class EncodePlan(RowPlan):
         return {"images": self.source, **models}
 
     def make(self, artifact: Artifact) -> None:
-        encoder = _Encoder(
-            self.ta_tok,
-            self.image_vq,
-            self.vae,
-            self.scales,
-            self.settings,
-            self.device,
-            max_pixels=self.source.max_pixels,
-        )
+        settings = self.settings
         rank, world = rank_and_world()
         pending = set(pending_shards(artifact, self.source, rank=rank, world=world))
         names = [n for n in artifact.shards[rank::world] if n in pending or self.retry_failed]
         total = sum(self.rows_of[name] for name in names)
-        with Progress("encode", total=total, unit="pictures") as progress:
+        encoder = _Encoder(
+            (self.ta_tok, self.image_vq, self.vae),
+            self.scales,
+            settings,
+            torch.device(self.device),
+            batch_size=self.batch_size,
+        )
+        num_workers = settings.num_workers
+        if num_workers is None:
+            num_workers = default_readers(encoder.device.type)
+        reader = picture_reader(
+            encoder.sizing(), max_pixels=self.source.max_pixels, num_workers=num_workers
+        )
+        with (
+            Progress("encode", total=total, unit="pictures") as progress,
+            reader as pictures_at,
+            _threads_beside(num_workers),
+        ):
             for name in with_next_fetched(names, self.source.files):
                 table = _shard(
-                    self.source.read(name).slice(0, self.rows_of[name]),
-                    self.source.read_images(name),
+                    self.source,
+                    name,
+                    self.rows_of[name],
                     old=None if name in pending else artifact.read(name),
                     encoder=encoder,
+                    pictures_at=pictures_at,
                     progress=progress,
                 )
                 artifact.write(name, table, source_sha256=self.source.shard_sha256(name))
@@ -277,14 +335,7 @@ class EncodePlan(RowPlan):
                 )
 
 
-class _EncoderInputs(NamedTuple):
-    """One picture at the sizes of all models."""
-
-    ta_tok: np.ndarray  # (S, S, 3) uint8 by Pillow, float32 in [0, 1] by the other ways
-    vqvae: np.ndarray | None  # (P, P, 3) uint8; None without an image VQ
-    vae: np.ndarray | None  # (L, L, 3) uint8; None without a VAE
-    enlarged: bool  # the picture is smaller than P or L
-
+Models = tuple[LoadedTaTok, LoadedVqvae | None, LoadedVae | None]
 
 Codes = dict[str, np.ndarray]
 """The codes of a shard's rows (rows, N), and the latents (rows, C * h * w), by column."""
@@ -295,28 +346,38 @@ class _Encoder:
 
     def __init__(
         self,
-        ta_tok: LoadedTaTok,
-        image_vq: LoadedVqvae | None,
-        vae: LoadedVae | None,
+        models: Models,
         scales: Sequence[Scale],
         settings: EncodeConfig,
-        device: str,
+        device: torch.device,
         *,
-        max_pixels: int,
+        batch_size: int,
     ) -> None:
-        self.ta_tok = ta_tok
-        self.image_vq = image_vq
-        self.vae = vae
+        self.ta_tok, self.image_vq, self.vae = models
         self.scales = scales
         self.settings = settings
-        self.device = torch.device(device)
+        self.device = device
+        self.batch_size = batch_size
         self.num_enlarged = 0
-        self.max_pixels = max_pixels
-        ta_tok.model.to(self.device)
-        if image_vq is not None:
-            image_vq.model.to(self.device)
-        if vae is not None:
-            vae.model.to(self.device)
+        for loaded in models:
+            if loaded is not None:
+                loaded.model.to(device)
+        if settings.precision != "float32":
+            self.ta_tok.model.encoder.to(PRECISIONS[settings.precision])
+        if settings.compile and not self.is_meta:
+            for block in self.ta_tok.model.encoder.encoder.layers:
+                block.compile()  # blocks are alike, so that one is compiled for all of them
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether it computes nothing, but tells the memory of a batch."""
+        return self.device.type == "meta"
+
+    @property
+    def sizes_px(self) -> list[int]:
+        """S, P, L, as far as there are such models."""
+        models = (self.ta_tok, self.image_vq, self.vae)
+        return [loaded.size_px for loaded in models if loaded is not None]
 
     def blank(self, num_rows: int) -> Codes:
         """Zeros in place of every code of `num_rows` pictures."""
@@ -334,109 +395,134 @@ class _Encoder:
             codes["latents"] = np.zeros((num_rows, values), np.float32)
         return codes
 
-    def pixels(self, facts: dict[str, Any], blob: bytes | None) -> _EncoderInputs | str:
-        """The pixels of a picture for all models, or the reason why it has none."""
-        if blob is None:
-            return f"its images row failed: {facts['error']}"
-        try:
-            picture = decode(blob, max_pixels=self.max_pixels)
-        except ImageError as error:
-            return str(error)
-        if self.settings.square == "crop":
-            picture = middle_square(picture)
-        way, ta_tok = self.settings.resize, self.ta_tok
+    def sizing(self) -> Callable[[Image.Image], SizedPicture]:
+        """From a picture to the squares of all models: cheap to import in a worker by default."""
+        way, square = self.settings.resize, self.settings.square
         if way == "pil-bicubic":
-            pixels = to_uint8(resize_picture(picture, ta_tok.size_px, "squash"))
-        else:
-            unit = to_unit(to_uint8(picture)[None])
-            pixels = ta_tok.sized(unit, way)[0].permute(1, 2, 0).numpy()
-        vqvae, vae = (
-            None if model is None else to_uint8(resize_picture(picture, model.size_px, "squash"))
-            for model in (self.image_vq, self.vae)
-        )
-        side = max(0 if other is None else len(other) for other in (vqvae, vae))
-        return _EncoderInputs(pixels, vqvae, vae, enlarged=min(picture.size) < side)
+            return functools.partial(squashed, self.sizes_px, square=square)
+        return functools.partial(_stretched, way, self.sizes_px, square=square)
 
-    def encode(self, batch: Sequence[tuple[int, _EncoderInputs]], codes: Codes) -> None:
-        """Put the codes of the pictures of `batch` into their rows of `codes`."""
-        rows = [row for row, _ in batch]
-        self.num_enlarged += sum(pixels.enlarged for _, pixels in batch)
-        images = self._unit([pixels.ta_tok for _, pixels in batch])
+    def begin(self, pictures: Sequence[SizedPicture]) -> dict[str, Tensor]:
+        """The columns of some pictures, on the device, which may still be computing them."""
+        others = max(self.sizes_px[1:], default=0)
+        self.num_enlarged += sum(picture.smallest_side < others for picture in pictures)
+        batches = zip(*(picture.squares for picture in pictures), strict=True)
+        return self.columns([channels_first(self._filled(b), self.device) for b in batches])
+
+    def columns(self, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The columns of a batch, (batch_size, 3, size, size) of each of `sizes_px`."""
+        unit, *others = batches
+        unit = unit if unit.is_floating_point() else bytes_to_unit(unit)
         with exact_float32(self.device):
-            scales = self.ta_tok.encode_scales(images, scales=self.scales)
+            scales = self.ta_tok.encode_scales(unit, scales=self.scales)
             columns = {f"codes_{int(scale)}": numbers for scale, numbers in scales.items()}
             if self.image_vq is not None:
-                images = self._unit([p.vqvae for _, p in batch if p.vqvae is not None])
-                columns["vq_codes"] = self.image_vq.model.encode(images)
+                columns["vq_codes"] = self.image_vq.model.encode(bytes_to_unit(others.pop(0)))
             if self.vae is not None:
-                filled = self._filled([p.vae for _, p in batch if p.vae is not None])
-                latents = vae_latents(self.vae.model, channels_first(filled, self.device))
-                columns["latents"] = latents.flatten(1)
-        for name, array in codes.items():
-            array[rows] = columns[name].cpu().numpy()[: len(rows)]
+                columns["latents"] = vae_latents(self.vae.model, others.pop(0)).flatten(1)
+        return columns
 
     def _filled(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """(batch_size, H, W, 3): blank pictures fill a short batch up."""
-        pixels = np.zeros((self.settings.batch_size, *pictures[0].shape), pictures[0].dtype)
+        pixels = np.zeros((self.batch_size, *pictures[0].shape), pictures[0].dtype)
         pixels[: len(pictures)] = pictures
         return pixels
 
-    def _unit(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        """(batch_size, 3, H, W) float32 in [0, 1]."""
-        pixels = self._filled(pictures)
-        to_tensor = to_unit if pixels.dtype == np.uint8 else channels_first
-        return to_tensor(pixels, self.device)
+
+def _stretched(
+    way: Resize, sizes_px: Sequence[int], picture: Image.Image, *, square: Literal["crop"] | None
+) -> SizedPicture:
+    """As `squashed`, with the tokenizer's square by one of the ways of torchvision."""
+    if square == "crop":
+        picture = middle_square(picture)
+    first, *others = sizes_px
+    unit = to_unit(to_uint8(picture)[None])
+    pixels = stretched(unit, first, way)[0].permute(1, 2, 0).numpy()
+    sized = squashed(others, picture)
+    return SizedPicture((pixels, *sized.squares), sized.smallest_side)
+
+
+def _bytes_of_batch(
+    models: Models, scales: Sequence[Scale], settings: EncodeConfig, size: int
+) -> int:
+    """Bytes of the models, which are on the meta device, and of a batch's tensors at their peak."""
+    encoder = _Encoder(models, scales, settings, torch.device("meta"), batch_size=size)
+    kept = [loaded.model for loaded in models if loaded is not None]
+    weights = sum(p.nbytes for model in kept for p in (*model.parameters(), *model.buffers()))
+    dtype = torch.uint8 if settings.resize == "pil-bicubic" else torch.float32
+
+    def encode() -> None:
+        first, *others = encoder.sizes_px
+        batches = [torch.empty(size, 3, first, first, dtype=dtype)]
+        encoder.columns(batches + [torch.empty(size, 3, s, s, dtype=torch.uint8) for s in others])
+
+    return weights + peak_bytes(encode)
+
+
+@contextmanager
+def _threads_beside(num_workers: int) -> Iterator[None]:
+    """Leave each worker process a core; torch has the others meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, num_cores() - num_workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shard(
-    index: pa.Table,
-    pictures: Iterator[tuple[dict[str, Any], bytes | None]],
+    source: Artifact,
+    name: str,
+    num_rows: int,
     *,
     old: pa.Table | None,
     encoder: _Encoder,
+    pictures_at: ReadsPictures[SizedPicture],
     progress: Progress,
 ) -> pa.Table:
-    """The rows of `index` with their codes; rows that have codes in `old` keep them."""
-    num_rows = index.num_rows
+    """The first rows of a shard with their codes; rows that have codes in `old` keep them."""
+    index = source.read(name).slice(0, num_rows)
     codes = encoder.blank(num_rows)
     finished = _keep(old, codes)
-    errors: list[str | None] = [None] * num_rows
     progress.advance(len(finished))
-    remaining = (
-        (row, facts, blob)
-        for row, (facts, blob) in enumerate(itertools.islice(pictures, num_rows))
-        if row not in finished
-    )
-    batch: list[tuple[int, _EncoderInputs]] = []
-    for row, pixels in _read_ahead(remaining, encoder):
-        if isinstance(pixels, str):
-            errors[row] = pixels
+    places = source.picture_places(name)[:num_rows]
+    errors: list[str | None] = [None] * num_rows
+    for row, reason in enumerate(index["error"].to_pylist()):
+        if places[row] is None:
+            errors[row] = f"its images row failed: {reason}"
+            progress.advance(1, failed=1)
+    todo = {row: place for row, place in enumerate(places) if place and row not in finished}
+    batch: dict[int, SizedPicture] = {}
+    begun: tuple[list[int], dict[str, Tensor]] = ([], {})
+    for row, picture in zip(todo, pictures_at(list(todo.values())), strict=True):
+        if isinstance(picture, ImageError):
+            errors[row] = str(picture)
             progress.advance(1, failed=1)
         else:
-            batch.append((row, pixels))
-        if len(batch) == encoder.settings.batch_size:
-            encoder.encode(batch, codes)
-            progress.advance(len(batch))
-            batch = []
+            batch[row] = picture
+        if len(batch) == encoder.batch_size:
+            _finish(begun, codes, progress)
+            begun = (list(batch), encoder.begin(list(batch.values())))
+            batch = {}
+    _finish(begun, codes, progress)
     if batch:
-        encoder.encode(batch, codes)
-        progress.advance(len(batch))
+        _finish((list(batch), encoder.begin(list(batch.values()))), codes, progress)
     return _table(index, codes, errors)
 
 
-def _read_ahead(
-    rows: Iterator[tuple[int, dict[str, Any], bytes | None]], encoder: _Encoder
-) -> Iterator[tuple[int, _EncoderInputs | str]]:
-    """(row, pixels or error) in order, decoded by threads while the encoder works."""
-    waiting: collections.deque[tuple[int, Future[_EncoderInputs | str]]] = collections.deque()
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        for row, facts, blob in rows:
-            waiting.append((row, pool.submit(encoder.pixels, facts, blob)))
-            if len(waiting) >= READ_AHEAD:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        for ready, future in waiting:
-            yield ready, future.result()
+def _finish(begun: tuple[list[int], dict[str, Tensor]], codes: Codes, progress: Progress) -> None:
+    """Put the codes of a batch into their rows of `codes`; waits for the device."""
+    rows, columns = begun
+    for name, column in columns.items():
+        values = column.cpu().numpy()[: len(rows)]
+        if name != "latents" and values.min() < 0:
+            raise UserError(
+                "the encoder gave features that are not finite: the weights are damaged, or the "
+                "precision is too low for them",
+                hint="--set precision=bfloat16, or float32",
+            )
+        codes[name][rows] = values
+    progress.advance(len(rows))
 
 
 def _keep(old: pa.Table | None, codes: Codes) -> set[int]:

@@ -14,7 +14,7 @@ import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -197,6 +197,23 @@ def resize(image: Image.Image, size_px: int, mode: ResizeMode) -> Image.Image:
     elif mode != "squash":
         raise ValueError(f"resize mode {mode!r}: expected 'squash' or 'crop'")
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC)
+
+
+class SizedPicture(NamedTuple):
+    """One picture as the squares that several models read."""
+
+    squares: tuple[np.ndarray, ...]  # (size, size, 3) each, uint8 by `resize`
+    smallest_side: int  # of the picture that was resized, in pixels
+
+
+def squashed(
+    sizes_px: Sequence[int], picture: Image.Image, *, square: Literal["crop"] | None = None
+) -> SizedPicture:
+    """A picture at each of `sizes_px`, squashed; with "crop" its middle square alone."""
+    if square == "crop":
+        picture = middle_square(picture)
+    squares = tuple(to_uint8(resize(picture, size_px, "squash")) for size_px in sizes_px)
+    return SizedPicture(squares, min(picture.size))
 
 
 def middle_square(image: Image.Image) -> Image.Image:

@@ -20,9 +20,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
     "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
-    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes"},
+    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"},
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
+    # looks at the machine
+    "doctor": {"train", "checkpoints", "artifacts"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
@@ -31,10 +33,11 @@ ROOMS: dict[str, set[str]] = {
     "encode": {"checkpoints", "models", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
-    "inference": {"checkpoints", "models", "artifacts"},
+    "inference": {"llm", "checkpoints", "models", "artifacts"},
     "llm": {"checkpoints", "artifacts"},
     "checkpoints": {"models", "artifacts"},
     "models": set(),
+    "recipes": {"artifacts"},
     "artifacts": set(),
     "shapes": set(),
     # the ground
@@ -56,7 +59,7 @@ STAGE_VERBS = {
     "bench": "bench",
     "checkpoints": "assemble convert export_hf push",
 }
-VERBS = {"tarkit.encode"} | {
+VERBS = {"tarkit.encode", "tarkit.doctor"} | {
     f"tarkit.{room}.{verb}" for room, verbs in STAGE_VERBS.items() for verb in verbs.split()
 }
 

@@ -1,7 +1,11 @@
 """Pictures to codes: a row in, a row out, the same bytes however often it is stopped."""
 
+import functools
 import hashlib
+import multiprocessing
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from tarkit import encode
+from tarkit.artifacts import picture_reader
 from tarkit.artifacts.artifact import Artifact, begin_artifact
 from tarkit.checkpoints.load import Resize, load_ta_tok, load_vqvae
 from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
-from tarkit.images import decode, png_bytes, to_uint8
+from tarkit.images import decode, png_bytes, squashed, to_uint8
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -26,38 +31,40 @@ ROWS = 6
 FAILED_ROW, TORN_ROW = 2, 4
 
 
-class GreyVq:
+def check_range(images: Tensor, least: int) -> None:
+    """From `least` to 1, as far as they have values: on the meta device they have none."""
+    assert images.dtype == torch.float32
+    assert images.is_meta or least <= images.min() <= images.max() <= 1
+
+
+class GreyVq(torch.nn.Module):
     """Squares of 4 px: the code of a square is its mean red, 0 to 255, and 256 for one of 255."""
 
     def __init__(self, num_codes: int = 257) -> None:
+        super().__init__()
         self.arch = SimpleNamespace(num_codes=num_codes, downsampling=4)
         self.shapes: list[tuple[int, ...]] = []
 
-    def to(self, device: torch.device) -> "GreyVq":
-        return self
-
     def encode(self, images: Tensor) -> Tensor:
-        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        check_range(images, 0)
         self.shapes.append(tuple(images.shape))
         red = torch.nn.functional.avg_pool2d(images[:, :1], 4).flatten(1)
         levels = (red * 255).round().long()
         return torch.where((levels == 255) & (self.arch.num_codes > 256), 256, levels)
 
 
-class GreyVae:
+class GreyVae(torch.nn.Module):
     """Squares of 4 px: 2 latents of each, the mean red in [-1, 1] and its half, then times 10."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.config = SimpleNamespace(
             encoder_block_out_channels=(8, 8, 8), latent_channels=2, scaling_factor=10.0
         )
         self.shapes: list[tuple[int, ...]] = []
 
-    def to(self, device: torch.device) -> "GreyVae":
-        return self
-
     def encode(self, images: Tensor) -> SimpleNamespace:
-        assert images.dtype == torch.float32 and -1 <= images.min() <= images.max() <= 1
+        check_range(images, -1)
         self.shapes.append(tuple(images.shape))
         red = torch.nn.functional.avg_pool2d(images[:, :1], 4)
         return SimpleNamespace(latent=torch.cat([red, red / 2], 1))
@@ -73,7 +80,7 @@ class GreyTokenizer:
         self.shapes: list[tuple[int, ...]] = []
 
     def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
-        assert images.dtype == torch.float32 and 0 <= images.min() <= images.max() <= 1
+        check_range(images, 0)
         self.shapes.append(tuple(images.shape))
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 2)
         pooled = {s: torch.nn.functional.avg_pool2d(grey, int(s)).flatten(1) for s in scales}
@@ -241,7 +248,7 @@ def test_retry_failed_encodes_the_failed_rows_alone(
     run(pictures)
     tokenizer.shapes.clear()
     grey = Image.new("RGB", (8, 8), (99, 99, 99))
-    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
+    monkeypatch.setattr(picture_reader, "decode", lambda blob, max_pixels: grey)
     untouched = run(pictures)
     assert untouched.rows("00000")[TORN_ROW]["status"] == "failed" and not tokenizer.shapes
     rows = run(pictures, retry_failed=True).rows("00000")
@@ -421,7 +428,7 @@ def test_shards_and_rows_that_are_made_again_have_the_same_codes_of_the_image_vq
     tokens.shard_path("00001").unlink()
     assert all_bytes(run_vq(pictures)) == whole
     grey = Image.new("RGB", (8, 8), (99, 99, 99))
-    monkeypatch.setattr(encode, "decode", lambda blob, max_pixels: grey)
+    monkeypatch.setattr(picture_reader, "decode", lambda blob, max_pixels: grey)
     rows = run_vq(pictures, retry_failed=True).rows("00000")
     assert rows[TORN_ROW]["vq_codes"] == [99] * 9 and rows[5]["vq_codes"] == [5] * 9
 
@@ -536,3 +543,91 @@ def test_a_size_without_a_sana_and_the_reverse_are_refused(
     with pytest.raises(UserError, match=message) as error:
         run(pictures, sana=sana, overrides=overrides)
     assert hint in error.value.hint
+
+
+# ---- reading ahead, memory, precision
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> EncodePlan:
+    """A plan over two shards of pictures with a real tokenizer; some pictures cannot be read."""
+    (tmp_path / "tok").mkdir()
+    source = begin_artifact(tmp_path / "pictures", "images", settings={}, shards=["00000", "00001"])
+    for shard, name in enumerate(source.shards):
+        write_pictures(source, name, shard)
+    tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
+    return EncodePlan(source.path, tokenizer=tokenizer, out=tmp_path / "tokens")
+
+
+def made_by(plan: EncodePlan, out: str, *overrides: str) -> Artifact:
+    return replace(plan, out=plan.out.with_name(out), overrides=overrides).run()
+
+
+@pytest.mark.parametrize("way", ["pil-bicubic", "bilinear"])
+def test_workers_and_threads_give_the_same_bytes(real: EncodePlan, way: str) -> None:
+    settings = [f"resize={way}", "batch_size=3"]
+    here = made_by(real, "here", *settings, "num_workers=0")
+    for num_workers in (1, 2):
+        there = made_by(real, f"by_{num_workers}", *settings, f"num_workers={num_workers}")
+        assert all_bytes(there) == all_bytes(here)
+    errors = {row["error"] for row in here.rows("00000") if row["error"]}
+    assert len(errors) == 2 and any("truncated picture" in error for error in errors)
+    assert not multiprocessing.active_children()
+
+
+def test_a_tar_that_becomes_shorter_is_an_error_of_the_command(real: EncodePlan) -> None:
+    places = real.source.picture_places("00000")
+    last = next(place for place in reversed(places) if place)
+    os.truncate(last.tar, last.offset + 5)
+    sizing = functools.partial(squashed, [8])
+    with (
+        picture_reader.picture_reader(sizing, max_pixels=10**6, num_workers=1) as read,
+        pytest.raises(UserError, match="has become shorter: it ends within the picture at byte"),
+    ):
+        list(read([last]))
+
+
+def test_a_batch_is_halved_until_it_fits_into_the_memory(real: EncodePlan) -> None:
+    def size_of(gigabytes: float) -> int:
+        settings = ["batch_size=24", f"memory_gb={gigabytes}"]
+        return replace(real, overrides=settings).batch_size
+
+    assert size_of(1) == 24
+    sizes, gigabytes = [24], 1.0
+    while sizes[-1] > 1:
+        gigabytes /= 1.25
+        sizes.append(size_of(gigabytes))
+    # 24, then its halves rounded down, as the memory gets less.
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) == {24, 12, 6, 3, 1}
+    with pytest.raises(UserError, match="to encode one picture takes [0-9.e-]+ GB of memory"):
+        size_of(1e-6)
+    few = made_by(real, "few", "batch_size=24", f"memory_gb={gigabytes}")
+    assert few.settings["batch_size"] == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_recorded_and_changes_few_codes(real: EncodePlan, precision: str) -> None:
+    exact = made_by(real, "exact")
+    assert exact.settings["dtype"] == "float32" and "compile" not in exact.settings
+    half = made_by(real, precision, f"precision={precision}")
+    assert half.settings["dtype"] == precision
+    codes = [np.array(a.read("00001")["codes_1"].drop_null().to_pylist()) for a in (exact, half)]
+    assert codes[0].shape == codes[1].shape and (codes[0] == codes[1]).mean() > 0.5
+
+
+def test_features_that_are_not_finite_give_no_codes(real: EncodePlan) -> None:
+    real.ta_tok.model.encoder.embeddings.patch_embedding.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="features that are not finite") as error:
+        real.run()
+    assert "precision" in error.value.hint
+    assert not list(real.out.glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_same_codes_but_for_few(real: EncodePlan) -> None:
+    plain, compiled = made_by(real, "plain"), made_by(real, "compiled", "compile=true")
+    assert compiled.settings["compile"] is True
+    codes = [
+        np.array(a.read("00001")["codes_1"].drop_null().to_pylist()) for a in (plain, compiled)
+    ]
+    assert (codes[0] == codes[1]).mean() > 0.95

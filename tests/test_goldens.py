@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import tarkit
 from tarkit.checkpoints.load import LoadedTaTok
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.codebook import TextAlignedCodebook
 from tarkit.models.sampling import draw
@@ -166,11 +167,11 @@ def test_logits_and_greedy_drawings(ar_dtok: ArDtok, golden: dict[str, Tensor], 
     assert_close(ar_dtok(condition, codes), golden[f"{name}.loss"][0], **FLOATS)
     null = ar_dtok.logits(torch.zeros_like(condition), codes)
     assert_close(null, golden[f"{name}.null_logits"], **FLOATS)
-    plain = ar_dtok.sample(condition, guidance=1.0, top_k=1)
+    plain = sample_codes(ar_dtok, condition, CodeSampling(guidance=1.0, top_k=1))
     assert torch.equal(plain, golden[f"{name}.greedy_cfg1"])
-    guided = ar_dtok.sample(condition, guidance=4.0, top_k=1)
+    guided = sample_codes(ar_dtok, condition, CodeSampling(guidance=4.0, top_k=1))
     assert torch.equal(guided, golden[f"{name}.greedy_cfg4"])
-    some = ar_dtok.sample(condition, guidance=4.0, top_k=1, guided_steps=3)
+    some = sample_codes(ar_dtok, condition, CodeSampling(guidance=4.0, top_k=1, guided_steps=3))
     assert torch.equal(some, golden[f"{name}.greedy_cfg4_interval3"])
 
 
@@ -230,7 +231,7 @@ def test_codes_to_bytes(
     guidance: int,
 ) -> None:
     condition = ta_tok.condition(golden[f"ta.s{scale}.indices"])
-    drawn = ar_dtok.sample(condition, guidance=guidance, top_k=1)
+    drawn = sample_codes(ar_dtok, condition, CodeSampling(guidance=guidance, top_k=1))
     close_bytes(vqvae.decode(drawn), golden[f"pipe.s{scale}.cfg{guidance}.uint8_nhwc"])
 
 

@@ -3,14 +3,20 @@
 Each case runs in a process of its own at a size and at four times that size. Time must not grow
 more than linearly (with room for noise), and memory must stay flat. The figures are printed.
 TARKIT_GROWTH scales the sizes: 1 is what the tests promise, 0.1 takes a tenth of the time.
+
+The chain from pictures to chats is run with 1,000, 10,000 and 100,000 small pictures, and with so
+small a tokenizer that what stands around it counts.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import parts
 
 SCALE = float(os.environ.get("TARKIT_GROWTH", "1"))
 
@@ -148,3 +154,64 @@ def test_time_is_linear_and_memory_flat(name: str, tmp_path: Path) -> None:
     # Four times as much of a quadratic part takes sixteen times as long.
     assert more < 8 * less + 2
     assert more_mb - less_mb < allowed_mb
+
+
+PICTURES = """
+import io, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+folder.mkdir()
+for number in range(size):
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
+    picture = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+    picture.save(folder / f"{number:06d}.jpg")
+    (folder / f"{number:06d}.txt").write_text(f"a photo of thing number {number}")
+"""
+
+
+# In a small process of its own: a command's peak is at least the memory of the one that starts it.
+COST = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "tarkit.cli", *sys.argv[1:]], stdout=2)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(done.returncode)
+"""
+
+
+def cost(words: list[object]) -> tuple[float, float]:
+    """Processor seconds and peak MB of a command of tarkit."""
+    command = [sys.executable, "-c", COST, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds, kilobytes = done.stdout.split()
+    return float(seconds), float(kilobytes) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_pictures_become_chats_in_linear_time_and_flat_memory(tmp_path: Path) -> None:
+    tokenizer = parts.save_ta_tok(tmp_path / "ta_tok")
+    costs: dict[str, dict[int, tuple[float, float]]] = {}
+    for size in (1_000, 10_000, 100_000):
+        size = max(100, int(size * SCALE))
+        at = tmp_path / str(size)
+        at.mkdir()
+        subprocess.run([sys.executable, "-c", PICTURES, at / "raw", str(size)], check=True)
+        stages = {
+            "ingest": ["curate", "ingest", at / "raw", "--set", "num_workers=1"],
+            "encode": ["encode", at / "ingest", "--tokenizer", tokenizer, "--device", "cpu"],
+            "chats": ["curate", "chats", at / "encode"],
+        }
+        for stage, words in stages.items():
+            costs.setdefault(stage, {})[size] = cost([*words, "--out", at / stage])
+            seconds, megabytes = costs[stage][size]
+            print(f"{size:>9,} {stage}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
+        shutil.rmtree(at)
+    for stage, by_size in costs.items():
+        (_, _), (less, less_mb), (more, more_mb) = by_size.values()
+        # Ten times as much of a quadratic part takes a hundred times as long.
+        assert more < 15 * less + 2, stage
+        assert more_mb - less_mb < 150, stage

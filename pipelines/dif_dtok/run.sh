@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A diffusion de-tokenizer from nothing: a small SANA, its autoencoder included, learns to draw the
-# shapes world from the codes of the embedded model's tokenizer. About half an hour on one core; a
-# finished stage is skipped and an interrupted one resumes (the autoencoder's starts again).
+# A diffusion de-tokenizer of the shapes world, from nothing: a small SANA. The SANA, its autoencoder
+# included, learns to draw from the codes of the embedded model's tokenizer. About half an hour on
+# one core; a finished stage is skipped and an interrupted one resumes (the autoencoder's starts again).
 # Measured, with an autoencoder that was trained on 12,000 pictures: of 84 test pictures, drawn again
 # from 36 codes, 36 % still show their prompt. Colours, places and numbers are right, and shapes are
 # blurred: the autoencoder alone loses 37 %. AR-DTok of the embedded model keeps 89 %.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on real pictures that install as packages: 1,850 rendered emoji. A language model
+# The whole chain on 1,850 rendered emoji, real pictures that install as packages. A language model
 # of 135M rewrites captions and splits prompts. The script takes an hour on two cores. It shows that
 # every stage runs on such data; the training is too short to draw from words. A finished stage is
 # skipped, and an interrupted one resumes.

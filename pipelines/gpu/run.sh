@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A short run on one GPU: what is installed, the chain of pipelines/smoke, and ten steps of every
-# trainer at the paper's sizes, from random weights, in bf16. It measures speed and memory; nothing
+# A short run on one GPU that measures every trainer at the paper's sizes. It prints what is
+# installed, runs the chain of pipelines/smoke, and ten steps of every trainer, from random weights,
+# in bf16. It measures speed and memory; nothing
 # is learned. Its limits of time add up to 25 minutes. Batches fit a GPU of 80 GB (planned, not yet
 # run); the folder takes about 50 GB of disk.
 #   pipelines/gpu/run.sh STAGE...
@@ -13,9 +14,8 @@
 #   WORK=work/gpu                                 the folder, which may be deleted afterwards
 #   DEVICE=cpu TINY=1 pipelines/gpu/run.sh all    the same commands on CPUs, with tiny sizes
 set -uo pipefail
-export here root work DEVICE TINY gpu
+export here work DEVICE TINY gpu
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$here/../..
 work=${WORK:-work/gpu}
 DEVICE=${DEVICE:-cuda}
 TINY=${TINY:-0}
@@ -25,7 +25,7 @@ if [ -z "$(command -v tarkit)" ]; then # in a checkout that is not installed
     mkdir -p "$work/bin"
     printf '#!/usr/bin/env bash\nexec python -m tarkit.cli "$@"\n' > "$work/bin/tarkit"
     chmod +x "$work"/bin/*
-    export PATH=$work/bin:$PATH PYTHONPATH=$root
+    export PATH=$work/bin:$PATH PYTHONPATH=$here/../..
 fi
 
 # ---- sizes: batch sizes fit a GPU of 80 GB -------------------------------------------------------
@@ -58,7 +58,7 @@ versions() {
     python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
 }
 smoke() {
-    bash "$root/pipelines/smoke/run.sh" "$work/smoke"
+    bash "$here/../smoke/run.sh" "$work/smoke"
 }
 models() {
     python "$here/random_models.py" "$work/random" siglip2 qwen ta_tok vqvae sana
@@ -71,26 +71,26 @@ data() {
     tarkit curate chats --text "$work/text.txt" --out "$work/text"
 }
 encoder() {
-    tarkit train encoder "$root/pipelines/smoke/encoder.toml" "${ten[@]}" --set precision=bf16 --set arch.patch_px=14 --set 'arch.stem_channels=[]' "${encoder[@]}" --images "$work/pictures" --out "$work/encoder"
+    tarkit train encoder "$here/../smoke/encoder.toml" "${ten[@]}" --set precision=bf16 --set arch.patch_px=14 --set 'arch.stem_channels=[]' "${encoder[@]}" --images "$work/pictures" --out "$work/encoder"
 }
 vqvae() {
-    tarkit plan "$root/pipelines/paper/vqvae.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" --set precision=bf16 --set perceptual=0 "${vqvae[@]}" --json > "$work/vqvae.plan.json" || echo "no plan" >&2
-    tarkit train vqvae "$root/pipelines/paper/vqvae.toml" "${ten[@]}" --set precision=bf16 --set perceptual=0 "${vqvae[@]}" --images "$work/pictures" --out "$work/vqvae"
+    tarkit plan "$here/../paper/vqvae.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" --set precision=bf16 --set perceptual=0 "${vqvae[@]}" --json > "$work/vqvae.plan.json" || echo "no plan" >&2
+    tarkit train vqvae "$here/../paper/vqvae.toml" "${ten[@]}" --set precision=bf16 --set perceptual=0 "${vqvae[@]}" --images "$work/pictures" --out "$work/vqvae"
 }
 tokenizer() {
-    tarkit plan "$root/pipelines/paper/tokenizer.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" --set 'images_weights=[1]' "${tokenizer[@]}" --encoder "$work/random/siglip2" --lm "$work/random/qwen" --json > "$work/tokenizer.plan.json" || echo "no plan" >&2
-    tarkit train tokenizer "$root/pipelines/paper/tokenizer.toml" "${ten[@]}" --set 'images_weights=[1]' --set measure_pictures=32 "${tokenizer[@]}" --encoder "$work/random/siglip2" --lm "$work/random/qwen" --images "$work/pictures" --out "$work/tokenizer"
+    tarkit plan "$here/../paper/tokenizer.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" --set 'images_weights=[1]' "${tokenizer[@]}" --encoder "$work/random/siglip2" --lm "$work/random/qwen" --json > "$work/tokenizer.plan.json" || echo "no plan" >&2
+    tarkit train tokenizer "$here/../paper/tokenizer.toml" "${ten[@]}" --set 'images_weights=[1]' --set measure_pictures=32 "${tokenizer[@]}" --encoder "$work/random/siglip2" --lm "$work/random/qwen" --images "$work/pictures" --out "$work/tokenizer"
 }
 ar_dtok() {
-    tarkit plan "$root/pipelines/paper/ar_dtok_256.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" "${ar_dtok[@]}" --tokenizer "$work/random/ta_tok" --vqvae "$work/random/vqvae" --json > "$work/ar_dtok.plan.json" || echo "no plan" >&2
-    tarkit train ar-dtok "$root/pipelines/paper/ar_dtok_256.toml" "${ten[@]}" "${ar_dtok[@]}" --tokens "$work/tokens" --tokenizer "$work/random/ta_tok" --vqvae "$work/random/vqvae" --out "$work/ar_dtok"
+    tarkit plan "$here/../paper/ar_dtok_256.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" "${ar_dtok[@]}" --tokenizer "$work/random/ta_tok" --vqvae "$work/random/vqvae" --json > "$work/ar_dtok.plan.json" || echo "no plan" >&2
+    tarkit train ar-dtok "$here/../paper/ar_dtok_256.toml" "${ten[@]}" "${ar_dtok[@]}" --tokens "$work/tokens" --tokenizer "$work/random/ta_tok" --vqvae "$work/random/vqvae" --out "$work/ar_dtok"
 }
 dif_dtok() {
-    tarkit train dif-dtok "$root/pipelines/paper/dif_dtok_512.toml" "${ten[@]}" "${dif_dtok[@]}" --images "$work/pictures" --tokenizer "$work/random/ta_tok" --sana "$work/random/sana" --out "$work/dif_dtok"
+    tarkit train dif-dtok "$here/../paper/dif_dtok_512.toml" "${ten[@]}" "${dif_dtok[@]}" --images "$work/pictures" --tokenizer "$work/random/ta_tok" --sana "$work/random/sana" --out "$work/dif_dtok"
 }
 mllm() {
-    tarkit plan "$root/pipelines/paper/mllm_pretrain.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" "${mllm[@]}" --tokenizer "$work/random/ta_tok" --lm "$work/random/qwen" --json > "$work/mllm.plan.json" || echo "no plan" >&2
-    tarkit train mllm "$root/pipelines/paper/mllm_pretrain.toml" "${ten[@]}" --set embedding_start=random "${mllm[@]}" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/random/ta_tok" --lm "$work/random/qwen" --out "$work/mllm"
+    tarkit plan "$here/../paper/mllm_pretrain.toml" --gpus 1 --gpu "$gpu" "${ten[@]}" "${mllm[@]}" --tokenizer "$work/random/ta_tok" --lm "$work/random/qwen" --json > "$work/mllm.plan.json" || echo "no plan" >&2
+    tarkit train mllm "$here/../paper/mllm_pretrain.toml" "${ten[@]}" --set embedding_start=random "${mllm[@]}" --chats "$work/chats" --chats "$work/text" --tokenizer "$work/random/ta_tok" --lm "$work/random/qwen" --out "$work/mllm"
 }
 generate() {
     tarkit assemble --mllm "$work/mllm" --tokenizer "$work/random/ta_tok" --ar-dtok "$work/ar_dtok" --vqvae "$work/random/vqvae" --half --set default_scale=3 --out "$work/tar"
@@ -98,7 +98,7 @@ generate() {
     tarkit generate --prompts "$work/prompts.txt" --n 4 --model "$work/tar" --device "$DEVICE" --out "$work/drawn"
 }
 grpo() {
-    tarkit train grpo "$root/pipelines/grpo/grpo.toml" "${ten[@]}" --set steps=4 --set log_every=2 --set precision=bf16 --set batch_size=8 --set group=4 --set round_steps=2 --set 'scale_ratio=[0,0,1]' --set 'read_scale_ratio=[0,0,1]' --set length=1024 --set keep_every=100 --model "$work/tar" --prompts "$work/prompts.txt" --scorer shapes --chats "$work/chats" --chats "$work/text" --out "$work/grpo"
+    tarkit train grpo "$here/../grpo/grpo.toml" "${ten[@]}" --set steps=4 --set log_every=2 --set precision=bf16 --set batch_size=8 --set group=4 --set round_steps=2 --set 'scale_ratio=[0,0,1]' --set 'read_scale_ratio=[0,0,1]' --set length=1024 --set keep_every=100 --model "$work/tar" --prompts "$work/prompts.txt" --scorer shapes --chats "$work/chats" --chats "$work/text" --out "$work/grpo"
 }
 
 # ---- one after the other -------------------------------------------------------------------------

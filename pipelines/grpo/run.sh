@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the embedded model on the scores of pictures that it draws (`tarkit train grpo`), and
-# scores its checkpoints on the validation prompts. It takes an hour and a half on two cores; a
+# Trains the embedded model on the scores of pictures that it draws (`tarkit train grpo`). The
+# checkpoints are scored on the validation prompts. It takes an hour and a half on two cores; a
 # finished step is skipped.
 #   pipelines/grpo/run.sh [WORK]
 # Besides tarkit it needs npm, for WordNet's glosses, the text data of this training.

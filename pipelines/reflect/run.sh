@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# What the embedded model gains by choosing among its own pictures, along its training. This is
 # Self-reflect in miniature (paper Sec. 4.3, Tables 10 and 11). It measures the gain from choosing
 # pictures by the model's own judgement, before, during and after the seventh stage of the embedded
 # model, which learns to judge the pictures of the sixth. It also measures the distance between its

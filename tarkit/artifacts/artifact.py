@@ -6,6 +6,7 @@ whole or not at all and records the sha256 of the input shard that it was made f
 same command again makes only shards that are missing or stale. The same input gives the same bytes.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from tarkit.artifacts.parquet import (
     read_parquet,
     write_parquet,
 )
-from tarkit.artifacts.picture_tar import Blob, picture_members, write_tar
+from tarkit.artifacts.picture_tar import Blob, PicturePlace, picture_members, write_tar
 from tarkit.artifacts.remote import fetched, is_there, listed_names, made_again, url_of
 from tarkit.artifacts.schema import KINDS, Row, checked_table, needed_settings, schema_of
 from tarkit.errors import UserError
@@ -184,20 +185,22 @@ class Artifact:
 
         Raises UserError when the tar does not fit its index.
         """
-        rows = self.rows(name)
+        rows, places = self.rows(name), self.picture_places(name)
+        with self.tar_path(name).open("rb", buffering=0) as tar:
+            for row, place in zip(rows, places, strict=True):
+                yield row, None if place is None else place.read(tar)
+
+    def picture_places(self, name: str) -> list[PicturePlace | None]:
+        """Where the picture of each row stands, None for a failed row.
+
+        Other processes read pictures from their places, and look for no members of their own.
+        Raises UserError as `image_offsets` does.
+        """
         offsets, sizes = self.image_offsets(name)
-        members = iter(zip(offsets.tolist(), sizes.tolist(), strict=True))
-        with self.tar_path(name).open("rb") as tar:
-            for row in rows:
-                if row["status"] != "ok":
-                    yield row, None
-                    continue
-                offset, size = next(members)
-                tar.seek(offset)
-                blob = tar.read(size)
-                if len(blob) != size:
-                    raise self._torn(name, f"picture {row['key']} ends early")
-                yield row, blob
+        tar = str(self.tar_path(name))
+        places = map(PicturePlace, itertools.repeat(tar), offsets.tolist(), sizes.tolist())
+        statuses = self.read(name, ["status"])["status"].to_pylist()
+        return [next(places) if status == "ok" else None for status in statuses]
 
     def image_offsets(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(offsets, sizes) in bytes, int64, one per ok row in order, for os.pread from the tar.

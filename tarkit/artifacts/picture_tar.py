@@ -10,12 +10,15 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from tarkit.artifacts.remote import fetched
 from tarkit.artifacts.schema import KEY, Row, check_row
+from tarkit.errors import UserError
 
 EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 MAX_MEMBER_BYTES = 256 << 20
@@ -31,6 +34,30 @@ class Member(NamedTuple):
     key: str
     offset: int
     size: int
+
+
+class PicturePlace(NamedTuple):
+    """Where an encoded picture stands: small enough to be sent to a process that reads it."""
+
+    tar: str
+    offset: int
+    size: int
+
+    def read(self, tar: FileIO | None = None) -> bytes:
+        """The encoded picture, from the opened tar where it is given.
+
+        Raises UserError where the tar has become shorter.
+        """
+        if tar is None:
+            with fetched(Path(self.tar)).open("rb", buffering=0) as opened:
+                return self.read(opened)
+        blob = os.pread(tar.fileno(), self.size, self.offset)
+        if len(blob) != self.size:
+            raise UserError(
+                f"{self.tar} has become shorter: it ends within the picture at byte {self.offset}",
+                hint="run the command that made it again, and then this one",
+            )
+        return blob
 
 
 def write_tar(

@@ -1,4 +1,7 @@
-"""Shares shards, or what stands in one, among the cores of a machine; ranks.py among machines."""
+"""Shares shards, or what stands in one, among the cores of a machine; ranks.py among machines.
+
+Each worker process computes in one thread: there are as many workers as cores.
+"""
 
 import collections
 import contextlib
@@ -10,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tarkit.errors import UserError, explained
@@ -25,6 +29,8 @@ class _Refusal(NamedTuple):
 
 ENDED = "a worker process ended{}; its traceback is above, or it was killed (out of memory?)"
 WINDOW = 4
+MOST_READERS = 8
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -56,12 +62,13 @@ def _in_processes(job: Job, names: Sequence[str], num_workers: int, progress: Pr
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, BaseProcess] = {}
     try:
-        for index in range(num_workers):
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (job, names[index::num_workers], sender)
-            workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
-            workers[receiver].start()
-            sender.close()
+        with _one_thread_each():
+            for index in range(num_workers):
+                receiver, sender = context.Pipe(duplex=False)
+                arguments = (job, names[index::num_workers], sender)
+                workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
+                workers[receiver].start()
+                sender.close()
         while workers:
             for ready in wait(list(workers)):
                 assert isinstance(ready, Connection)
@@ -87,23 +94,24 @@ def mapping_workers(
 ) -> Iterator[Callable[[Iterable[Argument]], Iterator[Result]]]:
     """A map of `function` in `num_workers` processes, whose results come in order.
 
-    With one worker it is done in this process. `function` is pickled; an argument must be small (a
+    Without workers it is done in this process. `function` is pickled; an argument must be small (a
     kilobyte), a result may be large. At most WINDOW arguments of a worker are under way. The map
-    raises the UserError of a worker, or RuntimeError when a worker ends.
+    raises the UserError of a worker, and UserError when a worker ends.
     """
-    if num_workers <= 1:
+    if not num_workers:
         yield functools.partial(map, function)
         return
     context = multiprocessing.get_context("spawn")  # as below
     workers: list[BaseProcess] = []
     pipes: list[Connection] = []
     try:
-        for _ in range(num_workers):
-            here, there = context.Pipe()
-            workers.append(context.Process(target=_answer, args=(function, there), daemon=True))
-            workers[-1].start()
-            there.close()
-            pipes.append(here)
+        with _one_thread_each():
+            for _ in range(num_workers):
+                here, there = context.Pipe()
+                workers.append(context.Process(target=_answer, args=(function, there), daemon=True))
+                workers[-1].start()
+                there.close()
+                pipes.append(here)
         yield functools.partial(_in_order, pipes)
     finally:
         for worker in workers:
@@ -123,7 +131,9 @@ def _in_order(pipes: Sequence[Connection], arguments: Iterable[Any]) -> Iterator
         while waiting:
             yield _received(waiting.popleft())
     except (EOFError, ConnectionError):
-        raise RuntimeError(ENDED.format("")) from None
+        raise UserError(
+            ENDED.format(""), hint="--set num_workers with a smaller number needs less memory"
+        ) from None
 
 
 def _received(pipe: Connection) -> Any:
@@ -148,11 +158,49 @@ def _answer(function: Callable[[Any], Any], pipe: Connection) -> None:
             pipe.send(result)
 
 
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started meanwhile compute in one thread: libraries read this once."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def default_readers(device_type: str) -> int:
+    """Processes that read ahead of a model: none on a CPU, whose cores the model itself uses.
+
+    On a GPU one a core that is left when each process of the machine that has a model has its own,
+    and at most MOST_READERS.
+    """
+    if device_type == "cpu":
+        return 0
+    of_process = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_READERS, max(of_process - 1, 0))
+
+
 def num_cores() -> int:
     """Cores that this process may use: in a container or job fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Main memory that this process may use, of which a container may have less than the machine.
+
+    Processes that torchrun started on this machine share it.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _work(job: Job, names: Sequence[str], sender: Connection) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tarkit.artifacts.card import CARD, NOT_KNOWN, trained_on, write_card
 from tarkit.artifacts.digests import remembered_sha256
-from tarkit.artifacts.files import whole_file, write_whole
+from tarkit.artifacts.files import whole_file, write_once, write_whole
 from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.checkpoints.directory import (
     CONFIG,
@@ -86,9 +87,28 @@ def run(
                     shutil.copyfile(path / name, copy)
         if half_precision:
             half(out / kind)
+    # A card that somebody has edited since is kept.
+    write_once(out / CARD, _card(out, given).encode())
     description = {"kind": "tar", **settings.model_dump(mode="json")}
     write_whole(out / CONFIG, (json.dumps(description, indent=1) + "\n").encode())
     return out
+
+
+def _card(out: Path, parts: Mapping[str, Path]) -> str:
+    """The card of an assembled model: how to use it, and what each part was trained on."""
+    from huggingface_hub import ModelCardData
+
+    data = []
+    for kind, path in parts.items():
+        lines = [] if path.is_file() else trained_on(path)
+        data.append(f"{kind}: `{path.name}`" + ("" if lines else f", {NOT_KNOWN}"))
+        data += [f"  {line}" for line in lines]
+    text = (
+        f"# {out.resolve().name}\n\nA model of tarkit that reads and draws pictures, assembled of "
+        f"{', '.join(parts)}.\n\n```\n"
+        "tarkit generate 'a photo of a bench' --model DIR --out bench.png\n```"
+    )
+    return write_card(ModelCardData(library_name="tarkit", tags=["tar"]), text, data)
 
 
 def _check_vqvae(configs: Mapping[str, dict[str, Any]], parts: Mapping[str, Path]) -> None:

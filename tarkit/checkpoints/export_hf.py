@@ -8,8 +8,10 @@ and back.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from tarkit.artifacts.card import CARD, NOT_KNOWN, TRAINED_ON, trained_on, write_card
 from tarkit.artifacts.files import whole_folder
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.hub import find
@@ -17,8 +19,6 @@ from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.tar_config import identity_of
 from tarkit.errors import UserError
 from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
-
-CARD = "README.md"
 
 
 def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
@@ -29,15 +29,19 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     beyond the range of `precision`.
     """
     dtype = precision_of(precision)
-    path = find(model, dtok=None).mllm
+    places = find(model, dtok=None)
+    path = places.mllm
     holds = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if holds and not (out / CARD).is_file():
         raise UserError(f"{out} is not empty", hint="give another --out")
     loaded = load_mllm(path, dtype)
     vocabulary = loaded.vocabulary
-    card = _card(str(model), loaded, precision, sha256=identity_of("mllm", path))
+    data = trained_on(places.folder or path) or [NOT_KNOWN]
+    card = _card(str(model), loaded, precision, sha256=identity_of("mllm", path), data=data)
     if holds:
-        if (out / CARD).read_text(encoding="utf-8", errors="replace") != card:
+        # Inputs that were removed since then change only the section of the data.
+        there = (out / CARD).read_text(encoding="utf-8", errors="replace")
+        if there.partition(TRAINED_ON)[0] != card.partition(TRAINED_ON)[0]:
             raise UserError(
                 f"{out} is not empty: it holds another model", hint="give another --out"
             )
@@ -104,13 +108,14 @@ def chat_template(system: str | None) -> str:
     return f"{{% if {absent} %}}{{{{ {turn} }}}}{{% endif %}}{template}"
 
 
-def _card(model: str, loaded: LoadedMllm, precision: str, *, sha256: str) -> str:
+def _card(
+    model: str, loaded: LoadedMllm, precision: str, *, sha256: str, data: Sequence[str]
+) -> str:
     from huggingface_hub import ModelCardData
 
     visual, grid = loaded.vocabulary.visual, loaded.config.get("grid")
     about = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
     lines = [
-        f"---\n{about}\n---",
         f"# The language model of {model}",
         "",
         f"Written by `tarkit export hf {model}` in {precision}. A causal language model whose "
@@ -134,4 +139,4 @@ def _card(model: str, loaded: LoadedMllm, precision: str, *, sha256: str) -> str
     if grid is not None:
         counts = ", ".join(f"{scale.token} {scale.num_codes(grid)}" for scale in Scale)
         lines += ["", f"Codes of a picture: {counts}."]
-    return "\n".join(lines) + "\n"
+    return write_card(about, "\n".join(lines), data)

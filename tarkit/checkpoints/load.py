@@ -143,44 +143,49 @@ class LoadedTaTok:
         return self.model.encode(images * 2 - 1, scales)
 
     def sized(self, images: Tensor, resize: Resize) -> Tensor:
-        """RGB pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), stretched to the square.
-
-        The three published ways of resizing give different codes: "pil-bicubic" is what the
-        published language model was trained with, "bilinear" what its scripts do with torchvision
-        0.17 and later, "bilinear-noaa" (no antialiasing) with earlier ones. Raises ValueError for
-        another shape, integers, or pixels outside [0, 1].
-        """
-        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-            )
-        low, high = images.aminmax()
-        if not (0 <= low and high <= 1):
-            raise ValueError(f"pixels span {float(low):.3f} to {float(high):.3f}, not [0, 1]")
-        size = (self.size_px, self.size_px)
-        if tuple(images.shape[-2:]) == size:
-            return images
-        if resize == "pil-bicubic":
-            sized = [
-                to_uint8(resize_picture(Image.fromarray(row), size[0], "squash"))
-                for row in from_unit(images)
-            ]
-            return to_unit(sized, images.device)
-        if resize not in ("bilinear", "bilinear-noaa"):
-            raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
-        # Resized in [-1, 1], the range of the model's input, as in the published scripts.
-        resized = F.interpolate(
-            images * 2 - 1,
-            size=size,
-            mode="bilinear",
-            align_corners=False,
-            antialias=resize == "bilinear",
-        )
-        return resized * 0.5 + 0.5
+        """RGB pictures (B, 3, H, W) in [0, 1] as the encoder takes them: `stretched`."""
+        return stretched(images, self.size_px, resize)
 
     def condition(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""
         return self.model.condition(codes)
+
+
+def stretched(images: Tensor, size_px: int, resize: Resize) -> Tensor:
+    """RGB pictures (B, 3, H, W) in [0, 1] -> (B, 3, size_px, size_px), stretched to the square.
+
+    The three published ways of resizing give different codes: "pil-bicubic" is what the published
+    language model was trained with, "bilinear" what its scripts do with torchvision 0.17 and later,
+    "bilinear-noaa" (no antialiasing) with earlier ones. Raises ValueError for another shape,
+    integers, or pixels outside [0, 1].
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"expected float pictures (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
+        )
+    low, high = images.aminmax()
+    if not (0 <= low and high <= 1):
+        raise ValueError(f"pixels span {float(low):.3f} to {float(high):.3f}, not [0, 1]")
+    size = (size_px, size_px)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    if resize == "pil-bicubic":
+        sized = [
+            to_uint8(resize_picture(Image.fromarray(row), size_px, "squash"))
+            for row in from_unit(images)
+        ]
+        return to_unit(sized, images.device)
+    if resize not in ("bilinear", "bilinear-noaa"):
+        raise ValueError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}")
+    # Resized in [-1, 1], the range of the model's input, as in the published scripts.
+    resized = F.interpolate(
+        images * 2 - 1,
+        size=size,
+        mode="bilinear",
+        align_corners=False,
+        antialias=resize == "bilinear",
+    )
+    return resized * 0.5 + 0.5
 
 
 def load_ta_tok(path: Path) -> LoadedTaTok:

@@ -6,12 +6,13 @@ there already is not sent again, so that the same command goes on after a lost c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tarkit.artifacts.manifest import MANIFEST, read_manifest
+from tarkit.artifacts.card import CARD, own_text, trained_on, write_card
+from tarkit.artifacts.manifest import MANIFEST
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.hub import HUB_ID
 from tarkit.errors import UserError
@@ -20,11 +21,8 @@ SUFFIXES = (".json", ".safetensors", ".toml", ".jinja", ".pth")
 """Endings of a model's files. Everything else (logs, sample sheets) stays here."""
 TRAINING = ("state", "steps")
 """Folders that only the training itself needs."""
-CARD = "README.md"
-PAPER = (
-    "Jiaming Han et al.: Vision as a Dialect: Unifying Visual Understanding and Generation via "
-    "Text-Aligned Representations, 2025, https://arxiv.org/abs/2506.18898"
-)
+HUB_CARD = "README.md"
+"""The name of the card in a repository of the hub."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Upload:
     def sizes(self) -> dict[str, int]:
         """The bytes of every file, the card among them."""
         sizes = {name: path.stat().st_size for name, path in self.files.items()}
-        return sizes | {CARD: len(self.card.encode())}
+        return sizes | {HUB_CARD: len(self.card.encode())}
 
 
 def plan(
@@ -53,13 +51,13 @@ def plan(
     repo: str,
     *,
     licence: str,
-    trained_on: Sequence[str] = (),
+    named: Sequence[str] = (),
     base_models: Sequence[str] = (),
     public: bool = False,
 ) -> Upload:
     """The files and the card of a push; opens no connection.
 
-    The card names the data by `trained_on` and by the inputs in the model's manifest. Raises
+    The card names the data as `named` does, and as the model's own card or its manifest. Raises
     UserError when there is neither, for a folder without a whole model, and for a `repo` that is no
     hub id.
     """
@@ -72,7 +70,7 @@ def plan(
             f"{folder} holds no finished model: it has no weights",
             hint=f"tarkit inspect {folder}",
         )
-    data = [*trained_on, *_inputs(folder)]
+    data = [*named, *trained_on(folder)]
     if not data:
         raise UserError(
             f"{folder} does not say what it was trained on, and its card must",
@@ -99,7 +97,7 @@ def run(upload: Upload) -> str:
     api = HfApi()
     try:
         has_card = _open_repository(api, upload)
-        contents: dict[str, Any] = {} if has_card else {CARD: upload.card.encode()}
+        contents: dict[str, Any] = {} if has_card else {HUB_CARD: upload.card.encode()}
         contents |= upload.files
         commit = api.create_commit(
             upload.repo,
@@ -138,7 +136,7 @@ def _open_repository(api: Any, upload: Upload) -> bool:
             f"{upload.repo} is there already, and is private",
             hint="leave --public out, or make it public in its settings on the hub",
         )
-    return bool(api.file_exists(upload.repo, CARD))
+    return bool(api.file_exists(upload.repo, HUB_CARD))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -154,24 +152,6 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _inputs(folder: Path, depth: int = 0, seen: set[Path] | None = None) -> Iterator[str]:
-    """A line for every input in the manifest of `folder`, and for theirs, indented below them.
-
-    Paths are not given away, only the names of folders and files.
-    """
-    seen = set() if seen is None else seen
-    if not (folder / MANIFEST).exists():
-        return
-    for name, parent in sorted(read_manifest(folder).get("parents", {}).items()):
-        place = (folder / parent["path"]).resolve()
-        sha256 = parent["manifest_sha256"][:12]
-        facts = f"{parent['kind']}, sha256 {sha256}" if sha256 else parent["kind"]
-        yield f"{'  ' * depth}{name}: `{place.name}` ({facts})"
-        if place not in seen:
-            seen.add(place)
-            yield from _inputs(place, depth + 1, seen)
-
-
 def _card(
     folder: Path,
     repo: str,
@@ -180,13 +160,13 @@ def _card(
     data: Sequence[str],
     base_models: Sequence[str],
 ) -> str:
-    """The text of README.md; one that `folder` has already gets the licence, data and paper."""
+    """The text of the card; one that `folder` has already gets the licence, data and paper."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    if (folder / CARD).exists():
-        card = ModelCard.load(folder / CARD)
-        text = card.text.strip()
-        about = card.data
+    own = next((file for name in (CARD, HUB_CARD) if (file := folder / name).is_file()), None)
+    if own is not None:
+        card = ModelCard.load(own)
+        about, text = card.data, own_text(card.text)
     else:
         about = ModelCardData(library_name="tarkit", tags=["tar"])
         kind = config.get("kind") or config.get("model_type")
@@ -197,8 +177,7 @@ def _card(
     about.license = licence
     if base_models:
         about.base_model = list(base_models)
-    lines = "\n".join(f"{line[: len(line) - len(line.lstrip())]}- {line.lstrip()}" for line in data)
-    return f"---\n{about}\n---\n\n{text}\n\n## Trained on\n\n{lines}\n\n## Paper\n\n{PAPER}\n"
+    return write_card(about, text, data)
 
 
 def _usage(kind: str) -> str:

@@ -21,6 +21,7 @@ from tarkit.checkpoints.directory import CONFIG
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
 from tarkit.checkpoints.published_pth import read_tensor
 from tarkit.errors import UserError
+from tarkit.models.exact import without_autocast
 from tarkit.models.pixel_range import signed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def vae_downsampling(vae: AutoencoderDC) -> int:
 @torch.no_grad()
 def vae_latents(vae: AutoencoderDC, pixels: Tensor) -> Tensor:
     """uint8 (B, 3, S, S) -> the VAE's latents (B, C, h, w) in SANA's scale, in float32."""
-    with torch.autocast(pixels.device.type, enabled=False):
+    with without_autocast(pixels):
         encoded: Tensor = vae.encode(signed(pixels)).latent
     return encoded * float(vae.config.scaling_factor)
 

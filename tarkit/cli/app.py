@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tarkit.cli import bench, inference, models, report, train
+from tarkit.cli import bench, inference, models, recipes, report, train
 from tarkit.cli.command import WORDS, guarded, later_group, new_group
 from tarkit.terminal import print_warnings
 
@@ -22,6 +22,7 @@ app.add_typer(inference.group)
 app.add_typer(models.top)
 app.add_typer(train.top)
 app.add_typer(report.group)
+app.add_typer(recipes.group)
 app.add_typer(bench.group)
 curate_help = "Make training data: pictures in, rows of text and codes out."
 app.add_typer(later_group("tarkit.cli.curate", curate_help), name="curate")

@@ -27,6 +27,7 @@ from tarkit.cli.evaluate_options import (
     Validation,
 )
 from tarkit.cli.options import (
+    CodeServerOption,
     Device,
     DrawingOptions,
     Json,
@@ -120,6 +121,7 @@ def eval_generate(
     *,
     evaluated: EvaluatedOptions,
     drawing: DrawingOptions,
+    server: CodeServerOption = None,
     retry_failed: RetrySamples = False,
 ) -> int:
     """Draw the missing pictures of a run."""
@@ -132,6 +134,7 @@ def eval_generate(
         sampling=drawing.sampling(),
         batch_size=evaluated.batch_size,
         retry_failed=retry_failed,
+        server=server,
         device=device_of(evaluated.device),
     )
     print_result(str(run))

@@ -7,8 +7,10 @@ import typer
 
 from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
+    CodeServerOption,
     DetokenizerOptions,
     Device,
+    Draft,
     DrawingOptions,
     DryRun,
     Guidance,
@@ -105,11 +107,22 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
     seed: Seed = 0,
+    c2pa: Annotated[
+        Path | None,
+        typer.Option(
+            "--c2pa",
+            metavar="PEM",
+            help="Sign the pictures as drawn by a model (Content Credentials): a private key and "
+            "its certificates.",
+        ),
+    ] = None,
     *,
     drawing: DrawingOptions,
     reflecting: ReflectOptions,
     limit: Limit = None,
+    server: CodeServerOption = None,
     detokenizer: DetokenizerOptions,
+    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
@@ -119,6 +132,7 @@ def generate(
     _require_one_source(prompt, prompts, image=image, limit=limit)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
+    draft_path = part_of(draft, "ar_dtok") if draft else None
     if prompts is not None:
         done = verb.run_file(
             prompts,
@@ -134,6 +148,9 @@ def generate(
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
+            c2pa=c2pa,
+            server=server,
+            draft=draft_path,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
         return 0
@@ -151,6 +168,9 @@ def generate(
         size_px=detokenizer.size,
         dtok=detokenizer.dtok,
         precision=model_options.precision,
+        c2pa=c2pa,
+        server=server,
+        draft=draft_path,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
     return 0
@@ -208,6 +228,7 @@ def reconstruct(
     guidance: Guidance = None,
     *,
     detokenizer: DetokenizerOptions,
+    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
@@ -225,6 +246,7 @@ def reconstruct(
         dtok=detokenizer.dtok,
         precision=model_options.precision,
         sampling=given(guidance=guidance) | detokenizer.sampling(),
+        draft=part_of(draft, "ar_dtok") if draft else None,
     )
     for name, reason in result.failed.items():
         print_note(f"failed: {name}: {reason}")

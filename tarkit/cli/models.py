@@ -167,7 +167,7 @@ def models_push(
         typer.Option(
             "--trained-on",
             metavar="TEXT",
-            help="Data that the card names, besides the inputs in the manifest; may be repeated.",
+            help="Data that the card names, besides those of card.md; may be repeated.",
         ),
     ] = None,
     base_model: Annotated[
@@ -193,7 +193,7 @@ def models_push(
         folder,
         repo,
         licence=licence,
-        trained_on=trained_on or (),
+        named=trained_on or (),
         base_models=base_model or (),
         public=public,
     )

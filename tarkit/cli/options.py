@@ -22,6 +22,17 @@ ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False, show_default=False)
 ]
 
+TrainingConfig = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG.toml]",
+        exists=True,
+        dir_okay=False,
+        show_default=False,
+        help="Settings; default: those of a recipe that fits what is given, named on stderr.",
+    ),
+]
+
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
@@ -88,11 +99,22 @@ Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps, with --dtok dif.")
 ]
 
+Draft = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        metavar="DIR|NAME",
+        help="A small AR-DTok that proposes codes, of which the model's own tests many at once: "
+        "faster, and the same distribution of pictures.",
+    ),
+]
+
 Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of the language model and the de-tokenizer: float32, bfloat16 or float16.",
+        help="Of the language model and the de-tokenizer: float32, bfloat16 or float16; on a "
+        "processor int8, a quarter of the bytes of their weights (other codes than float32's).",
     ),
 ]
 
@@ -115,6 +137,16 @@ Server = Annotated[
         "--server",
         metavar="URL",
         help="An OpenAI-compatible server, http://HOST:8000/v1; OPENAI_API_KEY holds its key.",
+    ),
+]
+
+CodeServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="A vLLM server with this language model, http://HOST:8000/v1, which draws the codes; "
+        "OPENAI_API_KEY holds its key.",
     ),
 ]
 

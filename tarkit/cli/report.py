@@ -1,4 +1,4 @@
-"""`tarkit inspect`, `verify`, `report`, `version`: what was made, how, and whether it is whole."""
+"""`tarkit inspect`, `verify`, `report`, `version`, `doctor`: what there is, and if it is whole."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +14,20 @@ group = typer.Typer()
 
 @command(group, "inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that tarkit made.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|NAME", help="A directory that tarkit made, or `mini`.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PNG", help="File for a contact sheet.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Describe a directory: kind, counts, lineage, settings, and a sheet of its pictures."""
+    """Describe a directory: kind, counts, lineage, settings, card, and a sheet of its pictures."""
+    from tarkit.checkpoints.hub import EMBEDDED
     from tarkit.report import inspect as verb
 
-    verb.run(path, out=out, as_json=as_json)
+    folder = path if path.exists() else EMBEDDED.get(str(path), path)
+    verb.run(folder, out=out, as_json=as_json)
     return 0
 
 
@@ -50,6 +54,26 @@ def version(as_json: Json = False) -> int:
     versions = provenance()
     show(versions, versions["tarkit"], as_json)
     return 0
+
+
+@command(group, "doctor", recorded_in=None)
+def doctor(
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Also ask the hub whether it answers: one request.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Check packages, GPUs, disks, caches and models; say how to mend what is broken.
+
+    The exit status is 1 where something is broken. Without --hub no connection is opened.
+    """
+    from tarkit import doctor as verb
+
+    findings = verb.run(hub=hub)
+    is_broken = any(each.state == "broken" for each in findings)
+    facts = {"broken": is_broken, "findings": [vars(each) for each in findings]}
+    show(facts, verb.in_words(findings), as_json)
+    return FAILED if is_broken else 0
 
 
 @command(group, "report", recorded_in=None)

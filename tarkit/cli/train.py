@@ -1,18 +1,79 @@
 """`tarkit train`: one part of the system at a time."""
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tarkit.cli.command import command, new_group
-from tarkit.cli.options import ConfigFile, Device, Images, Json, Model, Out, Set, Tokenizer, Vqvae
+from tarkit.cli.options import (
+    ConfigFile,
+    Device,
+    Images,
+    Json,
+    Model,
+    Out,
+    Set,
+    Tokenizer,
+    TrainingConfig,
+    Vqvae,
+)
 from tarkit.cli.output import device_of, part_of, show, trained
 from tarkit.errors import UserError
+from tarkit.terminal import print_note
+
+if TYPE_CHECKING:
+    from tarkit.train.defaults import Defaults
 
 group = new_group("Train one part of the system; the same command again continues.")
 top = typer.Typer()
+
+
+def _settings(
+    config: Path | None, overrides: list[str] | None, choose: Callable[[], "Defaults"]
+) -> tuple[Path, Sequence[str]]:
+    """The TOML of a training and what is changed in it; without one, a recipe's, which is said."""
+    given = overrides or ()
+    if config is not None:
+        return config, given
+    from tarkit.recipes import recipe_file
+    from tarkit.train.defaults import brief
+
+    chosen = choose()
+    file = recipe_file(chosen.recipe)
+    if _is_first_process():
+        changed = "".join(f" --set {change}" for change in chosen.overrides)
+        print_note(
+            f"no TOML was given: the settings are those of {chosen.recipe}{changed} "
+            f"({brief(file)}); tarkit cat {chosen.recipe} prints them"
+        )
+    return file, (*chosen.overrides, *given)
+
+
+def _announce(
+    stage: str,
+    config: Path,
+    *,
+    out: Path,
+    overrides: Sequence[str],
+    images: Sequence[Path] = (),
+    **starts: Path | None,
+) -> None:
+    """Say what a training takes before its first step, where its costs are known."""
+    if (out / "model.safetensors").exists() or not _is_first_process():
+        return
+    from tarkit.train.forecast import forecast
+
+    expected = forecast(stage, config, overrides=overrides, images=images, **starts)
+    if expected:
+        print_note(f"{stage}: {expected.in_words()}")
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +174,9 @@ def plan(
 
 @command(group, "vqvae")
 def train_vqvae(
-    config: ConfigFile,
     images: Images,
     out: Out,
+    config: TrainingConfig = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -140,36 +201,38 @@ def train_vqvae(
     LPIPS and a discriminator are off by default; the settings perceptual and discriminator_from
     turn them on.
     """
-    from tarkit.train import vqvae
+    from tarkit.train import defaults, vqvae
 
+    begun = part_of(start, "vqvae") if start else None
+    config, changes = _settings(
+        config, overrides, lambda: defaults.vqvae_defaults(lpips=lpips or (), start=begun)
+    )
+    _announce("vqvae", config, out=out, overrides=changes, images=images)
     path = vqvae.run(
-        config,
-        images=images,
-        out=out,
-        start=part_of(start, "vqvae") if start else None,
-        lpips=lpips or (),
-        overrides=overrides or (),
+        config, images=images, out=out, start=begun, lpips=lpips or (), overrides=changes
     )
     return trained(path, as_json)
 
 
 @command(group, "encoder")
 def train_encoder(
-    config: ConfigFile, images: Images, out: Out, overrides: Set = None, as_json: Json = False
+    images: Images,
+    out: Out,
+    config: TrainingConfig = None,
+    overrides: Set = None,
+    as_json: Json = False,
 ) -> int:
     """Train a small SigLIP on pictures and captions, instead of the pretrained one of the paper."""
     from tarkit.shapes.regions import regions_of
-    from tarkit.train import encoder
+    from tarkit.train import defaults, encoder
 
-    path = encoder.run(
-        config, images=images, out=out, overrides=overrides or (), regions_of=regions_of
-    )
+    config, changes = _settings(config, overrides, defaults.encoder_defaults)
+    path = encoder.run(config, images=images, out=out, overrides=changes, regions_of=regions_of)
     return trained(path, as_json)
 
 
 @command(group, "tokenizer")
 def train_tokenizer(
-    config: ConfigFile,
     images: Images,
     encoder: Annotated[
         Path,
@@ -189,6 +252,7 @@ def train_tokenizer(
         ),
     ],
     out: Out,
+    config: TrainingConfig = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
@@ -197,20 +261,26 @@ def train_tokenizer(
     The encoder is also the frozen teacher. Of the language model only its table of embeddings is
     read. Hub ids are taken from the local cache; nothing is downloaded.
     """
-    from tarkit.train import tokenizer
+    from tarkit.train import defaults, tokenizer
 
-    path = tokenizer.run(
-        config, images=images, encoder=encoder, lm=lm, out=out, overrides=overrides or ()
+    config, changes = _settings(
+        config,
+        overrides,
+        lambda: defaults.tokenizer_defaults(images=images, encoder=encoder, lm=lm),
     )
+    _announce(
+        "tokenizer", config, out=out, overrides=changes, images=images, encoder=encoder, lm=lm
+    )
+    path = tokenizer.run(config, images=images, encoder=encoder, lm=lm, out=out, overrides=changes)
     return trained(path, as_json)
 
 
 @command(group, "ar-dtok")
 def train_ar_dtok(
-    config: ConfigFile,
     tokenizer: Tokenizer,
     vqvae: Vqvae,
     out: Out,
+    config: TrainingConfig = None,
     tokens: Annotated[
         list[Path] | None,
         typer.Option(
@@ -243,24 +313,39 @@ def train_ar_dtok(
 
     Give --tokens or --images.
     """
-    from tarkit.train import ar_dtok
+    from tarkit.train import ar_dtok, defaults
 
+    ta_tok, image_vq = part_of(tokenizer, "ta_tok"), part_of(vqvae, "vqvae")
+    begun = part_of(start, "ar_dtok") if start else None
+    config, changes = _settings(
+        config,
+        overrides,
+        lambda: defaults.ar_dtok_defaults(tokenizer=ta_tok, vqvae=image_vq, start=begun),
+    )
+    _announce(
+        "ar_dtok",
+        config,
+        out=out,
+        overrides=changes,
+        images=images or (),
+        tokenizer=ta_tok,
+        vqvae=image_vq,
+    )
     path = ar_dtok.run(
         config,
         images=images or (),
         tokens=tokens or (),
-        tokenizer=part_of(tokenizer, "ta_tok"),
-        vqvae=part_of(vqvae, "vqvae"),
+        tokenizer=ta_tok,
+        vqvae=image_vq,
         out=out,
-        start=part_of(start, "ar_dtok") if start else None,
-        overrides=overrides or (),
+        start=begun,
+        overrides=changes,
     )
     return trained(path, as_json)
 
 
 @command(group, "dif-dtok")
 def train_dif_dtok(
-    config: ConfigFile,
     tokenizer: Tokenizer,
     sana: Annotated[
         str,
@@ -271,6 +356,7 @@ def train_dif_dtok(
         ),
     ],
     out: Out,
+    config: TrainingConfig = None,
     tokens: Annotated[
         list[Path] | None,
         typer.Option(
@@ -298,8 +384,11 @@ def train_dif_dtok(
     A hub id is looked for in the hub's cache; nothing is downloaded.
     The result is a folder in the published layout, for `tarkit assemble --dif-dtok`.
     """
-    from tarkit.train import dif_dtok
+    from tarkit.train import defaults, dif_dtok
 
+    config, changes = _settings(
+        config, overrides, lambda: defaults.dif_dtok_defaults(sana=Path(sana))
+    )
     path = dif_dtok.run(
         config,
         images=images or (),
@@ -307,19 +396,19 @@ def train_dif_dtok(
         tokenizer=part_of(tokenizer, "ta_tok"),
         sana=sana,
         out=out,
-        overrides=overrides or (),
+        overrides=changes,
     )
     return trained(path, as_json)
 
 
 @command(group, "mllm")
 def train_mllm(
-    config: ConfigFile,
     chats: Annotated[
         list[Path],
         typer.Option("--chats", metavar="DIR", help="A chats artifact; may be repeated."),
     ],
     out: Out,
+    config: TrainingConfig = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option("--tokenizer", metavar="DIR", help="The TA-Tok that made the codes."),
@@ -350,27 +439,34 @@ def train_mllm(
 ) -> int:
     """Train the language model on text and codes (only on text without --tokenizer)."""
     from tarkit.checkpoints.hub import find_language_model
-    from tarkit.train import mllm
+    from tarkit.train import defaults, mllm
 
     if (ar_dtok is None) != (vqvae is None):
         raise UserError(
             "sample sheets need both --ar-dtok and --vqvae", hint="tarkit train mllm --help"
         )
+    ta_tok = part_of(tokenizer, "ta_tok") if tokenizer else None
+    begun = find_language_model(lm) if lm else None
+    config, changes = _settings(
+        config,
+        overrides,
+        lambda: defaults.mllm_defaults(chats=chats, tokenizer=ta_tok, lm=begun),
+    )
+    _announce("mllm", config, out=out, overrides=changes, tokenizer=ta_tok, lm=begun)
     path = mllm.run(
         config,
         chats=chats,
-        tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
-        lm=find_language_model(lm) if lm else None,
+        tokenizer=ta_tok,
+        lm=begun,
         dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
         out=out,
-        overrides=overrides or (),
+        overrides=changes,
     )
     return trained(path, as_json)
 
 
 @command(group, "grpo")
 def train_grpo(
-    config: ConfigFile,
     prompts: Annotated[
         Path,
         typer.Option("--prompts", metavar="PATH", help="The prompts, a file or an artifact."),
@@ -382,6 +478,7 @@ def train_grpo(
         ),
     ],
     out: Out,
+    config: TrainingConfig = None,
     model: Model = "mini",
     scorer_model: Annotated[
         str | None,
@@ -409,8 +506,11 @@ def train_grpo(
     --device is for the scorer; accelerate places the model.
     The result is a language model for `tarkit assemble`.
     """
-    from tarkit.train import grpo
+    from tarkit.train import defaults, grpo
 
+    config, changes = _settings(
+        config, overrides, lambda: defaults.grpo_defaults(chats=chats or ())
+    )
     path = grpo.run(
         config,
         model=model,
@@ -421,6 +521,6 @@ def train_grpo(
         chats=chats or (),
         out=out,
         device=device_of(device),
-        overrides=overrides or (),
+        overrides=changes,
     )
     return trained(path, as_json)

@@ -191,7 +191,7 @@ def _make_shards(
     decode_result = functools.partial(_decode_result, config)
     with (
         Progress("download", total=total, unit="urls") as progress,
-        mapping_workers(decode_result, num_workers) as decoded_results,
+        mapping_workers(decode_result, num_workers if num_workers > 1 else 0) as decoded_results,
     ):
         for name, shard_links in zip(names, links, strict=True):
             kept = _kept_places(artifact, name, shard_links, name in pending)

@@ -20,7 +20,7 @@ from tarkit.errors import UserError
 from tarkit.eval.benchmarks import QUESTIONS
 from tarkit.eval.run import BenchmarkItem, BenchmarkRun, open_run
 from tarkit.eval.sample_files import make_pictures
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.vocab import Scale
 
 
@@ -33,15 +33,18 @@ def run(
     batch_size: int = 16,
     retry_failed: bool = False,
     device: str = "cpu",
+    server: str | None = None,
 ) -> BenchmarkRun:
-    """Draw the pictures of the run at `path`. Raises UserError."""
+    """Draw the pictures of the run at `path`; `server` draws their codes. Raises UserError."""
     started = open_run(path)
     if started.bench in QUESTIONS:
         raise UserError(
             f"{path} asks questions of {started.bench}", hint=f"tarkit eval answer {path}"
         )
-    tar = Tar.load(model, device=device)
+    tar = Tar.load(model, device=device, server=server)
     complete = tar.sampling.changed(sampling)
+    if server is not None:
+        require_unguided(complete)
     draw_scale = Scale(scale) if scale is not None else tar.default_scale
     begin_directory(
         path / "samples",
@@ -51,6 +54,8 @@ def run(
             "sampling": complete.model_dump(mode="json"),
             "batch_size": batch_size,
             "model": tar.fingerprints(),
+            # Its draws are other ones, whatever the seed.
+            **({"drawn_by": "server"} if server else {}),
         },
     )
     for row, item in enumerate(started.items):

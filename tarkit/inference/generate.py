@@ -22,6 +22,7 @@ from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
 from tarkit.artifacts.samples import SAMPLE_RECORDS, SAMPLE_SHEET, SAMPLES
 from tarkit.checkpoints.hub import DtokName
+from tarkit.checkpoints.load import model_sha256
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import provenance
 from tarkit.errors import UserError
@@ -33,8 +34,10 @@ from tarkit.images import (
     require_own_png,
     require_png,
 )
+from tarkit.inference.ar_detokenizer import note_acceptance
+from tarkit.inference.content_credentials import Credentials, read_credentials
 from tarkit.inference.self_reflect import BestCandidate, Reflection, best_of, draw
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import Tar, require_unguided
 from tarkit.progress import Progress
 from tarkit.terminal import print_note
 from tarkit.vocab import IMAGE_MARK, Scale
@@ -80,19 +83,32 @@ def run(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    c2pa: Path | None = None,
+    draft: Path | None = None,
+    server: str | None = None,
 ) -> list[Path]:
     """Draw `n` pictures of `prompt`; returns the files: `out`, or `out` numbered when n > 1.
 
     `out` + ".jsonl" gets a line for each picture with the settings that drew it. `images` replace
-    the `<image>` marks of the prompt in their order. Raises UserError for a prompt that cannot be
-    drawn, before the model is loaded.
+    the `<image>` marks of the prompt in their order. `c2pa` is a PEM with the key and certificates
+    that sign the pictures. Raises UserError for a prompt that cannot be drawn and for a key that
+    cannot sign, before the model is loaded.
     """
     prompt = _checked(prompt, len(images), "the prompt")
     require_png(out)
+    credentials = read_credentials(c2pa) if c2pa else None
     conditions = [read_picture(path) for path in images]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    tar = Tar.load(
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
+    )
     _note_unknown_words(tar, model, [prompt])
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     samples = _samples([prompt], n, seed)
     files = [_numbered(out, sample.number) if n > 1 else out for sample in samples]
     for file, sample in zip(files, samples, strict=True):
@@ -102,9 +118,10 @@ def run(
         for sample, (picture, kept) in zip(
             batch, _draw(tar, batch, settings, conditions), strict=True
         ):
-            write_whole(
-                files[sample.number], png_bytes(picture, settings.text(sample, kept, conditions))
-            )
+            file = files[sample.number]
+            text = settings.text(sample, kept, conditions)
+            write_whole(file, _png(picture, text, file, credentials))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, files[sample.number]) for sample in samples]
     _write_jsonl(out.with_name(f"{out.name}.jsonl"), records)
     return files
@@ -125,21 +142,35 @@ def run_file(
     size_px: int | None = None,
     dtok: DtokName = "ar",
     precision: str = "float32",
+    c2pa: Path | None = None,
+    draft: Path | None = None,
+    server: str | None = None,
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
-    `limit` takes the first prompts. A run that is continued gives the same pictures: its batches
-    stay the same, and a batch with a missing picture is drawn again as a whole.
+    `limit` takes the first prompts. `c2pa` signs as in `run`. A run that is continued gives
+    the same pictures: its batches stay the same, and a batch with a missing picture is drawn again
+    as a whole.
     """
     from tarkit.artifacts.prompt_files import read_prompts  # pyarrow: not for a single prompt
 
     texts = read_prompts(prompts, limit=limit)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    credentials = read_credentials(c2pa) if c2pa else None
+    tar = Tar.load(
+        model,
+        device=device,
+        size_px=size_px,
+        dtok=dtok,
+        precision=precision,
+        draft=draft,
+        server=server,
+    )
     _note_unknown_words(tar, model, texts)
-    settings = _Settings.of(tar, model, scale, sampling, precision, reflection)
+    settings = _Settings.of(tar, model, scale, sampling, precision, reflection, draft, server)
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     plan = {"prompts_sha256": digest, "num_prompts": len(texts), "n": n, "seed": seed}
+    plan |= {"c2pa_certificate_sha256": credentials.sha256} if credentials else {}
     begin_directory(out, SAMPLES, settings={**plan, "batch_size": BATCH_SIZE, **settings.facts()})
     samples = _samples(texts, n, seed)
     with Progress("generate", total=len(samples), unit="pictures") as progress:
@@ -149,8 +180,10 @@ def run_file(
             pictures = _draw(tar, batch, settings, ()) if missing else []
             for sample, (picture, kept) in zip(batch, pictures, strict=bool(missing)):
                 if sample in missing:
-                    write_whole(out / sample.file, png_bytes(picture, settings.text(sample, kept)))
+                    file = out / sample.file
+                    write_whole(file, _png(picture, settings.text(sample, kept), file, credentials))
             progress.advance(len(batch))
+    note_acceptance(tar.dtok)
     records = [_record(settings, sample, out / sample.file, sample.file) for sample in samples]
     _write_jsonl(out / SAMPLE_RECORDS, records)
     write_whole(out / SAMPLE_SHEET, png_bytes(_sheet(out, samples, n)))
@@ -168,6 +201,10 @@ class _Settings:
     read_scale: Scale
     sampling: Sampling
     reflection: Reflection | None
+    draft_sha256: str | None
+    """Identity of the model that proposed the codes of pictures, which other numbers then draw."""
+    served: bool
+    """Whether a server drew TA-Tok's codes."""
 
     @classmethod
     def of(
@@ -178,15 +215,22 @@ class _Settings:
         changes: Mapping[str, float | int] | None,
         precision: str,
         reflection: Reflection | None,
+        draft: Path | None,
+        server: str | None,
     ) -> _Settings:
+        complete = tar.sampling.changed(changes)
+        if server is not None:
+            require_unguided(complete)
         return cls(
             model=model,
             model_sha256=_fingerprint(tar),
             precision=precision,
             scale=Scale(scale) if scale is not None else tar.default_scale,
             read_scale=tar.read_scale,
-            sampling=tar.sampling.changed(changes),
+            sampling=complete,
             reflection=reflection,
+            draft_sha256=None if draft is None else model_sha256(draft, "ar_dtok"),
+            served=server is not None,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -197,6 +241,10 @@ class _Settings:
             "scale": int(self.scale),
             "sampling": self.sampling.model_dump(mode="json"),
         }
+        if self.draft_sha256:
+            facts["draft_sha256"] = self.draft_sha256
+        if self.served:
+            facts["drawn_by"] = "server"  # its draws are other ones, whatever the seed
         if self.reflection:
             facts["reflection"] = {**asdict(self.reflection), "read_scale": int(self.read_scale)}
         return facts
@@ -212,6 +260,8 @@ class _Settings:
         chosen = kept and {"score": kept.score, "candidate": kept.number, "tried": kept.tried}
         return {
             **({"reflection": json.dumps(chosen)} if chosen else {}),
+            **({"draft_sha256": self.draft_sha256} if self.draft_sha256 else {}),
+            **({"drawn_by": "server"} if self.served else {}),
             **({"images": json.dumps([_pixels_sha256(i) for i in images])} if images else {}),
             "prompt": sample.prompt,
             "model": self.model,
@@ -280,6 +330,13 @@ def _draw(
         images=conditions,
     )
     return list(zip(draw(tar, candidates, sampling=settings.sampling), candidates, strict=True))
+
+
+def _png(
+    picture: Image.Image, texts: Mapping[str, str], file: Path, credentials: Credentials | None
+) -> bytes:
+    png = png_bytes(picture, texts)
+    return credentials.sign(png, file.name) if credentials else png
 
 
 def _checked(prompt: str, num_images: int, place: str) -> str:

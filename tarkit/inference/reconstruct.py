@@ -25,6 +25,7 @@ from tarkit.images import (
     require_own_png,
     require_png,
 )
+from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
@@ -54,6 +55,7 @@ def run(
     dtok: DtokName = "ar",
     precision: str = "float32",
     sampling: Mapping[str, float | int] | None = None,
+    draft: Path | None = None,
 ) -> Reconstructed:
     """Write a sheet with one row for each picture: the original, then each scale, full first.
 
@@ -77,7 +79,9 @@ def run(
     if not named_pictures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         raise UserError(f"none of the pictures can be read: {reasons or 'there are none'}")
-    tar = Tar.load(model, device=device, size_px=size_px, dtok=dtok, precision=precision)
+    tar = Tar.load(
+        model, device=device, size_px=size_px, dtok=dtok, precision=precision, draft=draft
+    )
     all_sampling = tar.sampling.changed(sampling)
     text = {
         "images": json.dumps([name for name, _ in named_pictures]),
@@ -99,6 +103,7 @@ def run(
                 cells += row
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
+    note_acceptance(tar.dtok)
     sheet = contact_sheet(cells, captions, columns=1 + len(Scale))
     write_whole(out, png_bytes(sheet, text))
     result.num_pictures = len(named_pictures)

@@ -24,6 +24,7 @@ from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.product_forms import use_machines_forms
 from tarkit.checkpoints.published_directory import PUBLISHED
 from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
@@ -37,8 +38,11 @@ from tarkit.errors import UserError
 from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
-from tarkit.models.mllm import code_log_likelihood, generate_codes, generate_text, next_logits
+from tarkit.llm.code_server import CodeServer
+from tarkit.models.mllm import code_log_likelihood
+from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
+from tarkit.models.skinny import use_products
 from tarkit.seeds import generator_seed
 from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
 
@@ -46,6 +50,19 @@ WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
+
+INT8 = "int8"
+"""The precision of large linear layers whose weights are 8-bit integers, beside float32."""
+
+
+def require_unguided(sampling: Sampling) -> None:
+    """Raise UserError for guidance by the prompt, which no server can draw with."""
+    if sampling.prompt_guidance != 1:
+        raise UserError(
+            "a server returns no logits, which guidance by the prompt "
+            f"({sampling.prompt_guidance:g}) mixes",
+            hint="--prompt-guidance 1, or without --server",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,8 @@ class Tar:
     """Every word of the prompts it was trained on, where they are few and known; else empty."""
     sha256: str
     """Identity of TA-Tok; artifacts of codes name it."""
+    server: CodeServer | None = None
+    """Draws the codes of pictures; None: the language model does so on this device."""
 
     @classmethod
     def load(
@@ -78,6 +97,8 @@ class Tar:
         size_px: int | None = None,
         dtok: DtokName | None = "ar",
         precision: str = "float32",
+        draft: Path | None = None,
+        server: str | None = None,
     ) -> Tar:
         """Load a model. Raises UserError for parts that are missing or do not fit each other.
 
@@ -85,13 +106,28 @@ class Tar:
         (`tarkit.checkpoints.hub.find`). `dtok` chooses the de-tokenizer (None loads none), and
         `size_px` the side of the pictures of a published one. `precision` (float32, bfloat16 or
         float16) is for the language model and the de-tokenizer; TA-Tok, whose codes are an argmax,
-        and the decoder from latents to pixels are float32.
+        and the decoder from latents to pixels are float32. `draft` is a smaller AR-DTok that
+        proposes the codes of pictures (models/speculative.py).
         """
-        dtype = precision_of(precision)
+        int8 = precision == INT8
+        dtype = torch.float32 if int8 else precision_of(precision)
+        if int8 and torch.device(device).type != "cpu":
+            raise UserError(
+                "precision int8 is for processors: a GPU multiplies bfloat16 faster",
+                hint="--precision bfloat16",
+            )
+        if draft is not None and dtok != "ar":
+            raise UserError(
+                f"the draft {draft} is an AR-DTok, which proposes codes to an AR-DTok alone",
+                hint="leave --draft or --dtok dif out",
+            )
+        code_server = None if server is None else CodeServer(server)
         places = find(model, size_px=size_px, dtok=dtok)
         assembled = places.folder
         defaults = AssembleConfig() if assembled is None else read_defaults(assembled)
         mllm = load_mllm(places.mllm, dtype)
+        # The head, whose rows may be the embeddings, decides between near equals: it stays.
+        use_products(mllm.model.base_model, int8=int8)
         ta_tok = load_ta_tok(places.ta_tok)
         if assembled:
             _check_trained_on(places.mllm, ta_tok)
@@ -99,7 +135,9 @@ class Tar:
         if places.ar_dtok and places.vqvae:
             if assembled:
                 _check_trained_on(places.ar_dtok, ta_tok)
-            detokenizer = ArDetokenizer.load(places.ar_dtok, places.vqvae, dtype)
+            detokenizer = ArDetokenizer.load(
+                places.ar_dtok, places.vqvae, dtype, draft=draft, int8=int8
+            )
         elif places.dif_dtok:
             detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
         _check_sizes(places, mllm, ta_tok, detokenizer)
@@ -113,6 +151,7 @@ class Tar:
             places=places,
             words=defaults.words,
             sha256=ta_tok.sha256,
+            server=code_server,
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
@@ -120,6 +159,7 @@ class Tar:
         for module in (self.mllm.model, self.ta_tok.model, self.dtok):
             if module is not None:
                 module.to(device)
+        use_machines_forms([self.mllm.model])
         return self
 
     def identities(self) -> list[str]:
@@ -191,6 +231,18 @@ class Tar:
             self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
             for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True)
         ]
+        if self.server is not None:
+            require_unguided(sampling)
+            rows = self.server.generate_codes(
+                ids,
+                visual=visual,
+                num_codes=scale.num_codes(self.grid),
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seeds=[generator_seed(seed, "words") for seed in seeds],
+            )
+            return torch.tensor(rows, device=self.device)
         empty = self.mllm.vocabulary.prompt("", draw=scale)
         return generate_codes(
             self.mllm.model,

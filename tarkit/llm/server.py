@@ -14,7 +14,7 @@ import asyncio
 import base64
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any
 
 from tarkit.artifacts.files import LONE_SURROGATE
@@ -37,18 +37,7 @@ class ServerAssistant:
     """Keeps at most `batch_size` requests open; its key is in the variable OPENAI_API_KEY."""
 
     def __init__(self, model: str, url: str, config: AssistantConfig) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise UserError(
-                "the openai client is not installed", hint="pip install 'tarkit[caption]'"
-            ) from None
-        if not url.startswith(("http://", "https://")):
-            raise UserError(
-                f"--server {url} is not an http:// or https:// address",
-                hint="--server http://HOST:8000/v1",
-            )
-        self._openai = openai
+        check_server(url)
         self._model, self._url, self._config = model, url, config
 
     def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
@@ -56,48 +45,84 @@ class ServerAssistant:
 
     async def _all(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         gate = asyncio.Semaphore(self._config.batch_size)
-        async with self._openai.AsyncOpenAI(
-            base_url=self._url,
-            api_key=_key(),
-            max_retries=self._config.retries,
-            timeout=self._config.timeout_s,
-            # Compressed, an answer of the largest size could unpack to a thousand times as much.
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=self._openai.DefaultAsyncHttpxClient(
-                follow_redirects=False, event_hooks={"response": [_bound]}
-            ),
-        ) as client:
+        timeout_s, retries = self._config.timeout_s, self._config.retries
+        async with open_client(self._url, timeout_s=timeout_s, retries=retries) as client:
             return await asyncio.gather(*(self._one(client, gate, q) for q in questions))
 
     async def _one(self, client: Any, gate: asyncio.Semaphore, question: LlmQuestion) -> LlmAnswer:
-        openai = self._openai
         async with gate:
             try:
                 messages = await asyncio.to_thread(_messages, question)
             except ImageError as error:
                 return LlmAnswer(error=f"the picture cannot be shown: {error}")
+            request = client.chat.completions.create(
+                model=self._model,
+                messages=messages,
+                max_tokens=self._config.max_tokens,
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+                seed=question.seed,
+            )
             try:
-                # The client's timeout counts anew at each read: a slow server may never reach it.
-                async with asyncio.timeout(self._config.timeout_s):
-                    reply = await client.chat.completions.create(
-                        model=self._model,
-                        messages=messages,
-                        max_tokens=self._config.max_tokens,
-                        temperature=self._config.temperature,
-                        top_p=self._config.top_p,
-                        seed=question.seed,
-                    )
-            except (TimeoutError, openai.APITimeoutError):
-                return LlmAnswer(error=f"the server gave no answer: {self._config.timeout_s:g} s")
-            except openai.APIStatusError as error:
-                return LlmAnswer(
-                    error=f"the server refused with {error.status_code}: {_brief(error)}"
-                )
-            except openai.APIConnectionError as error:
-                return LlmAnswer(error=f"the server cannot be reached: {_brief(error)}")
-            except Exception as error:  # a JSON parser fails in many ways, for example by recursion
-                return LlmAnswer(error=f"the server's answer cannot be read: {_brief(error)}")
+                reply = await reply_to(request, timeout_s=self._config.timeout_s)
+            except ServerFailure as failure:
+                return LlmAnswer(error=str(failure))
         return _read(reply)
+
+
+class ServerFailure(Exception):
+    """A request without a usable answer; the message is the reason, without the key."""
+
+
+def check_server(url: str) -> None:
+    """Raise UserError without the client's package, or for a URL of another kind."""
+    try:
+        import openai  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the openai client is not installed", hint="pip install 'tarkit[caption]'"
+        ) from None
+    if not url.startswith(("http://", "https://")):
+        raise UserError(
+            f"--server {url} is not an http:// or https:// address",
+            hint="--server http://HOST:8000/v1",
+        )
+
+
+def open_client(url: str, *, timeout_s: float, retries: int) -> Any:
+    """An asynchronous client whose answers are bounded, and which follows no redirect."""
+    import openai
+
+    return openai.AsyncOpenAI(
+        base_url=url,
+        api_key=_key(),
+        max_retries=retries,
+        timeout=timeout_s,
+        # Compressed, an answer of the largest size could unpack to a thousand times as much.
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=openai.DefaultAsyncHttpxClient(
+            follow_redirects=False, event_hooks={"response": [_bound]}
+        ),
+    )
+
+
+async def reply_to(request: Awaitable[Any], *, timeout_s: float) -> Any:
+    """The server's reply to a request of `open_client`. Raises ServerFailure."""
+    import openai
+
+    try:
+        # The client's timeout counts anew at each read: a slow server may never reach it.
+        async with asyncio.timeout(timeout_s):
+            return await request
+    except (TimeoutError, openai.APITimeoutError):
+        reason = f"the server gave no answer: {timeout_s:g} s"
+    except openai.APIStatusError as error:
+        reason = f"the server refused with {error.status_code}: {_brief(error)}"
+    except openai.APIConnectionError as error:
+        reason = f"the server cannot be reached: {_brief(error)}"
+    except Exception as error:  # a JSON parser fails in many ways, for example by recursion
+        reason = f"the server's answer cannot be read: {_brief(error)}"
+    raise ServerFailure(reason)
 
 
 def _key() -> str:

@@ -3,11 +3,15 @@
 Source: paper Sec. 3.2, Eq. 4, Fig. 4a; layout and key names of the released files. They use learned
 absolute positions over the whole sequence where the paper's "LLaMA as in LlamaGen" has rotary ones.
 
+Codes are drawn with it in ar_decoding.py.
+
 Letters: B pictures, n condition positions, N codes to draw, D width, C condition width,
-V image-VQ codes, h heads.
+V image-VQ codes, h heads; R rows and T new positions of a pass with caches.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +19,6 @@ from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from tarkit.config import Config, Count, Size
-from tarkit.models.sampling import Generators, draw
 
 
 class ArDtokArch(Config):
@@ -74,23 +77,37 @@ class RMSNorm(nn.Module):
         return y.to(x.dtype) * self.weight
 
 
+class Place(NamedTuple):
+    """Where the T positions of a pass lie in the caches: one after the other, in every row alike
+    (`positions` is a slice and `mask` None), or for each row on its own ((R, T), with a mask)."""
+
+    positions: slice | Tensor
+    live: int
+    """Positions of the caches, from the first on, that hold something in any row."""
+    mask: Tensor | None = None
+    """(R, 1, T, live) bool: whether a position attends to one of the cache."""
+
+
 class KeyValueCache:
     """Keys and values of one layer, allocated for the whole sequence at once.
 
-    Both are (B, heads, T, D / h), with as many heads as the layer has for keys and values.
+    `stored` is (R, 2 heads, positions, D / h): first the heads of the keys, then as many of the
+    values.
     """
 
     def __init__(self, shape: tuple[int, int, int, int], like: Tensor) -> None:
-        self.k = like.new_empty(shape)
-        self.v = like.new_empty(shape)
-        self.length = 0
+        # Zeros: what a mask leaves out is multiplied by zero, which a NaN in free memory survives.
+        self.stored = like.new_zeros(shape)
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.length + k.shape[2]
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
+    def write(self, new: Tensor, place: Place) -> Tensor:
+        """Store (R', 2 heads, T, D / h) in the first R' rows; returns all that they hold."""
+        rows = len(new)
+        if isinstance(place.positions, slice):
+            self.stored[:rows, :, place.positions] = new
+        else:
+            row = torch.arange(rows, device=new.device)[:, None]
+            self.stored[row, :, place.positions] = new.transpose(1, 2)
+        return self.stored[:rows, :, : place.live]
 
 
 class ArDtokAttention(nn.Module):
@@ -106,20 +123,21 @@ class ArDtokAttention(nn.Module):
         )
         self.wo = nn.Linear(arch.width, arch.width, bias=False)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KeyValueCache | None, place: Place | None) -> Tensor:
         B, T, D = x.shape
-        widths = [n * self.head_width for n in (self.heads, self.kv_heads, self.kv_heads)]
-        q, k, v = (
-            part.view(B, T, -1, self.head_width).transpose(1, 2)
-            for part in self.wqkv(x).split(widths, dim=-1)
-        )
-        causal = T > 1
-        if cache is not None:
-            if causal and cache.length:
-                raise ValueError("a filled cache takes one position at a time")
-            k, v = cache.append(k, v)
+        qkv = self.wqkv(x).view(B, T, -1, self.head_width).transpose(1, 2)
+        q, kv = qkv.split([self.heads, 2 * self.kv_heads], dim=1)
+        if cache is not None and place is not None:
+            kv = cache.write(kv, place)
+        k, v = kv.chunk(2, dim=1)
+        mask = place.mask if place else None
         out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            enable_gqa=self.kv_heads != self.heads,
         )
         result: Tensor = self.wo(out.transpose(1, 2).reshape(B, T, D))
         return result
@@ -151,8 +169,10 @@ class ArDtokBlock(nn.Module):
         self.residual_dropout = nn.Dropout(arch.residual_dropout)
         self.ffn_dropout = nn.Dropout(arch.ffn_dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        h = x + self.residual_dropout(self.attention(self.attention_norm(x), cache))
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, place: Place | None = None
+    ) -> Tensor:
+        h = x + self.residual_dropout(self.attention(self.attention_norm(x), cache, place))
         out: Tensor = h + self.ffn_dropout(self.feed_forward(self.ffn_norm(h)))
         return out
 
@@ -204,58 +224,6 @@ class ArDtok(nn.Module):
         """Mean cross-entropy over all N codes (Eq. 4)."""
         logits = self.logits(condition, codes)
         return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: Tensor,
-        *,
-        guidance: float = 4.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        guided_steps: int | None = None,
-        generator: Generators = None,
-    ) -> Tensor:
-        """Draw codes (B, N) for conditions (B, n, C).
-
-        `guidance` > 1 mixes in a null condition of all-zero features: u + (c - u) * guidance;
-        `guided_steps` k keeps it for the first token and the next k + 1 (the published
-        `cfg_interval`). `generator`: one a picture, so that a picture does not depend on its
-        batch; without them the global generator draws.
-        """
-        B, n, _ = condition.shape
-        guided = guidance > 1
-        N = self.arch.num_codes
-        prompt = self.clip_proj(condition)
-        if guided:
-            null = self.clip_proj(torch.zeros_like(condition[:1])).expand(B, -1, -1)
-            prompt = torch.cat([prompt, null])
-        head_width = self.arch.width // self.arch.heads
-        shape = (len(prompt), self.arch.kv_heads or self.arch.heads, n + N - 1, head_width)
-        caches = [KeyValueCache(shape, prompt) for _ in self.layers]
-        x = prompt + self.abs_pe[:, :n]
-        codes: list[Tensor] = []
-        for step in range(N):
-            for layer, cache in zip(self.layers, caches, strict=True):
-                x = layer(x, cache)
-            logits = self.output(self.norm(x[:, -1]))
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                within = guided_steps is None or step <= guided_steps + 1
-                logits = (
-                    unconditional + (conditional - unconditional) * guidance
-                    if within
-                    else conditional
-                )
-            code = draw(
-                logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-            )
-            codes.append(code)
-            if step + 1 < N:
-                x = self.tok_embeddings(code)[:, None] + self.abs_pe[:, n + step : n + step + 1]
-                x = torch.cat([x, x]) if guided else x
-        return torch.stack(codes, dim=1)
 
 
 def resize_positions(table: Tensor, *, max_condition: int, num_codes: int) -> Tensor:

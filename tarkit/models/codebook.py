@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from tarkit.models.exact import without_autocast
 
+SCORES_AT_ONCE = 1 << 27
+"""Scores that are held at once where codes are chosen: 512 MB, of 2,048 features in the release."""
 Representative = Literal["far", "near", "first"]
 
 
@@ -107,8 +109,15 @@ class TextAlignedCodebook(nn.Module):
             return 2 * z @ rows.T - rows.pow(2).sum(-1) - z.pow(2).sum(-1, keepdim=True)
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(..., D) -> (...) int64 codes: argmax, the lowest index on ties."""
-        return self.scores(z, self.projected()).argmax(dim=-1)
+        """(..., D) -> (...) int64 codes: argmax, the lowest index on ties.
+
+        The code of a feature that is not finite is -1: no row is nearest to it.
+        """
+        rows = self.projected()
+        flat = z.reshape(-1, z.shape[-1])
+        parts = flat.split(max(1, SCORES_AT_ONCE // len(rows)))
+        codes = torch.cat([self.scores(part, rows).argmax(dim=-1) for part in parts])
+        return codes.where(flat.isfinite().all(dim=-1), -1).view(z.shape[:-1])
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """(..., D) -> (...) codes drawn from softmax(cosine / temperature).

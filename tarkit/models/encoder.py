@@ -8,6 +8,8 @@ Letters: B pictures, N positions (grid**2), D width, T caption tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -175,16 +177,22 @@ class VisionEncoder(nn.Module):
         No final norm is applied. `layer=-2` is the output of the last block but one; later blocks
         are not run.
         """
-        return self.hidden_states(pixels, layer=layer)[-1]
+        state: Tensor = self.embeddings(pixels)
+        for block in self._blocks_to(layer):
+            state = block(state)
+        return state
 
     def hidden_states(self, pixels: Tensor, *, layer: int = -1) -> list[Tensor]:
         """The hidden states (B, N, D) from the embeddings to `layer`, inclusive."""
-        blocks = self.encoder.layers
-        count = layer if layer >= 0 else len(blocks) + 1 + layer
         states: list[Tensor] = [self.embeddings(pixels)]
-        for block in list(blocks)[:count]:
+        for block in self._blocks_to(layer):
             states.append(block(states[-1]))
         return states
+
+    def _blocks_to(self, layer: int) -> Sequence[nn.Module]:
+        """The blocks whose outputs are the hidden states 1 to `layer`."""
+        blocks = list(self.encoder.layers)
+        return blocks[: layer if layer >= 0 else len(blocks) + 1 + layer]
 
     def pool(self, features: Tensor) -> Tensor:
         """Last hidden state (B, N, D) -> the vector (B, D) to compare with a caption's."""

@@ -31,5 +31,8 @@ def exact_float32(device: torch.device) -> Iterator[None]:
         "benchmark": cudnn.benchmark,
         "deterministic": cudnn.deterministic,
     }
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
+    with (
+        without_autocast(torch.empty(0, device=device)),
+        cudnn.flags(**kept, allow_tf32=False),
+    ):
         yield

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tarkit.config import Config, Count, Size
-from tarkit.errors import UserError
-from tarkit.models.sampling import Generators, draw
 from tarkit.vocab import VisualVocabulary
 
 if TYPE_CHECKING:
@@ -253,15 +251,16 @@ def packed_attention(model: PreTrainedModel, device: torch.device) -> str:
         and head_width >= 16
         and not getattr(config, "attention_dropout", 0.0)
     )
-    return "flex_attention" if flex else _default_attention(model)
+    return "flex_attention" if flex else default_attention(model)
 
 
-def _default_attention(model: PreTrainedModel) -> str:
+def default_attention(model: PreTrainedModel) -> str:
     """SDPA, or eager for a family without it."""
     return str(model.get_correct_attn_implementation(None))
 
 
-def _use_attention(model: PreTrainedModel, name: str) -> None:
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Set a model's attention implementation, by transformers' name."""
     if model.config._attn_implementation != name:
         model.set_attn_implementation(name)
         log.info("attention of the %s: %s", model.config.model_type, name)
@@ -277,7 +276,7 @@ def hidden_states(
     a padding mask nor a cache. `require_packable` says whether a family does so. The setting stays
     on the model, as the layers may run again in the backward pass.
     """
-    _use_attention(model, attention or packed_attention(model, packed.ids.device))
+    use_attention(model, attention or packed_attention(model, packed.ids.device))
     out = model.base_model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
@@ -403,154 +402,6 @@ def require_packable(model: PreTrainedModel) -> None:
 def _agree(a: Tensor, b: Tensor) -> bool:
     """Whether two results of the same computation are equal but for rounding."""
     return bool((a - b).abs().max() <= 1e-5 * b.abs().max())
-
-
-class CachedDecoding:
-    """Left-padded prompts and their key-value cache, extended by one token at a time.
-
-    `hidden`, (B, D), is the last hidden state of every sequence: it predicts the next token.
-    `num_new` tokens are sure to follow the longest prompt. Raises UserError where together they are
-    more than the model's positions, and where `feed` goes beyond these.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, num_new: int = 0
-    ) -> None:
-        self.model = model
-        _use_attention(model, _default_attention(model))
-        self.longest = longest = max(map(len, prompts))
-        self.positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._require_room(num_new)
-        padding = [[0] * (longest - len(p)) for p in prompts]
-        rows = [[*pad, *p] for pad, p in zip(padding, prompts, strict=True)]
-        real = [[*pad, *[1] * len(p)] for pad, p in zip(padding, prompts, strict=True)]
-        self.mask = torch.tensor(real, device=model.device)
-        self.cache: Any = None
-        self.hidden = self._run(torch.tensor(rows, device=model.device))
-
-    def _require_room(self, num_new: int) -> None:
-        if self.positions and self.longest + num_new > self.positions:
-            more = f" and {num_new:,} more follow" if num_new else ""
-            raise UserError(
-                f"a prompt has {self.longest:,} tokens{more}, the model has {self.positions:,} "
-                "positions",
-                hint="shorten the prompt, ask for fewer tokens, or give fewer or smaller pictures",
-            )
-
-    def _run(self, ids: Tensor) -> Tensor:
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.model.base_model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=positions,
-            cache=self.cache,
-            use_cache=True,
-        )
-        self.cache = out.cache
-        states: Tensor = out.last_hidden_state[:, -1]
-        return states
-
-    def feed(self, ids: Tensor) -> None:
-        """Append one token (B,) to every sequence."""
-        self._require_room(self.mask.shape[1] + 1 - self.longest)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
-        self.hidden = self._run(ids[:, None])
-
-
-@torch.no_grad()
-def generate_codes(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    visual: VisualVocabulary,
-    num_codes: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    generator: Generators = None,
-    guidance: float = 1.0,
-    unguided: Sequence[Sequence[int]] = (),
-) -> Tensor:
-    """Draw exactly `num_codes` codes after each prompt: (B, num_codes) int64 in [0, K).
-
-    Prompts are token ids. With `guidance` other than 1 the logits are u + (c - u) * guidance, c
-    after a prompt and u after its counterpart in `unguided`, both followed by the same codes (Ho &
-    Salimans 2022, Eq. 6, on tokens). Only the head's rows of codes are computed: no other token can
-    be drawn, and ids never pass through text. The published program samples the whole vocabulary,
-    reads codes back by regular expression, and fills missing ones with code 0. Raises ValueError
-    where `unguided` does not pair with the prompts.
-    """
-    first, last = visual.first_code, visual.first_code + visual.num_codes
-    head = model.get_output_embeddings().weight[first:last]
-    guided = guidance != 1
-    if guided and len(unguided) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
-    both = [*prompts, *unguided] if guided else prompts
-    decoding = CachedDecoding(model, both, num_new=num_codes - 1)  # the last one is not read
-    codes: list[Tensor] = []
-    for step in range(num_codes):
-        logits = rescaled(model, decoding.hidden @ head.T)
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + (conditional - unconditional) * guidance
-        code = draw(
-            logits,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-        )
-        codes.append(code)
-        if step + 1 < num_codes:
-            decoding.feed((torch.cat([code, code]) if guided else code) + first)
-    return torch.stack(codes, dim=1)
-
-
-@torch.no_grad()
-def generate_text(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    stop: Sequence[int],
-    text_size: int,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    generator: Generators = None,
-) -> list[list[int]]:
-    """At most `max_tokens` text ids after each prompt, up to and without the first stop id.
-
-    Only ids below `text_size` can be drawn. Defaults: greedy.
-    """
-    head = model.get_output_embeddings().weight[:text_size]
-    decoding = CachedDecoding(model, prompts)
-    texts: list[list[int]] = [[] for _ in prompts]
-    unfinished = set(range(len(prompts)))
-    for _ in range(max_tokens):
-        token = draw(
-            rescaled(model, decoding.hidden @ head.T),
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-        )
-        for row in list(unfinished):
-            value = int(token[row])
-            if value in stop:
-                unfinished.discard(row)
-            else:
-                texts[row].append(value)
-        if not unfinished:
-            break
-        decoding.feed(token)
-    return texts
-
-
-@torch.no_grad()
-def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """The logits (B, V) of the first token after each prompt."""
-    return head_logits(model, CachedDecoding(model, prompts).hidden)
 
 
 def code_log_probs(

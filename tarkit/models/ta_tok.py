@@ -196,9 +196,11 @@ class TaTok(nn.Module):
     ) -> dict[Scale, Tensor]:
         """Codes (B, N) int64 of each scale, from one encoder pass over pixels in [-1, 1].
 
-        `sample=True` draws random codes, as the published scripts do without saying so.
+        The encoder may be in half precision; all after it is in float32. `sample=True` draws random
+        codes, as the published scripts do without saying so.
         """
-        features = self.features(pixels)
+        dtype = self.encoder.embeddings.position_embedding.weight.dtype
+        features = self.features(pixels.to(dtype)).float()
         codes = {}
         for scale in scales:
             z = self.project(features, scale)

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.card import CARD
 from tarkit.artifacts.commands import read_commands
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import read_text, write_whole
 from tarkit.artifacts.manifest import MANIFEST, input_url, nearest_artifacts, read_manifest
 from tarkit.artifacts.remote import is_there, shown_path, url_of
 from tarkit.artifacts.schema import KINDS
@@ -60,7 +61,10 @@ def run(path: Path, *, out: Path | None = None, as_json: bool = False) -> dict[s
     if as_json:
         print_result(json.dumps(facts))
     else:
-        _show(facts)
+        card = facts.get("card", "")
+        _show({name: value for name, value in facts.items() if name != "card"})
+        if card:  # without its header of YAML
+            print_result(card.split("---\n", 2)[-1].strip())
     return facts
 
 
@@ -83,6 +87,8 @@ def describe(path: Path) -> dict[str, Any]:
         facts["settings"] = manifest.get("settings", {})
         facts["lineage"] = _lineage(path)
     facts["commands"] = read_commands(path)
+    if (path / CARD).is_file():
+        facts["card"] = read_text(path / CARD)
     if (path / "config.json").exists() or facts.get("kind") == "model":
         facts = {"kind": "model"} | facts | _model(path)
     if (path / "results.json").exists():

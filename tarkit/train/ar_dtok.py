@@ -30,6 +30,7 @@ from tarkit.checkpoints.load import (
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch, resize_positions
 from tarkit.models.exact import exact_float32
 from tarkit.models.pixel_range import from_unit_truncated
@@ -168,9 +169,8 @@ class ArDtokTask:
         self.vqvae.to(device)
         for scale in self.config.scales:
             condition = self._condition(examples.codes[scale])
-            codes = self.model.sample(
-                condition, guidance=self.config.sample_guidance, temperature=0.0
-            )
+            sampling = CodeSampling(guidance=self.config.sample_guidance, temperature=0.0)
+            codes = sample_codes(self.model, condition, sampling)
             cells += [Image.fromarray(a) for a in from_unit_truncated(self.vqvae.decode(codes))]
             captions += [f"{condition.shape[1]} codes"] * 8
         return contact_sheet(cells, captions, columns=8, cell_px=96)

@@ -17,16 +17,13 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tarkit.artifacts.workers import num_cores
 from tarkit.errors import UserError
 from tarkit.train.task import MakesPasses, TrainingTask
 
 PARTS_AHEAD = 2  # of each worker
-MOST_WORKERS = 8
 
 
 class BatchPart(NamedTuple):
@@ -41,18 +38,6 @@ class BatchPart(NamedTuple):
 def read_part(task: TrainingTask, part: BatchPart) -> list[Any]:
     """The batches of a part: several where the task makes all passes of a step together."""
     return task.passes(*part) if isinstance(task, MakesPasses) else [task.batch(*part)]
-
-
-def default_workers(device: torch.device) -> int:
-    """Workers of one training process: none on a CPU, whose cores the steps themselves use.
-
-    On a GPU one a core that is left when each training process of the machine has its own, and at
-    most MOST_WORKERS.
-    """
-    if device.type == "cpu":
-        return 0
-    of_process = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MOST_WORKERS, max(of_process - 1, 0))
 
 
 def read_in_workers(

@@ -13,7 +13,8 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
-from tarkit.train.batch_workers import BatchPart, default_workers, read_in_workers, read_part
+from tarkit.artifacts.workers import default_readers
+from tarkit.train.batch_workers import BatchPart, read_in_workers, read_part
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.parallelism import Parallelism
 from tarkit.train.task import MakesPasses, TrainingTask
@@ -36,7 +37,8 @@ def step_batches(
             for part in range(rank * num_parts, (rank + 1) * num_parts):
                 yield BatchPart(step, rows, part, world * num_parts)
 
-    workers = default_workers(processes.device) if config.workers is None else config.workers
+    readers = default_readers(processes.device.type)
+    workers = readers if config.workers is None else config.workers
     read = (
         read_in_workers(task, all_parts(), workers)
         if workers

@@ -89,7 +89,12 @@ def train(
     if (out / WEIGHTS).exists():
         return out
     if processes.is_main:
-        print_note(f"{name}: trains {counts.trained:,} of {counts.total:,} parameters")
+        # Weights, gradients and two moments, in float32; activations come on top.
+        gigabytes = (4 * counts.total + 12 * counts.trained) / 1e9
+        print_note(
+            f"{name}: trains {counts.trained:,} of {counts.total:,} parameters, "
+            f"{gigabytes:.2f} GB with gradients and moments"
+        )
     processes.prepare(task.model)
     trained, accelerator = processes.trained, processes.accelerator
     optimizers = make_optimizers(trained, config)

@@ -42,10 +42,10 @@ from tarkit.models.mllm import (
     build,
     fit_width,
     from_scratch,
-    generate_codes,
     grow,
     require_packable,
 )
+from tarkit.models.mllm_decoding import generate_codes
 from tarkit.models.pixel_range import from_unit_truncated
 from tarkit.train.adapters import AdapterConfig, add_adapters, merged, save_adapters
 from tarkit.train.chat_batches import (

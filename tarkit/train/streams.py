@@ -8,7 +8,6 @@ Letters: B pictures, H W pixels.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -22,7 +21,8 @@ from PIL import Image
 
 from tarkit import images as pictures
 from tarkit.artifacts.artifact import Artifact
-from tarkit.artifacts.remote import FetchAhead, fetched, shown_path, url_of
+from tarkit.artifacts.picture_tar import PicturePlace
+from tarkit.artifacts.remote import FetchAhead, shown_path, url_of
 from tarkit.artifacts.row_counts import row_counts
 from tarkit.errors import UserError
 from tarkit.seeds import training_seed
@@ -195,21 +195,18 @@ class MixedStream(Generic[StreamRow]):
 class PictureRow(dict[str, Any]):
     """One row of an images artifact; its pixels are read from the tar file on demand."""
 
-    def __init__(self, row: Mapping[str, Any], path: str, offset: int, size: int) -> None:
+    def __init__(self, row: Mapping[str, Any], place: PicturePlace) -> None:
         super().__init__(row)
-        self._location = (path, offset, size)
+        self._place = place
 
     @property
     def name(self) -> RowName:
         """Which row of which artifact it is: unlike the key, another one for every picture."""
-        return RowName(shown_path(Path(self._location[0]).parent), self["key"])
+        return RowName(shown_path(Path(self._place.tar).parent), self["key"])
 
     def pixels(self) -> np.ndarray:
         """(H, W, 3) uint8."""
-        path, offset, size = self._location
-        with fetched(Path(path)).open("rb") as file:
-            blob = os.pread(file.fileno(), size, offset)
-        return pictures.to_uint8(pictures.decode(blob))
+        return pictures.to_uint8(pictures.decode(self._place.read()))
 
 
 PictureStream = Stream[PictureRow] | MixedStream[PictureRow]
@@ -268,7 +265,8 @@ class PictureShard:
 
     def __getitem__(self, row: int) -> PictureRow:
         [columns] = self.table.slice(row, 1).to_pylist()
-        return PictureRow(columns, self.path, int(self.offsets[row]), int(self.sizes[row]))
+        place = PicturePlace(self.path, int(self.offsets[row]), int(self.sizes[row]))
+        return PictureRow(columns, place)
 
 
 def picture_stream(

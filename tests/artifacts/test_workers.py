@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tarkit.artifacts.workers import WINDOW, Report, make_shards, mapping_workers
+from tarkit.artifacts.workers import (
+    WINDOW,
+    Report,
+    default_readers,
+    make_shards,
+    mapping_workers,
+)
 from tarkit.errors import UserError
 from tarkit.progress import Progress
 
@@ -83,14 +89,14 @@ def test_workers_map_in_order_and_a_few_arguments_at_a_time() -> None:
         assert len(makers) == 2 and os.getpid() not in makers
         assert [result[:1] for _, result in mapped([7, 8, 9])] == [b"\7", b"\x08", b"\x09"]
     assert not multiprocessing.active_children()
-    with mapping_workers(widened, 1) as mapped:
+    with mapping_workers(widened, 0) as mapped:
         assert next(mapped([1]))[0] == os.getpid()
 
 
 def test_a_mapping_worker_that_dies_or_refuses_is_an_error() -> None:
     with (
         mapping_workers(dies_at_three, 2) as mapped,
-        pytest.raises(RuntimeError, match="a worker process ended"),
+        pytest.raises(UserError, match="a worker process ended"),
     ):
         list(mapped(range(20)))
     with (
@@ -98,3 +104,13 @@ def test_a_mapping_worker_that_dies_or_refuses_is_an_error() -> None:
         pytest.raises(UserError, match="a hundred is too many"),
     ):
         list(mapped([1, 2, 100, 4]))
+
+
+def test_readers_are_for_gpus_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert default_readers("cpu") == 0
+    assert default_readers("cuda") == 8  # of 15
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_readers("cuda") == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert default_readers("cuda") == 0

@@ -21,6 +21,7 @@ ON_MODELS = [
     Subject.CONDITION,
     Subject.DECODE,
     Subject.SAMPLE,
+    Subject.DRAW,
     Subject.TRAIN,
 ]
 

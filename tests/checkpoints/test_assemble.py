@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from tarkit.artifacts.manifest import begin_directory
 from tarkit.checkpoints import assemble
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
@@ -44,6 +46,26 @@ def test_the_parts_are_copied_whole(made: dict[str, Any], tmp_path: Path) -> Non
     # The published scripts' numbers.
     sampling = Tar.load(out).sampling
     assert (sampling.top_k, sampling.top_p, sampling.guidance) == (1200, 0.95, 4.0)
+
+
+def test_the_card_says_what_every_part_was_trained_on(made: dict[str, Any], tmp_path: Path) -> None:
+    begin_directory(tmp_path / "secret-place" / "photos", "images", settings={})
+    parents = {"images": tmp_path / "secret-place" / "photos"}
+    begin_directory(made["mllm"], "model", settings={}, parents=parents)
+    made["vqvae"] = shutil.copytree(made["vqvae"], tmp_path / "from_elsewhere")
+    out = assemble.run(**made, out=tmp_path / "tar")
+    card = (out / "card.md").read_text()
+    assert ModelCard(card).data.to_dict()["library_name"] == "tarkit"
+    assert f"- mllm: `{made['mllm'].name}`\n  - images: `photos` (images, sha256 " in card
+    assert "- vqvae: `from_elsewhere`, not known here" in card
+    assert "secret-place" not in card and "arxiv.org/abs/2506.18898" in card
+    (out / "card.md").write_text(card.replace("# tar\n", "# Mine\n"))
+    assemble.run(**made, out=out, overrides=["default_scale=3"])
+    assert "# Mine\n" in (out / "card.md").read_text()  # an edited card is kept
+    # A model that takes a part of this one says again what that was trained on.
+    again = assemble.run(**{**made, "mllm": out / "mllm"}, out=tmp_path / "again")
+    text = (again / "card.md").read_text()
+    assert "- mllm: `mllm`\n" in text and "    - images: `photos` (images, sha256 " in text
 
 
 def test_how_it_draws_is_read_from_a_toml_and_overrides(

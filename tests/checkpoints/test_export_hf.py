@@ -73,9 +73,18 @@ def test_the_tokenizer_writes_the_chats_that_were_trained(
     mine = {"role": "system", "content": "be brief"}
     ids = tokenizer.apply_chat_template([mine, *turns], return_dict=False)
     assert ids == vocabulary.chat([mine, *turns])[0]
-    card = (folder / "README.md").read_text()
+    card = (folder / "card.md").read_text()
     visual = vocabulary.visual
     assert visual is not None and f"{visual.first_code} to {visual.size - 1}" in card
+
+
+def test_the_export_says_what_the_model_was_trained_on(exported: Path) -> None:
+    card = (exported / "card.md").read_text()
+    assert "- text: the 117,791 glosses of WordNet 3.1" in card and "library_name: tran" in card
+    changed = card.replace("the 117,791 glosses", "glosses that were removed since")
+    (exported / "card.md").write_text(changed)
+    assert export_hf.run("mini", out=exported) == exported  # it is this export still
+    (exported / "card.md").write_text(card)
 
 
 def test_nothing_is_written_over_and_precision_is_as_asked(tmp_path: Path, exported: Path) -> None:

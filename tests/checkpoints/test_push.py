@@ -174,8 +174,9 @@ def test_a_refusal_of_the_hub_is_a_sentence(
 
 
 def test_what_is_no_whole_model_or_has_no_data_is_refused(model: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(MINI / "ta_tok", tmp_path / "copied")  # without its manifest
     with pytest.raises(UserError, match="not say what it was trained on") as error:
-        push.plan(MINI, REPO, licence="mit")
+        push.plan(copied, REPO, licence="mit")
     assert "--trained-on" in error.value.hint
     with pytest.raises(UserError, match="bad id is no hub id"):
         push.plan(model, "bad id", licence="mit")
@@ -188,14 +189,23 @@ def test_what_is_no_whole_model_or_has_no_data_is_refused(model: Path, tmp_path:
 
 
 def test_a_card_that_is_there_is_kept_and_added_to(model: Path) -> None:
-    """As that of `export hf`."""
+    """As that of a folder from the hub."""
     (model / "README.md").write_text("---\nlibrary_name: transformers\n---\n# The model\n\nIds.\n")
-    card = push.plan(model, REPO, licence="cc-by-4.0", trained_on=["drawn shapes"]).card
+    card = push.plan(model, REPO, licence="cc-by-4.0", named=["drawn shapes"]).card
     about = ModelCard(card).data.to_dict()
     assert (about["license"], about["library_name"]) == ("cc-by-4.0", "transformers")
     assert "# The model\n\nIds.\n\n## Trained on\n\n- drawn shapes\n- encoder" in card
 
 
+def test_the_card_of_the_folder_becomes_that_of_the_hub_with_one_section_of_data() -> None:
+    upload = push.plan(MINI, REPO, licence="mit", named=["more"])
+    assert "README.md" in upload.sizes and "card.md" not in upload.sizes
+    card = upload.card
+    assert card.count("## Trained on") == card.count("## Paper") == card.count("# mini") == 1
+    assert "## Figures" in card and "- more\n- pictures: 64 px drawings" in card
+    assert ModelCard(card).data.to_dict()["license"] == "mit"
+
+
 def test_an_assembled_model_goes_up_with_all_its_parts() -> None:
-    files = push.plan(MINI, REPO, licence="mit", trained_on=["x"]).files
+    files = push.plan(MINI, REPO, licence="mit", named=["x"]).files
     assert {"mllm/model.safetensors", "ta_tok/config.json", "config.json"} <= set(files)

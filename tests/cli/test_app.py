@@ -224,6 +224,7 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
         size_px=None,
         dtok="ar",
         precision="float32",
+        c2pa=None,
     )
 
 

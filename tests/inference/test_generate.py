@@ -31,6 +31,7 @@ class GreyTar:
     default_scale = Scale.HALF
     read_scale = Scale.FULL
     sampling = Sampling()
+    dtok = None
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

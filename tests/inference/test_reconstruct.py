@@ -20,6 +20,7 @@ from tarkit.vocab import Scale
 class GreyTar:
     """Codes are the picture's grey; a drawing has grey + 50 x scale and the seed in green."""
 
+    dtok = None
     grid = 4
     sampling = Sampling()
     sha256 = "0" * 64

@@ -18,7 +18,8 @@ from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.tar_model import NO, YES, Tar
-from tarkit.models import mllm
+from tarkit.models import mllm_decoding
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -114,7 +115,7 @@ def test_a_picture_at_its_mark_is_read_at_the_scale_that_is_drawn(
     tar: Tar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    real = mllm.generate_codes
+    real = mllm_decoding.generate_codes
 
     def spy(model: object, prompts: list[list[int]], **options: object) -> torch.Tensor:
         seen.extend(prompts)
@@ -138,7 +139,7 @@ def test_guidance_is_against_an_empty_prompt(tar: Tar, monkeypatch: pytest.Monke
 
     def spy(model: object, prompts: list[list[int]], **options: Any) -> torch.Tensor:
         seen.append(options)
-        return mllm.generate_codes(model, prompts, **options)
+        return mllm_decoding.generate_codes(model, prompts, **options)
 
     monkeypatch.setattr("tarkit.inference.tar_model.generate_codes", spy)
     tar.imagine_codes(
@@ -167,7 +168,9 @@ def test_codes_of_every_scale_become_a_picture(tar: Tar, scale: Scale) -> None:
     greedy = Sampling(dtok_temperature=0.0, guidance=2.0)
     one, two = tar.draw(codes, seeds=[0, 1], sampling=greedy)
     assert isinstance(tar.dtok, ArDetokenizer)
-    drawn = tar.dtok.ar_dtok.sample(tar.ta_tok.condition(codes), guidance=2.0, temperature=0.0)
+    drawn = sample_codes(
+        tar.dtok.ar_dtok, tar.ta_tok.condition(codes), CodeSampling(guidance=2.0, temperature=0.0)
+    )
     decoded = tar.dtok.vqvae.decode(drawn)
     for image, expected in zip((one, two), decoded, strict=True):
         # Bytes are truncated: 254.9 is 254.
@@ -232,7 +235,7 @@ def test_pictures_are_read_at_their_own_scale_unless_one_is_named(
 def test_an_answer_ends_at_either_end(tar: Tar, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     text = tar.mllm.vocabulary.text
     said = [*text.encode("a ring"), text.special[name], *text.encode(" and more")]
-    monkeypatch.setattr(mllm, "draw", lambda *_, **__: torch.tensor([said.pop(0)]))
+    monkeypatch.setattr(mllm_decoding, "draw", lambda *_, **__: torch.tensor([said.pop(0)]))
     assert tar.describe(noise(0)) == "a ring"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -26,13 +27,27 @@ def said(text: Any, *, finish: str = "stop") -> Reply:
     ).encode()
 
 
+def drawn(body: dict[str, Any]) -> Reply:
+    """vLLM's reply to a completion of token ids: allowed ids, drawn by the seed."""
+    assert all(type(token) is int for token in body["prompt"])
+    dice = random.Random(f"{body['seed']} {body['prompt']}")
+    ids = [dice.choice(body["allowed_token_ids"]) for _ in range(body["max_tokens"])]
+    return completed(ids)
+
+
+def completed(ids: Any) -> Reply:
+    choice = {"index": 0, "text": "", "finish_reason": "length", "token_ids": ids}
+    return 200, json.dumps({"id": "1", "object": "text_completion", "choices": [choice]}).encode()
+
+
 class Stub(http.server.ThreadingHTTPServer):
     """Gives `replies` in turn, the last one again and again; `asked` holds what came in."""
 
     daemon_threads = True
 
-    def __init__(self, *replies: Any) -> None:
+    def __init__(self, *replies: Any, models: Any = ("stub",)) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.models = models
         self.replies = list(replies)
         self.asked: list[dict[str, Any]] = []
         self.lock = threading.Lock()
@@ -41,6 +56,14 @@ class Stub(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Stub
+
+    def do_GET(self) -> None:
+        text = json.dumps({"data": [{"id": name} for name in self.server.models]}).encode()
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -85,8 +108,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(*replies: Any) -> Iterator[Stub]:
-    stub = Stub(*replies)
+def serving(*replies: Any, models: Any = ("stub",)) -> Iterator[Stub]:
+    stub = Stub(*replies, models=models)
     thread = threading.Thread(target=stub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from tarkit.models.ar_decoding import CodeSampling, sample_codes
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch, RMSNorm, resize_positions
 
 ARCH = ArDtokArch(
@@ -107,7 +108,7 @@ def test_sampling_with_a_cache_is_teacher_forcing_step_by_step(
     ar_dtok: ArDtok, guidance: float, num_conditions: int
 ) -> None:
     condition = torch.randn(2, num_conditions, 6, generator=torch.Generator().manual_seed(3))
-    drawn = ar_dtok.sample(condition, guidance=guidance, temperature=0)
+    drawn = sample_codes(ar_dtok, condition, CodeSampling(guidance=guidance, temperature=0))
     assert drawn.shape == (2, 9)
     logits = ar_dtok.logits(condition, drawn)
     if guidance > 1:
@@ -132,11 +133,19 @@ def test_the_arithmetic_of_guidance(ar_dtok: ArDtok) -> None:
     one = torch.zeros(1, 4, 6)
     ar_dtok.output = Fixed([[1.0, 2.0, 0.0], [0.0, 1.9, 0.0]])  # type: ignore[assignment]
     # u + (c - u) g: at 1 it is c, (1, 2, 0); at 4 it is (4, 2.3, 0).
-    assert set(ar_dtok.sample(one, guidance=1.0, temperature=0)[0].tolist()) == {1}
-    assert set(ar_dtok.sample(one, guidance=4.0, temperature=0)[0].tolist()) == {0}
+    assert set(
+        sample_codes(ar_dtok, one, CodeSampling(guidance=1.0, temperature=0))[0].tolist()
+    ) == {1}
+    assert set(
+        sample_codes(ar_dtok, one, CodeSampling(guidance=4.0, temperature=0))[0].tolist()
+    ) == {0}
     # They meet where g = 1.9 + .1 g, at 2.11.
-    assert set(ar_dtok.sample(one, guidance=2.0, temperature=0)[0].tolist()) == {1}
-    assert set(ar_dtok.sample(one, guidance=2.2, temperature=0)[0].tolist()) == {0}
+    assert set(
+        sample_codes(ar_dtok, one, CodeSampling(guidance=2.0, temperature=0))[0].tolist()
+    ) == {1}
+    assert set(
+        sample_codes(ar_dtok, one, CodeSampling(guidance=2.2, temperature=0))[0].tolist()
+    ) == {0}
 
 
 @torch.no_grad()
@@ -144,7 +153,9 @@ def test_guidance_is_kept_for_the_first_code_and_the_next_k_plus_one(ar_dtok: Ar
     # As above: 0 wherever guidance is on, 1 where it is off.
     ar_dtok.output = Fixed([[1.0, 2.0, 0.0], [0.0, 1.9, 0.0]])  # type: ignore[assignment]
     for k, expected in ((0, [0] * 2 + [1] * 7), (2, [0] * 4 + [1] * 5), (None, [0] * 9)):
-        drawn = ar_dtok.sample(torch.zeros(1, 4, 6), guidance=4.0, temperature=0, guided_steps=k)
+        drawn = sample_codes(
+            ar_dtok, torch.zeros(1, 4, 6), CodeSampling(guidance=4.0, temperature=0, guided_steps=k)
+        )
         assert drawn[0].tolist() == expected
 
 
@@ -154,7 +165,9 @@ def test_a_picture_depends_on_its_own_condition_and_seed_alone(
 ) -> None:
     def drawn(rows: list[int]) -> list[list[int]]:
         generators = [torch.Generator().manual_seed(row) for row in rows]
-        return ar_dtok.sample(condition[rows], guidance=2.0, generator=generators).tolist()
+        return sample_codes(
+            ar_dtok, condition[rows], CodeSampling(guidance=2.0), generator=generators
+        ).tolist()
 
     together = drawn([0, 1, 2])
     assert drawn([2, 1]) == [together[2], together[1]]
@@ -178,8 +191,8 @@ def test_fewer_key_heads_serve_groups_of_query_heads(condition: Tensor) -> None:
     codes = torch.arange(9).expand(3, 9)
     assert_close(few.logits(condition, codes), many.logits(condition, codes))
     assert torch.equal(
-        few.sample(condition, guidance=1, temperature=0),
-        many.sample(condition, guidance=1, temperature=0),
+        sample_codes(few, condition, CodeSampling(guidance=1, temperature=0)),
+        sample_codes(many, condition, CodeSampling(guidance=1, temperature=0)),
     )
 
 

@@ -21,14 +21,17 @@ from tarkit.models.mllm import (
     code_log_probs,
     fit_width,
     from_scratch,
-    generate_codes,
-    generate_text,
     grow,
     hidden_states,
-    next_logits,
     pack,
     packed_attention,
     require_packable,
+)
+from tarkit.models.mllm_decoding import (
+    CachedDecoding,
+    generate_codes,
+    generate_text,
+    next_logits,
 )
 from tarkit.models.sampling import draw
 from tarkit.vocab import VisualVocabulary
@@ -575,7 +578,7 @@ def test_the_next_logits_are_those_after_each_prompt(model: Any) -> None:
 def test_a_prompt_longer_than_the_models_positions_is_refused() -> None:
     sizes = LmArch(width=16, layers=1, heads=2, kv_heads=1, mlp_width=24, max_positions=8)
     model = build(from_scratch(sizes, 20)).eval()
-    mllm.CachedDecoding(model, [[1] * 8])
+    CachedDecoding(model, [[1] * 8], num_steps=0)
     visual = VisualVocabulary(first_id=9, num_codes=2)
     more = "a prompt has 5 tokens and 4 more follow, the model has 8 positions"
     with pytest.raises(UserError, match=more):
@@ -585,4 +588,4 @@ def test_a_prompt_longer_than_the_models_positions_is_refused() -> None:
     with pytest.raises(UserError, match=more):
         generate_text(model, [[1] * 5], stop=[], text_size=9, max_tokens=9)
     with pytest.raises(UserError, match="a prompt has 9 tokens, the model has 8 positions"):
-        mllm.CachedDecoding(model, [[1], [1] * 9])
+        CachedDecoding(model, [[1], [1] * 9], num_steps=3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tarkit.models import sampling
 from tarkit.models.sampling import draw
 
 
@@ -96,3 +97,23 @@ def test_logits_are_left_as_they_were() -> None:
     before = logits.clone()
     draw(logits, temperature=0.7, top_k=3, top_p=0.5, generator=None)
     assert_close(logits, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("first", [1, 7, 400])
+def test_top_p_without_sorting_all_keeps_what_sorting_does(
+    top_p: float, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First few in order, then eight times as many, then all: never other candidates."""
+    monkeypatch.setattr(sampling, "FIRST_IN_ORDER", first)
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(1)) * 3
+    p = sampling.probabilities(logits, temperature=1.0, top_k=0, top_p=top_p)
+    ordered, order = logits.softmax(-1).sort(descending=True)
+    for row in range(3):
+        kept, total = set(), 0.0
+        for share, index in zip(ordered[row].tolist(), order[row].tolist(), strict=True):
+            if total > top_p:
+                break
+            kept.add(index)
+            total += share
+        assert set(p[row].nonzero()[:, 0].tolist()) == kept

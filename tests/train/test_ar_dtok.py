@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.manifest import read_manifest
+from tarkit.artifacts.picture_tar import PicturePlace
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import load_ar_dtok, load_ta_tok, load_vqvae
 from tarkit.config import write_toml
@@ -122,7 +123,7 @@ class Oblong(PictureRow):
 def test_a_picture_is_cropped_or_squashed_for_both_models(
     pictures: Path, models: dict[str, Path], square: str | None
 ) -> None:
-    row = Oblong({"key": "0"}, "", 0, 0)
+    row = Oblong({"key": "0"}, PicturePlace("", 0, 0))
     made = picture_codes(task(pictures, models, square=square)).read([row])
     assert isinstance(made, SizedPixels)
     # The middle square of 20 x 12 is columns 4 to 15.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tarkit.errors import UserError
-from tarkit.train.batch_workers import BatchPart, default_workers, read_part, without_networks
+from tarkit.train.batch_workers import BatchPart, read_part, without_networks
 from tarkit.train.batches import step_batches
 from tarkit.train.mllm import MllmTask
 from tarkit.train.task import MakesPasses
@@ -73,16 +73,6 @@ def test_what_else_goes_wrong_in_a_worker_is_named() -> None:
     with pytest.raises(UserError, match="cannot read in worker processes") as error:
         steps_of(Numbers(fault=lambda step: None), workers=1)
     assert error.value.hint == "--set workers=0"
-
-
-def test_workers_are_for_gpus_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert default_workers(torch.device("cpu")) == 0
-    assert default_workers(torch.device("cuda")) == 8  # of 15
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert default_workers(torch.device("cuda")) == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert default_workers(torch.device("cuda")) == 0
 
 
 SCRIPT = """

@@ -28,11 +28,12 @@ from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train import workloads
 from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.ar_dtok import ArDtokConfig
-from tarkit.train.budget import Budget, plan, run
+from tarkit.train.budget import run
 from tarkit.train.costs import Stack, count
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.mllm import MllmConfig
+from tarkit.train.plans import Budget, plan
 from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerModel
 from tarkit.train.vqvae import VqvaeConfig
 from tarkit.train.workloads import WORKLOADS, Start, Workload

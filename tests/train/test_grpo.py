@@ -18,7 +18,8 @@ from tarkit.checkpoints.language_model import load_mllm
 from tarkit.config import write_toml
 from tarkit.errors import UserError
 from tarkit.inference.tar_model import Tar
-from tarkit.models.mllm import code_log_probs, generate_codes
+from tarkit.models.mllm import code_log_probs
+from tarkit.models.mllm_decoding import generate_codes
 from tarkit.scoring.scorers import Scores, Shown, plan_scorer
 from tarkit.train import grpo
 from tarkit.train.grpo import GrpoBatch, GrpoConfig, GrpoTask, Round, advantages, clipped_objective

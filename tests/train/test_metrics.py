@@ -15,11 +15,11 @@ from tarkit.errors import UserError
 from tarkit.models.mllm import LmArch, build, from_scratch
 from tarkit.train import metrics as metrics_module
 from tarkit.train import mllm, tokenizer, trackers
-from tarkit.train.budget import plan
 from tarkit.train.gpus import GPUS, gpu_named
 from tarkit.train.loop import train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.metrics import FIGURES, OF_THE_MACHINE, combined, is_documented, truncate_log
+from tarkit.train.plans import plan
 from tarkit.train.streams import source_names
 from tarkit.train.task import Amount, Figure, Largest, Mean, Total
 from tarkit.train.workloads import Start, flops_by_scale, language_costs

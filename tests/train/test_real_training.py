@@ -28,8 +28,9 @@ from tarkit.checkpoints.directory import save_model
 from tarkit.models.encoder import EncoderArch
 from tarkit.models.mllm import skeleton
 from tarkit.models.ta_tok import TaTok, TaTokArch
-from tarkit.train.budget import Budget, in_words
+from tarkit.train.budget import in_words
 from tarkit.train.budget import run as plan
+from tarkit.train.plans import Budget
 from tarkit.vocab import Scale
 from tests import parts
 from tests.test_real_size import QWEN, text_tokenizer, weights

@@ -244,7 +244,7 @@ def test_pictures_of_several_artifacts_are_mixed_and_one_is_read_as_ever(tmp_pat
     assert [alone[i]["key"] for i in range(20)] == [plain[i]["key"] for i in range(20)]
     assert alone.total == plain.total == 8
     folders = [
-        [Path(mixed[i]._location[0]).parent.name for i in range(40)]
+        [Path(mixed[i]._place.tar).parent.name for i in range(40)]
         for mixed in (mixed_pictures(made, None, seed=5), mixed_pictures(made, [3, 1], seed=5))
     ]
     assert [names.count("raw") for names in folders] == [20, 30]

@@ -14,6 +14,7 @@ class Subject(StrEnum):
     CONDITION = "condition"
     DECODE = "decode"
     SAMPLE = "sample"
+    DRAW = "draw"
     TRAIN = "train"
     DATA = "data"
     START = "start"

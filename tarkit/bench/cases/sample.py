@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tarkit.bench.case import BenchSettings, Case, Floor, equal_share
 from tarkit.bench.random_weights import filled
-from tarkit.models.mllm import LmArch, from_scratch, generate_codes, skeleton
+from tarkit.models.mllm import LmArch, from_scratch, skeleton
+from tarkit.models.mllm_decoding import generate_codes
 from tarkit.vocab import VisualVocabulary
 
 # Qwen2.5-0.5B with Tar's 65,541 visual tokens, and a few codes with the rest of it tiny.
