@@ -21,6 +21,7 @@ from tarkit.cli.options import (
     ReflectOptions,
     RetryFailed,
     Seed,
+    Split,
     StageOptions,
     Tokenizer,
     given,
@@ -96,9 +97,11 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact.",
+            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact; "
+            "of an images artifact the captions.",
         ),
     ] = None,
+    split: Split = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(
@@ -130,6 +133,8 @@ def generate(
     from tarkit.inference import generate as verb
 
     _require_one_source(prompt, prompts, image=image, limit=limit)
+    if prompts is None and split is not None:
+        raise typer.BadParameter("--split goes with --prompts, not with a PROMPT")
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
     draft_path = part_of(draft, "ar_dtok") if draft else None
@@ -143,6 +148,7 @@ def generate(
             scale=drawing.scale,
             sampling=sampling,
             limit=limit,
+            split=split,
             reflection=reflection,
             device=device_of(model_options.device),
             size_px=detokenizer.size,

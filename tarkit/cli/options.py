@@ -150,6 +150,15 @@ CodeServerOption = Annotated[
     ),
 ]
 
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="NAME",
+        help="Only pictures of this split of an images artifact: train, test, ...",
+    ),
+]
+
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]

@@ -25,6 +25,7 @@ QUESTIONS = {"model", "data", "images"}
 TAKE_URLS: dict[str, set[str]] = {
     "assemble": {"mllm", "tokenizer", "ar_dtok", "vqvae", "dif_dtok"},
     "bench": set(),
+    "compare": {"before", "after", "images", "features_of"},
     "curate caption": {"images", "llm", "examples"},
     "curate chats": {"tokens", "text", "captions", "judgements", "keep"},
     "curate download": {"urls"},
@@ -53,6 +54,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "eval selftest": {"data"},
     "eval shapes": {"model"},
     "export hf": {"model"},
+    "finetune": {"model", "images", "captions"},
     "generate": {"prompts", "image", "model"},
     "inspect": {"path"},
     "models convert": {"file"},
