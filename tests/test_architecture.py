@@ -20,7 +20,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
     "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
-    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"},
+    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"}
+    | {"finetune"},
+    # runs the commands of the others, and compares two models
+    "finetune": {"train", "eval", "report", "scoring", "checkpoints", "models", "artifacts"}
+    | {"recipes"},
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
     # looks at the machine
@@ -57,6 +61,7 @@ STAGE_VERBS = {
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect verify dialect",
     "bench": "bench",
+    "finetune": "finetune compare",
     "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode", "tarkit.doctor"} | {

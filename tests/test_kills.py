@@ -84,6 +84,8 @@ COMMANDS = {
         f"eval {name}": f"eval {name} {made.data_of(name)} --out {OUT} {MODEL}"
         for name in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mmvp")
     },
+    "prepare": f"finetune tar --images raw --captions captions.csv --prepare --out {OUT}",
+    "compare": f"compare sketched sketched --images pictures --features-of tar --out {OUT}",
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
     "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
