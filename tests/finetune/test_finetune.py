@@ -104,7 +104,7 @@ def test_the_whole_chain_makes_a_model_and_a_page_and_is_quick_the_second_time(
     assert [line.removeprefix("rows ") for line in script if "tarkit " in line][1:] == printed
     # What is held out is in no training, and is what is drawn and compared.
     counts = parts.status_counts(open_artifact(out / "pictures"))
-    assert counts == {"ok": NUM_PICTURES}
+    assert counts == {"ok": NUM_PICTURES, "failed": 0}
     facts = json.loads((out / "page" / "results.json").read_text())
     assert facts["num_pictures"] == NUM_PICTURES // 10
     assert (out / "page" / "index.html").read_text().count("data:image/png") == 2
