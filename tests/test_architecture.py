@@ -19,10 +19,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 # From the top of the house to the ground: a line names only rooms of later lines, so no circle.
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
-    "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
+    "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report", "demo"}
     | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes"},
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
+    # shows them to a person
+    "demo": {"inference", "checkpoints"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
@@ -54,6 +56,7 @@ STAGE_VERBS = {
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
     "report": "report inspect verify",
     "bench": "bench",
+    "demo": "demo",
     "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode"} | {

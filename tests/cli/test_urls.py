@@ -35,6 +35,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "curate score": {"images", "model"},
     "curate split": {"prompts", "llm"},
     "curate synthesize": {"prompts", "generator"},
+    "demo": {"model"},
     "describe": {"image", "model"},
     "encode": {"images", "tokenizer", "vqvae", "sana"},
     "eval answer": {"model"},
