@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
     # shows them to a person
-    "demo": {"inference", "checkpoints"},
+    "demo": {"report", "inference", "checkpoints"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import html
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from tarkit.checkpoints.hub import DtokName
 from tarkit.demo.studio import (
@@ -27,6 +27,7 @@ from tarkit.demo.studio import (
 )
 from tarkit.errors import UserError, explained
 from tarkit.inference.self_reflect import JudgeName
+from tarkit.terminal import printable
 from tarkit.vocab import IMAGE_MARK, Scale
 
 LOG = logging.getLogger("tarkit")
@@ -56,25 +57,15 @@ EDITS = {
     False: (f"make {IMAGE_MARK} a watercolour", f"{IMAGE_MARK} on a beach"),
 }
 DTOK_NAMES = {"ar": "AR (one code after the other)", "dif": "Diffusion (step by step)"}
+# What Markdown gives a meaning; & and < are escaped before.
+MARKED = re.compile(r"[\\`*_{}\[\]()#+\-.!|~$:]")
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-.note { white-space: pre-line; min-height: 1.5em; }
-.gallery-item .caption-label, .caption-label { white-space: normal; }
+.note { min-height: 1.5em; }
+.upload-container img, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 """
 
 Values = tuple[Any, ...]
-
-
-class Upload(gr.Image):
-    """A picture of a person; its value is the file's path, which gradio does not open.
-
-    gradio would decode the file without limits and show what its decoder says.
-    """
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return Path(payload.path) if payload is not None and payload.path else None
 
 
 def theme() -> gr.themes.Base:
@@ -98,7 +89,7 @@ def page_of(studio: Studio) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Draw", id="draw"):
                 drawn = _draw_tab(studio)
-            with gr.Tab("Describe and ask", id="ask"):
+            with gr.Tab("Ask", id="ask"):
                 asked = _ask_tab(studio)
             with gr.Tab("Edit", id="edit"):
                 edited = _edit_tab(studio)
@@ -106,7 +97,9 @@ def page_of(studio: Studio) -> gr.Blocks:
                 rebuilt = _reconstruct_tab(studio)
             with gr.Tab("Reflect", id="reflect"):
                 _reflect_tab(studio)
-        goals = {"ask": asked, "edit": edited, "reconstruct": rebuilt}
+            with gr.Tab("Dialect", id="dialect"):
+                worded = _dialect_tab(studio)
+        goals = {"ask": asked, "edit": edited, "reconstruct": rebuilt, "dialect": worded}
         drawn.carry_to(tabs, goals)
         if knows_few_words:
             with gr.Accordion("The words that this model knows", open=False):
@@ -118,10 +111,12 @@ def page_of(studio: Studio) -> gr.Blocks:
 class _Drawn:
     """The pictures of a tab, which a person takes on to another tab."""
 
-    def __init__(self, gallery: gr.Gallery, buttons: dict[str, gr.Button]) -> None:
-        self.gallery, self.buttons = gallery, buttons
+    def __init__(
+        self, gallery: gr.Gallery, note: gr.Markdown, buttons: dict[str, gr.Button]
+    ) -> None:
+        self.gallery, self.note, self.buttons = gallery, note, buttons
 
-    def carry_to(self, tabs: gr.Tabs, goals: dict[str, Upload]) -> None:
+    def carry_to(self, tabs: gr.Tabs, goals: dict[str, gr.Image]) -> None:
         """Let each button put the picture that was clicked, or else the first, into its tab."""
         clicked = gr.State(0)
 
@@ -133,11 +128,12 @@ class _Drawn:
 
             def take(place: int, files: Any, goal: str = name) -> Values:
                 if not files:
-                    raise UserError("There is no picture yet.", hint="Draw one first.")
+                    return gr.skip(), gr.skip(), "**There is no picture yet.** Draw one first."
                 file, _ = files[min(place, len(files) - 1)]
-                return file, gr.Tabs(selected=goal)
+                return file, gr.Tabs(selected=goal), gr.skip()
 
-            _quick(button.click, _noticed(take), [clicked, self.gallery], [goals[name], tabs])
+            outputs = [goals[name], tabs, self.note]
+            _quick(button.click, take, [clicked, self.gallery], outputs)
 
 
 def _draw_tab(studio: Studio) -> _Drawn:
@@ -157,16 +153,17 @@ def _draw_tab(studio: Studio) -> _Drawn:
                     "ask": gr.Button("Ask", size="sm", min_width=60),
                     "edit": gr.Button("Edit", size="sm", min_width=60),
                     "reconstruct": gr.Button("Reconstruct", size="sm", min_width=60),
+                    "dialect": gr.Button("Dialect", size="sm", min_width=60),
                 }
 
     def draw(prompt: str, n: int, *values: Any) -> Iterator[Step]:
         return studio.draw(prompt, more.settings(values), n=n)
 
     _job([start.click, prompt.submit], stop, draw, [prompt, n, *more.inputs], gallery, note)
-    return _Drawn(gallery, buttons)
+    return _Drawn(gallery, note, buttons)
 
 
-def _ask_tab(studio: Studio) -> Upload:
+def _ask_tab(studio: Studio) -> gr.Image:
     gr.Markdown("Ask about a picture. The model reads it as codes and answers in words.")
     with gr.Row():
         with gr.Column(min_width=300):
@@ -176,16 +173,20 @@ def _ask_tab(studio: Studio) -> Upload:
             start, stop = _buttons("Ask")
         with gr.Column(min_width=300):
             answer = gr.Textbox(label="Answer", lines=4, interactive=False)
+            note = gr.Markdown(elem_classes="note")
 
-    def ask(file: Path | None, question: str) -> str:
-        return studio.answer(read_upload(file), question)
+    def ask(file: Path | None, question: str) -> Values:
+        try:
+            return studio.answer(read_upload(file), question), ""
+        except Exception as fault:
+            return gr.skip(), told(fault)
 
-    running = _queued([start.click, question.submit], _noticed(ask), [picture, question], answer)
-    _quick(stop.click, lambda: "Stopped.", None, answer, cancels=running)
+    running = _queued([start.click, question.submit], ask, [picture, question], [answer, note])
+    _quick(stop.click, lambda: "Stopped.", None, note, cancels=running)
     return picture
 
 
-def _edit_tab(studio: Studio) -> Upload:
+def _edit_tab(studio: Studio) -> gr.Image:
     gr.Markdown(
         f"Give a picture and write `{IMAGE_MARK}` where it belongs: it stands for your picture "
         "as a word would."
@@ -210,7 +211,7 @@ def _edit_tab(studio: Studio) -> Upload:
     return picture
 
 
-def _reconstruct_tab(studio: Studio) -> Upload:
+def _reconstruct_tab(studio: Studio) -> gr.Image:
     gr.Markdown(
         "How much of a picture do the codes keep? The model turns it into codes, from many to few, "
         "and draws it again from the codes alone. A model draws only what it has learned to see."
@@ -253,6 +254,26 @@ def _reflect_tab(studio: Studio) -> None:
         return studio.reflect(prompt, more.settings(values), n=n, by=by)
 
     _job([start.click, prompt.submit], stop, reflect, [prompt, n, by, *more.inputs], gallery, note)
+
+
+def _dialect_tab(studio: Studio) -> gr.Image:
+    gr.Markdown(
+        "Which words does the model use for a picture? Every code was made from one word of its "
+        "language; the sheet shows the word in the place of the picture that it stands for, at "
+        "each of three sizes of code. A dot · is a space. Click the sheet to enlarge it."
+    )
+    with gr.Row():
+        with gr.Column(min_width=300):
+            picture = _picture(studio)
+            start, stop = _buttons("Show the words")
+        with gr.Column(min_width=300, scale=2):
+            gallery, note = _results(columns=1)
+
+    def dialect(file: Path | None) -> Iterator[Step]:
+        return studio.dialect(read_upload(file))
+
+    _job([start.click], stop, dialect, [picture], gallery, note)
+    return picture
 
 
 class _Settings:
@@ -348,17 +369,30 @@ def _number_of(label: str, low: int = 1) -> gr.Slider:
     return gr.Slider(low, MAX_PICTURES, value=4, step=1, label=label)
 
 
-def _picture(studio: Studio) -> Upload:
-    """A place for a picture, and a button that puts an example there."""
-    picture = Upload(label="Your picture", sources=["upload", "clipboard"], height=260, buttons=[])
+def _picture(studio: Studio) -> gr.Image:
+    """A place for a picture, whose value is the path of its file, and a button for an example."""
+    picture = gr.Image(
+        label="Your picture", sources=["upload", "clipboard"], height=260, buttons=[]
+    )
+    # gradio would decode the file without limits, and show what its decoder says of it. The method
+    # of a subclass would do, but gradio writes a .pyi file next to the source of every subclass.
+    picture.preprocess = _uploaded
     take = gr.Button("Take an example", size="sm")
+    note = gr.Markdown(elem_classes="note")
 
-    def example() -> Image.Image:
-        prompt, seed = EXAMPLE_PICTURE
-        return studio.tar.imagine(prompt, seed=seed)
+    def example() -> Values:
+        try:
+            prompt, seed = EXAMPLE_PICTURE
+            return studio.tar.imagine(prompt, seed=seed), ""
+        except Exception as fault:
+            return gr.skip(), told(fault)
 
-    _queued([take.click], _noticed(example), [], picture)
+    _queued([take.click], example, [], [picture, note])
     return picture
+
+
+def _uploaded(payload: Any) -> Path | None:
+    return Path(payload.path) if payload is not None and payload.path else None
 
 
 def _buttons(start: str) -> tuple[gr.Button, gr.Button]:
@@ -366,11 +400,11 @@ def _buttons(start: str) -> tuple[gr.Button, gr.Button]:
         return gr.Button(start, variant="primary", min_width=80), gr.Button("Stop", min_width=80)
 
 
-def _results() -> tuple[gr.Gallery, gr.Markdown]:
+def _results(columns: int = 2) -> tuple[gr.Gallery, gr.Markdown]:
     note = gr.Markdown(elem_classes="note")
     gallery = gr.Gallery(
-        label="Pictures",
-        columns=2,
+        show_label=False,
+        columns=columns,
         height="auto",
         object_fit="contain",
         format="png",
@@ -394,9 +428,9 @@ def _job(
     def steps(*values: Any) -> Iterator[Values]:
         try:
             for step in job(*values):
-                yield list(step.pictures), html.escape(step.note)
+                yield list(step.pictures), _markdown(step)
         except Exception as fault:
-            raise notice(fault) from None
+            yield gr.skip(), told(fault)
 
     running = _queued(triggers, steps, inputs, [gallery, note])
     _quick(stop.click, lambda: "Stopped.", None, note, cancels=running)
@@ -421,25 +455,28 @@ def _quick(trigger: Any, run: Any, inputs: Any, outputs: Any, cancels: Any = Non
     trigger(run, inputs, outputs, cancels=cancels, queue=False, api_visibility="private")
 
 
-def _noticed(run: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(run)
-    def noticing(*values: Any) -> Any:
-        try:
-            return run(*values)
-        except Exception as fault:
-            raise notice(fault) from None
-
-    return noticing
+def _markdown(step: Step) -> str:
+    """The lines of a step and its table, whose texts are shown as they are."""
+    parts = [plain(line) for line in step.lines]
+    if step.table:
+        head, *rows = [f"| {' | '.join(map(plain, row))} |" for row in step.table]
+        parts.append("\n".join([head, "|---" * len(step.table[0]) + "|", *rows]))
+    return "\n\n".join(parts)
 
 
-def notice(fault: Exception) -> gr.Error:
+def plain(text: str) -> str:
+    """Markdown that shows a text as it is, whoever wrote it."""
+    return MARKED.sub(r"\\\g<0>", html.escape(printable(text), quote=False))
+
+
+def told(fault: Exception) -> str:
     """What the page says of a fault: a mistake with its hint; else one sentence, and the log."""
     error = explained(fault)
     if error is None:
         LOG.error("the page met a fault", exc_info=fault)
         error = UserError(
-            "Something went wrong, and this picture could not be made.",
+            "Something went wrong, and the model gave no answer.",
             hint="The terminal in which tarkit demo runs shows the details.",
         )
-    text = "<br>".join(html.escape(line) for line in (error.message, error.hint) if line)
-    return gr.Error(text, title="Please look", duration=None, print_exception=False)
+    lines = f"**{plain(error.message)}**", plain(error.hint)
+    return "\n\n".join(line for line in lines if line)

@@ -8,6 +8,7 @@ each other.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,25 +16,31 @@ from typing import get_args
 
 from PIL import Image
 
+from tarkit.checkpoints.code_words import CodeWords, read_code_words
 from tarkit.checkpoints.hub import DtokName, find
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.images import MAX_FILE_BYTES, decode
 from tarkit.inference.self_reflect import JUDGES, JudgeName, candidate_seed, judge, reading_scale
 from tarkit.inference.tar_model import Tar
+from tarkit.report.dialect_facts import Dialect, PictureCodes
+from tarkit.report.dialect_sheet import dialect_sheet
 from tarkit.seeds import MAX_SEED
 from tarkit.vocab import IMAGE_MARK, Scale
 
 MAX_PICTURES = 8
 MAX_PROMPT_CHARACTERS = 500
+NUM_TELLING = 12
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a person sees at one moment: pictures with captions, and a line about them."""
+    """What a person sees at one moment: pictures with captions, lines about them, and a table."""
 
     pictures: tuple[tuple[Image.Image, str], ...] = ()
-    note: str = ""
+    lines: tuple[str, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    """The first row has the names of the columns."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,9 @@ class Studio:
     loaded: dict[DtokName, Tar] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, model: str = "mini", *, device: str = "cpu", precision: str = "float32") -> Studio:
+    def load(
+        cls, model: str = "mini", *, device: str = "cpu", precision: str = "float32"
+    ) -> Studio:
         """Load a model with its first de-tokenizer; raises UserError as `Tar.load` does."""
         dtoks = _dtoks_of(model) or ("ar",)
         tar = Tar.load(model, device=device, dtok=dtoks[0], precision=precision)
@@ -102,9 +111,9 @@ class Studio:
         _require_between("the number of pictures", n, 1, MAX_PICTURES)
         _require_between("the seed", settings.seed, 0, MAX_SEED)
         tar, sampling = self._prepared(settings)
-        note = self._unknown_words(prompt)
+        notes = self._unknown_words(prompt)
         pictures: list[tuple[Image.Image, str]] = []
-        yield Step((), _lines(f"Drawing picture 1 of {n} ...", note))
+        yield Step((), (f"Drawing picture 1 of {n} ...", *notes))
         for number in range(n):
             seed = settings.seed + number
             picture = tar.imagine(
@@ -117,7 +126,7 @@ class Studio:
             pictures.append((picture, f"seed {seed}"))
             is_last = number + 1 == n
             now = f"Done: {n} of {n}." if is_last else f"Drawing picture {number + 2} of {n} ..."
-            yield Step(tuple(pictures), _lines(now, note))
+            yield Step(tuple(pictures), (now, *notes))
 
     def edit(
         self, picture: Image.Image, prompt: str, settings: Settings = Settings(), *, n: int = 4
@@ -131,19 +140,17 @@ class Studio:
             raise UserError("The question is empty.", hint="Describe the image.")
         return self.tar.describe(picture, _checked_length(question, "question"))
 
-    def reconstruct(
-        self, picture: Image.Image, settings: Settings = Settings()
-    ) -> Iterator[Step]:
+    def reconstruct(self, picture: Image.Image, settings: Settings = Settings()) -> Iterator[Step]:
         """The picture as it comes back from its codes: one more scale at each step, full first."""
         tar, sampling = self._prepared(settings)
-        yield Step(((picture, "your picture"),), "Reading the picture ...")
+        yield Step(((picture, "your picture"),), ("Reading the picture ...",))
         codes = tar.encode([picture], list(Scale))
         pictures = [(picture, "your picture")]
         for scale in Scale:
             drawn = tar.draw(codes[scale], seeds=[settings.seed], sampling=sampling)[0]
             pictures.append((drawn, f"from {scale.num_codes(tar.grid)} codes"))
             left = len(Scale) + 1 - len(pictures)
-            yield Step(tuple(pictures), f"{left} more ..." if left else "Done.")
+            yield Step(tuple(pictures), (f"{left} more ..." if left else "Done.",))
 
     def candidates(
         self, prompt: str, settings: Settings = Settings(), *, n: int = 4
@@ -178,18 +185,36 @@ class Studio:
         The first picture of the last step is the chosen one.
         """
         found: list[Candidate] = []
-        note = self._unknown_words(prompt)
-        yield Step((), _lines(f"Drawing candidate 1 of {n} ...", note))
+        notes = self._unknown_words(prompt)
+        yield Step((), (f"Drawing candidate 1 of {n} ...", *notes))
         for candidate in self.candidates(prompt, settings, n=n):
             found.append(candidate)
-            shown = [(each.picture, _caption(k, each)) for k, each in enumerate(found, start=1)]
-            if len(found) < n:
-                now = f"Drawing candidate {len(found) + 1} of {n} ..."
-                yield Step(tuple(shown), _lines(now, note))
-        best = chosen(found, by)
-        picture, caption = shown.pop(best)
-        now = f"Done: the model chose candidate {best + 1} of {n}. It comes first."
-        yield Step(((picture, f"chosen: {caption}"), *shown), _lines(now, note))
+            is_last = len(found) == n
+            best = chosen(found, by) if is_last else None
+            now = f"Drawing candidate {len(found) + 1} of {n} ..."
+            if best is not None:
+                now = f"Done: the model chose candidate {best + 1} of {n}. It comes first."
+            shown = [(each.picture, f"candidate {k}") for k, each in enumerate(found, start=1)]
+            if best is not None:
+                shown.insert(0, (shown.pop(best)[0], f"chosen: candidate {best + 1}"))
+            yield Step(tuple(shown), (now, *notes), _score_table(found, best))
+
+    def dialect(self, picture: Image.Image) -> Iterator[Step]:
+        """The word behind every code of a picture, on one sheet."""
+        yield Step((), ("Reading the picture ...",))
+        codes = self.tar.encode([picture], list(Scale))
+        rows = {scale: each[0].cpu().numpy() for scale, each in codes.items()}
+        shown = PictureCodes(picture, rows, self.tar.grid)
+        dialect = Dialect(self.tar.ta_tok, self._code_words)
+        sheet = dialect_sheet(dialect, shown, name="your picture")
+        words = [dialect.words.words[code] for code, _ in shown.telling(None)[:NUM_TELLING]]
+        yield Step(((sheet, ""),), (f"The words that tell most: {', '.join(words)}",))
+
+    @functools.cached_property
+    def _code_words(self) -> CodeWords:
+        places = self.tar.places
+        rows = self.tar.ta_tok.model.codebook.embedding.weight
+        return read_code_words(places.ta_tok, rows, places.mllm, compare=False)
 
     def _prepared(self, settings: Settings) -> tuple[Tar, Sampling]:
         tar = self.tar_with(settings.dtok)
@@ -197,13 +222,13 @@ class Studio:
         given = {name: value for name, value in changes.items() if value is not None}
         return tar, tar.sampling.changed(given)
 
-    def _unknown_words(self, prompt: str) -> str:
+    def _unknown_words(self, prompt: str) -> tuple[str, ...]:
         unknown = self.tar.unknown_words([prompt])
         if not unknown:
-            return ""
+            return ()
         return (
             f"This model has never read: {', '.join(unknown)}. It draws something, but it cannot "
-            "know what is meant. The words that it knows are listed below."
+            "know what is meant. The words that it knows are listed below.",
         )
 
 
@@ -241,9 +266,18 @@ def _dtoks_of(model: str) -> tuple[DtokName, ...]:
     return tuple(names)
 
 
-def _caption(number: int, candidate: Candidate) -> str:
-    yes, gain = candidate.scores["yes"], candidate.scores["gain"]
-    return f"{number}: P(yes) {yes:.2f}, gain {gain:+.2f}"
+def _score_table(candidates: Sequence[Candidate], best: int | None) -> tuple[tuple[str, ...], ...]:
+    head = ("candidate", "P(yes)", "gain", "")
+    rows = [
+        (
+            str(k + 1),
+            f"{each.scores['yes']:.2f}",
+            f"{each.scores['gain']:+.2f}",
+            "chosen" if k == best else "",
+        )
+        for k, each in enumerate(candidates)
+    ]
+    return (head, *rows)
 
 
 def _checked_prompt(prompt: str, num_images: int) -> str:
@@ -277,7 +311,3 @@ def _checked_length(text: str, what: str) -> str:
 def _require_between(what: str, value: int | None, low: int, high: int) -> None:
     if value is None or not low <= value <= high:
         raise UserError(f"{what[0].upper()}{what[1:]} must be between {low} and {high}.")
-
-
-def _lines(*texts: str) -> str:
-    return "\n\n".join(text for text in texts if text)

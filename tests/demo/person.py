@@ -27,7 +27,7 @@ class Person:
         size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         browser.call("Emulation.setDeviceMetricsOverride", **size)
         browser.call("Page.navigate", url=address)
-        self.wait("[...document.querySelectorAll('button[role=tab]')].length > 4")
+        self.wait("document.querySelectorAll('button[role=tab]').length > 1")
 
     def read(self, expression: str) -> Any:
         """The value of an expression of the page's language."""
@@ -61,9 +61,11 @@ class Person:
         time.sleep(0.3)
 
     def click(self, button: str) -> None:
+        """Click the visible button with this text, in the tab that is chosen."""
         self.wait(
-            f"(e => e && (e.click(), true))([...document.querySelectorAll('[role=tabpanel] button')]"
-            f".find(e => seen(e) && e.innerText.trim() === {json.dumps(button)}))"
+            "(e => e && (e.click(), true))([...document.querySelectorAll("
+            "'[role=tabpanel] button')].find("
+            f"e => seen(e) && e.innerText.trim() === {json.dumps(button)}))"
         )
 
     def write(self, label: str, text: str) -> None:
@@ -125,7 +127,9 @@ class Person:
             for event in self.browser.events
             if event.get("method") in ("Network.requestWillBeSent", "Network.webSocketCreated")
         ]
-        return {urlsplit(url).hostname or "" for url in urls if not url.startswith(("data:", "blob:"))}
+        return {
+            urlsplit(url).hostname or "" for url in urls if not url.startswith(("data:", "blob:"))
+        }
 
     def screenshot(self) -> Image.Image:
         height = self.browser.call("Page.getLayoutMetrics")["cssContentSize"]["height"]
