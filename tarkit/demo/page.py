@@ -61,7 +61,7 @@ DTOK_NAMES = {"ar": "AR (one code after the other)", "dif": "Diffusion (step by 
 MARKED = re.compile(r"[\\`*_{}\[\]()#+\-.!|~$:]")
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-.note { min-height: 1.5em; }
+.note td, .note th { white-space: nowrap; padding: 2px 10px !important; }
 .upload-container img, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 """
 

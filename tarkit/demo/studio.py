@@ -148,7 +148,7 @@ class Studio:
         pictures = [(picture, "your picture")]
         for scale in Scale:
             drawn = tar.draw(codes[scale], seeds=[settings.seed], sampling=sampling)[0]
-            pictures.append((drawn, f"from {scale.num_codes(tar.grid)} codes"))
+            pictures.append((drawn, f"{scale.num_codes(tar.grid)} codes"))
             left = len(Scale) + 1 - len(pictures)
             yield Step(tuple(pictures), (f"{left} more ..." if left else "Done.",))
 
@@ -196,7 +196,7 @@ class Studio:
                 now = f"Done: the model chose candidate {best + 1} of {n}. It comes first."
             shown = [(each.picture, f"candidate {k}") for k, each in enumerate(found, start=1)]
             if best is not None:
-                shown.insert(0, (shown.pop(best)[0], f"chosen: candidate {best + 1}"))
+                shown.insert(0, (shown.pop(best)[0], "chosen"))
             yield Step(tuple(shown), (now, *notes), _score_table(found, best))
 
     def dialect(self, picture: Image.Image) -> Iterator[Step]:
@@ -267,13 +267,12 @@ def _dtoks_of(model: str) -> tuple[DtokName, ...]:
 
 
 def _score_table(candidates: Sequence[Candidate], best: int | None) -> tuple[tuple[str, ...], ...]:
-    head = ("candidate", "P(yes)", "gain", "")
+    head = ("candidate", "P(yes)", "gain")
     rows = [
         (
-            str(k + 1),
+            f"{k + 1} (chosen)" if k == best else f"{k + 1}",
             f"{each.scores['yes']:.2f}",
             f"{each.scores['gain']:+.2f}",
-            "chosen" if k == best else "",
         )
         for k, each in enumerate(candidates)
     ]

@@ -85,7 +85,11 @@ class Person:
         time.sleep(0.2)
 
     def give(self, file: Path) -> None:
-        """Choose a file in the visible tab."""
+        """Choose a file in the visible tab, in place of one that is there."""
+        self.read(
+            "[...document.querySelectorAll('[data-testid=image] button[aria-label=Clear]')]"
+            ".filter(seen).forEach(e => e.click())"
+        )
         at = "[...document.querySelectorAll('input[type=file]')].find(e => seen(e.parentElement))"
         self.wait(f"!!{at}")
         found = self.browser.call("Runtime.evaluate", expression=f"{VISIBLE} {at}")
