@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 # From the top of the house to the ground: a line names only rooms of later lines, so no circle.
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
-    "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
+    "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report", "demo"}
     | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"}
     | {"finetune"},
     # runs the commands of the others, and compares two models
@@ -29,6 +29,8 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
     # looks at the machine
     "doctor": {"train", "checkpoints", "artifacts"},
+    # shows them to a person
+    "demo": {"report", "inference", "checkpoints"},
     # the stages
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
@@ -62,6 +64,7 @@ STAGE_VERBS = {
     "report": "report inspect verify dialect",
     "bench": "bench",
     "finetune": "finetune compare",
+    "demo": "demo",
     "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode", "tarkit.doctor"} | {

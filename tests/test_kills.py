@@ -107,6 +107,7 @@ NOT_KILLED = {
     "version": "writes nothing",
     "bench": "writes nothing",
     "cat": "writes nothing",
+    "demo": "writes nothing",
     "doctor": "writes nothing",
     "ls": "writes nothing",
     "describe": "writes nothing",

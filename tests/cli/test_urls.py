@@ -38,6 +38,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "curate score": {"images", "model"},
     "curate split": {"prompts", "llm"},
     "curate synthesize": {"prompts", "generator"},
+    "demo": {"model"},
     "describe": {"image", "model"},
     "doctor": set(),
     "dialect": {"image", "model", "lm", "tokens"},
