@@ -23,12 +23,8 @@ from tarkit.train.plans import (
     start_of,
     workload_of,
 )
-from tarkit.train.workloads import (
-    WORKLOADS,
-    Settings,
-    Start,
-    Workload,
-)
+from tarkit.train.workloads.stages import WORKLOADS
+from tarkit.train.workloads.workload import Settings, Start, Workload
 
 LENGTH_STEP = 64  # tokens between the lengths that are tried
 
@@ -43,6 +39,8 @@ def run(
     tokenizer: Path | None = None,
     encoder: Path | None = None,
     vqvae: Path | None = None,
+    ar_dtok: Path | None = None,
+    sana: Path | None = None,
     size_px: int | None = None,
     text_tokens: int = 100,
     picture_kb: float = 100.0,
@@ -52,8 +50,9 @@ def run(
 ) -> Budget:
     """The budget of a training on `gpus` GPUs that run at the share `mfu` of their peak.
 
-    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. `lm` and
-    `encoder` may be models of transformers, by folder or by hub id in the local cache. Raises
+    `tokenizer`, `encoder`, `vqvae` and `ar_dtok` are trained models or the TOMLs of their
+    trainings. `lm` and `encoder` may be models of transformers, and `sana` one of diffusers, by
+    folder or by hub id in the local cache. Raises
     UserError where the trainer or the GPU is unknown, where a size is missing, and where the
     training does not fit.
     """
@@ -68,6 +67,8 @@ def run(
         tokenizer=tokenizer,
         encoder=encoder,
         vqvae=vqvae,
+        ar_dtok=ar_dtok,
+        sana=sana,
         size_px=size_px,
         text_tokens=text_tokens,
         picture_kb=picture_kb,
@@ -224,6 +225,7 @@ def in_words(budget: Budget) -> str:
         "frozen models": memory.frozen,
         "activations": memory.activations,
         "loss": memory.loss,
+        "before the pass": memory.before_pass,
     }
     lines = [
         ("steps", f"{budget.steps:,} of {budget.batch_size:,} {budget.unit}"),
