@@ -239,6 +239,7 @@ def train_encoder(
     from tarkit.train import defaults, encoder
 
     config, changes = _settings(config, overrides, defaults.encoder_defaults)
+    _announce("encoder", config, out=out, overrides=changes, images=images)
     path = encoder.run(config, images=images, out=out, overrides=changes, regions_of=regions_of)
     return trained(path, as_json)
 
@@ -401,11 +402,21 @@ def train_dif_dtok(
     config, changes = _settings(
         config, overrides, lambda: defaults.dif_dtok_defaults(sana=Path(sana))
     )
+    ta_tok = part_of(tokenizer, "ta_tok")
+    _announce(
+        "dif_dtok",
+        config,
+        out=out,
+        overrides=changes,
+        images=images or (),
+        tokenizer=ta_tok,
+        sana=Path(sana),
+    )
     path = dif_dtok.run(
         config,
         images=images or (),
         tokens=tokens or (),
-        tokenizer=part_of(tokenizer, "ta_tok"),
+        tokenizer=ta_tok,
         sana=sana,
         out=out,
         overrides=changes,
@@ -522,6 +533,17 @@ def train_grpo(
 
     config, changes = _settings(
         config, overrides, lambda: defaults.grpo_defaults(chats=chats or ())
+    )
+    lm, ta_tok, dtok, image_vq = grpo.places_of(model)
+    _announce(
+        "grpo",
+        config,
+        out=out,
+        overrides=changes,
+        lm=lm,
+        tokenizer=ta_tok,
+        ar_dtok=dtok,
+        vqvae=image_vq,
     )
     path = grpo.run(
         config,

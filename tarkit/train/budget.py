@@ -121,6 +121,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     if settings.get("micro_batch_tokens"):
         if fits({**settings, "micro_batch_tokens": settings["length"]}):
             mends.append(f"--set micro_batch_tokens={settings['length']}")
+    elif not workload.is_divisible:
+        mends += _smaller_batch(budget, settings, fits)
     elif most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
     keys = _memory_keys(budget, settings)
@@ -133,7 +135,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
         if gpu.memory > GPUS[budget.gpu].memory and fits(settings, name)
     ]
     mends += [f"--gpu {name}" for name in larger[:1]]
-    return mends or _together(keys, settings, fits) or [_too_large(budget)]
+    smallest: Settings = {"micro_batch_size": 1} if workload.is_divisible else {}
+    return mends or _together(keys, smallest, settings, fits) or [_too_large(budget)]
 
 
 def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
@@ -143,17 +146,33 @@ def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
         keys["precision"] = "bf16"
     if not settings["activation_checkpointing"]:
         keys["activation_checkpointing"] = True
-    if settings["sharding"] == "none" and budget.gpus > 1 and settings["optimizer"] != "muon":
+    splits = budget.gpus > 1 and budget.stage != "grpo" and settings["optimizer"] != "muon"
+    if settings["sharding"] == "none" and splits:
         keys["sharding"] = "full"
     return keys
 
 
-def _together(keys: Settings, settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:
-    """The fewest of `keys` with which the training fits, one row at a time if it must be."""
-    for more in ({}, {"micro_batch_size": 1}):
+def _smaller_batch(
+    budget: Budget, settings: Settings, fits: Callable[[Settings], bool]
+) -> list[str]:
+    """The option for the largest half, quarter and so on of a step that fits, in whole groups."""
+    unit = budget.gpus * settings.get("group", 1)
+    batch = settings["batch_size"]
+    while batch % (2 * unit) == 0:
+        batch //= 2
+        if fits({**settings, "batch_size": batch}):
+            return [f"--set batch_size={batch}"]
+    return []
+
+
+def _together(
+    keys: Settings, smallest: Settings, settings: Settings, fits: Callable[[Settings], bool]
+) -> list[str]:
+    """The fewest of `keys` with which the training fits, with `smallest` too if it must be."""
+    for more in ({}, smallest):
         for number in range(1, len(keys) + 1):
             for names in combinations(keys, number):
-                changed = {name: keys[name] for name in names} | more
+                changed = {**{name: keys[name] for name in names}, **more}
                 if fits({**settings, **changed}):
                     return [_options(changed)]
     return []

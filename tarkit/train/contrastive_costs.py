@@ -13,7 +13,7 @@ from tarkit.models.encoder import EncoderArch
 from tarkit.train.costs import TRAINED, Stack, patch_costs, vit_stack
 
 if TYPE_CHECKING:
-    from tarkit.train.encoder import EncoderConfig
+    from tarkit.train.contrastive import EncoderConfig
 
 
 class ContrastiveCosts(NamedTuple):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from tarkit.artifacts.files import read_object
 from tarkit.errors import UserError
@@ -195,10 +194,13 @@ class SanaCosts(NamedTuple):
         return self.layers * block - 4 * D**2 + D * self.pixels_out
 
 
-def vae_encoder_flops(vae: nn.Module, size_px: int) -> float:
-    """FLOPs of an autoencoder's encoder on one square picture, counted by torch on meta tensors."""
+def vae_encoder_flops(vae: Any, size_px: int) -> float:
+    """FLOPs of an autoencoder's encoder on one square picture.
+
+    torch counts them on a copy of the encoder on the meta device, of the same config.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        vae.encoder(torch.empty(1, 3, size_px, size_px))  # type: ignore[operator]
+        type(vae).from_config(vae.config).encoder(torch.empty(1, 3, size_px, size_px))
     return float(counter.get_total_flops())

@@ -29,9 +29,10 @@ from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.ar_dtok import ArDtokConfig
 from tarkit.train.budget import run
+from tarkit.train.condition_layers import DifDtok
+from tarkit.train.contrastive import EncoderConfig, Pair, SigLip
 from tarkit.train.costs import Stack, conv_flops, count
-from tarkit.train.dif_dtok import DifDtok, DifDtokConfig
-from tarkit.train.encoder import EncoderConfig, Pair, SigLip
+from tarkit.train.dif_dtok import DifDtokConfig
 from tarkit.train.gpus import GPUS, USABLE
 from tarkit.train.grpo import GrpoConfig, Policy
 from tarkit.train.loop_config import LoopConfig

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from tarkit.errors import UserError
 from tarkit.models.ta_tok import TaTok, TaTokArch
+from tarkit.train.condition_layers import DifDtok
 from tarkit.train.costs import FROZEN, count
-from tarkit.train.dif_dtok import DifDtok
 from tarkit.train.dif_dtok_costs import DifDtokCosts
 from tarkit.train.sana_costs import HINT, SANA_600M, build_sana
 from tarkit.train.workloads.workload import (

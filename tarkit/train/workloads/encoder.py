@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tarkit.train.contrastive import EncoderConfig, SigLip
 from tarkit.train.contrastive_costs import ContrastiveCosts
-from tarkit.train.encoder import EncoderConfig, SigLip
 from tarkit.train.workloads.workload import Kept, Settings, Start, Workload, bytes_of, on_meta
 
 PAIR_BYTES = 16
@@ -38,6 +38,7 @@ def encoder(settings: Settings, start: Start) -> Workload:
         block_flops=costs.vision.flops(positions, positions) + costs.text.flops(text, text),
         kept=kept,
         read_bytes=start.picture_bytes,
+        is_divisible=False,
         assumptions=(
             f"{text} tokens in a caption",
             f"{start.picture_bytes / 1e3:g} kB a picture on the disk",

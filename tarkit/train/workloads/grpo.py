@@ -97,6 +97,7 @@ def grpo(settings: Settings, start: Start) -> Workload:
         frozen_flops=frozen,
         float32_flops=frozen,
         tied=chats.tied,
+        is_divisible=False,
         part="lm",
         assumptions=(
             f"{prompt} text tokens in a prompt, {codes} codes in a picture (scale {start.scale:d})",

@@ -71,6 +71,7 @@ class Workload:
     frozen_is_saved: bool = True  # whether checkpoints hold the model's frozen values
     before_pass: Callable[[int], float] = lambda rows: 0.0  # B -> bytes, gone before the pass
     more_model_bytes: float = 0.0  # of files that a trained model has beside its weights
+    is_divisible: bool = True  # a step may be read in several passes
     part: str | None = None  # the name of `model` in the module that is trained; None: it is that
     assumptions: tuple[str, ...] = ()
 
