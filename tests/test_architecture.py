@@ -20,7 +20,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tarkit"
 LEAVES = {"config", "errors", "images", "progress", "seeds", "terminal", "vocab"}
 ROOMS: dict[str, set[str]] = {
     "cli": {"bench", "curate", "encode", "train", "eval", "inference", "report"}
-    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"},
+    | {"scoring", "llm", "checkpoints", "models", "artifacts", "shapes", "recipes", "doctor"}
+    | {"finetune"},
+    # runs the commands of the others, and compares two models
+    "finetune": {"train", "eval", "report", "scoring", "checkpoints", "models", "artifacts"}
+    | {"recipes"},
     # measures the others
     "bench": {"train", "inference", "checkpoints", "models", "artifacts"},
     # looks at the machine
@@ -29,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
-    "report": {"scoring", "artifacts"},
+    "report": {"scoring", "checkpoints", "models", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
@@ -55,8 +59,9 @@ STAGE_VERBS = {
     "train": "vqvae encoder tokenizer ar_dtok dif_dtok mllm grpo budget",
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
-    "report": "report inspect verify",
+    "report": "report inspect verify dialect",
     "bench": "bench",
+    "finetune": "finetune compare",
     "checkpoints": "assemble convert export_hf push",
 }
 VERBS = {"tarkit.encode", "tarkit.doctor"} | {

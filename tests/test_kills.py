@@ -84,8 +84,12 @@ COMMANDS = {
         f"eval {name}": f"eval {name} {made.data_of(name)} --out {OUT} {MODEL}"
         for name in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mmvp")
     },
+    "prepare": f"finetune tar --images raw --captions captions.csv --prepare --out {OUT}",
+    "compare": f"compare sketched sketched --images pictures --features-of tar --out {OUT}",
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
+    "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
+    "cp": f"cp smoke {OUT}",
     "inspect": f"inspect pictures --out {OUT}/sheet.png",
 }
 STARTS = {
@@ -102,6 +106,9 @@ NOT_KILLED = {
     "plan": "writes nothing",
     "version": "writes nothing",
     "bench": "writes nothing",
+    "cat": "writes nothing",
+    "doctor": "writes nothing",
+    "ls": "writes nothing",
     "describe": "writes nothing",
     "eval selftest": "writes nothing",
     "models fetch": "the hub's client writes into its own cache",

@@ -536,6 +536,8 @@ def _begun(folder: Path) -> None:
     shutil.move(OUT, "answered")
     run(folder, f"curate render --set count=6 --set shard_size=2 --set num_workers=1 --out {OUT}")
     shutil.move(OUT, "torn")
+    run(folder, "generate --prompts pictures --model tar --device cpu --out trial")
+    shutil.move("trial", "sketched")
     os.truncate("torn/00000.tar", 700)
     os.unlink("torn/00001.parquet")
     shutil.rmtree("trial")
