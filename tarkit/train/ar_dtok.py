@@ -49,7 +49,8 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
 from tarkit.train.task import Amount, Figure, RowName
-from tarkit.train.workloads import Start, flops_by_scale
+from tarkit.train.workloads.ar_dtok import ar_dtok as workload
+from tarkit.train.workloads.workload import Start, flops_by_scale
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
 
@@ -116,7 +117,7 @@ class ArDtokTask:
         self.vqvae_sha256 = vqvae_sha256
         # The encoders, which --images need in the first epoch, do not count.
         costs = Start(tokenizer=ta_tok.model.arch, vqvae=vqvae.arch)
-        self.costs = flops_by_scale("ar_dtok", config.model_dump(mode="json"), costs)
+        self.costs = flops_by_scale(workload, config.model_dump(mode="json"), costs)
         self.model: ArDtok
         if start is None:
             self.model = ArDtok(config.arch)

@@ -39,8 +39,8 @@ from tarkit.config import write_toml
 from tarkit.images import png_bytes
 from tarkit.train.adapters import AdapterConfig
 from tarkit.train.ar_dtok import ArDtokConfig
+from tarkit.train.contrastive import EncoderConfig
 from tarkit.train.dif_dtok import DifDtokConfig
-from tarkit.train.encoder import EncoderConfig
 from tarkit.train.grpo import GrpoConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.tokenizer import TokenizerConfig
