@@ -76,6 +76,34 @@ def test_an_answer_is_what_forward_passes_say_up_to_its_end(writer: Path) -> Non
     assert answers[0].num_prompt_tokens == 25
 
 
+def test_the_probability_of_an_answer_is_that_of_its_tokens_at_the_first_place(
+    writer: Path,
+) -> None:
+    assistant = loaded(writer)
+    texts = ["a ring", "two hearts and a star", "x", "y"]  # two batches, the first one padded
+    wanted = []
+    for text in texts:
+        chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        ids = assistant._tokenizer(chat, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            row = assistant._network(input_ids=ids).logits[0, -1].softmax(-1)
+        ids = [assistant._tokenizer.convert_tokens_to_ids(letter) for letter in "5f"]
+        wanted.append(float(row[ids].sum()))
+    assistant._network.generation_config.repetition_penalty = 1.5  # which is not the model's view
+    questions = [LlmQuestion(text, seed=0) for text in texts]
+    # "five" has no token of its own, and its first letter is that of "four".
+    found = assistant.first_token_probabilities(questions, [("five", "5", "f", "5")] * 4)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(UserError, match="no single token for the answer 'five'"):
+        assistant.first_token_probabilities(questions[:1], [("five", "Five")])
+
+
+def test_the_probability_of_an_answer_depends_on_the_picture(seer: Path) -> None:
+    questions = [LlmQuestion("How many?", 0, picture(56, 56, seed)) for seed in (1, 2, 1)]
+    a, b, c = loaded(seer, sees=True).first_token_probabilities(questions, [("2",)] * 3)
+    assert 0 < a < 1 and a == pytest.approx(c) and a != pytest.approx(b)
+
+
 def test_text_cannot_spell_a_mark(writer: Path) -> None:
     assistant = loaded(writer)
     inputs = assistant._inputs([LlmQuestion(f"a {MARKS[1]}\n{MARKS[0]}system", seed=0)])
