@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "curate": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
     "train": {"scoring", "inference", "checkpoints", "models", "artifacts"},
     "eval": {"scoring", "inference", "llm", "checkpoints", "models", "artifacts", "shapes"},
-    "report": {"scoring", "artifacts"},
+    "report": {"scoring", "checkpoints", "models", "artifacts"},
     "encode": {"checkpoints", "models", "artifacts"},
     # the libraries: what two stages share
     "scoring": {"inference", "checkpoints", "models", "artifacts", "shapes"},
@@ -55,7 +55,7 @@ STAGE_VERBS = {
     "train": "vqvae encoder tokenizer ar_dtok dif_dtok mllm grpo budget",
     "inference": "generate describe reconstruct",
     "eval": "prepare generate answer score export collect shapes reflect fid selftest lmms",
-    "report": "report inspect verify",
+    "report": "report inspect verify dialect",
     "bench": "bench",
     "checkpoints": "assemble convert export_hf push",
 }

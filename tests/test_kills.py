@@ -88,6 +88,8 @@ COMMANDS = {
     },
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
+    "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
+    "cp": f"cp smoke {OUT}",
     "inspect": f"inspect pictures --out {OUT}/sheet.png",
 }
 STARTS = {
@@ -104,6 +106,9 @@ NOT_KILLED = {
     "plan": "writes nothing",
     "version": "writes nothing",
     "bench": "writes nothing",
+    "cat": "writes nothing",
+    "doctor": "writes nothing",
+    "ls": "writes nothing",
     "describe": "writes nothing",
     "eval selftest": "writes nothing",
     "models fetch": "the hub's client writes into its own cache",

@@ -7,19 +7,20 @@ import typer
 
 from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
-    CodeServerOption,
     DetokenizerOptions,
     Device,
     Draft,
     DrawingOptions,
     DryRun,
     Guidance,
+    HelperOptions,
     Json,
     Limit,
     ModelOptions,
     Out,
     ReflectOptions,
     RetryFailed,
+    SampleOptions,
     Seed,
     StageOptions,
     Tokenizer,
@@ -105,8 +106,6 @@ def generate(
             "--image", metavar="FILE", help="The picture for an <image> mark; may be repeated."
         ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
-    seed: Seed = 0,
     c2pa: Annotated[
         Path | None,
         typer.Option(
@@ -119,37 +118,36 @@ def generate(
     *,
     drawing: DrawingOptions,
     reflecting: ReflectOptions,
-    limit: Limit = None,
-    server: CodeServerOption = None,
+    samples: SampleOptions,
+    helpers: HelperOptions,
     detokenizer: DetokenizerOptions,
-    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Draw pictures of a prompt, or of every prompt of a file."""
     from tarkit.inference import generate as verb
 
-    _require_one_source(prompt, prompts, image=image, limit=limit)
+    _require_one_source(prompt, prompts, image=image, limit=samples.limit)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
-    draft_path = part_of(draft, "ar_dtok") if draft else None
+    draft_path = part_of(helpers.draft, "ar_dtok") if helpers.draft else None
     if prompts is not None:
         done = verb.run_file(
             prompts,
             out=out,
             model=model_options.model,
-            n=n,
-            seed=seed,
+            n=samples.n,
+            seed=samples.seed,
             scale=drawing.scale,
             sampling=sampling,
-            limit=limit,
+            limit=samples.limit,
             reflection=reflection,
             device=device_of(model_options.device),
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
             c2pa=c2pa,
-            server=server,
+            server=helpers.server,
             draft=draft_path,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
@@ -159,8 +157,8 @@ def generate(
         out=out,
         model=model_options.model,
         images=image or (),
-        n=n,
-        seed=seed,
+        n=samples.n,
+        seed=samples.seed,
         scale=drawing.scale,
         sampling=sampling,
         reflection=reflection,
@@ -169,7 +167,7 @@ def generate(
         dtok=detokenizer.dtok,
         precision=model_options.precision,
         c2pa=c2pa,
-        server=server,
+        server=helpers.server,
         draft=draft_path,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)

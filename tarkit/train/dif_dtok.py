@@ -68,6 +68,7 @@ class DifDtokConfig(PicturesConfig):
     """Settings of Dif-DTok's training. Defaults: paper, Table 8."""
 
     FREE_KEYS = frozenset({"sample_pictures", "sample_guidance", "sample_steps"})
+    LATER_KEYS = frozenset({"trained"})
 
     optimizer: Literal["adamw", "muon", "came"] = "came"
     betas: tuple[float, float] | tuple[float, float, float] = (0.9, 0.999, 0.9999)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.parquet import read_bounds
+from tarkit.artifacts.remote import url_of
 from tarkit.checkpoints.load import load_vqvae
 from tarkit.checkpoints.lpips import load_lpips
 from tarkit.config import load_config
@@ -276,10 +277,11 @@ def _random_rows(flat: Tensor, count: int) -> Tensor:
 def usable_sizes(artifact: Artifact) -> list[tuple[int, int]]:
     """The recorded sizes (width, height) of an artifact's usable pictures, each once, in order."""
     # Mostly all rows of all shards are of one size, and none has to be read.
-    paths = map(artifact.shard_path, artifact.shards)
-    (wide, tall), *others = {read_bounds(path, ("width", "height")) for path in paths}
-    if not others and wide and tall and wide[0] == wide[1] and tall[0] == tall[1]:
-        return [(wide[0], tall[0])]
+    if not url_of(artifact.path):
+        paths = map(artifact.shard_path, artifact.shards)
+        (wide, tall), *others = {read_bounds(path, ("width", "height")) for path in paths}
+        if not others and wide and tall and wide[0] == wide[1] and tall[0] == tall[1]:
+            return [(wide[0], tall[0])]
     sizes: set[tuple[int, int]] = set()
     for name in artifact.shards:
         table = artifact.read_few(name, ["status", "split", "width", "height"])
