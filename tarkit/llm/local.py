@@ -1,8 +1,8 @@
 """A language model on this machine, loaded by transformers: text only, or with vision.
 
 No code from a model's repository runs, and weights are read from safetensors only. Pillow prepares
-the pictures, without torchvision; for Qwen2-VL, whose processor needs torchvision, the inputs are
-built here.
+the pictures, without torchvision; for Qwen2-VL to Qwen3-VL, whose processors need torchvision, the
+inputs are built here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tarkit.images import ImageError, decode
 from tarkit.llm.answer_text import UnusableAnswer, answer_text
 from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion, ProbabilityAssistant
 
-QWEN_VL = ("qwen2_vl", "qwen2_5_vl")
+QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
 MAX_TEMPLATE_S, MAX_TEMPLATE_BYTES, MAX_CHAT_CHARS = 5.0, 1 << 30, 1 << 22
@@ -242,7 +242,7 @@ class LocalAssistant:
         return text
 
     def _qwen_vl(self, texts: Sequence[str], pictures: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Qwen2-VL's inputs: a picture's placeholder token is repeated for every merged patch."""
+        """Qwen-VL's inputs: a picture's placeholder token is repeated for every merged patch."""
         vision = self._processor(images=list(pictures), return_tensors="pt")
         merged = self._processor.merge_size**2
         prompts = []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tarkit.llm import local
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.llm.local import LocalAssistant
-from tests.llm.tiny import MARKS, save_seer, save_writer
+from tests.llm.tiny import MARKS, save_qwen3_seer, save_seer, save_writer
 
 GREEDY = AssistantConfig(temperature=0, max_tokens=12, batch_size=3)
 
@@ -98,9 +99,12 @@ def test_the_probability_of_an_answer_is_that_of_its_tokens_at_the_first_place(
         assistant.first_token_probabilities(questions[:1], [("five", "Five")])
 
 
-def test_the_probability_of_an_answer_depends_on_the_picture(seer: Path) -> None:
-    questions = [LlmQuestion("How many?", 0, picture(56, 56, seed)) for seed in (1, 2, 1)]
-    a, b, c = loaded(seer, sees=True).first_token_probabilities(questions, [("2",)] * 3)
+@pytest.mark.parametrize("save", [save_seer, save_qwen3_seer])
+def test_the_probability_of_an_answer_depends_on_the_picture(
+    save: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    questions = [LlmQuestion("How many?", 0, picture(64, 64, seed)) for seed in (1, 2, 1)]
+    a, b, c = loaded(save(tmp_path), sees=True).first_token_probabilities(questions, [("2",)] * 3)
     assert 0 < a < 1 and a == pytest.approx(c) and a != pytest.approx(b)
 
 
