@@ -79,6 +79,8 @@ COMMANDS = {
     "eval lmms": f"eval lmms --tasks colours,more --out {OUT} {MODEL}",
     "eval geneval": f"eval geneval {made.data_of('geneval')} --n 1 --scorer shapes "
     f"--out {OUT} {DRAWN}",
+    "eval geneval2": f"eval geneval2 {made.data_of('geneval2')} --n 1 --scorer-model models/seer "
+    f"--out {OUT} {MODEL}",
     "eval dpg": f"eval dpg {made.data_of('dpg')} --n 1 --scorer-model tar --out {OUT} {MODEL}",
     **{
         f"eval {name}": f"eval {name} {made.data_of(name)} --out {OUT} {MODEL}"

@@ -49,6 +49,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "eval export": {"run"},
     "eval generate": {"model"},
     "eval geneval": {"model", "data", "scorer_model", "clip", "file"},
+    "eval geneval2": {"model", "data", "scorer_model"},
     "eval gfid": {"samples", "reference", "model"},
     **{f"eval {name}": QUESTIONS for name in "pope mme mmbench seed gqa mmmu mmvp".split()},
     "eval lmms": {"model", "include"},

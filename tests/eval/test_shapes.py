@@ -175,6 +175,7 @@ def test_a_model_that_draws_and_tells_the_truth_scores_1_everywhere(
     assert drawn["overall"] == {"value": 1.0, "low": low, "high": 1.0, "num_prompts": 37}
     assert drawn["tasks"][COLOR_POSITION]["value"] == 1.0
     assert drawn["any_of_n"]["value"] == drawn["micro"]["value"] == 1.0
+    assert drawn["clauses_am"] == drawn["clauses_gm"] == drawn["micro"]
     assert (drawn["num_prompts"], drawn["num_pictures"], drawn["coverage"]) == (42, 84, 1.0)
     assert drawn["chance"]["overall"] < 0.25
     assert set(drawn["columns"]) == {"seen", "heldout", "extrapolation"}

@@ -50,6 +50,7 @@ from tests.curate.test_synthesize import save_flux
 from tests.eval.test_lmms import save_stand_in
 from tests.fuzz.trial import Ending, run_command, run_forked
 from tests.llm.stub_server import said
+from tests.llm.tiny import save_seer
 from tests.report.sample_runs import make_run
 from tests.train.test_dif_dtok import save_sana
 from tests.train.test_tokenizer import SIZES
@@ -224,6 +225,7 @@ def _cases() -> tuple[Case, ...]:
 # What `eval prepare` reads: all but DPG's table and the tables' pictures stand in it by name.
 BENCHMARKS = {
     "geneval": "bench/geneval.jsonl",
+    "geneval2": "bench/geneval2.jsonl",
     "dpg": "bench/dpg.csv",
     "pope": "bench/pope.jsonl",
     "mme": "bench/mme/existence/0.txt",
@@ -304,6 +306,7 @@ def _painters(folder: Path) -> None:
     parts.save_encoder(folder / "models/encoder")
     save_sana(folder / "models/sana")
     save_flux(folder / "models")
+    save_seer(folder / "models/seer")
 
 
 def _sources(folder: Path) -> None:
@@ -477,6 +480,11 @@ def _benchmarks(folder: Path) -> None:
     lines: dict[str, list[dict[str, Any]]] = {
         "geneval": [
             {"tag": "single_object", "include": [{"class": c, "count": 1}], "prompt": f"a {c}"}
+            for c in ("cow", "cup")
+        ],
+        "geneval2": [  # an answer that the tiny judge's tokenizer has as one token
+            {"prompt": f"a {c}", "atom_count": 1, "vqa_list": [["How many?", "2"]]}
+            | {"skills": ["count"]}
             for c in ("cow", "cup")
         ],
         "pope": [
