@@ -146,7 +146,9 @@ def test_a_file_of_prompts_draws_what_each_prompt_draws_alone(model: Path, tmp_p
     lines = (tmp_path / "many/samples.jsonl").read_text().splitlines()
     assert len(lines) == 6
     for line in map(json.loads, lines):
-        alone = draw(model, tmp_path / "a.png", "--seed", line["seed"], prompt=line["prompt"])
+        alone = draw(
+            model, tmp_path / f"{line['seed']}.png", "--seed", line["seed"], prompt=line["prompt"]
+        )
         with Image.open(alone) as a, Image.open(tmp_path / "many" / line["file"]) as b:
             away = np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int))
         # The same codes; a batch of another size rounds floats otherwise, and truncation to bytes

@@ -21,6 +21,7 @@ from tarkit.config import Config, load_config
 from tarkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "pipelines").rglob("*.sh"))
 ENDS_A_COMMAND = {
     "|",
@@ -65,10 +66,15 @@ def commands_of(text: str, place: str, variables: dict[str, str]) -> Iterator[Co
             variables[name] = put_in(first.strip(";"), variables)
         for words in statements(line):
             # Behind `time`, `nice -n 10`, `A=1` or a function of the script's own as well.
-            starts = [i for i, word in enumerate(words) if Path(word).name == "tarkit"]
+            starts = [i for i, word in enumerate(words) if is_program(word)]
             if starts and (starts[0] == 0 or words[0] not in SPEAKS_OF_IT):
                 spoken = [put_in(word, variables) for word in words[starts[0] + 1 :]]
                 yield Command(f"{place}:{number}", tuple(word for word in spoken if word))
+
+
+def is_program(word: str) -> bool:
+    """Whether a word is the program, and not a folder of its name."""
+    return Path(word).name == "tarkit" and not word.endswith("/")
 
 
 def logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -132,15 +138,16 @@ def put_in(word: str, variables: dict[str, str]) -> str:
     )
 
 
-def readme_commands() -> list[Command]:
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+def page_commands(path: Path) -> list[Command]:
+    """The commands in the code blocks of a page."""
+    name = str(path.relative_to(ROOT))
+    text = path.read_text(encoding="utf-8")
     found: list[Command] = []
     for block in re.finditer(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         line = text[: block.start(1)].count("\n")
-        for command in commands_of(block[1], "README.md", {}):
+        for command in commands_of(block[1], name, {}):
             number = int(command.place.rsplit(":", 1)[1])
-            found.append(Command(f"README.md:{line + number}", command.words))
+            found.append(Command(f"{name}:{line + number}", command.words))
     return found
 
 
@@ -194,7 +201,8 @@ NUMBERS = {
     "assemble": "assemble",
 }
 
-COMMANDS = readme_commands() + [command for path in SCRIPTS for command in script_commands(path)]
+COMMANDS = [command for path in PAGES for command in page_commands(path)]
+COMMANDS += [command for path in SCRIPTS for command in script_commands(path)]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.place)
@@ -203,7 +211,8 @@ def test_a_printed_command_is_accepted(
 ) -> None:
     monkeypatch.chdir(ROOT)
     path, arguments = understood(command.words)
-    if path in NUMBERS:
+    # A training without a TOML takes the settings of a recipe.
+    if path in NUMBERS and (arguments["config"] or not path.startswith("train ")):
         load_config(config_class(NUMBERS[path]), arguments["config"], arguments["overrides"] or ())
 
 
@@ -214,6 +223,23 @@ def test_readme_and_pipelines_show_the_whole_chain() -> None:
     assert any(command.place.startswith("README.md") for command in COMMANDS)
     for folder in ("smoke", "mini", "paper"):
         assert any(command.place.startswith(f"pipelines/{folder}/") for command in COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_links_to_files_and_headings_that_exist(page: Path) -> None:
+    for name, _, heading in (
+        link.partition("#")
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ):
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {name}"
+        if heading:
+            titles = re.findall(r"(?m)^#+ (.*)$", target.read_text(encoding="utf-8"))
+            slugs = {
+                re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles
+            }
+            assert heading in slugs, f"{page.name} links to {name}#{heading}"
 
 
 @pytest.mark.parametrize(

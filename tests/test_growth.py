@@ -214,4 +214,5 @@ def test_pictures_become_chats_in_linear_time_and_flat_memory(tmp_path: Path) ->
         (_, _), (less, less_mb), (more, more_mb) = by_size.values()
         # Ten times as much of a quadratic part takes a hundred times as long.
         assert more < 15 * less + 2, stage
-        assert more_mb - less_mb < 150, stage
+        # The files of a folder are sorted in memory, 2.6 kB each; all else is flat.
+        assert more_mb - less_mb < (300 if stage == "ingest" else 30), stage

@@ -79,13 +79,19 @@ COMMANDS = {
     "eval lmms": f"eval lmms --tasks colours,more --out {OUT} {MODEL}",
     "eval geneval": f"eval geneval {made.data_of('geneval')} --n 1 --scorer shapes "
     f"--out {OUT} {DRAWN}",
+    "eval geneval2": f"eval geneval2 {made.data_of('geneval2')} --n 1 --scorer-model models/seer "
+    f"--out {OUT} {MODEL}",
     "eval dpg": f"eval dpg {made.data_of('dpg')} --n 1 --scorer-model tar --out {OUT} {MODEL}",
     **{
         f"eval {name}": f"eval {name} {made.data_of(name)} --out {OUT} {MODEL}"
         for name in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mmvp")
     },
+    "prepare": f"finetune tar --images raw --captions captions.csv --prepare --out {OUT}",
+    "compare": f"compare sketched sketched --images pictures --features-of tar --out {OUT}",
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
+    "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
+    "cp": f"cp smoke {OUT}",
     "inspect": f"inspect pictures --out {OUT}/sheet.png",
 }
 STARTS = {
@@ -102,6 +108,10 @@ NOT_KILLED = {
     "plan": "writes nothing",
     "version": "writes nothing",
     "bench": "writes nothing",
+    "cat": "writes nothing",
+    "demo": "writes nothing",
+    "doctor": "writes nothing",
+    "ls": "writes nothing",
     "describe": "writes nothing",
     "eval selftest": "writes nothing",
     "models fetch": "the hub's client writes into its own cache",

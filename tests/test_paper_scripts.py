@@ -172,6 +172,10 @@ def test_a_plan_refuses_what_the_training_refuses(tmp_path: Path) -> None:
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: cuda)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
     assert device_of("auto") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert (device_of("auto"), device_of("cuda:1"), device_of("cpu")) == ("cuda:3", "cuda:1", "cpu")

@@ -45,7 +45,7 @@ def tarkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_no_command_lets_an_escape_through(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "manifest.json").write_text(json.dumps({"kind": TITLE}))
+    (tmp_path / "m" / "manifest.json").write_text(json.dumps({"kind": TITLE, "settings": {}}))
     for words in (
         ("describe", f"{TITLE}.png", "what", "--model", "mini"),
         ("inspect", "m"),

@@ -92,7 +92,7 @@ def read_text(path: Path, *, encoding: str = UTF8, hint: str = "") -> str:
         where, why = str(path), error.strerror
     except UnicodeDecodeError as error:
         where = f"{path}:{1 + bytes(error.object[: error.start]).count(10)}"  # 10: a line feed
-        why, hint = "it is not UTF-8 text", utf8_hint(path)
+        why, hint = "it is not UTF-8 text", hint or utf8_hint(path)
     raise UserError(f"{where} cannot be read: {why}", hint=hint)
 
 
@@ -142,7 +142,9 @@ def read_lines(path: Path, *, encoding: str = UTF8, hint: str = "") -> Iterator[
     """(number from 1, line) of the lines that are not blank; raises UserError with `hint`."""
     for number, line, error in numbered_lines(path, encoding=encoding, hint=hint):
         if error:
-            raise UserError(f"{path}:{number} cannot be read: it {error}", hint=utf8_hint(path))
+            raise UserError(
+                f"{path}:{number} cannot be read: it {error}", hint=hint or utf8_hint(path)
+            )
         if line.strip():
             yield number, line.rstrip("\n")
 

@@ -263,6 +263,44 @@ def eval_geneval(
     return scored(done, as_json)
 
 
+@command(group, "geneval2")
+def eval_geneval2(
+    out: Out,
+    *,
+    model: Model = "mini",
+    items: ItemOptions,
+    drawing: DrawingOptions,
+    scorer_model: ScorerModel = "Qwen/Qwen3-VL-8B-Instruct",
+    server: Server = None,
+    retry_failed: RetrySamples = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """GenEval 2 in one command, by Soft-TIFA; the names of its figures contain the judge."""
+    from tarkit.eval import generate, prepare, score
+
+    on = device_of(device)
+    data, n, seed, limit = items.data, items.n, items.seed, items.limit
+    prepare.run("geneval2", out=out, data=data, n=n, seed=seed, limit=limit)
+    generate.run(
+        out,
+        model=model,
+        scale=drawing.scale,
+        sampling=drawing.sampling(),
+        retry_failed=retry_failed,
+        device=on,
+    )
+    done = score.run(
+        out,
+        scorer="softtifa",
+        model=scorer_model,
+        server=server,
+        retry_failed=retry_failed,
+        device=on,
+    )
+    return scored(done, as_json)
+
+
 @command(group, "dpg")
 def eval_dpg(
     out: Out,

@@ -40,7 +40,8 @@ Scorer = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="geneval: shapes, hf-m2f, detections; dpg: tar, vlm, answers; not for others.",
+        help="geneval: shapes, hf-m2f, detections; geneval2: softtifa; dpg: tar, vlm, answers; "
+        "not for others.",
     ),
 ]
 
@@ -73,7 +74,7 @@ RetryJudge = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="dpg: also ask the judge again if it failed or its answers are damaged.",
+        help="dpg, geneval2: also ask the judge again if it failed or its answers are damaged.",
     ),
 ]
 

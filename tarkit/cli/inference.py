@@ -7,19 +7,20 @@ import typer
 
 from tarkit.cli.command import FAILED_ROWS, command
 from tarkit.cli.options import (
-    CodeServerOption,
     DetokenizerOptions,
     Device,
     Draft,
     DrawingOptions,
     DryRun,
     Guidance,
+    HelperOptions,
     Json,
     Limit,
     ModelOptions,
     Out,
     ReflectOptions,
     RetryFailed,
+    SampleOptions,
     Seed,
     StageOptions,
     Tokenizer,
@@ -96,7 +97,8 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact.",
+            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact; "
+            "of an images artifact the captions.",
         ),
     ] = None,
     image: Annotated[
@@ -105,8 +107,6 @@ def generate(
             "--image", metavar="FILE", help="The picture for an <image> mark; may be repeated."
         ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")] = 1,
-    seed: Seed = 0,
     c2pa: Annotated[
         Path | None,
         typer.Option(
@@ -119,37 +119,37 @@ def generate(
     *,
     drawing: DrawingOptions,
     reflecting: ReflectOptions,
-    limit: Limit = None,
-    server: CodeServerOption = None,
+    samples: SampleOptions,
+    helpers: HelperOptions,
     detokenizer: DetokenizerOptions,
-    draft: Draft = None,
     model_options: ModelOptions,
     as_json: Json = False,
 ) -> int:
     """Draw pictures of a prompt, or of every prompt of a file."""
     from tarkit.inference import generate as verb
 
-    _require_one_source(prompt, prompts, image=image, limit=limit)
+    _require_one_source(prompt, prompts, image=image, samples=samples)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
-    draft_path = part_of(draft, "ar_dtok") if draft else None
+    draft_path = part_of(helpers.draft, "ar_dtok") if helpers.draft else None
     if prompts is not None:
         done = verb.run_file(
             prompts,
             out=out,
             model=model_options.model,
-            n=n,
-            seed=seed,
+            n=samples.n,
+            seed=samples.seed,
             scale=drawing.scale,
             sampling=sampling,
-            limit=limit,
+            limit=samples.limit,
+            split=samples.split,
             reflection=reflection,
             device=device_of(model_options.device),
             size_px=detokenizer.size,
             dtok=detokenizer.dtok,
             precision=model_options.precision,
             c2pa=c2pa,
-            server=server,
+            server=helpers.server,
             draft=draft_path,
         )
         show({"path": str(done.path), "pictures": done.num_pictures}, str(done.path), as_json)
@@ -159,8 +159,8 @@ def generate(
         out=out,
         model=model_options.model,
         images=image or (),
-        n=n,
-        seed=seed,
+        n=samples.n,
+        seed=samples.seed,
         scale=drawing.scale,
         sampling=sampling,
         reflection=reflection,
@@ -169,7 +169,7 @@ def generate(
         dtok=detokenizer.dtok,
         precision=model_options.precision,
         c2pa=c2pa,
-        server=server,
+        server=helpers.server,
         draft=draft_path,
     )
     show({"paths": [str(path) for path in paths]}, "\n".join(map(str, paths)), as_json)
@@ -177,14 +177,16 @@ def generate(
 
 
 def _require_one_source(
-    prompt: str | None, prompts: Path | None, *, image: list[Path] | None, limit: int | None
+    prompt: str | None, prompts: Path | None, *, image: list[Path] | None, samples: SampleOptions
 ) -> None:
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give either a PROMPT or --prompts FILE")
     if prompts is not None and image:
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
-    if prompts is None and limit is not None:
+    if prompts is None and samples.limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    if prompts is None and samples.split is not None:
+        raise typer.BadParameter("--split goes with --prompts, not with a PROMPT")
 
 
 @command(group, "describe")

@@ -150,11 +150,22 @@ CodeServerOption = Annotated[
     ),
 ]
 
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="NAME",
+        help="Only pictures of this split of an images artifact: train, test, ...",
+    ),
+]
+
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]
 
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of all randomness.")]
+
+NumSamples = Annotated[int, typer.Option("--n", min=1, max=1000, help="Samples of each prompt.")]
 
 ScaleOption = Annotated[
     int | None,
@@ -270,6 +281,24 @@ class DrawingOptions:
             prompt_guidance=self.prompt_guidance,
             guidance=self.guidance,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How many pictures of each prompt, of how many prompts, and from which seed on."""
+
+    n: NumSamples = 1
+    seed: Seed = 0
+    limit: Limit = None
+    split: Split = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelperOptions:
+    """What draws codes in the place of the model, or ahead of it."""
+
+    server: CodeServerOption = None
+    draft: Draft = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`tarkit inspect`, `verify`, `report`, `version`, `doctor`: what there is, and if it is whole."""
+"""`tarkit inspect`, `dialect`, `verify`, `report`, `version`, `doctor`: what is there, and how."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from tarkit.cli.command import FAILED, command
-from tarkit.cli.options import Json
-from tarkit.cli.output import show
+from tarkit.cli.options import Device, Json, Model
+from tarkit.cli.output import device_of, show
+from tarkit.terminal import print_note
 
 group = typer.Typer()
 
@@ -28,6 +29,48 @@ def inspect(
 
     folder = path if path.exists() else EMBEDDED.get(str(path), path)
     verb.run(folder, out=out, as_json=as_json)
+    return 0
+
+
+@command(group, "dialect", recorded_in=None)
+def dialect(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="A picture; without one the codebook is shown."),
+    ] = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="HTML|PNG", help="File for the page; a .png for a picture."),
+    ],
+    model: Model = "mini",
+    lm: Annotated[
+        Path | None,
+        typer.Option(
+            "--lm",
+            metavar="DIR|HUB-ID",
+            help="The language model that TA-Tok was trained with; its embeddings are compared "
+            "with the codebook. Needed for published models.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens", metavar="DIR", help="A tokens artifact: how often each code is used."
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> int:
+    """Show the word behind every code of a picture, or of a codebook, on one page."""
+    from tarkit.report import dialect as verb
+
+    done = verb.run(image, out=out, model=model, lm=lm, tokens=tokens, device=device_of(device))
+    words = done.words
+    facts = {"path": str(done.path), "codes": len(words.words), "equal_rows": words.num_equal}
+    if words.num_equal is not None:
+        print_note(f"{words.num_equal} of {len(words.words)} rows are rows of the language model")
+    show(facts | {"tokens_recorded": words.are_kept}, str(done.path), as_json)
     return 0
 
 

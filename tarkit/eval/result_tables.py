@@ -82,6 +82,9 @@ def _picture_table(result: Mapping[str, Any]) -> Table:
     blank = [""] * (len(present) + 1)
     rows.append(["micro", _estimate(result["micro"]), *blank])
     rows.append(["any of n", _estimate(result["any_of_n"]), *blank])
+    if "clauses_am" in result:
+        rows.append(["clauses, mean (AM)", _estimate(result["clauses_am"]), *blank])
+        rows.append(["clauses, all (GM)", _estimate(result["clauses_gm"]), *blank])
     last = [_estimate(part["tasks"].get(COLOR_POSITION)) for part in parts]
     rows.append([COLOR_POSITION, *last, _chance(result, COLOR_POSITION)])
     note = (

@@ -90,6 +90,8 @@ def score_pictures(
             correct=np.array([row["correct"] for row in rows]).reshape(-1, n),
             failed=np.array([row["error"] is not None for row in rows]).reshape(-1, n),
             chance=chance_floor(fulfils, len(items)),
+            # A picture that failed fulfils nothing, not even "no circle".
+            clauses=[[holds and row["error"] is None for holds in row["clauses"]] for row in rows],
         )
     )
     return SuiteScores(figures, rows)

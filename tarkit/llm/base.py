@@ -63,3 +63,17 @@ class Assistant(Protocol):
     """A model that gives one answer to every question, in their order."""
 
     def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]: ...
+
+
+class ProbabilityAssistant(Assistant, Protocol):
+    """A model that also says how probable a certain answer of one token is."""
+
+    def first_token_probabilities(
+        self, questions: Sequence[LlmQuestion], forms: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """For each question the probability in [0, 1] that its answer begins with such a token.
+
+        `forms` are the spellings of one answer to each question; only a token that spells one of
+        them whole counts. Raises UserError for a question to which no probability can be given.
+        """
+        ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarkit.llm.base import Assistant, AssistantConfig
+from tarkit.llm.base import AssistantConfig, ProbabilityAssistant
 
 
 def load(
@@ -13,7 +13,7 @@ def load(
     sees: bool = False,
     device: str = "cpu",
     precision: str = "float32",
-) -> Assistant:
+) -> ProbabilityAssistant:
     """The model `model` of a server; without a server the folder or hub id, by transformers.
 
     `sees` is True for questions with pictures. Raises UserError when it cannot be loaded.

@@ -1,14 +1,15 @@
 """A language model on this machine, loaded by transformers: text only, or with vision.
 
 No code from a model's repository runs, and weights are read from safetensors only. Pillow prepares
-the pictures, without torchvision; for Qwen2-VL, whose processor needs torchvision, the inputs are
-built here.
+the pictures, without torchvision; for Qwen2-VL to Qwen3-VL, whose processors need torchvision, the
+inputs are built here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import threading
@@ -24,9 +25,9 @@ from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
 from tarkit.llm.answer_text import UnusableAnswer, answer_text
-from tarkit.llm.base import Assistant, AssistantConfig, LlmAnswer, LlmQuestion
+from tarkit.llm.base import AssistantConfig, LlmAnswer, LlmQuestion, ProbabilityAssistant
 
-QWEN_VL = ("qwen2_vl", "qwen2_5_vl")
+QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_PAD = "<|image_pad|>"
 MAX_TEMPLATE_S, MAX_TEMPLATE_BYTES, MAX_CHAT_CHARS = 5.0, 1 << 30, 1 << 22
@@ -37,7 +38,7 @@ MAX_PICTURE_PX = 1024
 
 def load_local(
     model: str, *, config: AssistantConfig, sees: bool, device: str, precision: str
-) -> Assistant:
+) -> ProbabilityAssistant:
     """The model of a folder or hub id.
 
     Raises UserError when it is missing, damaged, of another kind, lacks weights, or has no chat
@@ -115,6 +116,46 @@ class LocalAssistant:
         for start in range(0, len(questions), size):
             answers += self._batch(questions[start : start + size])
         return answers
+
+    def first_token_probabilities(
+        self, questions: Sequence[LlmQuestion], forms: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """By the model's own logits, before any penalty of its generation config."""
+        tokens = [self._whole_tokens(spellings) for spellings in forms]
+        size = self._config.batch_size
+        chances: list[float] = []
+        for start in range(0, len(questions), size):
+            try:
+                inputs = self._inputs(questions[start : start + size])
+            except ImageError as error:
+                raise UserError(f"the picture cannot be shown: {error}") from None
+            with torch.inference_mode():
+                made = self._network.generate(
+                    **{name: value.to(self._device) for name, value in inputs.items()},
+                    do_sample=False,
+                    max_new_tokens=1,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                )
+            rows = made.logits[0].double().softmax(-1).cpu()
+            for row, ids in zip(rows, tokens[start : start + size], strict=True):
+                chance = float(row[ids].sum())
+                if not math.isfinite(chance):
+                    raise UserError("the model's logits are not finite")
+                chances.append(min(chance, 1.0))  # a sum of doubles may exceed 1 by rounding
+        return chances
+
+    def _whole_tokens(self, forms: Sequence[str]) -> list[int]:
+        """The ids of the tokens that spell a form whole; raises UserError where there is none."""
+        encoded = [self._tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
+        ids = sorted({row[0] for row in encoded if len(row) == 1})
+        if not ids:
+            raise UserError(
+                f"the judge's tokenizer has no single token for the answer {forms[0]!r}",
+                hint="another judge, as Qwen/Qwen3-VL-8B-Instruct",
+            )
+        return ids
 
     def _batch(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         try:
@@ -201,7 +242,7 @@ class LocalAssistant:
         return text
 
     def _qwen_vl(self, texts: Sequence[str], pictures: Sequence[Any]) -> Mapping[str, Tensor]:
-        """Qwen2-VL's inputs: a picture's placeholder token is repeated for every merged patch."""
+        """Qwen-VL's inputs: a picture's placeholder token is repeated for every merged patch."""
         vision = self._processor(images=list(pictures), return_tensors="pt")
         merged = self._processor.merge_size**2
         prompts = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -27,6 +28,7 @@ API_KEY = "OPENAI_API_KEY"
 MAX_ANSWER_CHARS = 100_000
 MAX_RESPONSE_BYTES = 4 << 20
 MAX_TOKENS_COUNTED = 2**31
+TOP_LOGPROBS = 20  # the most that the protocol allows, and that vLLM gives unless told otherwise
 ROLES = ("user", "assistant")
 WHOLE = (None, "", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_str")
 """Values of `finish_reason` for an answer that the model ended itself; servers differ."""
@@ -42,6 +44,51 @@ class ServerAssistant:
 
     def answer(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         return asyncio.run(self._all(questions))
+
+    def first_token_probabilities(
+        self, questions: Sequence[LlmQuestion], forms: Sequence[Sequence[str]]
+    ) -> list[float]:
+        """By the server's list of its most probable tokens; a token that is not in it counts 0."""
+        return asyncio.run(self._probabilities(questions, forms))
+
+    async def _probabilities(
+        self, questions: Sequence[LlmQuestion], forms: Sequence[Sequence[str]]
+    ) -> list[float]:
+        gate = asyncio.Semaphore(self._config.batch_size)
+        timeout_s, retries = self._config.timeout_s, self._config.retries
+        pairs = zip(questions, forms, strict=True)
+        async with open_client(self._url, timeout_s=timeout_s, retries=retries) as client:
+            asked = (self._probability(client, gate, question, form) for question, form in pairs)
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        chances = []
+        for chance in found:  # all requests have ended, so none outlives the client
+            if isinstance(chance, BaseException):
+                raise chance
+            chances.append(chance)
+        return chances
+
+    async def _probability(
+        self, client: Any, gate: asyncio.Semaphore, question: LlmQuestion, forms: Sequence[str]
+    ) -> float:
+        async with gate:
+            try:
+                messages = await asyncio.to_thread(_messages, question)
+            except ImageError as error:
+                raise UserError(f"the picture cannot be shown: {error}") from None
+            request = client.chat.completions.create(
+                model=self._model,
+                messages=messages,
+                max_tokens=1,
+                temperature=1.0,  # at 0 some servers list one token with probability 1
+                seed=question.seed,
+                logprobs=True,
+                top_logprobs=TOP_LOGPROBS,
+            )
+            try:
+                reply = await reply_to(request, timeout_s=self._config.timeout_s)
+            except ServerFailure as failure:
+                raise UserError(str(failure)) from None
+        return _chance_of(reply, forms)
 
     async def _all(self, questions: Sequence[LlmQuestion]) -> list[LlmAnswer]:
         gate = asyncio.Semaphore(self._config.batch_size)
@@ -210,6 +257,31 @@ def _read(reply: Any) -> LlmAnswer:
         num_prompt_tokens=_count(num_prompt_tokens),
         num_tokens=_count(num_tokens),
     )
+
+
+def _chance_of(reply: Any, forms: Sequence[str]) -> float:
+    """The summed probability of the first token's alternatives that are one of `forms`."""
+    choices = getattr(reply, "choices", None)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    content = getattr(getattr(first, "logprobs", None), "content", None)
+    place = content[0] if isinstance(content, list) and content else None
+    listed = getattr(place, "top_logprobs", None)
+    if not isinstance(listed, list) or not listed:
+        raise UserError(
+            "the server gives no logprobs of its tokens, from which the score is computed",
+            hint="a server with top_logprobs, such as vLLM, or the judge on this machine: "
+            "leave out --server",
+        )
+    chances: dict[str, float] = {}
+    for each in listed:
+        token, logprob = getattr(each, "token", None), getattr(each, "logprob", None)
+        if not isinstance(token, str) or not isinstance(logprob, int | float) or logprob > 1e-3:
+            raise UserError("the server's logprobs are no list of tokens with logarithms")
+        chances[token] = math.exp(logprob)  # a list may hold the drawn token a second time
+    chance = sum(value for token, value in chances.items() if token in forms)
+    if not 0 <= chance <= 1.01:
+        raise UserError(f"the server's probabilities add up to {chance:.3g}")
+    return min(chance, 1.0)
 
 
 def _count(number: Any) -> int:

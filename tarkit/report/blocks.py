@@ -181,6 +181,63 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
+class PictureAndFigure:
+    """A picture beside a drawing, or above it on a narrow page."""
+
+    picture: CaptionedImage
+    figure: Figure
+    kind: ClassVar[str] = "picture_and_figure"
+
+    def markdown(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class CodeCell:
+    """One code of a codebook: its word, and what is shown when a reader points at it."""
+
+    word: str
+    about: str
+    """Code, token and, where it is known, usage."""
+    before: str
+    """The nearest words before projection, with their cosines."""
+    after: str
+    """The nearest words after projection."""
+    shade: float = 0.0
+    """The strength of the cell's colour, in [0, 1]."""
+    dead: bool = False
+
+
+@dataclass(frozen=True)
+class CodeGrid:
+    """The codes of a picture in their places, over the picture (`uri` is from `data_uri`)."""
+
+    title: str
+    note: str
+    uri: str
+    side: int
+    """Codes in a row; `cells` has side x side of them, row by row."""
+    covered: float
+    """The share of the picture's side that the grid covers, in (0, 1]."""
+    cells: Sequence[CodeCell]
+    kind: ClassVar[str] = "code_grid"
+
+    def markdown(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class CodeList:
+    """Words of codes in a flow; a stronger colour is used more, a dashed one is dead."""
+
+    cells: Sequence[CodeCell]
+    kind: ClassVar[str] = "code_list"
+
+    def markdown(self) -> str:
+        return " ".join(escape_markdown(cell.word) for cell in self.cells)
+
+
+@dataclass(frozen=True)
 class Folded:
     """Blocks that are closed until a reader opens them; the markdown has them if `in_markdown`."""
 

@@ -16,7 +16,7 @@ from tarkit.errors import UserError
 from tarkit.report.blocks import Page, PageBlock, Paragraph, Section
 from tarkit.report.comparison import comparison
 from tarkit.report.html import render
-from tarkit.report.metrics import summary, understanding
+from tarkit.report.metrics import geneval_drift, summary, understanding
 from tarkit.report.repeat_commands import repeat_section, report_command, settings_that_differ
 from tarkit.report.run_section import run_section
 from tarkit.report.runs import RecordedRun, incomplete_metrics, read_runs
@@ -106,7 +106,8 @@ def _summary(runs: Sequence[RecordedRun]) -> list[PageBlock]:
     ]
     names = [each.name for each in with_metrics]
     metrics = [each.metrics for each in with_metrics]
-    return [summary(names, metrics, unlike=unlike), *understanding(metrics)]
+    table = summary(names, metrics, unlike=unlike)
+    return [table, *geneval_drift(metrics), *understanding(metrics)]
 
 
 def _have_other_items(runs: Sequence[RecordedRun], metric: str) -> bool:

@@ -14,6 +14,7 @@ from tarkit.report.values import Metric, cell, number, overall_cell, value_at
 from tarkit.scoring.statistics import COLOR_POSITION, COLUMNS, TASKS
 
 CEILING = "ceiling_"
+CLAUSE_MEANS = {"clauses_am": "clauses, mean (AM)", "clauses_gm": "clauses, all (GM)"}
 
 
 def suite_tables(metrics: Metric) -> tuple[list[PageTable], list[str]]:
@@ -70,6 +71,9 @@ def _geneval(metric: Metric) -> PageTable:
         return [task, *scores, cell(value_at(metric, ("chance", "tasks", task)))]
 
     empty = [""] * (len(columns) + 1)
+    clause_means: list[TableRow] = [  # results of earlier versions have none
+        [label, cell(metric[key]), *empty] for key, label in CLAUSE_MEANS.items() if key in metric
+    ]
     rows: list[TableRow] = [
         *(task_row(task) for task in TASKS),
         [
@@ -79,6 +83,7 @@ def _geneval(metric: Metric) -> PageTable:
         ],
         ["micro", cell(metric.get("micro")), *empty],
         ["any of n", cell(metric.get("any_of_n")), *empty],
+        *clause_means,
         task_row(COLOR_POSITION),
     ]
     note = (

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.parquet import read_bounds
-from tarkit.checkpoints.load import load_vqvae
+from tarkit.artifacts.remote import url_of
+from tarkit.checkpoints.load import START_SHA256, load_vqvae, model_sha256
 from tarkit.checkpoints.lpips import load_lpips
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -106,12 +107,17 @@ class VqvaeTask:
         stream: PictureStream,
         *,
         start: Vqvae | None = None,
+        start_sha256: str | None = None,
         lpips: Lpips | None = None,
     ) -> None:
-        """`start`: the image VQ to go on with, which is trained in place."""
+        """`start`: the image VQ to go on with, which is trained in place; its sha256 is recorded.
+
+        An AR-DTok that was trained with `start` can then go on with this one.
+        """
         self.config = config
         self.stream = stream
         self.started = start is not None
+        self.start_sha256 = start_sha256
         self.lpips = lpips
         # Channels last: a tenth faster on CPUs, same numbers.
         self.vqvae: Vqvae = (start or Vqvae(config.arch)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -256,6 +262,7 @@ class VqvaeTask:
             "kind": "vqvae",
             "arch": self.config.arch.model_dump(mode="json"),
             "figures": {**figures, "pictures": count},
+            **({START_SHA256: self.start_sha256} if self.start_sha256 else {}),
         }
 
 
@@ -276,10 +283,11 @@ def _random_rows(flat: Tensor, count: int) -> Tensor:
 def usable_sizes(artifact: Artifact) -> list[tuple[int, int]]:
     """The recorded sizes (width, height) of an artifact's usable pictures, each once, in order."""
     # Mostly all rows of all shards are of one size, and none has to be read.
-    paths = map(artifact.shard_path, artifact.shards)
-    (wide, tall), *others = {read_bounds(path, ("width", "height")) for path in paths}
-    if not others and wide and tall and wide[0] == wide[1] and tall[0] == tall[1]:
-        return [(wide[0], tall[0])]
+    if not url_of(artifact.path):
+        paths = map(artifact.shard_path, artifact.shards)
+        (wide, tall), *others = {read_bounds(path, ("width", "height")) for path in paths}
+        if not others and wide and tall and wide[0] == wide[1] and tall[0] == tall[1]:
+            return [(wide[0], tall[0])]
     sizes: set[tuple[int, int]] = set()
     for name in artifact.shards:
         table = artifact.read_few(name, ["status", "split", "width", "height"])
@@ -384,6 +392,7 @@ def run(
         settings,
         stream,
         start=_load_start(start, settings.arch) if start else None,
+        start_sha256=model_sha256(start, "vqvae") if start else None,
         lpips=_load_lpips(settings, lpips),
     )
     parents = picture_parents(images) | ({"start": start} if start else {})

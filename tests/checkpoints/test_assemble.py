@@ -42,6 +42,7 @@ def test_the_parts_are_copied_whole(made: dict[str, Any], tmp_path: Path) -> Non
         "default_scale": 1,
         "read_scale": None,
         "sampling": Sampling().model_dump(),
+        "words": [],
     }
     # The published scripts' numbers.
     sampling = Tar.load(out).sampling

@@ -80,6 +80,7 @@ def test_a_named_model_draws_and_reads_from_the_cache_alone(
     words = ["generate", "make <image> new", "--model", "tar-1.5b", "--out", str(out)]
     drawn = CliRunner().invoke(app, words[:1] + ["a macaw"] + words[2:])
     assert drawn.exit_code == 0, drawn.output
+    words[-1] = str(tmp_path / "new.png")
     again = CliRunner().invoke(app, [*words, "--image", str(out), "--size", "256"])
     assert again.exit_code == 0, again.output
 

@@ -225,6 +225,8 @@ def test_generate_passes_on_what_was_given_and_leaves_the_rest_to_the_model(
         dtok="ar",
         precision="float32",
         c2pa=None,
+        server=None,
+        draft=None,
     )
 
 

@@ -138,7 +138,7 @@ def test_ctrl_c_is_status_130_and_the_same_command_goes_on(here: Path) -> None:
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(Path("x").glob("*.parquet"))) >= 2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=110)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert "the same command" in stderr

@@ -167,9 +167,15 @@ def test_a_model_that_draws_and_tells_the_truth_scores_1_everywhere(
     metrics = results(done.path)["metrics"]
     drawn = metrics["geneval@shapes"]
     assert drawn["over"] == list(TASKS)
-    assert drawn["overall"] == {"value": 1.0, "low": 1.0, "high": 1.0, "num_prompts": 37}
+    # The mean of six tasks has the variance of a plain mean over `effective` prompts, and all of n
+    # prompts succeed with a probability of .025 where each does with .025^(1/n).
+    counts = [drawn["tasks"][task]["num_prompts"] for task in TASKS]
+    effective = len(counts) ** 2 / sum(1 / count for count in counts)
+    low = pytest.approx(0.025 ** (1 / effective))
+    assert drawn["overall"] == {"value": 1.0, "low": low, "high": 1.0, "num_prompts": 37}
     assert drawn["tasks"][COLOR_POSITION]["value"] == 1.0
     assert drawn["any_of_n"]["value"] == drawn["micro"]["value"] == 1.0
+    assert drawn["clauses_am"] == drawn["clauses_gm"] == drawn["micro"]
     assert (drawn["num_prompts"], drawn["num_pictures"], drawn["coverage"]) == (42, 84, 1.0)
     assert drawn["chance"]["overall"] < 0.25
     assert set(drawn["columns"]) == {"seen", "heldout", "extrapolation"}
@@ -190,7 +196,7 @@ def test_a_model_that_draws_and_tells_the_truth_scores_1_everywhere(
     assert painter.read_at == {Scale.FULL}  # where it draws at half
     assert done.num_failed == 0
     assert done.report == (done.path / "report.md").read_text()
-    assert "| **overall** | 1.000 [1.000, 1.000] (37) |" in done.report
+    assert f"| **overall** | 1.000 [{0.025 ** (1 / effective):.3f}, 1.000] (37) |" in done.report
 
 
 @pytest.mark.parametrize("dies_after", [1, 9])

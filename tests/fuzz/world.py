@@ -39,8 +39,8 @@ from tarkit.config import write_toml
 from tarkit.images import png_bytes
 from tarkit.train.adapters import AdapterConfig
 from tarkit.train.ar_dtok import ArDtokConfig
+from tarkit.train.contrastive import EncoderConfig
 from tarkit.train.dif_dtok import DifDtokConfig
-from tarkit.train.encoder import EncoderConfig
 from tarkit.train.grpo import GrpoConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.tokenizer import TokenizerConfig
@@ -50,6 +50,7 @@ from tests.curate.test_synthesize import save_flux
 from tests.eval.test_lmms import save_stand_in
 from tests.fuzz.trial import Ending, run_command, run_forked
 from tests.llm.stub_server import said
+from tests.llm.tiny import save_seer
 from tests.report.sample_runs import make_run
 from tests.train.test_dif_dtok import save_sana
 from tests.train.test_tokenizer import SIZES
@@ -224,6 +225,7 @@ def _cases() -> tuple[Case, ...]:
 # What `eval prepare` reads: all but DPG's table and the tables' pictures stand in it by name.
 BENCHMARKS = {
     "geneval": "bench/geneval.jsonl",
+    "geneval2": "bench/geneval2.jsonl",
     "dpg": "bench/dpg.csv",
     "pope": "bench/pope.jsonl",
     "mme": "bench/mme/existence/0.txt",
@@ -304,6 +306,7 @@ def _painters(folder: Path) -> None:
     parts.save_encoder(folder / "models/encoder")
     save_sana(folder / "models/sana")
     save_flux(folder / "models")
+    save_seer(folder / "models/seer")
 
 
 def _sources(folder: Path) -> None:
@@ -479,6 +482,11 @@ def _benchmarks(folder: Path) -> None:
             {"tag": "single_object", "include": [{"class": c, "count": 1}], "prompt": f"a {c}"}
             for c in ("cow", "cup")
         ],
+        "geneval2": [  # an answer that the tiny judge's tokenizer has as one token
+            {"prompt": f"a {c}", "atom_count": 1, "vqa_list": [["How many?", "2"]]}
+            | {"skills": ["count"]}
+            for c in ("cow", "cup")
+        ],
         "pope": [
             {"question_id": n, "image": "01.jpg", "text": f"Is it {n}?", "label": label}
             for n, label in enumerate(("yes", "no"))
@@ -536,6 +544,8 @@ def _begun(folder: Path) -> None:
     shutil.move(OUT, "answered")
     run(folder, f"curate render --set count=6 --set shard_size=2 --set num_workers=1 --out {OUT}")
     shutil.move(OUT, "torn")
+    run(folder, "generate --prompts pictures --model tar --device cpu --out trial")
+    shutil.move("trial", "sketched")
     os.truncate("torn/00000.tar", 700)
     os.unlink("torn/00001.parquet")
     shutil.rmtree("trial")

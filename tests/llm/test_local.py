@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tarkit.llm import local
 from tarkit.llm.base import AssistantConfig, LlmQuestion
 from tarkit.llm.load import load
 from tarkit.llm.local import LocalAssistant
-from tests.llm.tiny import MARKS, save_seer, save_writer
+from tests.llm.tiny import MARKS, save_qwen3_seer, save_seer, save_writer
 
 GREEDY = AssistantConfig(temperature=0, max_tokens=12, batch_size=3)
 
@@ -74,6 +75,37 @@ def test_an_answer_is_what_forward_passes_say_up_to_its_end(writer: Path) -> Non
             assert (answer.text, answer.error) == ("", "the answer is cut off")
     # Three marks, "user\n", "a ring", "\n", "assistant\n": 3 + 5 + 6 + 1 + 10.
     assert answers[0].num_prompt_tokens == 25
+
+
+def test_the_probability_of_an_answer_is_that_of_its_tokens_at_the_first_place(
+    writer: Path,
+) -> None:
+    assistant = loaded(writer)
+    texts = ["a ring", "two hearts and a star", "x", "y"]  # two batches, the first one padded
+    wanted = []
+    for text in texts:
+        chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        ids = assistant._tokenizer(chat, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            row = assistant._network(input_ids=ids).logits[0, -1].softmax(-1)
+        ids = [assistant._tokenizer.convert_tokens_to_ids(letter) for letter in "5f"]
+        wanted.append(float(row[ids].sum()))
+    assistant._network.generation_config.repetition_penalty = 1.5  # which is not the model's view
+    questions = [LlmQuestion(text, seed=0) for text in texts]
+    # "five" has no token of its own, and its first letter is that of "four".
+    found = assistant.first_token_probabilities(questions, [("five", "5", "f", "5")] * 4)
+    assert found == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(UserError, match="no single token for the answer 'five'"):
+        assistant.first_token_probabilities(questions[:1], [("five", "Five")])
+
+
+@pytest.mark.parametrize("save", [save_seer, save_qwen3_seer])
+def test_the_probability_of_an_answer_depends_on_the_picture(
+    save: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    questions = [LlmQuestion("How many?", 0, picture(64, 64, seed)) for seed in (1, 2, 1)]
+    a, b, c = loaded(save(tmp_path), sees=True).first_token_probabilities(questions, [("2",)] * 3)
+    assert 0 < a < 1 and a == pytest.approx(c) and a != pytest.approx(b)
 
 
 def test_text_cannot_spell_a_mark(writer: Path) -> None:

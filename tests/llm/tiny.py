@@ -12,6 +12,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -95,4 +97,47 @@ def save_seer(path: Path) -> Path:
     )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(path)
     Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=112 * 112).save_pretrained(path)
+    return path
+
+
+def save_qwen3_seer(path: Path) -> Path:
+    """A Qwen3-VL of one layer on each side; a picture of 64 px is 2 x 2 merged patches."""
+    tokenizer = save_tokenizer(path)
+    torch.manual_seed(0)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(SEEN))
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "initializer_range": 0.5,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 3, 3],
+            },
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 16,
+            "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        },
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+    )
+    Qwen3VLForConditionalGeneration(config).save_pretrained(path)
+    Qwen2VLImageProcessor(patch_size=16, min_pixels=32**2, max_pixels=128**2).save_pretrained(path)
     return path

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tarkit.report.blocks import Cell, FigureGrid, PageTable
-from tarkit.report.metrics import headline, summary, understanding
+from tarkit.report.metrics import geneval_drift, headline, summary, understanding
 from tarkit.report.nested import flattened, nested_tables
 from tarkit.report.plots import plots
 from tarkit.report.values import cell, number, value_at
@@ -112,3 +112,20 @@ def test_und_is_shown_where_all_four_benchmarks_are_and_not_where_one_is_twice()
     assert [row[0] for row in table.rows] == ["und_paper", "und_norm"]
     assert table.rows[0][1] == Cell("92.90")  # 4 / .0430576 = 92.899
     assert understanding(runs[:3]) == [] and understanding([*runs, runs[0]]) == []
+
+
+def test_geneval_stands_beside_geneval_2_with_its_drift() -> None:
+    share = {"value": 0.61, "low": 0.6, "high": 0.62, "num_prompts": 9}
+    new = {"geneval2@softtifa-judge": {"soft_tifa_am": share, "soft_tifa_gm": share}}
+    old = {"geneval@hf-m2f": {"overall": share}}
+    (table,) = geneval_drift([old, new])
+    assert isinstance(table, PageTable) and "17.7 %" in table.note
+    assert [row[:2] for row in table.rows] == [
+        ["geneval@hf-m2f", "overall"],
+        ["geneval2@softtifa-judge", "Soft-TIFA AM (atoms)"],
+        ["geneval2@softtifa-judge", "Soft-TIFA GM (prompts)"],
+    ]
+    # The drawn world's scorer is exact, and of one benchmark alone there is nothing to say.
+    assert geneval_drift([{"geneval@shapes": old["geneval@hf-m2f"]}, new]) == []
+    assert geneval_drift([new]) == geneval_drift([old]) == []
+    assert len(geneval_drift([{"geneval@hf-m2f": None}, {"geneval2@x": 3}])) == 1  # a strange file

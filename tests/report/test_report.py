@@ -430,7 +430,7 @@ def test_recorded_commands_are_shown_and_never_guessed(tmp_path: Path) -> None:
 def test_scores_of_a_run_are_shown_with_the_commands_of_the_run(tmp_path: Path) -> None:
     home = tmp_path / "geneval"
     scores = make_run(home / "scores" / "geneval@published")
-    (home / "manifest.json").write_text('{"kind": "run"}')
+    (home / "manifest.json").write_text('{"kind": "run", "settings": {}}')
     append_command(scores, ["tarkit", "eval", "score", "geneval"])
     append_command(home, ["tarkit", "eval", "generate", "geneval"])
     assert read_run(scores).commands == [

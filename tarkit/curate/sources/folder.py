@@ -32,6 +32,7 @@ from tarkit.curate.sources.items import (
     shown,
     text_of,
 )
+from tarkit.curate.sources.stored_items import StoredItems
 from tarkit.images import PICTURE_SUFFIXES
 
 SIDE_SUFFIXES = (".txt", ".caption", ".json")
@@ -42,57 +43,106 @@ def list_folder(root: Path, excluded: Set[Path]) -> Listing:
     """The pictures below `root`, sorted by path; a note counts other files but `excluded` ones.
 
     Folders that tarkit made, such as the --out of an earlier command, are left out, with a note.
+    Memory holds the names of one folder, and those of the folders above it.
     """
-    items: list[SourceItem] = []
-    others: Counter[str] = Counter()
-    tables: list[Path] = []
-    made: list[str] = []
-    num_system = 0
+    walk = _Walk(root, excluded)
+    items = StoredItems(walk.items())
+    return Listing("folder", items, tuple(walk.notes()), tuple(sorted(walk.tables)))
 
-    def unreadable(error: OSError) -> None:
-        name = shown(os.path.relpath(error.filename, root))
-        items.append(SourceItem(name, error=f"the folder cannot be read: {error.strerror}"))
 
-    real_root = root.resolve()
-    for folder, subfolders, names in os.walk(root, onerror=unreadable):
-        here = Path(folder)
-        for name in list(subfolders):
-            if is_made(here / name):
-                subfolders.remove(name)
-                made.append(shown(os.path.relpath(here / name, root)))
-        for name in subfolders:
-            if (here / name).is_symlink():
-                link = shown(os.path.relpath(here / name, root))
-                items.append(SourceItem(link, error="a link to a folder is not followed"))
-        system = {name for name in names if is_system_file(here.relative_to(root) / name)}
-        num_system += len(system)
-        names = [name for name in names if name not in system]
-        texts = {unicodedata.normalize("NFC", name): name for name in names}
-        used = set()
-        for name in names:
-            stem, _, suffix = name.rpartition(".")
-            if stem and suffix.lower() in PICTURE_SUFFIXES:
-                beside = [
-                    texts[file]
-                    for suffix in SIDE_SUFFIXES
-                    if (file := unicodedata.normalize("NFC", stem + suffix)) in texts
-                ]
-                item, read = _file_item(here / name, root, real_root, beside)
-                used |= {name, *read}
-                items.append(item)
-        found = [here / name for name in names if name in METADATA]
-        tables += [path for path in found if path.resolve() not in excluded]
-        for name in set(names) - used - {path.name for path in found}:
-            if (here / name).resolve() not in excluded:
-                others[shown(Path(name).suffix) or "without suffix"] += 1
-    items.sort(key=lambda item: item.name)
-    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
-    notes = [f"{sum(others.values())} files are not pictures: {suffixes}"] if others else []
-    if made:
-        notes.append(f"{len(made)} folders that tarkit made are left out: {_some(sorted(made))}")
-    if num_system:
-        notes.append(SYSTEM_NOTE.format(num_system))
-    return Listing("folder", tuple(items), tuple(notes), tuple(sorted(tables)))
+class _Walk:
+    """One pass over a folder: its pictures in the order of their paths, and what else is there."""
+
+    def __init__(self, root: Path, excluded: Set[Path]) -> None:
+        self.root, self.real_root, self.excluded = root, root.resolve(), excluded
+        self.tables: list[Path] = []
+        self.made: list[str] = []
+        self.others: Counter[str] = Counter()
+        self.num_system = 0
+
+    def items(self) -> Iterator[SourceItem]:
+        """Every picture, and every link or folder that gives none, with its reason."""
+        folders = [self._folder(self.root)]
+        while folders:
+            found = next(folders[-1], None)
+            if found is None:
+                folders.pop()
+            elif isinstance(found, Path):
+                folders.append(self._folder(found))
+            else:
+                yield found
+
+    def _folder(self, here: Path) -> Iterator[SourceItem | Path]:
+        """The items of a folder, and its subfolders to walk, sorted as their paths are."""
+        try:
+            with os.scandir(here) as scan:
+                kinds = {e.name: (_is_folder(e), e.is_symlink()) for e in scan}
+        except OSError as error:
+            yield SourceItem(self._shown(here), error=f"it cannot be read: {error.strerror}")
+            return
+        files = {name for name, (is_folder, _) in kinds.items() if not is_folder}
+        system = {name for name in files if is_system_file(here.relative_to(self.root) / name)}
+        self.num_system += len(system)
+        files -= system
+        texts = {unicodedata.normalize("NFC", name): name for name in files if _is_side(name)}
+        unused = set(files)
+        # A slash sorts after a dot: the folder "a" comes after the file "a.png".
+        for name in sorted(
+            kinds.keys() - system,
+            key=lambda name: shown(name + "/" if kinds[name] == (True, False) else name),
+        ):
+            is_folder, is_link = kinds[name]
+            if is_folder and is_link:
+                yield SourceItem(
+                    self._shown(here / name), error="a link to a folder is not followed"
+                )
+            elif is_folder and is_made(here / name):
+                self.made.append(self._shown(here / name))
+            elif is_folder:
+                yield here / name
+            elif _is_picture(name):
+                stem = name.rpartition(".")[0]
+                sides = [unicodedata.normalize("NFC", stem + suffix) for suffix in SIDE_SUFFIXES]
+                beside = [texts[side] for side in sides if side in texts]
+                item, read = _file_item(here / name, self.root, self.real_root, beside)
+                unused -= {name, *read}
+                yield item
+        for name in unused:
+            path = here / name
+            if name in METADATA and path.resolve() not in self.excluded:
+                self.tables.append(path)
+            elif path.resolve() not in self.excluded:
+                self.others[shown(path.suffix) or "without suffix"] += 1
+
+    def _shown(self, path: Path) -> str:
+        return shown(os.path.relpath(path, self.root))
+
+    def notes(self) -> Iterator[str]:
+        """What was left out, for people."""
+        if self.others:
+            suffixes = ", ".join(f"{n} {suffix}" for suffix, n in sorted(self.others.items()))
+            yield f"{sum(self.others.values())} files are not pictures: {suffixes}"
+        if self.made:
+            names = sorted(self.made)
+            yield f"{len(names)} folders that tarkit made are left out: {_some(names)}"
+        if self.num_system:
+            yield SYSTEM_NOTE.format(self.num_system)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
+
+
+def _is_picture(name: str) -> bool:
+    stem, _, suffix = name.rpartition(".")
+    return bool(stem) and suffix.lower() in PICTURE_SUFFIXES
+
+
+def _is_side(name: str) -> bool:
+    return name.endswith(SIDE_SUFFIXES)
 
 
 def _some(names: Sequence[str]) -> str:

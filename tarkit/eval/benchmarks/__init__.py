@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PICTURES: Mapping[str, tuple[str, ...]] = {
     "geneval": ("geneval-dir", "adm-npz"),
+    "geneval2": ("geneval2-json", "adm-npz"),
     "dpg": ("dpg-grid", "adm-npz"),
 }
 """Benchmarks of prompts, for which a model draws pictures."""

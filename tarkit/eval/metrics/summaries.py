@@ -34,13 +34,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PictureScores:
-    """Verdicts (P, n) on pictures of P prompts; `chance` (P,) those on shuffled ones."""
+    """Verdicts (P, n) on pictures of P prompts; `chance` (P,) those on shuffled ones.
+
+    `clauses` are the verdicts on each picture's clauses, P * n of them, prompt by prompt.
+    """
 
     tasks: Sequence[str]
     columns: Sequence[str]
     correct: Bools
     failed: Bools
     chance: Floats
+    clauses: Sequence[Sequence[bool]] | None = None
 
 
 def picture_results(scores: PictureScores) -> dict[str, Any]:
@@ -53,6 +57,7 @@ def picture_results(scores: PictureScores) -> dict[str, Any]:
         **everything,
         "micro": _plain(micro(values[six])) if six.any() else None,
         "any_of_n": _plain(micro(any_of_n(scores.correct)[six])) if six.any() else None,
+        **_clause_means(scores, six),
         "columns": {
             name: _task_means(values[columns == name], tasks[columns == name])
             for name in COLUMNS
@@ -62,6 +67,23 @@ def picture_results(scores: PictureScores) -> dict[str, Any]:
         "coverage": 1.0 - float(scores.failed.mean()),
         "num_prompts": len(values),
         "num_pictures": int(scores.correct.size),
+    }
+
+
+def _clause_means(scores: PictureScores, six: Bools) -> dict[str, Any]:
+    """Soft-TIFA's means (GenEval 2) of exact verdicts 0 and 1, over the prompts of `micro`.
+
+    The atoms of a prompt are its clauses, such as "two red circles": GenEval 2 cuts finer. The
+    geometric mean of verdicts is 1 where all hold, else 0.
+    """
+    if scores.clauses is None or not six.any():
+        return {}
+    shape = scores.correct.shape
+    shares = np.array([np.mean(each) for each in scores.clauses]).reshape(shape).mean(axis=1)
+    whole = np.array([all(each) for each in scores.clauses]).reshape(shape).mean(axis=1)
+    return {
+        "clauses_am": _plain(micro(shares[six])),
+        "clauses_gm": _plain(micro(whole[six])),
     }
 
 

@@ -94,8 +94,8 @@ def test_an_empty_or_absent_folder_or_an_artifact_is_refused(tmp_path: Path) -> 
         UserError, match="notes.md is neither a folder, a .parquet, a .tar nor a .tar.gz"
     ):
         list_source(tmp_path / "notes.md")
-    text(tmp_path / "manifest.json", "{}")
-    with pytest.raises(UserError, match="is an artifact of tarkit already\ntarkit inspect"):
+    text(tmp_path / "manifest.json", '{"kind": "tokens", "settings": {}}')
+    with pytest.raises(UserError, match="was made by tarkit already: it holds tokens\ntarkit ins"):
         list_source(tmp_path)
 
 

@@ -28,5 +28,7 @@ def test_every_benchmark_is_a_command_and_in_the_help_of_prepare() -> None:
 
 
 def test_a_module_beside_the_benchmarks_is_no_benchmark() -> None:
-    with pytest.raises(UserError, match="no benchmark 'choices': known are geneval, dpg, pope"):
+    with pytest.raises(
+        UserError, match="no benchmark 'choices': known are geneval, geneval2, dpg, pope"
+    ):
         load_benchmark("choices")

@@ -1,6 +1,7 @@
 """Figures of a report, by hand, and the tables that show them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def test_picture_figures_by_hand() -> None:
     # 13 x 2 pictures, 2 failed
     assert found["coverage"] == pytest.approx(24 / 26)
     assert found["chance"]["overall"] == pytest.approx(0.1)
+
+
+def test_the_means_of_clauses_are_those_of_exact_verdicts() -> None:
+    scores = picture_scores()
+    assert "clauses_am" not in picture_results(scores)
+    # A right picture fulfils both clauses, a wrong one the first of two; the last prompt is of the
+    # seventh task and does not count.
+    clauses = [[True, bool(right)] for right in scores.correct.ravel()]
+    found = picture_results(replace(scores, clauses=clauses))
+    # 6 prompts 1, 5 prompts (1 + .5) / 2 = .75, one prompt .5: 10.25 / 12
+    assert found["clauses_am"]["value"] == pytest.approx(10.25 / 12)
+    assert found["clauses_gm"] == found["micro"]
+    assert {k: v for k, v in found.items() if "clauses" not in k} == picture_results(scores)
 
 
 def test_columns_say_over_which_tasks_their_mean_goes() -> None:
