@@ -7,7 +7,7 @@ from it in the order of sums alone. `measure_forms` times them on this machine; 
 given holds for the process. Which form a product takes depends on its rows, on whether W is tall,
 and on its type of numbers, never on the time of day: the same table gives the same bits.
 
-Weights in the packed layouts of oneDNN, which would replace W, were at most 1.15 times as fast as
+Weights in the packed layouts of oneDNN, which would replace W, were at most 1.2 times as fast as
 the fastest of these forms, and slower with 1 and 2 rows. One product for the layers that read the
 same input (q, k and v; gate and up) took as long as one for each.
 
