@@ -86,6 +86,8 @@ COMMANDS = {
         f"eval {name}": f"eval {name} {made.data_of(name)} --out {OUT} {MODEL}"
         for name in ("pope", "mme", "mmbench", "seed", "gqa", "mmmu", "mmvp")
     },
+    "prepare": f"finetune tar --images raw --captions captions.csv --prepare --out {OUT}",
+    "compare": f"compare sketched sketched --images pictures --features-of tar --out {OUT}",
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
     "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
@@ -107,6 +109,7 @@ NOT_KILLED = {
     "version": "writes nothing",
     "bench": "writes nothing",
     "cat": "writes nothing",
+    "demo": "writes nothing",
     "doctor": "writes nothing",
     "ls": "writes nothing",
     "describe": "writes nothing",

@@ -185,14 +185,15 @@ PUBLISHED: Mapping[str, tuple[HubFile, ...]] = {
 
 
 def find_part(named: Path, part: str) -> Path:
-    """The path of one part (ta_tok, ar_dtok or vqvae) by a path, a model's name or its hub id.
+    """The path of one part (ta_tok, ar_dtok, vqvae, mllm) by a path, a model's name or its hub id.
 
-    A path that does not exist is returned as it is, because its reader raises the error. Raises
-    UserError when the file of a name is not in the hub's cache.
+    Of an assembled model it is that part of it. A path that does not exist is returned as it is,
+    because its reader raises the error. Raises UserError when the file of a name is not in the
+    hub's cache.
     """
     name = str(named)
     if named.exists():
-        return named
+        return named / part if (named / part / "config.json").exists() else named
     if name in EMBEDDED:
         return EMBEDDED[name] / part
     places = PUBLISHED[part]

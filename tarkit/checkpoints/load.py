@@ -91,6 +91,10 @@ def _from_published(
     return fill(_empty(build, published.arch, path), state, path, REFETCH)
 
 
+START_SHA256 = "start_sha256"
+"""The key of an image VQ's config.json with the sha256 of the image VQ that it went on from."""
+
+
 def model_sha256(path: Path, kind: str) -> str:
     """The identity of a model: its config.json's sha256, or that of a published file."""
     return remembered_sha256(path) if path.is_file() else str(read_config(path, kind)["sha256"])

@@ -1,8 +1,8 @@
 """The fastest forms of products on this machine (`models/skinny.py`), measured once and remembered.
 
-They lie in the user's cache folder, by processor, threads, version of torch and type of numbers, so
-that a seed draws the same codes in the next process. Another machine, or the same one after the
-file has been deleted, may take other forms: its logits differ in the last digits.
+They lie in the user's cache folder, by processor, threads, version of torch, type of numbers and
+known forms, so that a seed draws the same codes in the next process. Another machine, or the same
+one after the file has been deleted, may take other forms: its logits differ in the last digits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tarkit.artifacts.files import write_once, write_whole
-from tarkit.models.skinny import MIN_WEIGHTS, Forms, are_forms, measure_forms, use_forms
+from tarkit.models.skinny import FORMS, MIN_WEIGHTS, Forms, are_forms, measure_forms, use_forms
 
 log = logging.getLogger("tarkit")
 
@@ -54,7 +54,7 @@ def _forms(dtype: torch.dtype) -> Forms:
 
 
 def _cache_file(dtype: torch.dtype) -> Path:
-    facts = (_processor(), torch.get_num_threads(), torch.__version__, str(dtype))
+    facts = (_processor(), torch.get_num_threads(), torch.__version__, str(dtype), *FORMS)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return base / "tarkit" / "product_forms" / f"{name}.json"

@@ -97,7 +97,8 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact.",
+            help="Many prompts: .txt (one per line), .jsonl, .csv, .parquet or a prompts artifact; "
+            "of an images artifact the captions.",
         ),
     ] = None,
     image: Annotated[
@@ -127,7 +128,7 @@ def generate(
     """Draw pictures of a prompt, or of every prompt of a file."""
     from tarkit.inference import generate as verb
 
-    _require_one_source(prompt, prompts, image=image, limit=samples.limit)
+    _require_one_source(prompt, prompts, image=image, samples=samples)
     reflection = reflecting.reflection()
     sampling = drawing.sampling() | detokenizer.sampling()
     draft_path = part_of(helpers.draft, "ar_dtok") if helpers.draft else None
@@ -141,6 +142,7 @@ def generate(
             scale=drawing.scale,
             sampling=sampling,
             limit=samples.limit,
+            split=samples.split,
             reflection=reflection,
             device=device_of(model_options.device),
             size_px=detokenizer.size,
@@ -175,14 +177,16 @@ def generate(
 
 
 def _require_one_source(
-    prompt: str | None, prompts: Path | None, *, image: list[Path] | None, limit: int | None
+    prompt: str | None, prompts: Path | None, *, image: list[Path] | None, samples: SampleOptions
 ) -> None:
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give either a PROMPT or --prompts FILE")
     if prompts is not None and image:
         raise typer.BadParameter("--image goes with a PROMPT, not with --prompts")
-    if prompts is None and limit is not None:
+    if prompts is None and samples.limit is not None:
         raise typer.BadParameter("--limit goes with --prompts, not with a PROMPT")
+    if prompts is None and samples.split is not None:
+        raise typer.BadParameter("--split goes with --prompts, not with a PROMPT")
 
 
 @command(group, "describe")

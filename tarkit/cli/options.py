@@ -150,6 +150,15 @@ CodeServerOption = Annotated[
     ),
 ]
 
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="NAME",
+        help="Only pictures of this split of an images artifact: train, test, ...",
+    ),
+]
+
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Also make the failed rows of finished shards again.")
 ]
@@ -281,6 +290,7 @@ class SampleOptions:
     n: NumSamples = 1
     seed: Seed = 0
     limit: Limit = None
+    split: Split = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,12 +109,22 @@ class StartOptions:
             "--vqvae", metavar="DIR|TOML", help="The image VQ; default: LlamaGen's VQ-16."
         ),
     ] = None
+    ar_dtok: Annotated[
+        Path | None,
+        typer.Option(
+            "--ar-dtok", metavar="DIR|TOML", help="AR-DTok, with which grpo draws; default: 256 px."
+        ),
+    ] = None
+    sana: Annotated[
+        Path | None,
+        typer.Option("--sana", metavar="DIR|HUB-ID", help="SANA; default: SANA-0.6B at 512 px."),
+    ] = None
     size_px: Annotated[
         int | None,
         typer.Option("--size", metavar="PX", min=1, help="Side of the pictures of the image VQ."),
     ] = None
     text_tokens: Annotated[
-        int, typer.Option("--text-tokens", min=1, help="Text tokens of a chat, on average.")
+        int, typer.Option("--text-tokens", min=1, help="Text tokens of a chat, caption or prompt.")
     ] = 100
     picture_kb: Annotated[
         float, typer.Option("--picture-kb", min=0, help="Kilobytes of a picture on the disk.")
@@ -122,7 +132,8 @@ class StartOptions:
     from_images: Annotated[
         bool,
         typer.Option(
-            "--from-images", help="AR-DTok encodes --images while it trains; default: --tokens."
+            "--from-images",
+            help="A de-tokenizer's training encodes --images as they come; default: --tokens.",
         ),
     ] = False
 
@@ -141,7 +152,8 @@ def plan(
         typer.Option(
             "--stage",
             metavar="NAME",
-            help="vqvae, tokenizer, ar-dtok or mllm; default: the one in the file's name.",
+            help="encoder, vqvae, tokenizer, ar-dtok, dif-dtok, mllm or grpo; default: that of the "
+            "file's name.",
         ),
     ] = None,
     mfu: Annotated[
@@ -227,6 +239,7 @@ def train_encoder(
     from tarkit.train import defaults, encoder
 
     config, changes = _settings(config, overrides, defaults.encoder_defaults)
+    _announce("encoder", config, out=out, overrides=changes, images=images)
     path = encoder.run(config, images=images, out=out, overrides=changes, regions_of=regions_of)
     return trained(path, as_json)
 
@@ -389,11 +402,21 @@ def train_dif_dtok(
     config, changes = _settings(
         config, overrides, lambda: defaults.dif_dtok_defaults(sana=Path(sana))
     )
+    ta_tok = part_of(tokenizer, "ta_tok")
+    _announce(
+        "dif_dtok",
+        config,
+        out=out,
+        overrides=changes,
+        images=images or (),
+        tokenizer=ta_tok,
+        sana=Path(sana),
+    )
     path = dif_dtok.run(
         config,
         images=images or (),
         tokens=tokens or (),
-        tokenizer=part_of(tokenizer, "ta_tok"),
+        tokenizer=ta_tok,
         sana=sana,
         out=out,
         overrides=changes,
@@ -510,6 +533,17 @@ def train_grpo(
 
     config, changes = _settings(
         config, overrides, lambda: defaults.grpo_defaults(chats=chats or ())
+    )
+    lm, ta_tok, dtok, image_vq = grpo.places_of(model)
+    _announce(
+        "grpo",
+        config,
+        out=out,
+        overrides=changes,
+        lm=lm,
+        tokenizer=ta_tok,
+        ar_dtok=dtok,
+        vqvae=image_vq,
     )
     path = grpo.run(
         config,

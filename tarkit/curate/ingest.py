@@ -53,6 +53,9 @@ class IngestConfig(Config):
     min_side_px: pydantic.PositiveInt = 16
     licence: str | None = None
     num_workers: pydantic.NonNegativeInt = 0
+    held_out_every: pydantic.PositiveInt | None = None
+    """Every so many-th picture of the sorted list gets the split "test", which trainings leave out,
+    and the others "train"; None: no picture has a split, and trainings take all of them."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class IngestPlan(ShardPlan):
     @property
     def recorded(self) -> Mapping[str, Any]:
         return {
-            **self.settings.model_dump(exclude={"num_workers"}),
+            **_settings_of_rows(self.settings),
             "form": self.listing.form,
             "num_pictures": len(self.listing.items),
             "listing_sha256": self.summary.sha256,
@@ -190,6 +193,16 @@ def _summary_of(items: Iterable[SourceItem]) -> _Summary:
     )
 
 
+def _settings_of_rows(config: IngestConfig) -> dict[str, Any]:
+    """The settings that decide a row; one that a manifest of an older version lacks, if it is set.
+
+    An artifact begun by that version can be continued.
+    """
+    settings = config.model_dump(exclude={"num_workers", "held_out_every"})
+    held_out = config.held_out_every
+    return settings if held_out is None else {**settings, "held_out_every": held_out}
+
+
 def _make_shard(
     artifact: Artifact, config: IngestConfig, items: Sequence[SourceItem], name: str, report: Report
 ) -> None:
@@ -207,8 +220,16 @@ def _pictures(
     first = int(name) * config.shard_size
     for index, item in enumerate(items[first : first + config.shard_size]):
         row, blob = _picture(item, f"{name}-{index:06d}", config)
+        row["split"] = _split_of(first + index, config.held_out_every)
         yield row | {column: item.origin.get(column) for column in origin_columns}, blob
         report(1, int(blob is None))
+
+
+def _split_of(number: int, held_out_every: int | None) -> str | None:
+    """The split of picture `number` of the sorted list."""
+    if held_out_every is None:
+        return None
+    return "test" if number % held_out_every == held_out_every - 1 else "train"
 
 
 def _picture(

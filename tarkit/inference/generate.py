@@ -137,6 +137,7 @@ def run_file(
     scale: int | None = None,
     sampling: Mapping[str, float | int] | None = None,
     limit: int | None = None,
+    split: str | None = None,
     reflection: Reflection | None = None,
     device: str = "cpu",
     size_px: int | None = None,
@@ -148,13 +149,14 @@ def run_file(
 ) -> Generated:
     """Draw `n` pictures of each prompt into `out`, with `samples.jsonl` and `sheet.png`.
 
-    `limit` takes the first prompts. `c2pa` signs as in `run`. A run that is continued gives
+    `limit` takes the first prompts, and `split` the captions of these pictures of an images
+    artifact. `c2pa` signs as in `run`. A run that is continued gives
     the same pictures: its batches stay the same, and a batch with a missing picture is drawn again
     as a whole.
     """
     from tarkit.artifacts.prompt_files import read_prompts  # pyarrow: not for a single prompt
 
-    texts = read_prompts(prompts, limit=limit)
+    texts = read_prompts(prompts, limit=limit, split=split)
     texts = [_checked(text, 0, f"prompt {row} of {prompts}") for row, text in enumerate(texts)]
     credentials = read_credentials(c2pa) if c2pa else None
     tar = Tar.load(

@@ -1,18 +1,21 @@
 """Products of a few rows with a large weight, as every decoding step does, in their fastest form.
 
-y = x W^T with 1 to 16 rows takes as long as it takes to read W, if the library's kernel keeps up.
+y = x W^T with 1 to 32 rows takes as long as it takes to read W, if the library's kernel keeps up.
 It often does not: `F.linear` reads W at a quarter to a half of memory's speed for 2 rows on one
 processor and for 4 on another. The same product has other forms, which need no copy of W and differ
 from it in the order of sums alone. `measure_forms` times them on this machine; what `use_forms` is
 given holds for the process. Which form a product takes depends on its rows, on whether W is tall,
 and on its type of numbers, never on the time of day: the same table gives the same bits.
 
+Weights in the packed layouts of oneDNN, which would replace W, were at most 1.15 times as fast as
+the fastest of these forms, and slower with 1 and 2 rows. One product for the layers that read the
+same input (q, k and v; gate and up) took as long as one for each.
+
 Letters: M rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
@@ -20,11 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_ROWS = 16
+MAX_ROWS = 32
+INT8_ROWS = 16
+"""More rows of int8 weights are multiplied in their own type."""
 MIN_WEIGHTS = 2**19
 """A smaller weight lies in a cache near the core, and its product takes the time of its call."""
 BLOCK = 32
-"""Outputs of one product of `_blocks`; a block of this size is read once for all rows."""
+"""Outputs of one product of a batch; a block of this size is read once for all rows."""
 
 
 def _turned(x: Tensor, weight: Tensor) -> Tensor:
@@ -42,12 +47,24 @@ def _blocks(x: Tensor, weight: Tensor) -> Tensor:
     return out.transpose(0, 1).reshape(M, outputs)
 
 
+def _turned_blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """As `_blocks`, each product the other way round: fastest with about 16 rows."""
+    (M, inputs), outputs = x.shape, weight.shape[0]
+    if outputs % BLOCK:
+        return F.linear(x, weight)
+    count = outputs // BLOCK
+    turned = x.t().contiguous().expand(count, inputs, M)
+    out = torch.bmm(weight.view(count, BLOCK, inputs), turned)
+    return out.view(outputs, M).t().contiguous()
+
+
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": F.linear,
     "turned": _turned,
     "blocks": _blocks,
+    "turned blocks": _turned_blocks,
 }
-# The form by type of numbers and shape of W ("float32 tall", "float32 wide"), for 1 to 16 rows.
+# The form by type of numbers and shape of W ("float32 tall", "float32 wide"), for 1 to 32 rows.
 Forms = Mapping[str, list[str]]
 
 _forms: dict[str, list[str]] = {}
@@ -79,29 +96,39 @@ def measure_forms(dtype: torch.dtype) -> dict[str, list[str]]:
     """The fastest form of products with weights in `dtype` on this machine's processor.
 
     A form other than `F.linear` is taken where it is 1.15 times as fast, so that chance does not
-    decide between equals. Takes about a second.
+    decide between equals. Of each form the shortest of five times counts, which lie some tenths of
+    a second apart: what else the machine does may lengthen some of them. Takes about two seconds.
     """
+    probed = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    # 64 MB in float32: more than the caches near the cores hold.
+    weights = {
+        shape: list(torch.empty(4, *shape, dtype=dtype).normal_())
+        for shape in ((4096, 1024), (1024, 4096))
+    }
+    inputs = {
+        (shape, rows): torch.empty(rows, shape[1], dtype=dtype).normal_()
+        for shape in weights
+        for rows in probed
+    }
+    shortest: dict[tuple[tuple[int, int], int, str], float] = {}
+    for _ in range(5):
+        for (shape, rows), x in inputs.items():
+            for name, form in FORMS.items():
+                started = time.perf_counter()
+                for weight in weights[shape]:
+                    form(x, weight)
+                seconds = time.perf_counter() - started
+                key = (shape, rows, name)
+                shortest[key] = min(seconds, shortest.get(key, seconds))
     measured: dict[str, list[str]] = {}
-    probed = (1, 2, 3, 4, 6, 8, 12, 16)
-    for shape in ((4096, 1024), (1024, 4096)):
-        # 64 MB in float32: more than the caches near the cores hold.
-        weights = list(torch.empty(4, *shape, dtype=dtype).normal_())
+    for shape in weights:
         best: dict[int, str] = {}
         for rows in probed:
-            x = torch.empty(rows, shape[1], dtype=dtype).normal_()
-            seconds: dict[str, list[float]] = {name: [] for name in FORMS}
-            for _ in range(5):
-                for name, form in FORMS.items():
-                    started = time.perf_counter()
-                    for weight in weights:
-                        form(x, weight)
-                    seconds[name].append(time.perf_counter() - started)
-            medians = {name: statistics.median(times) for name, times in seconds.items()}
-            fastest = min(medians, key=lambda name: medians[name])
-            gains = medians["linear"] >= 1.15 * medians[fastest]
-            best[rows] = fastest if gains else "linear"
+            times = {name: shortest[shape, rows, name] for name in FORMS}
+            fastest = min(times, key=lambda name: times[name])
+            best[rows] = fastest if times["linear"] >= 1.15 * times[fastest] else "linear"
         # Between two measured numbers of rows, that of the larger one.
-        measured[kind_of(weights[0])] = [
+        measured[kind_of(weights[shape][0])] = [
             best[next(rows for rows in probed if rows >= count)] for count in range(1, MAX_ROWS + 1)
         ]
     return measured
@@ -110,7 +137,7 @@ def measure_forms(dtype: torch.dtype) -> dict[str, list[str]]:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, (..., I) and (O, I) -> (..., O): `F.linear` but for the order of its sums.
 
-    With more than 16 rows, for gradients, on a GPU and for a small weight it is `F.linear`.
+    With more than 32 rows, for gradients, on a GPU and for a small weight it is `F.linear`.
     """
     rows = x.numel() // x.shape[-1]
     if (
@@ -159,7 +186,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if rows <= MAX_ROWS and x.device.type == "cpu":
+        if rows <= INT8_ROWS and x.device.type == "cpu":
             flat = x.reshape(rows, -1).bfloat16()
             out = torch._weight_int8pack_mm(flat, self.int8, self.scale16).to(x.dtype)
             out = out if self.bias is None else out + self.bias

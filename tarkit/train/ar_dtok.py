@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tarkit.artifacts.artifact import open_artifact
 from tarkit.checkpoints.directory import read_config
 from tarkit.checkpoints.load import (
+    START_SHA256,
     LoadedTaTok,
     load_ar_dtok,
     load_ta_tok,
@@ -48,7 +49,8 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.streams import draw_scale, mixed_pictures, picture_parents
 from tarkit.train.task import Amount, Figure, RowName
-from tarkit.train.workloads import Start, flops_by_scale
+from tarkit.train.workloads.ar_dtok import ar_dtok as workload
+from tarkit.train.workloads.workload import Start, flops_by_scale
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
 
@@ -101,7 +103,12 @@ class ArDtokTask:
         *,
         vqvae_sha256: str,
         start: Path | None = None,
+        vqvae_start_sha256: str | None = None,
     ) -> None:
+        """`start`: an AR-DTok that was trained with `vqvae`, or with the one that it went on from.
+
+        Those have the sha256 `vqvae_sha256` and `vqvae_start_sha256`.
+        """
         self.config = config
         self.source = source
         self.stream = source.stream
@@ -110,13 +117,15 @@ class ArDtokTask:
         self.vqvae_sha256 = vqvae_sha256
         # The encoders, which --images need in the first epoch, do not count.
         costs = Start(tokenizer=ta_tok.model.arch, vqvae=vqvae.arch)
-        self.costs = flops_by_scale("ar_dtok", config.model_dump(mode="json"), costs)
+        self.costs = flops_by_scale(workload, config.model_dump(mode="json"), costs)
         self.model: ArDtok
         if start is None:
             self.model = ArDtok(config.arch)
             self.model.reset_parameters()
         else:
-            self.model = _start_from(start, config.arch, ta_tok.sha256, vqvae_sha256)
+            self.model = _start_from(
+                start, config.arch, ta_tok.sha256, (vqvae_sha256, vqvae_start_sha256)
+            )
 
     def batch(self, step: int, size: int, part: int, parts: int) -> DtokBatch:
         rows = self.stream.batch(step, size, rank=part, world=parts)
@@ -207,19 +216,22 @@ def _require_fit(arch: ArDtokArch, ta_tok: LoadedTaTok, vqvae: Vqvae) -> None:
         )
 
 
-def _start_from(start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256: str) -> ArDtok:
+def _start_from(
+    start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256s: tuple[str, str | None]
+) -> ArDtok:
     """The AR-DTok at `start`, its position table resized to the `num_codes` of `arch`.
 
-    UserError where it has other codes or other sizes. A published file does not say which models
-    it was trained with.
+    `vqvae_sha256s`: the image VQ, and the one that its training went on from, whose codes mean
+    nearly the same. UserError where it has other codes or other sizes. A published file does not
+    say which models it was trained with.
     """
     config = read_config(start, "ar_dtok") if start.is_dir() else {}
-    for part, given in (("tokenizer", ta_tok_sha256), ("vqvae", vqvae_sha256)):
+    for part, fitting in (("tokenizer", (ta_tok_sha256,)), ("vqvae", vqvae_sha256s)):
         trained_with = config.get(f"{part}_sha256")
-        if config and trained_with != given:
+        if config and (trained_with is None or trained_with not in fitting):
             raise UserError(
                 f"{start} was trained with {part} {str(trained_with)[:12]}, "
-                f"--{part} is {given[:12]}",
+                f"--{part} is {fitting[0][:12]}",
                 hint=f"name the --{part} it was trained with, or leave --start out",
             )
     trained = load_ar_dtok(start)
@@ -291,7 +303,15 @@ def run(
         parents |= {f"tokens_{i}": path for i, path in enumerate(tokens)}
         # The order of the rows follows from their number, which a repaired artifact changes.
         more = {"rows": source.stream.total, "failed_rows": sum(source.num_failed.values())}
-    task = ArDtokTask(settings, source, ta_tok, image_vq, vqvae_sha256=vqvae_sha256, start=start)
+    task = ArDtokTask(
+        settings,
+        source,
+        ta_tok,
+        image_vq,
+        vqvae_sha256=vqvae_sha256,
+        start=start,
+        vqvae_start_sha256=read_config(vqvae).get(START_SHA256) if vqvae.is_dir() else None,
+    )
     return train(
         task,
         settings,

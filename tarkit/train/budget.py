@@ -23,12 +23,8 @@ from tarkit.train.plans import (
     start_of,
     workload_of,
 )
-from tarkit.train.workloads import (
-    WORKLOADS,
-    Settings,
-    Start,
-    Workload,
-)
+from tarkit.train.workloads.stages import WORKLOADS
+from tarkit.train.workloads.workload import Settings, Start, Workload
 
 LENGTH_STEP = 64  # tokens between the lengths that are tried
 
@@ -43,6 +39,8 @@ def run(
     tokenizer: Path | None = None,
     encoder: Path | None = None,
     vqvae: Path | None = None,
+    ar_dtok: Path | None = None,
+    sana: Path | None = None,
     size_px: int | None = None,
     text_tokens: int = 100,
     picture_kb: float = 100.0,
@@ -52,8 +50,9 @@ def run(
 ) -> Budget:
     """The budget of a training on `gpus` GPUs that run at the share `mfu` of their peak.
 
-    `tokenizer`, `encoder` and `vqvae` are trained models or the TOMLs of their trainings. `lm` and
-    `encoder` may be models of transformers, by folder or by hub id in the local cache. Raises
+    `tokenizer`, `encoder`, `vqvae` and `ar_dtok` are trained models or the TOMLs of their
+    trainings. `lm` and `encoder` may be models of transformers, and `sana` one of diffusers, by
+    folder or by hub id in the local cache. Raises
     UserError where the trainer or the GPU is unknown, where a size is missing, and where the
     training does not fit.
     """
@@ -68,6 +67,8 @@ def run(
         tokenizer=tokenizer,
         encoder=encoder,
         vqvae=vqvae,
+        ar_dtok=ar_dtok,
+        sana=sana,
         size_px=size_px,
         text_tokens=text_tokens,
         picture_kb=picture_kb,
@@ -120,6 +121,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
     if settings.get("micro_batch_tokens"):
         if fits({**settings, "micro_batch_tokens": settings["length"]}):
             mends.append(f"--set micro_batch_tokens={settings['length']}")
+    elif not workload.is_divisible:
+        mends += _smaller_batch(budget, settings, fits)
     elif most := _most_rows(budget, settings, workload):
         mends.append(f"--set micro_batch_size={most}")
     keys = _memory_keys(budget, settings)
@@ -132,7 +135,8 @@ def _mends(budget: Budget, settings: Settings, start: Start) -> list[str]:
         if gpu.memory > GPUS[budget.gpu].memory and fits(settings, name)
     ]
     mends += [f"--gpu {name}" for name in larger[:1]]
-    return mends or _together(keys, settings, fits) or [_too_large(budget)]
+    smallest: Settings = {"micro_batch_size": 1} if workload.is_divisible else {}
+    return mends or _together(keys, smallest, settings, fits) or [_too_large(budget)]
 
 
 def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
@@ -142,17 +146,33 @@ def _memory_keys(budget: Budget, settings: Settings) -> dict[str, Any]:
         keys["precision"] = "bf16"
     if not settings["activation_checkpointing"]:
         keys["activation_checkpointing"] = True
-    if settings["sharding"] == "none" and budget.gpus > 1 and settings["optimizer"] != "muon":
+    splits = budget.gpus > 1 and budget.stage != "grpo" and settings["optimizer"] != "muon"
+    if settings["sharding"] == "none" and splits:
         keys["sharding"] = "full"
     return keys
 
 
-def _together(keys: Settings, settings: Settings, fits: Callable[[Settings], bool]) -> list[str]:
-    """The fewest of `keys` with which the training fits, one row at a time if it must be."""
-    for more in ({}, {"micro_batch_size": 1}):
+def _smaller_batch(
+    budget: Budget, settings: Settings, fits: Callable[[Settings], bool]
+) -> list[str]:
+    """The option for the largest half, quarter and so on of a step that fits, in whole groups."""
+    unit = budget.gpus * settings.get("group", 1)
+    batch = settings["batch_size"]
+    while batch % (2 * unit) == 0:
+        batch //= 2
+        if fits({**settings, "batch_size": batch}):
+            return [f"--set batch_size={batch}"]
+    return []
+
+
+def _together(
+    keys: Settings, smallest: Settings, settings: Settings, fits: Callable[[Settings], bool]
+) -> list[str]:
+    """The fewest of `keys` with which the training fits, with `smallest` too if it must be."""
+    for more in ({}, smallest):
         for number in range(1, len(keys) + 1):
             for names in combinations(keys, number):
-                changed = {name: keys[name] for name in names} | more
+                changed = {**{name: keys[name] for name in names}, **more}
                 if fits({**settings, **changed}):
                     return [_options(changed)]
     return []
@@ -224,6 +244,7 @@ def in_words(budget: Budget) -> str:
         "frozen models": memory.frozen,
         "activations": memory.activations,
         "loss": memory.loss,
+        "before the pass": memory.before_pass,
     }
     lines = [
         ("steps", f"{budget.steps:,} of {budget.batch_size:,} {budget.unit}"),

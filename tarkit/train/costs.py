@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from tarkit.models.encoder import EncoderArch
 from tarkit.models.vqvae import (
     AttnBlock,
     ResBlock,
@@ -126,6 +127,40 @@ class Stack(NamedTuple):
         """Bytes of one block, computed again, in its backward pass: kept tensors and gradients."""
         one = self._replace(layers=1).kept_bytes(positions, c)
         return one + self.gradient_bytes(positions, c)
+
+
+def vit_stack(layers: int, width: int, heads: int, mlp_width: int) -> Stack:
+    """The blocks of SigLIP."""
+    return Stack(
+        layers, width, mlp_width, heads, heads, width // heads, gated=False, input_copies=4
+    )
+
+
+class PatchCosts(NamedTuple):
+    """From one picture's pixels to its positions: the stem's convolutions, if any, and patches."""
+
+    flops: float
+    inputs: float  # values that convolutions read
+    normed: float  # values that a stem's norms and GELUs read, each one
+
+    def kept(self, c: int) -> float:
+        """Bytes for backward: a norm and a GELU keep their input in float32."""
+        return c * self.inputs + 8 * self.normed
+
+
+def patch_costs(arch: EncoderArch) -> PatchCosts:
+    """Of a picture's way through the embeddings of the vision encoder."""
+    side, width = arch.size_px, 3
+    flops, inputs, normed = 0.0, 3.0 * side**2, 0.0
+    for channels in arch.stem_channels:
+        side = (side + 1) // 2
+        for source in (width, channels):
+            flops += 2 * 9 * source * channels * side**2
+            inputs += channels * side**2
+            normed += channels * side**2
+        width = channels
+    patch = arch.patch_px // 2 ** len(arch.stem_channels)
+    return PatchCosts(flops + 2 * width * patch**2 * arch.width * arch.grid**2, inputs, normed)
 
 
 def count(module: nn.Module) -> int:

@@ -42,6 +42,8 @@ from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.models.pixel_range import from_unit
 from tarkit.seeds import training_seed
 from tarkit.train.code_batches import require_no_weights
+from tarkit.train.condition_layers import DifDtok
+from tarkit.train.dif_dtok_costs import DifDtokCosts
 from tarkit.train.latent_batches import (
     LatentSource,
     PictureLatents,
@@ -51,16 +53,11 @@ from tarkit.train.latent_batches import (
 )
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
-from tarkit.train.parameters import count_parameters, save_trained_only
+from tarkit.train.parameters import count_parameters
 from tarkit.train.streams import mixed_pictures, picture_parents
-from tarkit.train.task import Figure, Mean, RowName
+from tarkit.train.task import Amount, Figure, Mean, RowName
 from tarkit.vocab import Scale, ScaleOdds, drawn_scales
 
-# Cross-attention (attn2) and the layers that embed the condition, as diffusers names them.
-TRAINED = ("attn2.", "caption_projection.", "caption_norm.")
-# Without a norm behind it, a bias of all keys alike changes no attention: its gradient is rounding,
-# which CAME would scale up to whole steps, others on each machine.
-WITHOUT_EFFECT = "attn2.to_k.bias"
 HINT = "--sana names a folder or hub id of a SANA in diffusers' layout"
 
 
@@ -113,38 +110,6 @@ class DifBatch(NamedTuple):
     dropped: Tensor  # (B,) bool: the negative embeddings are the condition
 
 
-class DifDtok(nn.Module):
-    """SANA's transformer, whose trained parameters alone are in the state dict.
-
-    The others come from the SANA that the training started from: a checkpoint is about a quarter of
-    the model.
-    """
-
-    def __init__(self, transformer: Any, *, trained: Literal["condition", "all"]) -> None:
-        super().__init__()
-        self.transformer: Any = transformer
-        frozen = () if transformer.config.qk_norm else (WITHOUT_EFFECT,)
-        parts = TRAINED if trained == "condition" else ("",)
-        for name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(
-                any(part in name for part in parts) and not name.endswith(frozen)
-            )
-        save_trained_only(self)
-
-    def forward(self, latents: Tensor, condition: Tensor, mask: Tensor, timestep: Tensor) -> Tensor:
-        """Noised latents (B, C, h, w), condition (B, n, W), its mask (B, n) and times (B,) in
-        [0, T] -> the predicted velocity (B, C, h, w).
-        """
-        out: Tensor = self.transformer(
-            latents,
-            encoder_hidden_states=condition,
-            encoder_attention_mask=mask,
-            timestep=timestep * self.transformer.config.timestep_scale,
-            return_dict=False,
-        )[0]
-        return out
-
-
 class DifDtokTask:
     """Flow matching of the VAE's latents given TA-Tok's features of the same square picture."""
 
@@ -174,6 +139,14 @@ class DifDtokTask:
         self.odds = odds / odds.sum()
         side = sana.size_px // sana.downsampling
         self.latent_shape = (int(sana.vae.config.latent_channels), side, side)
+        self.costs = DifDtokCosts.of(
+            sana.transformer,
+            sana.vae,
+            ta_tok.model.arch,
+            size_px=sana.size_px,
+            trains_all=config.trained == "all",
+            from_images=isinstance(source, PictureLatents),
+        )
 
     def batch(self, step: int, size: int, part: int, parts: int) -> DifBatch:
         """Every picture's numbers are drawn from the seed and its position in the stream."""
@@ -219,9 +192,11 @@ class DifDtokTask:
         predicted = model(noised, condition, mask, batch.timestep)
         errors = (predicted.to(latents.dtype) - (batch.noise - latents)).square()
         loss = errors.mean()
+        tokens = float(mask.sum(1).float().mean())
         figures: dict[str, Figure] = {
+            **self._work(batch, tokens),
             "sigma": float(batch.sigma.mean()),
-            "condition_tokens": float(mask.sum(1).float().mean()),
+            "condition_tokens": tokens,
             "dropped": float(batch.dropped.float().mean()),
         }
         of_pictures = errors.detach().flatten(1).mean(1)
@@ -230,6 +205,16 @@ class DifDtokTask:
             if len(own):
                 figures[f"loss_by_scale/{int(scale)}"] = Mean(float(own.mean()), len(own))
         return loss, figures
+
+    def _work(self, batch: DifBatch, tokens: float) -> dict[str, Figure]:
+        """The FLOPs of a pass whose pictures have `tokens` condition positions on average."""
+        costs, grid, frozen = self.costs, self.ta_tok.grid, 0.0
+        drawn = batch.scales.tolist()
+        present = [scale for scale in Scale if int(scale) in drawn]
+        for scale, dropped in zip(drawn, batch.dropped.tolist(), strict=True):
+            frozen += costs.frozen_flops(0 if dropped else Scale(scale).num_codes(grid), present)
+        trained = len(drawn) * costs.sana.training_flops(costs.positions, tokens)
+        return {"flops_per_s": Amount(trained + frozen), "float32_flops_per_s": Amount(frozen)}
 
     @torch.no_grad()
     def condition(

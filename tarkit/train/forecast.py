@@ -67,6 +67,8 @@ def forecast(
     tokenizer: Path | None = None,
     encoder: Path | None = None,
     vqvae: Path | None = None,
+    ar_dtok: Path | None = None,
+    sana: Path | None = None,
 ) -> Forecast | None:
     """The costs of a training on this process's device; None where they are not known.
 
@@ -79,6 +81,8 @@ def forecast(
             tokenizer=tokenizer,
             encoder=encoder,
             vqvae=vqvae,
+            ar_dtok=ar_dtok,
+            sana=sana,
             size_px=_side(images),
             from_images=bool(images),
         )

@@ -31,10 +31,12 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.checkpoints.directory import TOKENIZER
+from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
+from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.tar_model import Tar
 from tarkit.models.mllm import Packed, PackedLoss, code_log_probs
 from tarkit.scoring.scorers import Plan, Scorer, Shown, checked, plan_scorer
@@ -52,11 +54,13 @@ from tarkit.train.chat_batches import (
     supervision,
     weighted_loss,
 )
+from tarkit.train.grpo_costs import DtokCosts, PolicyCosts
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.processes import num_processes, sum_over_processes
 from tarkit.train.streams import Stream
 from tarkit.train.task import Amount, Figure, Mean
+from tarkit.train.workloads.language import LanguageCosts, language_costs
 from tarkit.vocab import Scale, Vocabulary
 
 if TYPE_CHECKING:
@@ -243,6 +247,8 @@ class GrpoTask:
         )
         self.model = Policy(tar.mllm.model, self.vocabulary, config)
         self.round: Round | None = None
+        self.chat_costs = language_costs(tar.mllm.model.config)
+        self.costs = _costs(config, tar, self.chat_costs)
         self.unscored: set[str] = set()
 
     def batch(self, step: int, size: int, part: int, parts: int) -> GrpoBatch:
@@ -331,7 +337,8 @@ class GrpoTask:
         self, model: nn.Module, batch: GrpoBatch, step: int
     ) -> tuple[Tensor, dict[str, Figure]]:
         config = self.config
-        if batch.prompts:
+        draws = bool(batch.prompts)
+        if draws:
             # Not in the background, as a round must be drawn with what the one before has taught.
             model.eval()
             self.round = self._draw_round(batch.prompts, batch.seeds)
@@ -359,6 +366,7 @@ class GrpoTask:
         loss = loss * (len(part) / size)
         figures: dict[str, Figure] = {
             **current.figures,
+            **self._work(current, part, batch.chats if chat_losses else None, draws=draws),
             "supervised_tokens_per_s": Amount(log_probs.numel()),
             "stopped": Mean(stopped, len(teaching)),
             "nats": Mean(-float(log_probs.detach().mean()), len(teaching)),
@@ -375,6 +383,30 @@ class GrpoTask:
             loss = loss + config.chats_weight * (chat_loss * share)
             figures |= chat_figures
         return loss, figures
+
+    def _work(
+        self, current: Round, part: Sequence[int], chats: Packed | None, *, draws: bool
+    ) -> dict[str, Figure]:
+        """The FLOPs of a step that learns from the pictures `part` of a round, and from chats.
+
+        `draws`: whether it drew the round.
+        """
+        if self.costs is None or self.chat_costs is None:
+            return {}
+        num_codes, drawing = current.codes.shape[1], 0.0
+        if draws:
+            drawing = sum(self.costs.drawing(len(p), num_codes) for p in current.prompts)
+        flops = drawing + sum(self.costs.learning(len(current.prompts[i]), num_codes) for i in part)
+        if draws:
+            read = (~current.log_probs[:, 0].isnan()).nonzero()[:, 0].tolist()
+            flops += sum(self.costs.reading(len(current.prompts[i]), num_codes) for i in read)
+        if chats is not None:
+            is_token = chats.chats >= 0
+            squares = ((2 * chats.positions + 1) * is_token).sum()
+            supervised = (chats.labels != self.vocabulary.IGNORED).sum()
+            counts = torch.stack([is_token.sum(), squares, supervised]).tolist()
+            flops += self.chat_costs.flops(*counts)
+        return {"flops_per_s": Amount(flops), "float32_flops_per_s": Amount(drawing)}
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
@@ -396,6 +428,17 @@ class GrpoTask:
             grid=self.tar.grid,
         )
         return self.tar.mllm.model, description | {"token_counts": config.get("token_counts")}
+
+
+def _costs(config: GrpoConfig, tar: Tar, language: LanguageCosts | None) -> PolicyCosts | None:
+    """What a picture costs; None where the costs of a part are not known."""
+    visual = tar.mllm.vocabulary.visual
+    if language is None or visual is None or not isinstance(tar.dtok, ArDetokenizer):
+        return None
+    head = visual.num_codes * language.stack.width
+    dtok = DtokCosts.of(tar.dtok.ar_dtok.arch, tar.dtok.vqvae.arch, tar.ta_tok.model.arch)
+    guided = config.prompt_guidance != 1
+    return PolicyCosts(language.stack, head, guided, dtok, config.guidance != 1)
 
 
 def _round_figures(scores: np.ndarray, gains: np.ndarray) -> dict[str, Figure]:
@@ -436,6 +479,15 @@ def _check_sizes(config: GrpoConfig, world: int, *, num_chats: int) -> None:
             f"chats_size is {config.chats_size} and --chats names {num_chats} artifacts",
             hint="--set chats_size=24 with --chats DIR, or neither",
         )
+
+
+def places_of(model: str) -> tuple[Path | None, Path | None, Path | None, Path | None]:
+    """Language model, TA-Tok, AR-DTok and image VQ of a model; none where it cannot be found."""
+    try:
+        places = find(model)
+    except UserError:
+        return None, None, None, None
+    return places.mllm, places.ta_tok, places.ar_dtok, places.vqvae
 
 
 def run(

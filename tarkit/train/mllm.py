@@ -67,7 +67,7 @@ from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import shrink
 from tarkit.train.parameters import save_trained_only
 from tarkit.train.task import Amount, Figure, RowName, Total
-from tarkit.train.workloads import language_costs
+from tarkit.train.workloads.language import language_costs
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 
 if TYPE_CHECKING:

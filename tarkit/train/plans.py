@@ -21,9 +21,11 @@ from torch import nn
 
 from tarkit.checkpoints.directory import read_arch, read_config
 from tarkit.checkpoints.hub import LANGUAGE_MODELS, find_folder
+from tarkit.checkpoints.sana import find_sana
 from tarkit.checkpoints.siglip import is_siglip, read_siglip_arch
 from tarkit.config import Config, load_config
 from tarkit.errors import UserError
+from tarkit.models.ar_dtok import ArDtokArch
 from tarkit.models.encoder import EncoderArch
 from tarkit.models.ta_tok import TaTokArch
 from tarkit.models.vqvae import VqvaeArch
@@ -38,13 +40,10 @@ from tarkit.train.parameters import (
     count_parameters,
     freeze_parameters,
 )
-from tarkit.train.workloads import (
-    WORKLOADS,
-    Settings,
-    Start,
-    Workload,
-    ta_tok_arch,
-)
+from tarkit.train.sana_costs import read_sana_configs
+from tarkit.train.workloads.stages import WORKLOADS
+from tarkit.train.workloads.tokenizer import ta_tok_arch
+from tarkit.train.workloads.workload import Settings, Start, Workload
 
 # The beginning of a TOML's name says which trainer reads it: mllm_sft.toml is train mllm's.
 CONFIGS = {
@@ -54,6 +53,8 @@ CONFIGS = {
     "ar_dtok": "tarkit.train.ar_dtok:ArDtokConfig",
     "mllm": "tarkit.train.mllm:MllmConfig",
     "lm": "tarkit.train.mllm:MllmConfig",
+    "dif_dtok": "tarkit.train.dif_dtok:DifDtokConfig",
+    "grpo": "tarkit.train.grpo:GrpoConfig",
 }
 ArchT = TypeVar("ArchT", bound=Config)
 LETTERS = ("", "k", "M", "G", "T", "P", "E", "Z")
@@ -73,15 +74,17 @@ class Memory(NamedTuple):
     frozen: float
     activations: float
     loss: float
+    before_pass: float  # what is computed without a gradient, and gone when the pass begins
     accumulates: bool  # gradients of earlier passes are there while a pass runs
 
     @property
     def peak(self) -> float:
-        """The larger of two moments: the end of a forward pass, and that of the backward pass."""
+        """The largest of three moments: before a pass, and at the ends of its two directions."""
         always = self.weights + self.gradient_buckets + self.optimizer + self.average + self.frozen
         forward = self.gathered + self.weight_copies + self.activations + self.loss
-        forward += self.gradients if self.accumulates else 0
-        return always + max(forward, self.gradients + self.tied)
+        earlier = self.gradients if self.accumulates else 0
+        end = self.gradients + self.tied
+        return always + max(forward + earlier, self.before_pass + earlier, end)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def start_of(
     tokenizer: Path | None = None,
     encoder: Path | None = None,
     vqvae: Path | None = None,
+    ar_dtok: Path | None = None,
+    sana: Path | None = None,
     size_px: int | None = None,
     text_tokens: int = 100,
     picture_kb: float = 100.0,
@@ -180,6 +185,8 @@ def start_of(
         tokenizer=_tokenizer_arch(tokenizer, encoder, lm) if tokenizer else None,
         encoder=_encoder_arch(encoder) if encoder else None,
         vqvae=_arch(VqvaeArch, vqvae, "vqvae") if vqvae else None,
+        ar_dtok=_arch(ArDtokArch, ar_dtok, "ar_dtok") if ar_dtok else None,
+        sana=read_sana_configs(find_sana(str(sana))) if sana else None,
         size_px=size_px,
         text_tokens=text_tokens,
         picture_bytes=1e3 * picture_kb,
@@ -293,7 +300,7 @@ def _budget(
         checkpointed=checkpointed,
         checkpoint_bytes=4 * saved + (memory.optimizer + memory.average) * parts,
         checkpoints=settings["keep_checkpoints"] + 1,
-        model_bytes=memory.weights * parts,
+        model_bytes=memory.weights * parts + workload.more_model_bytes,
         models=models + 1,
         read_bytes=steps * batch * workload.read_bytes,
         assumptions=workload.assumptions,
@@ -309,15 +316,7 @@ def memory_of(
     settings: Settings, workload: Workload, rows: int, *, passes: int, gpus: int
 ) -> tuple[Memory, float]:
     """The parts of a GPU's memory, and its activations with activation checkpointing."""
-    if settings["optimizer"] == "came":
-        raise UserError(
-            "what CAME keeps of this training is not known",
-            hint="--set optimizer=adamw, or muon",
-        )
     trained, kept = _trained(workload), workload.kept(rows)
-    # AdamW keeps two moments of a value, Muon one.
-    muon = settings["optimizer"] == "muon"
-    single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
     sharded, bf16 = settings["sharding"] == "full", settings["precision"] == "bf16"
     again = settings["activation_checkpointing"]
     parts = gpus if sharded else 1
@@ -330,14 +329,34 @@ def memory_of(
         gradients=4 * trained / parts,
         tied=(2 + (passes > 1)) * 4 * workload.tied / parts,
         gradient_buckets=4 * trained if gpus > 1 and not sharded else 0,
-        optimizer=(8 * trained - 4 * single) / parts,
+        optimizer=_optimizer_bytes(settings, workload, trained) / parts,
         average=4 * trained / parts if settings["ema"] else 0,
         frozen=4 * workload.frozen / (parts if workload.frozen_in_checkpoint else 1),
         activations=kept.checkpointed if again else kept.activations,
         loss=max(kept.loss, kept.block) if again else kept.loss,
+        before_pass=workload.before_pass(rows),
         accumulates=passes > 1,
     )
     return memory, kept.checkpointed
+
+
+def _optimizer_bytes(settings: Settings, workload: Workload, trained: int) -> float:
+    """Bytes of what the optimizer keeps: float32.
+
+    AdamW keeps two moments of a value, Muon one. CAME keeps one, two vectors of rows and two of
+    columns of a matrix, and of a vector the squares too.
+    """
+    if settings["optimizer"] != "came":
+        muon = settings["optimizer"] == "muon"
+        single = sum(p.numel() for p in hidden_matrices(workload.model)) if muon else 0
+        return 8 * trained - 4 * single
+    factors = 0
+    for parameter in workload.model.parameters():
+        if parameter.requires_grad:
+            values, shape = parameter.numel(), parameter.shape
+            lines = 2 * (values // shape[-1] + values // shape[-2]) if len(shape) > 1 else values
+            factors += lines
+    return 4 * (trained + factors)
 
 
 def _gathered(model: nn.Module, c: int) -> float:

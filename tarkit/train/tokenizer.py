@@ -60,7 +60,8 @@ from tarkit.train.streams import (
     source_names,
 )
 from tarkit.train.task import Amount, Figure, Mean, RowName
-from tarkit.train.workloads import Start, flops_by_scale
+from tarkit.train.workloads.tokenizer import tokenizer as workload
+from tarkit.train.workloads.workload import Start, flops_by_scale
 from tarkit.vocab import Scale, ScaleOdds
 
 
@@ -277,7 +278,7 @@ class TokenizerTask:
         self._step = -1
         self._codes: list[Tensor] = []  # of that step's micro-batches
         start = Start(encoder=encoder.arch, embedding_width=embeddings.table.shape[1])
-        self.costs = flops_by_scale("tokenizer", config.model_dump(mode="json"), start)
+        self.costs = flops_by_scale(workload, config.model_dump(mode="json"), start)
 
     def start_from_data(self, device: torch.device) -> None:
         """Start whitening and projection from 256 pictures, where they do not start by themselves.

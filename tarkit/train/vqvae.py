@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.parquet import read_bounds
 from tarkit.artifacts.remote import url_of
-from tarkit.checkpoints.load import load_vqvae
+from tarkit.checkpoints.load import START_SHA256, load_vqvae, model_sha256
 from tarkit.checkpoints.lpips import load_lpips
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -107,12 +107,17 @@ class VqvaeTask:
         stream: PictureStream,
         *,
         start: Vqvae | None = None,
+        start_sha256: str | None = None,
         lpips: Lpips | None = None,
     ) -> None:
-        """`start`: the image VQ to go on with, which is trained in place."""
+        """`start`: the image VQ to go on with, which is trained in place; its sha256 is recorded.
+
+        An AR-DTok that was trained with `start` can then go on with this one.
+        """
         self.config = config
         self.stream = stream
         self.started = start is not None
+        self.start_sha256 = start_sha256
         self.lpips = lpips
         # Channels last: a tenth faster on CPUs, same numbers.
         self.vqvae: Vqvae = (start or Vqvae(config.arch)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -257,6 +262,7 @@ class VqvaeTask:
             "kind": "vqvae",
             "arch": self.config.arch.model_dump(mode="json"),
             "figures": {**figures, "pictures": count},
+            **({START_SHA256: self.start_sha256} if self.start_sha256 else {}),
         }
 
 
@@ -386,6 +392,7 @@ def run(
         settings,
         stream,
         start=_load_start(start, settings.arch) if start else None,
+        start_sha256=model_sha256(start, "vqvae") if start else None,
         lpips=_load_lpips(settings, lpips),
     )
     parents = picture_parents(images) | ({"start": start} if start else {})

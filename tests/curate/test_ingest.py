@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.curate.ingest import IngestPlan
 from tarkit.curate.score import ScorePlan
 from tarkit.errors import UserError
@@ -360,3 +361,25 @@ def test_a_source_without_rows_is_refused_before_anything_is_begun(tmp_path: Pat
     with pytest.raises(UserError, match="there is nothing to make .* of: the input has no rows"):
         ingested(tmp_path / "x.parquet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_every_third_picture_is_held_out_of_trainings(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for number in range(7):
+        (folder / f"{number}.png").write_bytes(encoded("PNG"))
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    overrides = ["held_out_every=3", "shard_size=2"]
+    made = IngestPlan(folder, out=tmp_path / "out", overrides=overrides).run()
+    rows = [row["split"] for name in made.shards for row in made.rows(name)]
+    assert rows == ["train", "train", "test", "train", "train", "test", "train"]
+    assert read_prompts(made.path, split="test") == ["picture 2", "picture 5"]
+    assert len(read_prompts(made.path)) == 7
+    with pytest.raises(UserError, match="holds no picture of the split 'valid' with a caption"):
+        read_prompts(made.path, split="valid")
+    (tmp_path / "prompts.txt").write_text("a ring\n")
+    with pytest.raises(UserError, match="have a split, and .*prompts.txt holds none"):
+        read_prompts(tmp_path / "prompts.txt", split="test")
+    whole = IngestPlan(folder, out=tmp_path / "whole").run()
+    assert [row["split"] for name in whole.shards for row in whole.rows(name)] == [None] * 7
+    assert "held_out_every" not in whole.settings

@@ -39,8 +39,8 @@ from tarkit.config import write_toml
 from tarkit.images import png_bytes
 from tarkit.train.adapters import AdapterConfig
 from tarkit.train.ar_dtok import ArDtokConfig
+from tarkit.train.contrastive import EncoderConfig
 from tarkit.train.dif_dtok import DifDtokConfig
-from tarkit.train.encoder import EncoderConfig
 from tarkit.train.grpo import GrpoConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.tokenizer import TokenizerConfig
@@ -544,6 +544,8 @@ def _begun(folder: Path) -> None:
     shutil.move(OUT, "answered")
     run(folder, f"curate render --set count=6 --set shard_size=2 --set num_workers=1 --out {OUT}")
     shutil.move(OUT, "torn")
+    run(folder, "generate --prompts pictures --model tar --device cpu --out trial")
+    shutil.move("trial", "sketched")
     os.truncate("torn/00000.tar", 700)
     os.unlink("torn/00001.parquet")
     shutil.rmtree("trial")

@@ -22,7 +22,7 @@ def values(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 32])
 @pytest.mark.parametrize("shape", [(96, 40), (40, 96), (50, 30)])
 def test_every_form_is_the_product(name: str, rows: int, shape: tuple[int, int]) -> None:
     x, weight = values(rows, shape[1]), values(*shape)
@@ -45,10 +45,10 @@ def test_the_table_decides_by_rows_shape_and_type(monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setitem(FORMS, name, spy)
     weight = values(*LARGE)
-    skinny.use_forms({"float32 tall": ["linear", "turned", *["blocks"] * 14]})
-    for rows in (1, 2, 3, 16, 17):
+    skinny.use_forms({"float32 tall": ["linear", "turned", *["blocks"] * (MAX_ROWS - 2)]})
+    for rows in (1, 2, 3, MAX_ROWS, MAX_ROWS + 1):
         product(values(rows, 512), weight)
-    # One row is linear, and so are 17, which no table has.
+    # One row is linear, and so are 33, which no table has.
     assert taken == ["turned", "blocks", "blocks"]
     taken.clear()
     product(values(2, 1024), weight.T.contiguous())  # wide: the table has none

@@ -22,10 +22,11 @@ from tarkit.errors import UserError
 from tarkit.models.ar_dtok import resize_positions
 from tarkit.models.ta_tok import TaTok
 from tarkit.models.vqvae import Vqvae
-from tarkit.train import ar_dtok
+from tarkit.train import ar_dtok, vqvae
 from tarkit.train.ar_dtok import ArDtokConfig, ArDtokTask, DtokBatch, _start_from
 from tarkit.train.code_batches import Codes, PictureCodes, SizedPixels
 from tarkit.train.streams import PictureRow, picture_stream
+from tarkit.train.vqvae import VqvaeConfig
 from tarkit.vocab import Scale
 from tests import parts
 
@@ -404,5 +405,34 @@ def test_a_published_file_starts_a_training_without_naming_its_parts(tmp_path: P
     file = Path(__file__).parents[1] / "goldens/ar_dtok_tiny.pth"
     arch = load_ar_dtok(file).arch
     assert torch.equal(
-        _start_from(file, arch, "a", "b").abs_pe, load_ar_dtok(file).state_dict()["abs_pe"]
+        _start_from(file, arch, "a", ("b", None)).abs_pe, load_ar_dtok(file).state_dict()["abs_pe"]
     )
+
+
+def test_it_goes_on_with_an_image_vq_that_went_on_from_its_own(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = VqvaeConfig(arch=parts.VQVAE, steps=1, batch_size=2, learning_rate=1e-3)
+    (tmp_path / "vqvae.toml").write_text(write_toml(settings))
+    went_on = vqvae.run(
+        tmp_path / "vqvae.toml", images=[pictures], start=models["vqvae"], out=tmp_path / "vqvae"
+    )
+    other = vqvae.run(tmp_path / "vqvae.toml", images=[pictures], out=tmp_path / "other")
+    mine = ar_dtok.run(
+        config(tmp_path, steps=1),
+        images=[pictures],
+        tokenizer=models["tokenizer"],
+        vqvae=went_on,
+        start=models["ar_dtok"],
+        out=tmp_path / "ar_dtok",
+    )
+    assert read_config(mine)["vqvae_sha256"] == parts.sha256(went_on)
+    with pytest.raises(UserError, match="was trained with vqvae"):
+        ar_dtok.run(
+            config(tmp_path, steps=1),
+            images=[pictures],
+            tokenizer=models["tokenizer"],
+            vqvae=other,
+            start=models["ar_dtok"],
+            out=tmp_path / "refused",
+        )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,19 +26,27 @@ from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.mllm import LmArch, PackedLoss, build, from_scratch, pack, skeleton
 from tarkit.models.ta_tok import TaTok, TaTokArch
 from tarkit.models.vqvae import Vqvae, VqvaeArch
-from tarkit.train import workloads
 from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.ar_dtok import ArDtokConfig
 from tarkit.train.budget import run
-from tarkit.train.costs import Stack, count
+from tarkit.train.condition_layers import DifDtok
+from tarkit.train.contrastive import EncoderConfig, Pair, SigLip
+from tarkit.train.costs import Stack, conv_flops, count
+from tarkit.train.dif_dtok import DifDtokConfig
 from tarkit.train.gpus import GPUS, USABLE
+from tarkit.train.grpo import GrpoConfig, Policy
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.mllm import MllmConfig
+from tarkit.train.optimizers import make_optimizers
 from tarkit.train.plans import Budget, plan
+from tarkit.train.sana_costs import SanaConfigs
 from tarkit.train.tokenizer import TaTokSizes, TokenizerBatch, TokenizerConfig, TokenizerModel
 from tarkit.train.vqvae import VqvaeConfig
-from tarkit.train.workloads import WORKLOADS, Start, Workload
-from tarkit.vocab import Scale
+from tarkit.train.workloads.ar_dtok import ar_dtok_stack
+from tarkit.train.workloads.language import language_costs, mllm
+from tarkit.train.workloads.stages import WORKLOADS
+from tarkit.train.workloads.workload import Start, Workload
+from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 from tests.train import peak_memory
 
 MEASURE = Path(__file__).with_name("peak_memory.py")
@@ -165,15 +174,120 @@ def vqvae_case(tmp_path: Path, precision: str) -> Case:
     return Case("vqvae", config, Start(size_px=64), model, loss, 0)
 
 
+def encoder_case(tmp_path: Path, precision: str) -> Case:
+    """Pictures of 256 positions, captions of 32 tokens."""
+    config = EncoderConfig.model_validate(
+        {**ONE, "arch": ENCODER, "text_width": 64, "text_length": 32, "text_vocab": 300}
+        | {"precision": precision}
+    )
+    model = SigLip(config)
+    ids = torch.randint(300, (8, 32))
+    pair = Pair(torch.randn(8, 3, 128, 128), ids, torch.ones(8, 32), torch.eye(8).bool())
+    return Case("encoder", config, Start(text_tokens=32), model, lambda: model(pair)[0], 0)
+
+
+SANA = SanaConfigs(
+    {"in_channels": 4, "out_channels": 4, "num_layers": 3, "num_attention_heads": 4}
+    | {"attention_head_dim": 16, "sample_size": 16, "num_cross_attention_heads": 2}
+    | {"cross_attention_head_dim": 32, "cross_attention_dim": 64},
+    {"latent_channels": 4, "attention_head_dim": 2, "encoder_block_out_channels": (8, 8)}
+    | {"encoder_block_types": ("ResBlock", "EfficientViTBlock"), "encoder_layers_per_block": (1, 1)}
+    | {"encoder_qkv_multiscales": ((), (5,)), "downsample_block_type": "conv"}
+    | {"decoder_block_out_channels": (8, 8), "decoder_layers_per_block": (1, 1)}
+    | {"decoder_qkv_multiscales": ((), (5,))},
+)
+
+
+def dif_dtok_case(tmp_path: Path, precision: str, **changes: Any) -> Case:
+    """256 positions of SANA, conditions of 64 positions, cross-attention alone trained."""
+    tokenizer = TaTokArch(
+        encoder=ENCODER.model_copy(update={"size_px": 64, "head": False}),
+        num_codes=256,
+        embedding_width=64,
+        code_width=64,
+    )
+    config = DifDtokConfig.model_validate(
+        {**ONE, "scale_ratio": (1, 0, 0), "precision": precision, **changes}
+    )
+    transformer = diffusers.SanaTransformer2DModel.from_config(
+        {**SANA.transformer, "caption_channels": 96}
+    )
+    model = DifDtok(transformer, trained=config.trained)
+    latents, condition = torch.randn(8, 4, 16, 16), torch.randn(8, 64, 96)
+    mask, times = torch.ones(8, 64, dtype=torch.int16), torch.arange(8)
+    return Case(
+        "dif_dtok",
+        config,
+        Start(tokenizer=tokenizer, sana=SANA),
+        model,
+        lambda: (model(latents, condition, mask, times) - latents).square().mean(),
+        0,
+    )
+
+
+def sana_case(tmp_path: Path, precision: str) -> Case:
+    """The same, and all of SANA trained."""
+    return dif_dtok_case(tmp_path, precision, trained="all")
+
+
+def grpo_case(tmp_path: Path, precision: str, **changes: Any) -> Case:
+    """Groups of four pictures of 64 codes each, after prompts of 16 tokens; no chats."""
+    tmp_path.mkdir(exist_ok=True)
+    lm = LmArch(width=256, layers=4, heads=4, kv_heads=2, mlp_width=640)
+    tokenizer = TaTokArch(
+        encoder=ENCODER.model_copy(update={"size_px": 64, "head": False}),
+        num_codes=256,
+        embedding_width=64,
+        code_width=64,
+    )
+    text = TextTokenizer(train_text_tokenizer(["a red circle"], vocab_size=300))
+    visual = VisualVocabulary(first_id=text.size, num_codes=256)
+    vocabulary = Vocabulary(text=text, visual=visual)
+    config = GrpoConfig.model_validate({**ONE, "group": 4, "precision": precision, **changes})
+    arch = from_scratch(lm, visual.size)
+    model = Policy(build(arch), vocabulary, config)
+    prompts, codes = [[1] * 16] * 8, torch.randint(256, (8, 64))
+    start = Start(
+        lm=written(tmp_path / "lm", from_scratch(lm, text.size)),
+        tokenizer=tokenizer,
+        text_tokens=16,
+    )
+    return Case(
+        "grpo",
+        config,
+        start,
+        model,
+        lambda: -model(prompts, codes, Scale.FULL, None)[0].mean(),
+        4 * 8 * 64 * 256,
+    )
+
+
 CASES = {
+    "encoder": encoder_case,
+    "dif_dtok": dif_dtok_case,
+    "sana": sana_case,
+    "grpo": grpo_case,
     "mllm": mllm_case,
     "lora": lora_case,
     "ar_dtok": ar_dtok_case,
     "tokenizer": tokenizer_case,
     "vqvae": vqvae_case,
 }
-STAGES = ["mllm", "lora", "ar_dtok", "tokenizer", pytest.param("vqvae", marks=pytest.mark.slow)]
-BF16 = [f"{stage} bf16" for stage in ("mllm", "lora", "ar_dtok", "tokenizer")]
+STAGES = [
+    "encoder",
+    "dif_dtok",
+    "sana",
+    "grpo",
+    "mllm",
+    "lora",
+    "ar_dtok",
+    "tokenizer",
+    pytest.param("vqvae", marks=pytest.mark.slow),
+]
+BF16 = [
+    f"{stage} bf16"
+    for stage in ("encoder", "dif_dtok", "grpo", "mllm", "lora", "ar_dtok", "tokenizer")
+]
 
 
 # ---- parameters ----------------------------------------------------------------------------------
@@ -186,7 +300,7 @@ def test_trained_parameters_are_those_that_get_a_gradient(stage: str, tmp_path: 
     parameters = list(case.model.parameters())
     trained = sum(p.numel() for p in parameters if p.grad is not None)
     assert case.budget.trained == trained
-    if stage != "ar_dtok":  # whose encoders are not part of the model
+    if stage not in ("ar_dtok", "dif_dtok", "sana", "grpo"):  # with models beside the trained one
         assert case.budget.frozen == sum(p.numel() for p in parameters) - trained
 
 
@@ -214,7 +328,7 @@ def test_the_matrices_of_a_stack_are_those_of_the_real_blocks(tmp_path: Path) ->
     real = sum(m.weight.numel() for m in encoder.encoder.modules() if isinstance(m, nn.Linear))
     assert Stack(27, 1152, 4304, 16, 16, 72, gated=False, input_copies=4).matrix_values == real
     real = sum(m.weight.numel() for m in dtok.layers.modules() if isinstance(m, nn.Linear))
-    assert workloads._ar_dtok_stack(dtok.arch).matrix_values == real
+    assert ar_dtok_stack(dtok.arch).matrix_values == real
 
 
 # ---- FLOPs and kept bytes ------------------------------------------------------------------------
@@ -223,6 +337,11 @@ def test_the_matrices_of_a_stack_are_those_of_the_real_blocks(tmp_path: Path) ->
 @pytest.mark.parametrize("stage", STAGES)
 def test_flops_are_those_that_torch_counts(stage: str, tmp_path: Path) -> None:
     case = CASES[stage](tmp_path, "no")
+    depthwise = 0
+    for name, weight in case.model.named_parameters() if stage == "sana" else ():
+        if "conv_depth.weight" in name:
+            weight.requires_grad_(False)
+            depthwise += 8 * 256 * 2 * weight.numel()
     # Attention as plain matrix products, whose backward pass torch counts without recomputation.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         case.loss().backward()
@@ -230,6 +349,8 @@ def test_flops_are_those_that_torch_counts(stage: str, tmp_path: Path) -> None:
     planned = budget.flops_per_step
     if stage == "tokenizer":  # its teacher is part of the step
         planned += budget.frozen_flops_per_step
+    if stage == "sana":  # for which torch counts a depthwise weight's gradient as a full one's
+        planned -= depthwise
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
@@ -315,7 +436,7 @@ def test_the_image_vqs_flops_at_the_papers_size_are_those_that_torch_counts() ->
         model, pixels = Vqvae(VqvaeArch()), torch.zeros(1, 3, 256, 256)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.encoder(pixels)
-    planned = workloads.conv_flops(model.encoder, 256)
+    planned = conv_flops(model.encoder, 256)
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
@@ -397,7 +518,7 @@ def test_the_mean_chat_by_hand(tmp_path: Path) -> None:
     # Four of five chats have a picture: 100 + 0.8 * 430 = 444.
     start = Start(lm=written(tmp_path / "lm", QWEN), tokenizer=TaTokArch())
     config = MllmConfig.model_validate(ONE)
-    workload = workloads.mllm(config.model_dump(), start)
+    workload = mllm(config.model_dump(), start)
     assert workload.tokens == pytest.approx(444)
     # Stored: 979 codes of all scales, 16 bits each, and the text.
     assert workload.read_bytes == pytest.approx(0.8 * 2 * 979 + 400)
@@ -610,8 +731,8 @@ def test_a_finetuning_of_the_published_tar_fits_a_card_of_24_gb() -> None:
 
 def test_frozen_matrices_under_adapters_cost_two_passes_of_three(tmp_path: Path) -> None:
     config = skeleton(QWEN).config
-    whole = workloads.language_costs(config)
-    adapted = workloads.language_costs(config, AdapterConfig(rank=16))
+    whole = language_costs(config)
+    adapted = language_costs(config, AdapterConfig(rank=16))
     assert whole and adapted
     matrices, head = whole.stack.matrix_values, 151_936 * 1536
     adapters = 28 * 16 * (2 * 3072 + 2 * 1792 + 3 * 10_496)
@@ -621,17 +742,51 @@ def test_frozen_matrices_under_adapters_cost_two_passes_of_three(tmp_path: Path)
     assert difference == pytest.approx(expected, rel=1e-9)
 
 
-def test_came_is_refused(tmp_path: Path) -> None:
-    case = CASES["mllm"](tmp_path, "no")
-    with pytest.raises(UserError, match="CAME"):
-        plan(
-            "mllm",
-            case.config.model_dump() | {"optimizer": "came"},
-            case.start,
-            gpus=1,
-            gpu="h100",
-            mfu=1,
-        )
+def test_what_came_keeps_is_what_is_planned(tmp_path: Path) -> None:
+    case = dif_dtok_case(tmp_path, "no")
+    assert case.config.optimizer == "came"
+    optimizers = make_optimizers(case.model, case.config)
+    case.loss().backward()
+    kept = 0
+    for optimizer in optimizers:
+        optimizer.step()
+        kept += sum(t.numel() * 4 for state in optimizer.state.values() for t in state.values())
+    assert case.budget.memory.optimizer == kept
+    # The factors are small beside the one value that is kept of each weight.
+    assert kept < 1.2 * 4 * case.budget.trained
+
+
+def test_a_plan_of_grpo_counts_the_drawing(tmp_path: Path) -> None:
+    plain = grpo_case(tmp_path / "a", "no")
+    guided = grpo_case(tmp_path / "b", "no", prompt_guidance=2.0)
+    rounds = grpo_case(tmp_path / "c", "no", round_steps=2, draw_size=16)
+    # Keys and values of 16 + 64 positions: 4 layers, 2 heads of 64, float32; AR-DTok's are more.
+    arch = ArDtokArch()
+    of_dtok = 8 * 4 * arch.layers * 2 * arch.width * (64 + arch.num_codes)
+    assert plain.budget.memory.before_pass == of_dtok
+    assert guided.budget.frozen_flops_per_step > plain.budget.frozen_flops_per_step
+    assert rounds.budget.memory.before_pass == 2 * of_dtok
+    assert rounds.budget.flops_per_step > plain.budget.flops_per_step
+    chats = {"chats_size": 8, "ratio": {"text": 1}, "length": 64}
+    beside = grpo_case(tmp_path / "d", "no", **chats)
+    assert beside.budget.tokens_per_step == plain.budget.tokens_per_step + 8 * 16
+
+
+def test_frozen_flops_of_dif_dtok_are_those_that_torch_counts(tmp_path: Path) -> None:
+    case = dif_dtok_case(tmp_path, "no", condition_dropout=0)
+    arch, vae = case.start.tokenizer, diffusers.AutoencoderDC.from_config(SANA.vae)
+    assert arch
+    start = replace(case.start, from_images=True)
+    settings = case.config.model_dump(mode="json")
+    budget = plan("dif_dtok", settings, start, gpus=1, gpu="h100", mfu=1)
+    ta_tok, codes = TaTok(arch).eval(), torch.randint(256, (8, 64))
+    ta_tok.condition(codes)  # the projected codebook stays
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        ta_tok.condition(codes)
+        ta_tok.encode(torch.randn(8, 3, 64, 64), [Scale.FULL])
+        vae.encode(torch.randn(8, 3, 32, 32))
+    assert budget.frozen_flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert budget.float32_flops_per_step == budget.frozen_flops_per_step
 
 
 @pytest.mark.parametrize(
@@ -641,11 +796,7 @@ def test_came_is_refused(tmp_path: Path) -> None:
         ("tokenizer.toml --gpus 64 --gpu h100", "how wide are they"),
         ("ar_dtok_512.toml --gpus 64 --gpu h100", "96 does not divide by 64 GPUs"),
         ("ar_dtok_512.toml --gpus 48 --gpu h1000", "no figures of a GPU named h1000"),
-        *(
-            (f"ar_dtok_512.toml --gpus 48 --gpu h100 --stage {stage}", f"{stage} names no training")
-            for stage in ("grpo", "encoder", "dif-dtok")
-        ),
-        ("dif_dtok_512.toml --gpus 8 --gpu h100", "dif_dtok_512.toml names no training whose"),
+        ("ar_dtok_512.toml --gpus 48 --gpu h100 --stage vae", "vae names no training whose"),
     ],
 )
 def test_what_cannot_be_planned_is_a_sentence(words: str, message: str) -> None:

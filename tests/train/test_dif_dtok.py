@@ -38,7 +38,9 @@ from tarkit.train.dif_dtok import DifBatch, DifDtokConfig, DifDtokTask, load_sta
 from tarkit.train.latent_batches import PictureLatents, StoredLatents, require_latents
 from tarkit.train.loop import begin_training, train
 from tarkit.train.metrics import is_documented
+from tarkit.train.plans import plan, start_of
 from tarkit.train.streams import picture_stream
+from tarkit.train.task import Amount
 from tarkit.vocab import Scale
 from tests import parts
 from tests.checkpoints.test_hub import empty_cache, snapshot
@@ -746,3 +748,19 @@ def test_settings_are_recorded_with_the_shift_that_was_used(
 if __name__ == "__main__":
     shown, ta_tok_dir, sana_dir, out_dir = map(Path, sys.argv[1:])
     exact_run(shown, ta_tok_dir, sana_dir, out_dir)
+
+
+def test_the_flops_that_are_logged_are_those_of_the_plan(
+    pictures: Path, models: dict[str, Path], sana: Path
+) -> None:
+    made = task(pictures, models, sana, scale_ratio=(0, 1, 0), condition_dropout=0)
+    batch = made.batch(0, 4, 0, 1)
+    _, figures = made.loss(made.model, batch, 0)
+    start = start_of(tokenizer=models["tokenizer"], sana=sana, from_images=True)
+    settings = made.config.model_dump(mode="json")
+    budget = plan("dif_dtok", settings, start, gpus=1, gpu="h100", mfu=0.4)
+    flops, slow = figures["flops_per_s"], figures["float32_flops_per_s"]
+    assert isinstance(flops, Amount) and isinstance(slow, Amount)
+    planned = budget.flops_per_step + budget.frozen_flops_per_step
+    assert flops.value == pytest.approx(planned)
+    assert slow.value == pytest.approx(budget.float32_flops_per_step)

@@ -14,7 +14,8 @@ from tarkit.errors import UserError
 from tarkit.models.encoder import VisionEncoder
 from tarkit.shapes.regions import regions_of
 from tarkit.train import encoder
-from tarkit.train.encoder import EncoderConfig, EncoderTask, covered
+from tarkit.train.contrastive import EncoderConfig
+from tarkit.train.encoder import EncoderTask, covered
 from tarkit.train.streams import picture_stream
 from tests import parts
 

@@ -22,7 +22,9 @@ from tarkit.train.metrics import FIGURES, OF_THE_MACHINE, combined, is_documente
 from tarkit.train.plans import plan
 from tarkit.train.streams import source_names
 from tarkit.train.task import Amount, Figure, Largest, Mean, Total
-from tarkit.train.workloads import Start, flops_by_scale, language_costs
+from tarkit.train.workloads.language import language_costs
+from tarkit.train.workloads.tokenizer import tokenizer as tokenizer_workload
+from tarkit.train.workloads.workload import Start, flops_by_scale
 from tests import parts
 
 SMALL: dict[str, Any] = {"steps": 6, "batch_size": 4, "learning_rate": 0.1, "log_every": 3}
@@ -155,7 +157,7 @@ def test_flops_of_pictures_are_the_plans_at_the_scales_it_draws(models: dict[str
         ),
     ).model_dump(mode="json")
     start = Start(embedding_width=16, encoder=parts.ENCODER)
-    costs = flops_by_scale("tokenizer", settings, start)
+    costs = flops_by_scale(tokenizer_workload, settings, start)
     budget = plan("tokenizer", settings, start, gpus=1, gpu="h100", mfu=0.4)
     # Scales are drawn 2:1:1; a step is one pass over 4 pictures.
     mean = sum(n / 4 * cost.row for n, cost in zip((2, 1, 1), costs.values(), strict=True))

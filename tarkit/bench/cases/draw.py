@@ -37,7 +37,7 @@ TINY = ArDtokArch(
 GUIDANCE = CodeSampling(guidance=4.0)
 CONDITION = 81
 """Positions of a condition at scale 3."""
-PROPOSED = 6
+PROPOSED = (4, 8, 12)
 
 
 def cases(settings: BenchSettings) -> Iterator[Case]:
@@ -49,8 +49,9 @@ def cases(settings: BenchSettings) -> Iterator[Case]:
         name = f"AR-DTok's code {place} at {pixels} px, batch {batch}"
         yield _case(name, model, [n, place, 1], batch, settings)
     place = arch.num_codes // 2
-    name = f"AR-DTok tests {PROPOSED} codes"
-    yield _case(name, model, [n, place, PROPOSED], 1, settings)
+    for proposed in PROPOSED:
+        name = f"AR-DTok tests {proposed} codes"
+        yield _case(name, model, [n, place, proposed], 1, settings)
     if not settings.tiny:
         small = _random(SMALL, settings)
         yield _case("a code of the draft at the same place", small, [n, place, 1], 1, settings)

@@ -73,9 +73,7 @@ class TatokFeatures:
         """The tokenizer of a model by name or folder, or a tokenizer's own folder."""
         from tarkit.checkpoints.load import load_ta_tok
 
-        place = find_part(Path(model), "ta_tok")
-        own = place / "ta_tok"
-        ta_tok = load_ta_tok(own if own.is_dir() else place)
+        ta_tok = load_ta_tok(find_part(Path(model), "ta_tok"))
         ta_tok.model.to(device)
         return cls(ta_tok)
 

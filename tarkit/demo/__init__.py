@@ -1,0 +1,1 @@
+"""`tarkit demo`: a page in the browser on which a person tries a model."""
