@@ -548,7 +548,6 @@ def _begun(folder: Path) -> None:
     shutil.move("trial", "sketched")
     os.truncate("torn/00000.tar", 700)
     os.unlink("torn/00001.parquet")
-    shutil.rmtree("trial")
 
 
 def serve(folder: Path, listening: socket.socket) -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
@@ -59,6 +60,7 @@ from tarkit.scoring.statistics import bootstrap, micro
 
 BATCH_SIZE = 16
 SCORER = "softtifa"
+GREY_PX = 256
 ONE_WORD = "Answer in one word."
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -156,7 +158,8 @@ def score_geneval2(run: BenchmarkRun, options: ScorerOptions) -> Verdicts:
         "request": ONE_WORD,
     }
     folder = scorer_folder(run, name) / "answers"
-    ask = _judge(options.model, options.server, options.device)
+    answers_asked = sorted({question.answer.lower() for question in questions})
+    ask = _judge(options.model, options.server, options.device, answers_asked)
     begin_directory(folder, "answers", settings={**identity, "batch_size": BATCH_SIZE})
     sha256 = cache(_sha256)  # a picture has many questions
     make_answers(
@@ -265,17 +268,21 @@ def _row(
     )
 
 
-def _judge(model: str, server: str | None, device: str) -> AskJudge:
-    """A function that gives probabilities; raises UserError for a server that gives none."""
+def _judge(model: str, server: str | None, device: str, answers: Sequence[str]) -> AskJudge:
+    """A function that gives probabilities; raises UserError for a judge that has none of `answers`.
+
+    Each of the few different answers is tried once with a grey picture, because a server without
+    logprobs, or a tokenizer without a token for an answer, would fail thousands of times.
+    """
     from tarkit.llm.base import AssistantConfig, LlmQuestion
     from tarkit.llm.load import load
 
     config = AssistantConfig(temperature=0.0, tries=1, max_tokens=1, batch_size=BATCH_SIZE)
     judge = load(model, config=config, server=server, sees=True, device=device)
-    if server is not None:  # one request, so that thousands are not made in vain
-        judge.first_token_probabilities(
-            [LlmQuestion(f"Is one and one two? {ONE_WORD}", seed=0)], [answer_forms("yes")]
-        )
+    grey = png_bytes(Image.new("RGB", (GREY_PX, GREY_PX), "grey"))
+    tried = [LlmQuestion(f"How many cups are there? {ONE_WORD}", seed=0, blob=grey)]
+    for answer in answers:
+        judge.first_token_probabilities(tried, [answer_forms(answer)])
 
     def ask(pairs: Sequence[tuple[Path, AtomQuestion]]) -> list[str]:
         asked = [

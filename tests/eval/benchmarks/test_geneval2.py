@@ -16,6 +16,7 @@ from tarkit.eval.benchmarks.geneval2 import answer_forms, read_geneval2
 from tarkit.eval.run import open_run
 from tarkit.llm.base import LlmQuestion
 from tests.llm.stub_server import serving
+from tests.llm.tiny import save_seer
 
 TWO_CUPS: dict[str, Any] = {
     "prompt": "two red cups",
@@ -56,6 +57,9 @@ class StubJudge:
         found = []
         for question, spellings in zip(questions, forms, strict=True):
             assert question.blob is not None
+            if question.text.startswith("How many cups are there?"):  # tried before it is asked
+                found.append(0.0)
+                continue
             self.asked.append((question.text, spellings))
             chance = self.chances[question.text.removesuffix(" Answer in one word.")]
             if chance is None:
@@ -149,6 +153,15 @@ def test_a_question_without_an_answer_scores_0_and_is_asked_again(
     assert found["coverage"] == 1 and found["skills_am"]["attribute"]["value"] == 0.5
 
 
+def test_a_judge_without_a_token_for_an_answer_is_refused_before_it_is_asked(
+    tmp_path: Path,
+) -> None:
+    run, judge = drawn(tmp_path), save_seer(tmp_path / "judge")  # whose tokens are single bytes
+    with pytest.raises(UserError, match="no single token for the answer 'yes'"):
+        score.run(run, scorer="softtifa", model=str(judge))
+    assert not (run / "scores").exists()
+
+
 def test_a_judge_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="scored by softtifa with a judge that sees"):
         score.run(drawn(tmp_path), scorer="softtifa")
@@ -202,6 +215,7 @@ def test_a_served_judge_is_asked_for_logprobs(tmp_path: Path) -> None:
     sound = 200, json.dumps({"choices": [choice | {"logprobs": {"content": [place]}}]}).encode()
     with serving(sound) as stub:
         done = score.run(run, scorer="softtifa", model="judge", server=stub.url)
+        assert len(stub.asked) == 3 + 5  # one, two and yes are tried first
         assert stub.asked[1]["logprobs"] is True and stub.asked[1]["max_tokens"] == 1
     found = json.loads((done.path / "results.json").read_text())["metrics"][f"geneval2@{NAME}"]
     # Yes is 1/2 + 1/4; two 1/8; "one" is not listed: 0 of 5 questions, and so is the fox's mean.
