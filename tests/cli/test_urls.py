@@ -67,7 +67,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "models convert": {"file"},
     "models fetch": set(),
     "models push": {"folder"},
-    "plan": {"lm", "tokenizer", "encoder", "vqvae"},
+    "plan": {"lm", "tokenizer", "encoder", "vqvae", "ar_dtok", "sana"},
     "reconstruct": {"images", "model", "draft"},
     "report": {"runs"},
     "train ar-dtok": {"tokenizer", "vqvae", "tokens", "images", "start"},
