@@ -37,8 +37,11 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(params=[(390, True), (1200, False)], ids=["phone, dark", "desktop, light"])
-def person(address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Person]:
+def person(
+    address: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Person]:
     width_px, dark = request.param
+    monkeypatch.setattr("tests.report.browser.TIMEOUT_S", 500)  # every tab, in one browser
     with open_browser(str(find_browser()), tmp_path / "profile") as browser:
         yield Person(browser, address, width_px=width_px, dark=dark)
 
