@@ -32,7 +32,8 @@ def test_the_ways_of_every_case_give_the_same_result(subject: Subject) -> None:
     assert result["cases"]
     for case in result["cases"]:
         ways = case["ways"]
-        assert {"ours", "stock"} <= set(ways), case["name"]
+        # Eight samples of one prompt are compared with one.
+        assert "ours" in ways and {"stock", "one sample"} & set(ways), case["name"]
         assert all(way.get("agreement", 1.0) == 1.0 for way in ways.values()), case
         assert all(way["seconds"] > 0 for way in ways.values())
     assert case["name"] in table(result)

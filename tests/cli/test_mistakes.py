@@ -135,7 +135,13 @@ def test_a_longer_limit_says_that_it_needs_another_folder(here: Path) -> None:
 def test_ctrl_c_is_status_130_and_the_same_command_goes_on(here: Path) -> None:
     words = [sys.executable, "-m", "tarkit.cli", "curate", "render", "--out", "x"]
     words += ["--set", "count=20000", "--set", "shard_size=50", "--set", "num_workers=1"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    # A shell without job control starts its background jobs with Ctrl-C ignored.
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     wait_until(lambda: len(list(Path("x").glob("*.parquet"))) >= 2)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=110)

@@ -86,12 +86,12 @@ def test_a_layout_of_another_benchmark_is_refused_with_those_of_this_one(
         assert error.value.hint == "--format geneval-dir | adm-npz"
 
 
-def test_the_readme_and_the_help_name_every_layout() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert [name for name in LAYOUTS if f"`{name}`" not in readme] == []
+def test_the_page_and_the_help_name_every_layout() -> None:
+    page = (Path(__file__).parents[2] / ".github" / "EVALUATION.md").read_text()
+    assert [name for name in LAYOUTS if f"`{name}`" not in page] == []
     root: Any = typer.main.get_command(app)
     options = {each.name: each for each in root.commands["eval"].commands["export"].params}
-    named = re.findall(r"[a-z]+-[a-z]+", options["layout"].help)
+    named = re.findall(r"[a-z0-9]+-[a-z]+", options["layout"].help)
     assert sorted(named) == sorted(LAYOUTS)
 
 
