@@ -41,14 +41,16 @@ PROPOSED = (4, 8, 12)
 
 
 def cases(settings: BenchSettings) -> Iterator[Case]:
-    arch = TINY if settings.tiny else LP
-    model = _random(arch, settings)
     n = 4 if settings.tiny else CONDITION
-    for pixels, batch in ((256, 1), (512, 1), (1024, 1), (256, 8)):
-        place = (pixels // 16) ** 2 // (128 if settings.tiny else 2)
-        name = f"AR-DTok's code {place} at {pixels} px, batch {batch}"
-        yield _case(name, model, [n, place, 1], batch, settings)
-    place = arch.num_codes // 2
+    for pixels, batches in ((256, (1, 8)), (512, (1,)), (1024, (1,))):
+        num_codes = (pixels // 16) ** 2 // (64 if settings.tiny else 1)
+        place = num_codes // 2
+        # A cache has room for all codes: of 8 pictures at 1024 px it would take 20 GB.
+        arch = (TINY if settings.tiny else LP).model_copy(update={"num_codes": num_codes})
+        model = _random(arch, settings)
+        for batch in batches:
+            name = f"AR-DTok's code {place} at {pixels} px, batch {batch}"
+            yield _case(name, model, [n, place, 1], batch, settings)
     for proposed in PROPOSED:
         name = f"AR-DTok tests {proposed} codes"
         yield _case(name, model, [n, place, proposed], 1, settings)
