@@ -21,12 +21,17 @@ class Person:
     """A person whose browser shows an address, at a width and in light or dark colours."""
 
     def __init__(self, browser: Browser, address: str, *, width_px: int, dark: bool) -> None:
-        self.browser, self.width_px = browser, width_px
+        self.browser, self.address, self.width_px = browser, address, width_px
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         browser.call("Emulation.setDeviceMetricsOverride", **size)
-        browser.call("Page.navigate", url=address)
+        self.open()
+
+    def open(self) -> None:
+        """Open the page, as new."""
+        self.browser.call("Page.navigate", url=self.address)
+        time.sleep(0.5)
         self.wait("document.querySelectorAll('button[role=tab]').length > 1")
 
     def read(self, expression: str) -> Any:
@@ -85,11 +90,7 @@ class Person:
         time.sleep(0.2)
 
     def give(self, file: Path) -> None:
-        """Choose a file in the visible tab, in place of one that is there."""
-        self.read(
-            "[...document.querySelectorAll('[data-testid=image] button[aria-label=Clear]')]"
-            ".filter(seen).forEach(e => e.click())"
-        )
+        """Choose a file in the visible tab, which has none yet."""
         at = "[...document.querySelectorAll('input[type=file]')].find(e => seen(e.parentElement))"
         self.wait(f"!!{at}")
         found = self.browser.call("Runtime.evaluate", expression=f"{VISIBLE} {at}")
