@@ -648,7 +648,8 @@ class World:
         self.folder.mkdir()
         self.log = folder / "log"
         for module in pkgutil.walk_packages(tarkit.__path__, "tarkit."):
-            if "__main__" not in module.name and "lmms" not in module.name:
+            # Those that need a package of an extra are not what is forked here.
+            if not {"__main__", "lmms_plugin", "page"} & set(module.name.split(".")):
                 importlib.import_module(module.name)
         for name in ("openai", "peft", "transformers.models.qwen2.modeling_qwen2"):
             importlib.import_module(name)
