@@ -649,7 +649,8 @@ class World:
         self.log = folder / "log"
         for module in pkgutil.walk_packages(tarkit.__path__, "tarkit."):
             # Those that need a package of an extra are not what is forked here.
-            if not {"__main__", "lmms_plugin", "page"} & set(module.name.split(".")):
+            last = module.name.split(".")[-1]
+            if last not in ("__main__", "page") and "lmms" not in last:
                 importlib.import_module(module.name)
         for name in ("openai", "peft", "transformers.models.qwen2.modeling_qwen2"):
             importlib.import_module(name)
