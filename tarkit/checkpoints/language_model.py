@@ -69,7 +69,7 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
     if "kind" not in config and config.get("model_type") in PUBLISHED_LMS:
         return _published_mllm(path, config, dtype)
     config = read_config(path, "mllm")
-    model = _skeleton(config.get("arch"), path)
+    model = checked_skeleton(config.get("arch"), path)
     state = _with_tied(model, read_weights(path, dtype))
     fill_directory(model, state, path)
     model.tie_weights()
@@ -102,13 +102,13 @@ def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -
     arch = {**config, "model_type": "qwen2", "vocab_size": visual.size}
     for name in ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"):
         arch.pop(name, None)
-    model = _skeleton(arch, path)
+    model = checked_skeleton(arch, path)
     fill(model, _with_tied(model, state), path, REFETCH)
     model.tie_weights()
     return LoadedMllm(model, Vocabulary(text=text, visual=visual), dict(config))
 
 
-def _skeleton(arch: Any, path: Path) -> PreTrainedModel:
+def checked_skeleton(arch: Any, path: Path) -> PreTrainedModel:
     """A language model without weights, of the sizes in a config.json.
 
     Raises UserError for sizes that make none, and for claims beyond any language model: a network

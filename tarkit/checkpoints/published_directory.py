@@ -6,9 +6,11 @@ interchangeable.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tarkit.checkpoints.directory import write_model
 from tarkit.checkpoints.load import check_published
@@ -35,7 +37,7 @@ def write_published(file: Path, out: Path, dtype: torch.dtype | None = None) -> 
             raise UserError(f"{file} has weights beyond {name}'s range", hint="--precision float32")
     write_model(
         out,
-        {name: value.contiguous() for name, value in state.items()},
+        _apart(state),
         {
             "kind": published.kind,
             "arch": published.arch.model_dump(mode="json"),
@@ -43,3 +45,15 @@ def write_published(file: Path, out: Path, dtype: torch.dtype | None = None) -> 
         },
         identity=file,
     )
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each with a storage of its own: two names in a file may share one."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        kept = value.contiguous()
+        place = kept.untyped_storage().data_ptr()
+        apart[name] = kept.clone() if place in storages else kept
+        storages.add(place)
+    return apart

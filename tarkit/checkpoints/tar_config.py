@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
+from pydantic import Field
 
 from tarkit.artifacts.digests import remembered_sha256
 from tarkit.checkpoints.directory import CONFIG, read_config
@@ -15,29 +17,43 @@ from tarkit.errors import UserError
 from tarkit.vocab import Scale
 
 
+def _usable_temperature(value: float) -> float:
+    if 0 < value < 1e-3:
+        raise ValueError("0 takes the likeliest code; a temperature above it is at least 0.001")
+    return value
+
+
+# Logits are divided by the temperature and multiplied by the guidance, and must stay finite.
+Temperature = Annotated[float, Field(ge=0, le=1e6), pydantic.AfterValidator(_usable_temperature)]
+Guidance = Annotated[float, Field(ge=0, le=1e4)]
+
+
 class Sampling(Config):
     """The sampling settings of the language model and the de-tokenizer.
 
     The defaults are those of the published scripts; a generation_config.json is not used.
     """
 
-    temperature: float = 1.0
-    top_k: int = 1200
-    top_p: float = 0.95
-    prompt_guidance: float = 1.0
+    temperature: Temperature = 1.0
+    top_k: int = Field(default=1200, ge=0)
+    top_p: float = Field(default=0.95, ge=0, le=1)
+    prompt_guidance: Guidance = 1.0
     """Classifier-free guidance of the language model, against an empty prompt; 1 is off."""
-    guidance: float = 4.0
+    guidance: Guidance = 4.0
     """Classifier-free guidance of the de-tokenizer; 1 is off."""
-    dtok_temperature: float = 1.0
+    dtok_temperature: Temperature = 1.0
     """This and the next two are for AR-DTok; Dif-DTok uses none of them."""
-    dtok_top_k: int = 0
-    dtok_top_p: float = 1.0
-    dif_steps: int = 20
+    dtok_top_k: int = Field(default=0, ge=0)
+    dtok_top_p: float = Field(default=1.0, ge=0, le=1)
+    dif_steps: int = Field(default=20, ge=1, le=10_000)
     """Denoising steps of Dif-DTok; AR-DTok does not use it."""
 
     def changed(self, changes: Mapping[str, float | int] | None) -> Sampling:
-        """A copy with some settings changed; all settings are checked again."""
-        return Sampling.model_validate({**self.model_dump(), **(changes or {})})
+        """A copy with some settings changed; UserError for one that is out of its range."""
+        try:
+            return Sampling.model_validate({**self.model_dump(), **(changes or {})})
+        except pydantic.ValidationError as error:
+            raise UserError(f"the sampling settings: {faults_of(error)}") from None
 
 
 class AssembleConfig(Config):
@@ -61,8 +77,12 @@ def read_defaults(path: Path) -> AssembleConfig:
     try:
         return AssembleConfig.model_validate({k: v for k, v in config.items() if k != "kind"})
     except pydantic.ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UserError(f"{path}/config.json: {'; '.join(faults)}", hint=ASSEMBLE) from None
+        raise UserError(f"{path}/config.json: {faults_of(error)}", hint=ASSEMBLE) from None
+
+
+def faults_of(error: pydantic.ValidationError) -> str:
+    """Every key that is wrong, with the reason."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def identity_of(part: str, path: Path) -> str:

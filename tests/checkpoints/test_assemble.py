@@ -198,3 +198,15 @@ def test_weights_with_a_flipped_bit_are_not_copied(
     data[-4] ^= 1
     file.write_bytes(data)
     refused(f"{file} is damaged or another file", **made, out=tmp_path / "tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", 1e-30), ("dtok_temperature", -1.0), ("guidance", 1e30), ("top_p", 1.5)],
+)
+def test_sampling_settings_that_make_no_finite_logits_are_a_sentence(
+    name: str, value: float
+) -> None:
+    with pytest.raises(UserError, match=f"the sampling settings: {name}: "):
+        Sampling().changed({name: value})
+    assert Sampling().changed({"temperature": 0.0, "guidance": 0.0}).temperature == 0.0

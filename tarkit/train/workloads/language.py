@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from tarkit.checkpoints.directory import TOKENIZER, read_config
-from tarkit.checkpoints.language_model import has_visual_tokens, read_text_tokenizer
+from tarkit.checkpoints.language_model import (
+    checked_skeleton,
+    has_visual_tokens,
+    read_text_tokenizer,
+)
 from tarkit.errors import UserError
-from tarkit.models.mllm import LOGITS_AT_ONCE, LmArch, from_scratch, packed_attention, skeleton
+from tarkit.models.mllm import LOGITS_AT_ONCE, LmArch, from_scratch, packed_attention
 from tarkit.models.ta_tok import TaTokArch
 from tarkit.train.adapters import AdapterConfig, add_adapters
 from tarkit.train.costs import LOGIT_BYTES, TRAINED, Stack
@@ -116,7 +120,7 @@ def mllm(settings: Settings, start: Start) -> Workload:
             hint=f"--set length={longest}",
         )
     arch, assumptions = _lm_arch(settings, start)
-    model = skeleton(arch)
+    model = checked_skeleton(arch, start.lm or Path())
     config, c = model.config, bytes_of(settings)
     adapter = AdapterConfig.model_validate(settings["lora"]) if settings["lora"] else None
     if adapter is not None:
