@@ -155,6 +155,13 @@ def begin_run(
     if repeated or not items:
         raise UserError(f"{bench} has {len(items)} items, {repeated} of them with a repeated id")
     rows = [_row(item) for item in items]
+    try:
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a text of {bench} is not Unicode: it has {error.object[error.start :][:1]!r}",
+            hint="correct the benchmark's file, and run the same command again",
+        ) from None
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     begin_directory(
         out,
@@ -169,7 +176,7 @@ def begin_run(
         },
     )
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     write_whole(out / ITEMS, sink.getvalue())
     return BenchmarkRun(out, bench, tuple(items), n, seed)
 

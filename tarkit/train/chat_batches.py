@@ -467,7 +467,7 @@ def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> Non
             )
         if made_by != tokenizer.sha256:
             raise UserError(
-                f"{artifact.path} holds codes of tokenizer {made_by[:12]}, --tokenizer is "
+                f"{artifact.path} holds codes of tokenizer {str(made_by)[:12]}, --tokenizer is "
                 f"{tokenizer.sha256[:12]}: codes of another codebook mean nothing to this model",
                 hint="encode the pictures again with this tokenizer, or name the other one",
             )

@@ -507,3 +507,10 @@ def test_damaged_settings_of_answers_are_a_sentence(tmp_path: Path) -> None:
         run.answers()
     with pytest.raises(UserError, match="a prompt has at most 10000 pictures"):
         begin_run(tmp_path / "more", "geneval", [item], n=10_001, seed=0, settings={})
+
+
+def test_a_text_that_is_not_unicode_is_a_sentence_and_begins_nothing(tmp_path: Path) -> None:
+    item = BenchmarkItem(id="0", tag="t", prompt="a \ud800 ring")
+    with pytest.raises(UserError, match="a text of geneval is not Unicode"):
+        begin_run(tmp_path / "out", "geneval", [item], n=1, seed=0, settings={})
+    assert not (tmp_path / "out").exists()
