@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Replays the paper's ablations in the drawn world (Tables 3, 4, 5, 6 and 9, the task mix of
-# Sec. 4.4, Figure 5) and writes one page of findings with computed verdicts. A finished step is
-# skipped and an interrupted one resumes, so run the same command until it ends; `report` writes the
-# page of what is there.
+# Replays the paper's ablations in the drawn world, three seeds each, on one page of findings.
+# Arms are those of Tables 3, 4, 5, 6 and 9, of the task mix of Sec. 4.4 and of Figure 5; verdicts
+# are computed. A finished step is skipped and an interrupted one resumes, so run the same command
+# until it ends; `report` writes the page of what is there.
 #   pipelines/ablations/run.sh [WORK] [report]
 # STEPS is the budget of each training of the language model, ITEMS the number of prompts and of
 # questions of each evaluation, PICTURES the number of pictures that language models learn from.
