@@ -1,4 +1,4 @@
-"""`tarkit assemble`: copies the four trained parts into one model directory."""
+"""`tarkit assemble`: copies the trained parts of a model into one model directory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from tarkit.checkpoints.directory import (
     require_recorded_weights,
 )
 from tarkit.checkpoints.published_directory import PUBLISHED, write_published
+from tarkit.checkpoints.representation import TEXT_ALIGNED, Representation, representation_of
 from tarkit.checkpoints.sana import copy_dif_dtok
-from tarkit.checkpoints.tar_config import AssembleConfig
+from tarkit.checkpoints.tar_config import ASSEMBLE, AssembleConfig
 from tarkit.config import load_config
 from tarkit.errors import UserError
+from tarkit.vocab import Scale
 
 
 def run(
     *,
     mllm: Path,
-    tokenizer: Path,
-    ar_dtok: Path,
     vqvae: Path,
     out: Path,
+    tokenizer: Path | None = None,
+    ar_dtok: Path | None = None,
     dif_dtok: Path | None = None,
     half_precision: bool = False,
     config: Path | None = None,
@@ -41,6 +43,7 @@ def run(
 ) -> Path:
     """Copy the parts into `out`, with `half_precision` as float16; returns `out`.
 
+    A text-aligned model has a tokenizer and an AR-DTok; one that draws with pixel codes has none.
     Tokenizer, AR-DTok and image VQ may be published files. A published AR-DTok does not say which
     tokenizer it was trained with, so that this is not compared. `dif_dtok` is a trained Dif-DTok
     that the model may draw with as well; it is copied as it is. The same parts may be assembled
@@ -49,25 +52,35 @@ def run(
     it would be a mixture of both.
     """
     settings = load_config(AssembleConfig, config, overrides)
-    parts = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
+    representation = representation_of(read_config(mllm, "mllm"), mllm)
+    named = {"mllm": mllm, "ta_tok": tokenizer, "ar_dtok": ar_dtok, "vqvae": vqvae}
+    _check_named({**named, "dif_dtok": dif_dtok}, representation)
+    if representation != TEXT_ALIGNED and settings.default_scale is not Scale.FULL:
+        raise UserError(
+            f"default_scale = {int(settings.default_scale)}: pixel codes have scale 1 alone",
+            hint="--set default_scale=1",
+        )
+    parts = {kind: path for kind, path in named.items() if path}
     given = {**parts, "dif_dtok": dif_dtok} if dif_dtok else parts
+    codes_of = "ta_tok" if representation == TEXT_ALIGNED else "vqvae"
     configs = {
         kind: {"sha256": remembered_sha256(path), PUBLISHED: path.name}
         if path.is_file()
         else read_config(path, kind)
         for kind, path in given.items()
     }
-    tokenizer_sha256 = configs["ta_tok"]["sha256"]
-    for kind in [kind for kind in configs if kind not in ("ta_tok", "vqvae")]:
+    tokenizer_sha256 = configs[codes_of]["sha256"]
+    for kind in [kind for kind in configs if kind in ("mllm", "ar_dtok", "dif_dtok")]:
         trained_with = configs[kind].get("tokenizer_sha256")
         is_silent = trained_with is None and PUBLISHED in configs[kind]
         if trained_with != tokenizer_sha256 and not is_silent:
             raise UserError(
                 f"{given[kind]} was trained with tokenizer {str(trained_with)[:12]}, "
-                f"{tokenizer} is {tokenizer_sha256[:12]}",
+                f"{given[codes_of]} is {tokenizer_sha256[:12]}",
                 hint="name the tokenizer that all were trained with",
             )
-    _check_vqvae(configs, parts)
+    if "ar_dtok" in parts:
+        _check_vqvae(configs, parts)
     for path in given.values():
         if not path.is_file():
             require_recorded_weights(path)
@@ -92,6 +105,30 @@ def run(
     description = {"kind": "tar", **settings.model_dump(mode="json")}
     write_whole(out / CONFIG, (json.dumps(description, indent=1) + "\n").encode())
     return out
+
+
+DRAWS_FROM_WORDS = ("ta_tok", "ar_dtok")
+"""The parts that a text-aligned model needs, beside its language model and image VQ."""
+OPTIONS = {"ta_tok": "--tokenizer", "ar_dtok": "--ar-dtok", "dif_dtok": "--dif-dtok"}
+
+
+def _check_named(named: Mapping[str, Path | None], representation: Representation) -> None:
+    """Raise UserError for a part that the representation needs, or that it does not use."""
+    needed = DRAWS_FROM_WORDS if representation == TEXT_ALIGNED else ()
+    optional = ("dif_dtok",) if representation == TEXT_ALIGNED else ()
+    for kind, option in OPTIONS.items():
+        path = named[kind]
+        if path is None and kind in needed:
+            raise UserError(
+                f"{named['mllm']} is {representation}: it needs {option}",
+                hint=ASSEMBLE,
+            )
+        if path is not None and kind not in (*needed, *optional):
+            raise UserError(
+                f"{named['mllm']} has the representation {representation}, which draws with its "
+                f"image VQ and does not use {option} {path}",
+                hint=f"leave {option} out",
+            )
 
 
 def _card(out: Path, parts: Mapping[str, Path]) -> str:

@@ -15,7 +15,6 @@ from tarkit.cli.options import (
     Precision,
     Set,
     SizePx,
-    Tokenizer,
     Vqvae,
 )
 from tarkit.cli.output import part_of, show, trained
@@ -41,17 +40,24 @@ def assemble(
             help="The trained language model, or a model that has one.",
         ),
     ],
-    tokenizer: Tokenizer,
+    vqvae: Vqvae,
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="DIR|NAME",
+            help="The trained TA-Tok, or a model that has one; not for pixel codes.",
+        ),
+    ] = None,
     ar_dtok: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--ar-dtok",
             metavar="DIR|NAME",
-            help="The trained de-tokenizer, or a model that has one.",
+            help="The trained de-tokenizer, or a model that has one; not for pixel codes.",
         ),
-    ],
-    vqvae: Vqvae,
-    out: Out,
+    ] = None,
     dif_dtok: Annotated[
         Path | None,
         typer.Option(
@@ -71,8 +77,8 @@ def assemble(
 
     path = verb.run(
         mllm=find_language_model(mllm),
-        tokenizer=part_of(tokenizer, "ta_tok"),
-        ar_dtok=part_of(ar_dtok, "ar_dtok"),
+        tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
+        ar_dtok=part_of(ar_dtok, "ar_dtok") if ar_dtok else None,
         vqvae=part_of(vqvae, "vqvae"),
         out=out,
         dif_dtok=dif_dtok,

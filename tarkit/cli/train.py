@@ -22,7 +22,6 @@ from tarkit.cli.options import (
     Vqvae,
 )
 from tarkit.cli.output import device_of, part_of, show, trained
-from tarkit.errors import UserError
 from tarkit.terminal import print_note
 
 if TYPE_CHECKING:
@@ -454,26 +453,33 @@ def train_mllm(
     vqvae: Annotated[
         Path | None,
         typer.Option(
-            "--vqvae", metavar="DIR", help="The image VQ for sample sheets; needs --ar-dtok."
+            "--vqvae",
+            metavar="DIR|NAME",
+            help="The image VQ for sample sheets, with --ar-dtok; with representation vq, separate "
+            "or hybrid the one that made the codes.",
         ),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the language model on text and codes (only on text without --tokenizer)."""
+    """Train the language model on text and pictures.
+
+    With --tokenizer pictures are codes of TA-Tok.
+    For the other representations set `representation` and give --vqvae in its place.
+    Without either it trains on text alone.
+    """
     from tarkit.checkpoints.hub import find_language_model
     from tarkit.train import defaults, mllm
 
-    if (ar_dtok is None) != (vqvae is None):
-        raise UserError(
-            "sample sheets need both --ar-dtok and --vqvae", hint="tarkit train mllm --help"
-        )
     ta_tok = part_of(tokenizer, "ta_tok") if tokenizer else None
+    image_vq = part_of(vqvae, "vqvae") if vqvae else None
     begun = find_language_model(lm) if lm else None
     config, changes = _settings(
         config,
         overrides,
-        lambda: defaults.mllm_defaults(chats=chats, tokenizer=ta_tok, lm=begun),
+        lambda: defaults.mllm_defaults(
+            chats=chats, tokenizer=ta_tok, vqvae=None if ar_dtok else image_vq, lm=begun
+        ),
     )
     _announce("mllm", config, out=out, overrides=changes, tokenizer=ta_tok, lm=begun)
     path = mllm.run(
@@ -481,7 +487,8 @@ def train_mllm(
         chats=chats,
         tokenizer=ta_tok,
         lm=begun,
-        dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
+        ar_dtok=part_of(ar_dtok, "ar_dtok") if ar_dtok else None,
+        vqvae=image_vq,
         out=out,
         overrides=changes,
     )

@@ -23,9 +23,15 @@ from torch import Tensor
 from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
-from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.load import (
+    LoadedTaTok,
+    LoadedVqvae,
+    load_pixel_tokenizer,
+    load_ta_tok,
+)
 from tarkit.checkpoints.product_forms import use_machines_forms
 from tarkit.checkpoints.published_directory import PUBLISHED
+from tarkit.checkpoints.representation import Representation, representation_of
 from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
     AssembleConfig,
@@ -51,6 +57,9 @@ WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
 
+MAX_GRID = 1024
+"""Codes along a side of a picture: more are no image VQ's."""
+
 INT8 = "int8"
 """The precision of large linear layers whose weights are 8-bit integers, beside float32."""
 
@@ -67,13 +76,14 @@ def require_unguided(sampling: Sampling) -> None:
 
 @dataclass(frozen=True)
 class Tar:
-    """Language model, TA-Tok and one of the two de-tokenizers, on one device.
+    """Language model, tokenizer of pictures and a de-tokenizer, on one device.
 
-    `dtok` may be None, because reading pictures needs no de-tokenizer.
+    The tokenizer is a TA-Tok, or the image VQ of a model that reads or writes pixel codes, which
+    draws by itself. `dtok` may be None, because reading pictures needs no de-tokenizer.
     """
 
     mllm: LoadedMllm
-    ta_tok: LoadedTaTok
+    tokenizer: LoadedTaTok | LoadedVqvae
     dtok: ArDetokenizer | DifDetokenizer | None
     sampling: Sampling
     default_scale: Scale
@@ -84,7 +94,7 @@ class Tar:
     words: tuple[str, ...]
     """Every word of the prompts it was trained on, where they are few and known; else empty."""
     sha256: str
-    """Identity of TA-Tok; artifacts of codes name it."""
+    """Identity of the tokenizer; artifacts of codes name it."""
     server: CodeServer | None = None
     """Draws the codes of pictures; None: the language model does so on this device."""
 
@@ -128,35 +138,41 @@ class Tar:
         mllm = load_mllm(places.mllm, dtype)
         # The head, whose rows may be the embeddings, decides between near equals: it stays.
         use_products(mllm.model.base_model, int8=int8)
-        ta_tok = load_ta_tok(places.ta_tok)
+        tokenizer = _load_tokenizer(places, mllm)
         if assembled:
-            _check_trained_on(places.mllm, ta_tok)
+            _check_trained_on(places.mllm, tokenizer)
+        if draft is not None and isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"the draft {draft} proposes codes to an AR-DTok, and {model} draws with its image "
+                "VQ alone",
+                hint="leave --draft out",
+            )
         detokenizer: ArDetokenizer | DifDetokenizer | None = None
         if places.ar_dtok and places.vqvae:
             if assembled:
-                _check_trained_on(places.ar_dtok, ta_tok)
+                _check_trained_on(places.ar_dtok, tokenizer)
             detokenizer = ArDetokenizer.load(
                 places.ar_dtok, places.vqvae, dtype, draft=draft, int8=int8
             )
         elif places.dif_dtok:
             detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
-        _check_sizes(places, mllm, ta_tok, detokenizer)
+        _check_sizes(places, mllm, tokenizer, detokenizer)
         return cls(
             mllm=mllm,
-            ta_tok=ta_tok,
+            tokenizer=tokenizer,
             dtok=detokenizer,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
             read_scale=defaults.read_scale or defaults.default_scale,
             places=places,
             words=defaults.words,
-            sha256=ta_tok.sha256,
+            sha256=tokenizer.sha256,
             server=code_server,
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
         """This system, with all its parts moved to `device`."""
-        for module in (self.mllm.model, self.ta_tok.model, self.dtok):
+        for module in (self.mllm.model, self.tokenizer.model, self.dtok):
             if module is not None:
                 module.to(device)
         use_machines_forms([self.mllm.model])
@@ -183,17 +199,37 @@ class Tar:
         return prompt.lower() if self.words else prompt
 
     @property
+    def ta_tok(self) -> LoadedTaTok:
+        """The TA-Tok of a text-aligned model; UserError for a model of another representation."""
+        if isinstance(self.tokenizer, LoadedTaTok):
+            return self.tokenizer
+        raise UserError(
+            f"{self.places.mllm} has no TA-Tok: it draws with pixel codes of an image VQ",
+            hint="name a text-aligned model, such as mini",
+        )
+
+    @property
+    def representation(self) -> Representation:
+        """How the model sees pictures."""
+        return representation_of(self.mllm.config, self.places.mllm)
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The scales at which pictures have codes."""
+        return self.tokenizer.scales
+
+    @property
     def grid(self) -> int:
-        return self.ta_tok.grid
+        return self.tokenizer.grid
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures that the encoder reads."""
-        return self.ta_tok.size_px
+        """Side of the pictures that the tokenizer reads."""
+        return self.tokenizer.size_px
 
     @property
     def device(self) -> torch.device:
-        return next(self.ta_tok.model.parameters()).device
+        return next(self.tokenizer.model.parameters()).device
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic.
@@ -204,8 +240,8 @@ class Tar:
         return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
-        """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
-        return self.ta_tok.encode_scales(self.pixels(images), scales)
+        """Pictures -> codes (B, N) int64 of each scale, from one encoder pass."""
+        return self.tokenizer.encode_scales(self.pixels(images), scales)
 
     def imagine_codes(
         self,
@@ -216,12 +252,14 @@ class Tar:
         images: Sequence[Sequence[Image.Image]] | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Prompts -> TA-Tok codes (B, N), N = `scale.num_codes(grid)`.
+        """Prompts -> codes (B, N), N = `scale.num_codes(grid)`.
 
         `images` has for each prompt one picture for every `<image>` mark (TI2I, I2I). Raises
         UserError for a model without visual tokens, or another number of pictures than marks.
         """
         scale = scale or self.default_scale
+        if isinstance(self.tokenizer, LoadedVqvae):
+            self.tokenizer.require_scale(scale)
         sampling = sampling or self.sampling
         visual = self.mllm.vocabulary.visual
         if visual is None:
@@ -276,10 +314,14 @@ class Tar:
     def draw(
         self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
     ) -> list[Image.Image]:
-        """TA-Tok codes (B, N) of any one scale -> pictures.
+        """Codes (B, N) of any one scale -> pictures.
 
-        `seeds` has one seed for each picture. Raises UserError without a de-tokenizer.
+        `seeds` has one seed for each picture; an image VQ needs none. Raises UserError for codes of
+        TA-Tok without a de-tokenizer.
         """
+        if isinstance(self.tokenizer, LoadedVqvae):
+            decoded = self.tokenizer.decode(codes.to(self.device))
+            return [Image.fromarray(row) for row in from_unit_truncated(decoded)]
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
         generators = [
@@ -405,18 +447,34 @@ class Tar:
         ]
 
 
-def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
-    """Raises UserError when `part` was trained on the codes of another TA-Tok.
+def _load_tokenizer(places: ModelPaths, mllm: LoadedMllm) -> LoadedTaTok | LoadedVqvae:
+    """The tokenizer of a model's pictures; UserError where its config.json does not fit it."""
+    if places.ta_tok is not None:
+        return load_ta_tok(places.ta_tok)
+    assert places.vqvae is not None  # `find` names one of the two
+    grid = mllm.config.get("grid")
+    if type(grid) is not int or not 1 <= grid <= MAX_GRID:
+        raise UserError(
+            f"{places.mllm} has grid = {grid!r:.40}, the codes along a side of its pictures: no "
+            f"whole number from 1 to {MAX_GRID}",
+            hint=f"tarkit inspect {places.mllm}",
+        )
+    return load_pixel_tokenizer(places.vqvae, grid=grid)
+
+
+def _check_trained_on(part: Path, tokenizer: LoadedTaTok | LoadedVqvae) -> None:
+    """Raises UserError when `part` was trained on the codes of another tokenizer.
 
     A published part does not say on which; sizes are compared all the same.
     """
     config = read_config(part)
     sha256 = config.get("tokenizer_sha256")
     is_silent = sha256 is None and PUBLISHED in config
-    if sha256 != ta_tok.sha256 and not is_silent:
+    if sha256 != tokenizer.sha256 and not is_silent:
+        folder = "ta_tok" if isinstance(tokenizer, LoadedTaTok) else "vqvae"
         raise UserError(
-            f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the ta_tok folder "
-            f"next to it holds {ta_tok.sha256[:12]}",
+            f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the {folder} folder "
+            f"next to it holds {tokenizer.sha256[:12]}",
             hint=ASSEMBLE,
         )
 
@@ -424,16 +482,16 @@ def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
 def _check_sizes(
     places: ModelPaths,
     mllm: LoadedMllm,
-    ta_tok: LoadedTaTok,
+    tokenizer: LoadedTaTok | LoadedVqvae,
     dtok: ArDetokenizer | DifDetokenizer | None,
 ) -> None:
     """Raises UserError for sizes that differ; published files do not name their tokenizer."""
-    visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
-    dtok_path = places.ar_dtok or places.dif_dtok
-    sizes = [
-        (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
-        (dtok_path, "condition_width", dtok and dtok.condition_width, width),
-    ]
+    visual = mllm.vocabulary.visual
+    sizes = [(places.mllm, "codes", visual and visual.num_codes, tokenizer.num_codes)]
+    if isinstance(tokenizer, LoadedTaTok) and dtok is not None:
+        width = tokenizer.model.arch.encoder.width
+        path = places.ar_dtok or places.dif_dtok or places.mllm
+        sizes.append((path, "condition_width", dtok.condition_width, width))
     for path, name, size, needed in sizes:
         if size is not None and size != needed:
             raise UserError(

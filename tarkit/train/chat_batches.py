@@ -27,7 +27,8 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
-from tarkit.checkpoints.load import LoadedTaTok
+from tarkit.checkpoints.load import LoadedTaTok, LoadedVqvae
+from tarkit.checkpoints.representation import TEXT_ALIGNED, Representation
 from tarkit.config import Config, Seed
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
@@ -425,10 +426,13 @@ def model_description(
     *,
     tokenizer_sha256: str | None,
     grid: int | None,
+    representation: Representation = TEXT_ALIGNED,
 ) -> dict[str, Any]:
     """The config.json of a language model; sha256 and grid are those of its codes' tokenizer."""
     visual = vocabulary.visual
+    named = {} if representation == TEXT_ALIGNED else {"representation": representation}
     return {
+        **named,
         "kind": "mllm",
         "arch": stored_arch(model),
         "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
@@ -454,12 +458,25 @@ def check_scales(chats: Sequence[Artifact], config: ChatBatchesConfig) -> None:
             )
 
 
-def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:
+def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | LoadedVqvae | None) -> None:
     """Raise UserError for chats with codes of another tokenizer, or with codes but no tokenizer."""
     for artifact in chats:
         made_by = artifact.settings.get("tokenizer_sha256")
         if made_by is None:
             continue
+        is_pixel = artifact.settings.get("codes") == "vq"
+        if is_pixel and not isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"{artifact.path} holds pixel codes of an image VQ, and the representation is "
+                "text-aligned",
+                hint='--set representation=vq --vqvae DIR, or make the chats with codes = "ta_tok"',
+            )
+        if not is_pixel and isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"{artifact.path} holds codes of TA-Tok, and the representation draws with pixel "
+                "codes of an image VQ",
+                hint="tarkit curate chats TOKENS --set codes=vq --out CHATS",
+            )
         if tokenizer is None:
             raise UserError(
                 f"{artifact.path} holds picture codes, but no --tokenizer is given",
@@ -467,7 +484,8 @@ def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> Non
             )
         if made_by != tokenizer.sha256:
             raise UserError(
-                f"{artifact.path} holds codes of tokenizer {str(made_by)[:12]}, --tokenizer is "
-                f"{tokenizer.sha256[:12]}: codes of another codebook mean nothing to this model",
+                f"{artifact.path} holds codes of tokenizer {str(made_by)[:12]}, "
+                f"{'--vqvae' if is_pixel else '--tokenizer'} is {tokenizer.sha256[:12]}: codes of "
+                "another codebook mean nothing to this model",
                 hint="encode the pictures again with this tokenizer, or name the other one",
             )

@@ -5,6 +5,9 @@ start from the text-aligned codebook. Without it the model trains on text alone,
 pretrained LM in miniature. `--lm` names the model to start from; without it a small Qwen2 is made
 from nothing. A model that already has the tokenizer's codes is trained as it is (the paper's second
 stage, Sec. 3.4).
+
+`representation` chooses how the model sees pictures (checkpoints/representation.py): by TA-Tok's
+codes, or in one of the ways that the paper compares them with (Sec. 4.3).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
 from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.checkpoints.language_model import (
@@ -29,7 +32,17 @@ from tarkit.checkpoints.language_model import (
     read_text_tokenizer,
     require_readable,
 )
-from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.load import (
+    LoadedTaTok,
+    LoadedVqvae,
+    load_pixel_tokenizer,
+    load_ta_tok,
+)
+from tarkit.checkpoints.representation import (
+    TEXT_ALIGNED,
+    Representation,
+    representation_of,
+)
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
@@ -68,18 +81,32 @@ from tarkit.train.optimizers import shrink
 from tarkit.train.parameters import save_trained_only
 from tarkit.train.task import Amount, Figure, RowName, Total
 from tarkit.train.workloads.language import language_costs
-from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
+from tarkit.vocab import (
+    Scale,
+    TextTokenizer,
+    VisualVocabulary,
+    Vocabulary,
+    drawn_scales,
+    train_text_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+SHEETS_NEED = "sample sheets need both --ar-dtok and --vqvae"
 
 
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     FREE_KEYS = frozenset({"micro_batch_tokens", "sample_temperature"})
-    LATER_KEYS = frozenset({"lora", "codebook_projection"})
+    LATER_KEYS = frozenset({"lora", "codebook_projection", "representation"})
 
+    representation: Representation = TEXT_ALIGNED
+    """How the model sees pictures. "text-aligned": TA-Tok's codes (--tokenizer). "vq": pixel codes
+    of an image VQ (--vqvae). "hybrid": as "vq", with an image VQ that was also trained to match
+    captions. The chats are made with `codes = "vq"` for all but the first."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows
     of `length` tokens as fit. The step is the same."""
@@ -124,6 +151,15 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pixel_codes_have_one_scale(self) -> MllmConfig:
+        if self.representation != TEXT_ALIGNED and drawn_scales(self.scale_ratio) != [Scale.FULL]:
+            raise ValueError(
+                f"representation = {self.representation} draws with pixel codes, which have scale "
+                "1 alone: scale_ratio must be [1, 0, 0]"
+            )
+        return self
+
 
 class LmStart(NamedTuple):
     """What a training of the language model starts from."""
@@ -146,7 +182,7 @@ class MllmTask:
         config: MllmConfig,
         streams: ChatStreams,
         *,
-        tokenizer: LoadedTaTok | None,
+        tokenizer: LoadedTaTok | LoadedVqvae | None,
         lm: Path | None,
         dtok: ArDetokenizer | None = None,
         out: Path | None = None,
@@ -160,6 +196,7 @@ class MllmTask:
         start = _from_nothing(config, streams) if lm is None else _start_from(lm, config)
         visual = start.visual
         if visual is not None:
+            _require_same_representation(lm, config.representation)
             _require_same_codes(lm, visual, tokenizer)
         elif tokenizer is not None:
             visual = _grow_by_codes(start, tokenizer, config)
@@ -250,15 +287,14 @@ class MllmTask:
         return {}
 
     def samples(self, step: int) -> Image.Image | None:
-        """Pictures that the model draws of eight training prompts; None without a de-tokenizer."""
+        """Pictures that the model draws of eight training prompts; None where it cannot."""
         visual = self.vocabulary.visual
-        if self.dtok is None or self.tokenizer is None or visual is None:
+        if self.tokenizer is None or visual is None or "t2i" not in self.streams.orders:
             return None
-        if "t2i" not in self.streams.orders:
+        if self.dtok is None and isinstance(self.tokenizer, LoadedTaTok):
             return None
         self.model.eval()
         self.tokenizer.model.to(self.model.lm.device)
-        self.dtok.to(self.model.lm.device)
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
@@ -275,8 +311,13 @@ class MllmTask:
                 top_k=0,
                 top_p=1.0,
             )
-        condition = self.tokenizer.condition(codes)
-        pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
+        if isinstance(self.tokenizer, LoadedVqvae):
+            pixels = self.tokenizer.decode(codes)
+        else:
+            assert self.dtok is not None
+            self.dtok.to(self.model.lm.device)
+            condition = self.tokenizer.condition(codes)
+            pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
         cells = [Image.fromarray(a) for a in from_unit_truncated(pixels)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
@@ -291,6 +332,7 @@ class MllmTask:
             self.vocabulary,
             tokenizer_sha256=self.tokenizer.sha256 if self.tokenizer else None,
             grid=self.tokenizer.grid if self.tokenizer else None,
+            representation=self.config.representation,
         )
         return lm, description | {"token_counts": self.token_counts}
 
@@ -319,7 +361,9 @@ def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
     return LmStart(text, model, None, np.bincount(ids, minlength=text.size).tolist())
 
 
-def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -> VisualVocabulary:
+def _grow_by_codes(
+    start: LmStart, tokenizer: LoadedTaTok | LoadedVqvae, config: MllmConfig
+) -> VisualVocabulary:
     """Grow the model's vocabulary by the tokenizer's codes, in place (paper Sec. 3.3)."""
     if config.lora is not None and not config.lora.train_embeddings:
         raise UserError(
@@ -328,7 +372,7 @@ def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -
         )
     visual = VisualVocabulary(first_id=start.text.size, num_codes=tokenizer.num_codes)
     with torch.no_grad():
-        codebook = tokenizer.model.codebook.projected()
+        codebook = tokenizer.codebook()
     width = start.model.config.hidden_size
     if config.embedding_start == "codebook" and codebook.shape[1] != width:
         if config.codebook_projection == "none":
@@ -387,8 +431,18 @@ def _require_trainable(model: PreTrainedModel) -> None:
         ) from None
 
 
+def _require_same_representation(lm: Path | None, wanted: Representation) -> None:
+    """Raise UserError where a model with image tokens sees pictures in another way."""
+    own = representation_of(read_config(lm), lm) if lm else wanted
+    if own != wanted:
+        raise UserError(
+            f"{lm} was trained with representation = {own}, and this training has {wanted}",
+            hint=f"--set representation={own}, or grow a text-only model",
+        )
+
+
 def _require_same_codes(
-    lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | None
+    lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | LoadedVqvae | None
 ) -> None:
     """Raise UserError unless the tokenizer is there and is the one the model's codes come from."""
     if tokenizer is None:
@@ -406,6 +460,49 @@ def _require_same_codes(
         )
 
 
+def _pixel_tokenizer(
+    vqvae: Path | None, chats: Sequence[Artifact], representation: Representation
+) -> LoadedVqvae:
+    """The image VQ whose codes the chats hold; UserError where there is none that fits."""
+    if vqvae is None:
+        raise UserError(
+            f"representation = {representation} draws with an image VQ, and there is no --vqvae",
+            hint="name the image VQ that made the chats' codes with --vqvae",
+        )
+    grids = {artifact.settings["sides"]["1"] for artifact in chats if _has_pixel_codes(artifact)}
+    if len(grids) != 1:
+        there = ", ".join(f"{grid} x {grid}" for grid in sorted(grids)) or "none"
+        raise UserError(
+            f"representation = {representation} needs chats with pixel codes of one size, and they "
+            f"have {there}",
+            hint="tarkit curate chats TOKENS --set codes=vq --out CHATS",
+        )
+    tokenizer = load_pixel_tokenizer(vqvae, grid=grids.pop())
+    if tokenizer.is_aligned != (representation == "hybrid"):
+        how = "to match captions too" if tokenizer.is_aligned else "on pixels alone"
+        fitting = "hybrid" if tokenizer.is_aligned else "vq"
+        raise UserError(
+            f"{vqvae} was trained {how}, which is not representation = {representation}",
+            hint=f"--set representation={fitting}, or name another --vqvae",
+        )
+    return tokenizer
+
+
+def _require_none(representation: Representation, **parts: Path | None) -> None:
+    """Raise UserError for a part that the representation does not use."""
+    for name, path in parts.items():
+        if path is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"representation = {representation} does not use {option} {path}",
+                hint=f"leave {option} out",
+            )
+
+
+def _has_pixel_codes(chats: Artifact) -> bool:
+    return chats.settings.get("codes") == "vq" and bool(chats.settings.get("tokenizer_sha256"))
+
+
 def run(
     config: Path | None,
     *,
@@ -413,32 +510,47 @@ def run(
     out: Path,
     tokenizer: Path | None = None,
     lm: Path | None = None,
-    dtok: tuple[Path, Path] | None = None,
+    ar_dtok: Path | None = None,
+    vqvae: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train a language model on chats artifacts; returns the model directory.
 
-    `lm`: a model directory, or the folder of any causal language model of transformers. `dtok`:
-    directories of an AR-DTok and its image VQ, used for the sample sheets only.
+    `lm`: a model directory, or the folder of any causal language model of transformers. `tokenizer`
+    is the TA-Tok of text-aligned codes; `ar_dtok` and `vqvae` then draw the sample sheets. For the
+    other representations `vqvae` is the image VQ whose codes the chats hold.
     """
+    if ar_dtok and not vqvae:
+        raise UserError(SHEETS_NEED, hint="tarkit train mllm --help")
     settings = load_config(MllmConfig, config, overrides)
     begin_training(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
-    ta_tok = load_ta_tok(tokenizer) if tokenizer else None
-    check_codes(artifacts, ta_tok)
+    representation = settings.representation
+    loaded: LoadedTaTok | LoadedVqvae | None
+    if representation == TEXT_ALIGNED:
+        if vqvae and not ar_dtok:
+            raise UserError(
+                SHEETS_NEED, hint="tarkit train mllm --help, or --set representation=vq"
+            )
+        loaded = load_ta_tok(tokenizer) if tokenizer else None
+    else:
+        _require_none(representation, tokenizer=tokenizer, ar_dtok=ar_dtok)
+        loaded = _pixel_tokenizer(vqvae, artifacts, representation)
+    check_codes(artifacts, loaded)
     check_scales(artifacts, settings)
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
-    detokenizer = ArDetokenizer.load(*dtok) if dtok else None
+    detokenizer = ArDetokenizer.load(ar_dtok, vqvae) if ar_dtok and vqvae else None
     task = MllmTask(
         settings,
         streams,
-        tokenizer=ta_tok,
+        tokenizer=loaded,
         lm=lm,
         dtok=detokenizer,
         out=out,
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
+    parents |= {"vqvae": vqvae} if vqvae and representation != TEXT_ALIGNED else {}
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
     more = {"lm_sha256": lm_sha256(lm)} if lm and settings.lora else {}
