@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tarkit.artifacts.digests import remembered_sha256
+from tarkit.artifacts.digests import files_sha256, remembered_sha256
 from tarkit.checkpoints.directory import (
     MODELS,
     REFETCH,
@@ -26,9 +26,11 @@ from tarkit.checkpoints.directory import (
     read_arch,
     read_config,
     read_weights,
+    require_weights,
 )
 from tarkit.checkpoints.published_pth import Published, read_published
 from tarkit.checkpoints.siglip import is_siglip, read_siglip
+from tarkit.checkpoints.stored_tensors import indexed_files
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import resize as resize_picture
@@ -36,7 +38,7 @@ from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import from_unit, to_unit
-from tarkit.models.ta_tok import TaTok
+from tarkit.models.ta_tok import TaTok, pool
 from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale
 
@@ -130,6 +132,65 @@ def load_encoder(path: Path) -> VisionEncoder:
         arch, state = read_siglip(path)
         return fill(_empty(VisionEncoder, arch, path), state, path, REFETCH)
     return _load(Path(path), "encoder", VisionEncoder)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEncoder:
+    """A frozen vision encoder whose features a language model reads in place of codes (Sec. 4.3).
+
+    S: side of its pictures in pixels, W: width of its features.
+    """
+
+    model: VisionEncoder
+    sha256: str
+    layer: int
+    """The hidden state that is read, as TA-Tok's `select_layer`."""
+
+    @property
+    def size_px(self) -> int:
+        return self.model.arch.size_px
+
+    @property
+    def grid(self) -> int:
+        return self.model.arch.grid
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.model.arch.width
+
+    @torch.no_grad()
+    def features(self, images: Tensor, scales: Sequence[Scale]) -> list[Tensor]:
+        """Pictures (B, 3, S, S) in [0, 1], a scale for each -> the features (N, W) of each.
+
+        They are pooled as TA-Tok pools them.
+        """
+        if not len(images):
+            return []
+        whole = self.model.features(images * 2 - 1, layer=self.layer)
+        return [pool(row[None], scale)[0] for row, scale in zip(whole, scales, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        """What a language model that reads the features records of them."""
+        return {"encoder_sha256": self.sha256, "layer": self.layer, "width": self.width}
+
+
+def load_reading_encoder(path: Path, *, layer: int) -> LoadedEncoder:
+    """An encoder that a language model reads pictures with; UserError for a layer it lacks.
+
+    Its identity is the sha256 of its training, or of the weights files of a SigLIP.
+    """
+    model = load_encoder(path)
+    if not -model.arch.layers - 1 <= layer <= model.arch.layers:
+        raise UserError(
+            f"read_layer = {layer}: {path} has {model.arch.layers} layers",
+            hint="--set read_layer=-2 is the last but one, as TA-Tok reads",
+        )
+    if is_siglip(path):
+        sha256 = files_sha256(indexed_files(path) or [require_weights(path)])
+    else:
+        sha256 = str(read_config(path, "encoder")["sha256"])
+    return LoadedEncoder(model=model, sha256=sha256, layer=layer)
 
 
 Resize = Literal["pil-bicubic", "bilinear", "bilinear-noaa"]

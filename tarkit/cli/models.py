@@ -66,6 +66,14 @@ def assemble(
             help="A trained diffusion de-tokenizer, for --dtok dif; keeps its precision.",
         ),
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder",
+            metavar="DIR|HUB-ID",
+            help="The encoder that reads pictures, of a model with separate encoders.",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
     config: ConfigOption = None,
     overrides: Set = None,
@@ -73,7 +81,7 @@ def assemble(
 ) -> int:
     """Put the trained parts into one model directory for --model."""
     from tarkit.checkpoints import assemble as verb
-    from tarkit.checkpoints.hub import find_language_model
+    from tarkit.checkpoints.hub import find_folder, find_language_model
 
     path = verb.run(
         mllm=find_language_model(mllm),
@@ -82,6 +90,7 @@ def assemble(
         vqvae=part_of(vqvae, "vqvae"),
         out=out,
         dif_dtok=dif_dtok,
+        encoder=find_folder(encoder) if encoder else None,
         half_precision=half,
         config=config,
         overrides=overrides or (),

@@ -59,6 +59,7 @@ def _announce(
     out: Path,
     overrides: Sequence[str],
     images: Sequence[Path] = (),
+    chats: Sequence[Path] = (),
     **starts: Path | None,
 ) -> None:
     """Say what a training takes before its first step, where its costs are known."""
@@ -66,7 +67,7 @@ def _announce(
         return
     from tarkit.train.forecast import forecast
 
-    expected = forecast(stage, config, overrides=overrides, images=images, **starts)
+    expected = forecast(stage, config, overrides=overrides, images=images, chats=chats, **starts)
     if expected:
         print_note(f"{stage}: {expected.in_words()}")
 
@@ -459,6 +460,23 @@ def train_mllm(
             "or hybrid the one that made the codes.",
         ),
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder",
+            metavar="DIR|HUB-ID",
+            help="With representation separate: the frozen encoder that reads pictures, a trained "
+            "one or a SigLIP of transformers.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="With representation separate: the pictures of the chats; may be repeated.",
+        ),
+    ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
@@ -468,7 +486,7 @@ def train_mllm(
     For the other representations set `representation` and give --vqvae in its place.
     Without either it trains on text alone.
     """
-    from tarkit.checkpoints.hub import find_language_model
+    from tarkit.checkpoints.hub import find_folder, find_language_model
     from tarkit.train import defaults, mllm
 
     ta_tok = part_of(tokenizer, "ta_tok") if tokenizer else None
@@ -481,7 +499,18 @@ def train_mllm(
             chats=chats, tokenizer=ta_tok, vqvae=None if ar_dtok else image_vq, lm=begun
         ),
     )
-    _announce("mllm", config, out=out, overrides=changes, tokenizer=ta_tok, lm=begun)
+    reader = find_folder(encoder) if encoder else None
+    _announce(
+        "mllm",
+        config,
+        out=out,
+        overrides=changes,
+        chats=chats,
+        tokenizer=ta_tok,
+        vqvae=image_vq,
+        encoder=reader,
+        lm=begun,
+    )
     path = mllm.run(
         config,
         chats=chats,
@@ -489,6 +518,8 @@ def train_mllm(
         lm=begun,
         ar_dtok=part_of(ar_dtok, "ar_dtok") if ar_dtok else None,
         vqvae=image_vq,
+        encoder=reader,
+        images=images or (),
         out=out,
         overrides=changes,
     )

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
 from tarkit.checkpoints.load import (
+    LoadedEncoder,
     LoadedTaTok,
     LoadedVqvae,
     load_pixel_tokenizer,
+    load_reading_encoder,
     load_ta_tok,
 )
 from tarkit.checkpoints.product_forms import use_machines_forms
@@ -45,12 +48,12 @@ from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.llm.code_server import CodeServer
-from tarkit.models.mllm import code_log_likelihood
+from tarkit.models.mllm import PROJECTOR, code_log_likelihood
 from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.models.skinny import use_products
 from tarkit.seeds import generator_seed
-from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
+from tarkit.vocab import END_OF_TEXT, FEATURE, IMAGE_MARK, Scale
 
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
@@ -72,6 +75,14 @@ def require_unguided(sampling: Sampling) -> None:
             f"({sampling.prompt_guidance:g}) mixes",
             hint="--prompt-guidance 1, or without --server",
         )
+
+
+class PicturesRead(NamedTuple):
+    """What a language model reads for each of several pictures."""
+
+    codes: list[list[int]]
+    """N codes, or as many `FEATURE`."""
+    features: list[Tensor]  # of each picture (N, D), the embeddings of its features; or no list
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class Tar:
     """Identity of the tokenizer; artifacts of codes name it."""
     server: CodeServer | None = None
     """Draws the codes of pictures; None: the language model does so on this device."""
+    reader: LoadedEncoder | None = None
+    """The encoder whose features stand for pictures that are read; None: their codes do."""
 
     @classmethod
     def load(
@@ -168,11 +181,13 @@ class Tar:
             words=defaults.words,
             sha256=tokenizer.sha256,
             server=code_server,
+            reader=_load_reader(places, mllm),
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
         """This system, with all its parts moved to `device`."""
-        for module in (self.mllm.model, self.tokenizer.model, self.dtok):
+        reader = self.reader.model if self.reader else None
+        for module in (self.mllm.model, self.tokenizer.model, self.dtok, reader):
             if module is not None:
                 module.to(device)
         use_machines_forms([self.mllm.model])
@@ -236,7 +251,10 @@ class Tar:
 
         Transparency is put on white, and 16-bit grey scaled, as `images.decode` does.
         """
-        sized = [np.asarray(resize(to_rgb(i), self.size_px, "squash")) for i in images]
+        return self._sized(images, self.size_px)
+
+    def _sized(self, images: Sequence[Image.Image], size_px: int) -> Tensor:
+        sized = [np.asarray(resize(to_rgb(i), size_px, "squash")) for i in images]
         return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
@@ -265,12 +283,20 @@ class Tar:
         if visual is None:
             raise UserError(f"{self.places.mllm} has no visual tokens and cannot draw")
         conditions = images or [()] * len(prompts)
-        ids = [
-            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
-            for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True)
-        ]
+        ids, features = [], []
+        for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True):
+            read = self._marked(prompt, pictures, scale)
+            marked = [(scale, codes) for codes in read.codes]
+            ids.append(self.mllm.vocabulary.prompt(prompt, marked, draw=scale))
+            features.append(torch.cat([self._no_features, *read.features]))
         if self.server is not None:
             require_unguided(sampling)
+            if any(map(len, features)):
+                raise UserError(
+                    "a server reads ids alone, and this model reads pictures by an encoder's "
+                    "features",
+                    hint="leave --server or --image out",
+                )
             rows = self.server.generate_codes(
                 ids,
                 visual=visual,
@@ -295,21 +321,37 @@ class Tar:
             ],
             guidance=sampling.prompt_guidance,
             unguided=[empty] * len(ids),
+            features=features if any(map(len, features)) else (),
         )
 
-    def _marked(
-        self, prompt: str, images: Sequence[Image.Image], scale: Scale
-    ) -> list[tuple[Scale, list[int]]]:
-        """The scale and codes of the picture at each `<image>` mark of a prompt, in order."""
+    def _marked(self, prompt: str, images: Sequence[Image.Image], scale: Scale) -> PicturesRead:
+        """What the model reads for the picture at each `<image>` mark of a prompt, in order."""
         if not images:
-            return []
+            return PicturesRead([], [])
         if prompt.count(IMAGE_MARK) != len(images):
             raise UserError(
                 f"the prompt has {prompt.count(IMAGE_MARK)} {IMAGE_MARK} marks for "
                 f"{len(images)} pictures: {prompt!r}",
                 hint=f'tarkit generate "a photo of {IMAGE_MARK} above a heart" --image FILE',
             )
-        return [(scale, row) for row in self.encode(images, [scale])[scale].tolist()]
+        return self._read(images, scale)
+
+    def _read(self, images: Sequence[Image.Image], scale: Scale) -> PicturesRead:
+        """What the model reads for each picture, at a scale of its codes or of the features."""
+        if self.reader is None:
+            return PicturesRead(self.encode(images, [scale])[scale].tolist(), [])
+        projector = self.mllm.model.get_submodule(PROJECTOR)
+        sized = self._sized(images, self.reader.size_px)
+        rows = self.reader.features(sized, [scale] * len(images))
+        dtype = self._no_features.dtype
+        with torch.no_grad():
+            features = [projector(row.to(dtype)) for row in rows]
+        return PicturesRead([[FEATURE] * len(row) for row in rows], features)
+
+    @property
+    def _no_features(self) -> Tensor:
+        """(0, D), of the type and on the device of the embeddings."""
+        return self.mllm.model.get_input_embeddings().weight.detach()[:0]
 
     def draw(
         self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
@@ -320,7 +362,10 @@ class Tar:
         TA-Tok without a de-tokenizer.
         """
         if isinstance(self.tokenizer, LoadedVqvae):
-            decoded = self.tokenizer.decode(codes.to(self.device))
+            # One at a time: less memory, and the same bytes among any others.
+            decoded = torch.cat(
+                [self.tokenizer.decode(row) for row in codes.to(self.device).split(1)]
+            )
             return [Image.fromarray(row) for row in from_unit_truncated(decoded)]
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
@@ -396,9 +441,11 @@ class Tar:
         """
         scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
+        read = self._read(images, scale)
         answers = generate_text(
             self.mllm.model,
-            self._questions(self.encode(images, [scale])[scale], questions),
+            self._questions(read.codes, scale, questions),
+            features=read.features,
             stop=[vocabulary.chat_end, vocabulary.text.special[END_OF_TEXT]],
             text_size=vocabulary.text.size,
             max_tokens=max_tokens,
@@ -409,9 +456,24 @@ class Tar:
         """P(yes) / (P(yes) + P(no)) of the first answer token, in [0, 1].
 
         P(yes) sums the tokens that begin YES, P(no) those that begin NO. `codes` (B, N), of any one
-        scale, may come from pictures or from the model itself.
+        scale, may come from pictures or from the model itself. With separate encoders the model
+        reads the pictures that the codes are drawn as.
         """
-        logits = next_logits(self.mllm.model, self._questions(codes, questions))
+        if self.reader is not None:
+            pictures = self.draw(codes, seeds=range(len(codes)))
+            return self.yes_probability_of(pictures, questions)
+        scale = Scale.of(codes.shape[1], self.grid)
+        return self._yes(PicturesRead(codes.tolist(), []), scale, questions)
+
+    def yes_probability_of(
+        self, images: Sequence[Image.Image], questions: Sequence[str]
+    ) -> list[float]:
+        """As `yes_probability`, of pictures that are read at `read_scale`."""
+        return self._yes(self._read(images, self.read_scale), self.read_scale, questions)
+
+    def _yes(self, read: PicturesRead, scale: Scale, questions: Sequence[str]) -> list[float]:
+        ids = self._questions(read.codes, scale, questions)
+        logits = next_logits(self.mllm.model, ids, features=read.features)
         p = logits.double().softmax(-1)
         encode = self.mllm.vocabulary.text.encode
         yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
@@ -437,14 +499,36 @@ class Tar:
         )
         return [float(value) for value in with_prompt - without_prompt]
 
-    def _questions(self, codes: Tensor, questions: Sequence[str]) -> list[list[int]]:
+    def _questions(
+        self, codes: Sequence[Sequence[int]], scale: Scale, questions: Sequence[str]
+    ) -> list[list[int]]:
         """Ids of `picture, newline, question` up to the start of the answer (paper App. C.1)."""
-        scale = Scale.of(codes.shape[1], self.grid)
         # The picture comes first; a mark in the question is plain text.
         return [
             self.mllm.vocabulary.question(question, (scale, row))
-            for row, question in zip(codes.tolist(), questions, strict=True)
+            for row, question in zip(codes, questions, strict=True)
         ]
+
+
+def _load_reader(places: ModelPaths, mllm: LoadedMllm) -> LoadedEncoder | None:
+    """The encoder of a model that reads features; UserError where it is not the one it learned."""
+    if places.encoder is None:
+        return None
+    facts = mllm.config.get("reader")
+    layer = facts.get("layer") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or type(layer) is not int:
+        raise UserError(
+            f"{places.mllm} has representation separate, and its config.json names no reader",
+            hint=f"tarkit inspect {places.mllm}",
+        )
+    encoder = load_reading_encoder(places.encoder, layer=layer)
+    if encoder.facts() != facts:
+        raise UserError(
+            f"{places.mllm} was trained with encoder {str(facts.get('encoder_sha256'))[:12]}, but "
+            f"the encoder folder next to it holds {encoder.sha256[:12]}",
+            hint=ASSEMBLE,
+        )
+    return encoder
 
 
 def _load_tokenizer(places: ModelPaths, mllm: LoadedMllm) -> LoadedTaTok | LoadedVqvae:

@@ -35,7 +35,15 @@ from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
 from tarkit.train.streams import Order, Rounds, ShardsAhead, draw_scale, source_names
 from tarkit.train.task import Figure, Mean, mean_of
-from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
+from tarkit.vocab import (
+    END_OF_TEXT,
+    FEATURE,
+    IMAGE_MARK,
+    Scale,
+    ScaleOdds,
+    Supervised,
+    Vocabulary,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,10 +141,11 @@ class TooLongChats:
 class ChatShard:
     """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
-    def __init__(self, table: pa.Table, chats: str) -> None:
-        """`chats`: the path of the artifact, or its URL."""
+    def __init__(self, table: pa.Table, chats: str, name: str) -> None:
+        """`chats`: the path of the artifact, or its URL; `name`: that of the shard."""
         self.table = table
         self.chats = chats
+        self.name = name
         self._rows: dict[str, np.ndarray] = {}
 
     def rows_of(self, task: TaskName) -> np.ndarray:
@@ -149,9 +158,9 @@ class ChatShard:
         return self._rows[task]
 
     def chat(self, row: int) -> dict[str, Any]:
-        """The chat of a row, with the path of its artifact as "chats"."""
+        """The chat of a row, with the path of its artifact as "chats", and its "shard"."""
         columns: dict[str, Any] = self.table.slice(row, 1).to_pylist()[0]
-        return {**columns, "chats": self.chats}
+        return {**columns, "chats": self.chats, "shard": self.name}
 
 
 class ChatStreams:
@@ -209,7 +218,8 @@ class ChatStreams:
 
     def _read(self, index: int) -> ChatShard:
         artifact, name = self.shards[index]
-        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), shown_path(artifact.path))
+        table = artifact.read(name, columns=list(CHAT_COLUMNS))
+        return ChatShard(table, shown_path(artifact.path), name)
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
@@ -260,7 +270,14 @@ def encode_chat(
         end = vocabulary.text.special[END_OF_TEXT]
         ids = [end, *vocabulary.text.encode(messages[0]["content"]), end]
         return ids, [-100, *ids[1:]]
-    pictures = [(scale, picture[f"codes_{int(scale)}"]) for picture in chat["images"] or []]
+    pictures = []
+    for picture, is_read in zip(chat["images"] or [], _are_read(chat), strict=True):
+        if is_read and vocabulary.feature_grid is not None:
+            places = scale.num_codes(vocabulary.feature_grid)
+            pictures.append((scale, [FEATURE] * places))
+        else:
+            drawn = scale if vocabulary.feature_grid is None else Scale.FULL
+            pictures.append((drawn, picture[f"codes_{int(drawn)}"]))
     if any(codes is None for _, codes in pictures):
         raise UserError(
             f"chat {chat['key']} has no codes of scale {int(scale)}",
@@ -272,6 +289,21 @@ def encode_chat(
         raise UserError(
             f"chat {chat['key']}: {error}", hint="leave the row out, or make the chats again"
         ) from None
+
+
+def _are_read(chat: Mapping[str, Any]) -> list[bool]:
+    """Whether each picture of a chat is read, and not drawn by the assistant."""
+    marks = ((m["role"], m["content"].count(IMAGE_MARK)) for m in chat["messages"])
+    read = [role != "assistant" for role, count in marks for _ in range(count)]
+    num_pictures = len(chat["images"] or [])
+    # Where marks and pictures differ in number, the vocabulary says so.
+    return (read + [False] * num_pictures)[:num_pictures]
+
+
+def pictures_read(chat: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The pictures of a chat that are read, in the order of their marks."""
+    pairs = zip(chat["images"] or [], _are_read(chat), strict=True)
+    return [picture for picture, is_read in pairs if is_read]
 
 
 def packed_chats(
@@ -335,12 +367,12 @@ def _chat_of_slot(
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
     chat = _prompted(streams[slot], slot, config)
-    scale = _scale_of_slot(config, chat["task"], slot)
+    scale = scale_of_slot(config, chat["task"], slot)
     ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
     return chat, ids, labels
 
 
-def _scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
+def scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
     """The scale of the pictures in the chat of a slot."""
     ratio = (task == "i2t" and config.read_scale_ratio) or config.scale_ratio
     return draw_scale(ratio, config.seed, slot)
@@ -412,7 +444,7 @@ def losses_by_group(
         if len(streams.tasks) > 1:
             names.append(f"loss_by_task/{task}")
         if task != "text":
-            names.append(f"loss_by_scale/{int(_scale_of_slot(config, task, slot))}")
+            names.append(f"loss_by_scale/{int(scale_of_slot(config, task, slot))}")
         if len(streams.sources) > 1:
             names.append(f"loss_by_source/{streams.sources[artifact.path]}")
         for name in names:
@@ -427,12 +459,18 @@ def model_description(
     tokenizer_sha256: str | None,
     grid: int | None,
     representation: Representation = TEXT_ALIGNED,
+    reader: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a language model; sha256 and grid are those of its codes' tokenizer."""
+    """The config.json of a language model; sha256 and grid are those of its codes' tokenizer.
+
+    `reader`: the facts of the encoder whose features it reads.
+    """
     visual = vocabulary.visual
     named = {} if representation == TEXT_ALIGNED else {"representation": representation}
+    read = {"reader": dict(reader)} if reader else {}
     return {
         **named,
+        **read,
         "kind": "mllm",
         "arch": stored_arch(model),
         "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},

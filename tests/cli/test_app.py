@@ -150,6 +150,8 @@ PARTS = ["--tokenizer", "t", "--vqvae", "v"]
                 "lm": Path("l"),
                 "ar_dtok": None,
                 "vqvae": None,
+                "encoder": None,
+                "images": (),
             },
         ),
     ],

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from tarkit.artifacts.artifact import open_artifact
-from tarkit.checkpoints import assemble
+from tarkit.checkpoints import assemble, export_hf
 from tarkit.checkpoints.directory import read_config
-from tarkit.checkpoints.load import load_vqvae
+from tarkit.checkpoints.language_model import load_mllm
+from tarkit.checkpoints.load import load_pixel_tokenizer, load_reading_encoder, load_vqvae
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import write_toml
 from tarkit.curate.chats import ChatsPlan
@@ -21,11 +23,14 @@ from tarkit.encode import EncodePlan
 from tarkit.errors import UserError
 from tarkit.eval import shapes
 from tarkit.inference import generate
-from tarkit.inference.tar_model import Tar
+from tarkit.inference.tar_model import NO, YES, Tar
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
+from tarkit.models.ta_tok import pool
 from tarkit.train import mllm
-from tarkit.train.mllm import MllmConfig, MllmTask
-from tarkit.vocab import Scale
+from tarkit.train.chat_batches import ChatStreams, packed_chats
+from tarkit.train.mllm import EncoderReading, MllmConfig, MllmTask
+from tarkit.train.read_pictures import ChatPictures, ReadChats
+from tarkit.vocab import FEATURE, Scale
 from tests import parts
 
 SETTINGS: dict[str, Any] = {
@@ -64,6 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     text = ChatsPlan(out=folder / "text", text=documents).run()
     return {
         **models,
+        "encoder": parts.save_encoder(folder / "models/encoder"),
         "lm": lm,
         "pictures": pictures,
         "tokens": tokens.path,
@@ -95,6 +101,32 @@ def vq(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vq")
     trained = train(made, folder, folder / "mllm", sample_every=3)
     return assemble.run(mllm=trained, vqvae=made["vqvae"], out=folder / "tar")
+
+
+def train_separate(made: dict[str, Path], folder: Path, out: Path, **changes: Any) -> Path:
+    return mllm.run(
+        config(folder, **{"representation": "separate", "read_scale_ratio": (2, 1, 1)} | changes),
+        chats=[made["chats"], made["text"]],
+        lm=made["lm"],
+        vqvae=made["vqvae"],
+        encoder=made["encoder"],
+        images=[made["pictures"]],
+        out=out,
+    )
+
+
+@pytest.fixture(scope="module")
+def separate(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An assembled model that reads features and writes pixel codes."""
+    folder = tmp_path_factory.mktemp("separate")
+    trained = train_separate(made, folder, folder / "mllm")
+    return assemble.run(
+        mllm=trained,
+        vqvae=made["vqvae"],
+        encoder=made["encoder"],
+        out=folder / "tar",
+        overrides=["read_scale=2"],
+    )
 
 
 # ---- chats
@@ -236,7 +268,7 @@ def test_parts_that_do_not_belong_together_are_not_assembled(
     vq: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {"mllm": vq / "mllm", "vqvae": made["vqvae"], "out": tmp_path / "tar"}
-    with pytest.raises(UserError, match="representation vq, which .* does not use --ar-dtok"):
+    with pytest.raises(UserError, match="representation vq, which does not use --ar-dtok"):
         assemble.run(**given, ar_dtok=made["ar_dtok"])
     with pytest.raises(UserError, match="was trained with tokenizer"):
         assemble.run(**{**given, "vqvae": parts.save_vqvae(tmp_path / "other", seed=1)})
@@ -254,3 +286,188 @@ def test_generate_and_eval_shapes_take_a_model_of_pixel_codes(vq: Path, tmp_path
     ceilings = {name for name in metrics if name.startswith("ceiling_")}
     assert ceilings == {"ceiling_truth@shapes", "ceiling_pixel_vq@shapes"}
     assert list(metrics["codes@shapes"]) == ["1"]
+
+
+# ---- separate encoders
+
+
+def test_a_stopped_training_with_separate_encoders_ends_with_the_same_bytes(
+    made: dict[str, Path], tmp_path: Path, resumes: Any
+) -> None:
+    resumes(MllmTask, lambda out: train_separate(made, tmp_path, out), stops=(3,))
+    written = read_config(tmp_path / "whole")
+    assert written["representation"] == "separate"
+    assert written["reader"] == {
+        "encoder_sha256": parts.sha256(made["encoder"]),
+        "layer": -2,
+        "width": 16,
+    }
+    # Trained on from its own weights, the projector goes on too.
+    projector = load_mllm(tmp_path / "whole").model.get_submodule("projector")
+    still: dict[str, Any] = {"learning_rate": 1e-12, "optimizer": "adamw"}
+    again = train_separate(
+        {**made, "lm": tmp_path / "whole"}, tmp_path, tmp_path / "again", **still
+    )
+    went_on = load_mllm(again).model.get_submodule("projector")
+    for name, weight in projector.state_dict().items():
+        assert_close(went_on.state_dict()[name], weight, atol=1e-4, rtol=0)
+
+
+def separate_task(made: dict[str, Path], **changes: Any) -> MllmTask:
+    torch.manual_seed(0)
+    settings = MllmConfig(**SETTINGS | {"representation": "separate"} | changes)
+    chats = [open_artifact(made["chats"], "chats")]
+    images = [open_artifact(made["pictures"], "images")]
+    encoder = load_reading_encoder(made["encoder"], layer=-2)
+    return MllmTask(
+        settings,
+        ChatStreams(chats, settings.ratio, settings.seed),
+        tokenizer=load_pixel_tokenizer(made["vqvae"], grid=4),
+        lm=made["lm"],
+        reading=EncoderReading(encoder, ChatPictures(chats, images, size_px=16)),
+    )
+
+
+def test_packed_chats_read_the_features_that_each_reads_alone(made: dict[str, Path]) -> None:
+    task = separate_task(made, ratio={"i2t": 1}, read_scale_ratio=(1, 1, 1), length=400)
+    together = task.batch(0, 8, 0, 1)
+    assert isinstance(together, ReadChats)
+    assert len(together.pixels) == 8 and len(set(together.scales)) > 1
+    assert len(together.packed.ids) < 8  # several chats in a row
+    loss, _ = task.loss(task.model, together, 0)
+    # Each chat in a row of its own: its pixels, its features, its loss.
+    losses, weights = [], []
+    for part in range(8):
+        alone = _alone(task, part)
+        assert len(alone.pixels) == 1
+        losses.append(float(task.loss(task.model, alone, 0)[0].detach()))
+        weights.append(task.weight(alone))
+    mean = sum(a * b for a, b in zip(losses, weights, strict=True)) / sum(weights)
+    assert_close(float(loss.detach()), mean, rtol=1e-5, atol=0)
+
+
+def _alone(task: MllmTask, slot: int) -> ReadChats:
+    """The chat of a slot in a row of its own."""
+    packed = packed_chats(
+        task.streams, task.config, task.vocabulary, first=slot, size=1, too_long=None
+    )
+    assert task.reading is not None
+    return task.reading.pictures.with_pictures(packed, task.streams, task.config)
+
+
+def test_the_loss_depends_on_the_pictures_and_trains_the_projector_alone_of_the_two(
+    made: dict[str, Path],
+) -> None:
+    task = separate_task(made, ratio={"i2t": 1})
+    batch = task.batch(0, 4, 0, 1)
+    loss, _ = task.loss(task.model, batch, 0)
+    other, _ = task.loss(task.model, batch._replace(pixels=255 - batch.pixels), 0)
+    assert float(loss.detach()) != float(other.detach())
+    loss.backward()
+    projector = task.model.lm.get_submodule("projector")
+    assert all(float(w.grad.abs().sum()) > 0 for w in projector.parameters() if w.grad is not None)
+    assert task.reading is not None
+    assert all(weight.grad is None for weight in task.reading.encoder.model.parameters())
+    # Without a picture to read, the projector still has a gradient: processes wait for it.
+    drawing = separate_task(made, ratio={"t2i": 1})
+    batch = drawing.batch(0, 4, 0, 1)
+    assert len(batch.pixels) == 0
+    drawing.loss(drawing.model, batch, 0)[0].backward()
+    projector = drawing.model.lm.get_submodule("projector")
+    assert all(w.grad is not None and not w.grad.any() for w in projector.parameters())
+
+
+def test_steps_are_the_same_in_micro_batches_and_workers(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = train_separate(made, tmp_path, tmp_path / "whole", batch_size=8, steps=2)
+    small = train_separate(
+        made, tmp_path, tmp_path / "small", batch_size=8, steps=2, micro_batch_size=2, workers=1
+    )
+    one, other = (load_mllm(path).model.state_dict() for path in (whole, small))
+    for name, weight in one.items():
+        assert_close(other[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_with_separate_encoders_answers_what_it_was_asked_in_training(
+    separate: Path, made: dict[str, Path]
+) -> None:
+    tar = Tar.load(separate)
+    assert tar.read_scale is Scale.HALF and tar.representation == "separate"
+    picture, question = noise(3), "What is it?"
+    answers = tar.describe_many([picture, noise(4)], [question] * 2, max_tokens=4)
+    assert answers[0] == tar.describe(picture, question, max_tokens=4)
+    # By hand: the encoder's features, pooled, through the projector, in place of the embeddings.
+    encoder = load_reading_encoder(made["encoder"], layer=-2)
+    unit = to_unit([np.asarray(picture)])
+    with torch.no_grad():
+        state = encoder.model.features(unit * 2 - 1, layer=-2)
+        rows = tar.mllm.model.get_submodule("projector")(pool(state, Scale.HALF)[0])
+        vocabulary, table = tar.mllm.vocabulary, tar.mllm.model.get_input_embeddings().weight
+        assert vocabulary.visual is not None
+        ids = vocabulary.question(question, (Scale.HALF, [FEATURE] * 4))
+        at = ids.index(vocabulary.visual.feature)
+        embeddings = torch.cat([table[ids[:at]], rows, table[ids[at + 4 :]]])
+        logits = tar.mllm.model(inputs_embeds=embeddings[None]).logits[0, -1]
+    encode = vocabulary.text.encode
+    p = logits.double().softmax(-1)
+    yes, no = (float(p[sorted({encode(w)[0] for w in ws})].sum()) for ws in (YES, NO))
+    assert_close(tar.yes_probability_of([picture], [question])[0], yes / (yes + no))
+
+
+def test_a_model_with_separate_encoders_draws_edits_and_is_evaluated(
+    separate: Path, tmp_path: Path
+) -> None:
+    tar = Tar.load(separate)
+    assert tar.imagine("a red ring").size == (16, 16)
+    guided = Sampling(prompt_guidance=2.0, temperature=0.0)
+    edits = tar.imagine_many(
+        ["like <image>", "a ring"], seeds=[0, 0], images=[[noise(1)], []], sampling=guided
+    )
+    assert pixels(edits[1:]) == pixels([tar.imagine("a ring", sampling=guided)])
+    codes = tar.imagine_codes(["a ring"], seeds=[0])
+    of_picture = tar.yes_probability_of(tar.draw(codes, seeds=[0]), ["a ring?"])
+    assert tar.yes_probability(codes, ["a ring?"]) == of_picture
+    shapes.run(out=tmp_path / "shapes", model=separate, suites=["pope", "caption"], limit=2)
+    with pytest.raises(UserError, match="reads pictures by the features of an encoder"):
+        export_hf.run(separate, out=tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"encoder": None}, "reads pictures with a vision encoder, and there is no --encoder"),
+        ({"images": None}, "and there is no --images"),
+        ({"images": "other"}, "was made from pictures .* that are none of --images"),
+        ({"read_layer": 9}, "read_layer = 9: .* has 2 layers"),
+    ],
+)
+def test_what_reads_must_be_there_and_fit(
+    given: dict[str, Any], message: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    other = parts.write_pictures(tmp_path / "other", [["train"]]).path
+    paths = {**made, "other": other}
+    layer = given.pop("read_layer", -2)
+    named = {"encoder": "encoder", "images": "pictures", **given}
+    file = config(tmp_path, representation="separate", read_layer=layer, ratio={"i2t": 1})
+    with pytest.raises(UserError, match=message):
+        mllm.run(
+            file,
+            chats=[made["chats"]],
+            lm=made["lm"],
+            vqvae=made["vqvae"],
+            encoder=paths[named["encoder"]] if named["encoder"] else None,
+            images=[paths[named["images"]]] if named["images"] else [],
+            out=tmp_path / "out",
+        )
+
+
+def test_another_encoder_is_not_assembled(
+    separate: Path, made: dict[str, Path], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"mllm": separate / "mllm", "vqvae": made["vqvae"]}
+    other = parts.save_encoder(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="was trained with encoder .*, .*other is"):
+        assemble.run(**given, encoder=other, out=tmp_path / "tar")
+    with pytest.raises(UserError, match="is separate: it needs --encoder"):
+        assemble.run(**given, out=tmp_path / "tar")
