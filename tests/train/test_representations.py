@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
@@ -26,10 +27,13 @@ from tarkit.inference import generate
 from tarkit.inference.tar_model import NO, YES, Tar
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.models.ta_tok import pool
-from tarkit.train import mllm
+from tarkit.train import mllm, vqvae
+from tarkit.train.alignment import AlignmentConfig
 from tarkit.train.chat_batches import ChatStreams, packed_chats
 from tarkit.train.mllm import EncoderReading, MllmConfig, MllmTask
 from tarkit.train.read_pictures import ChatPictures, ReadChats
+from tarkit.train.streams import mixed_pictures
+from tarkit.train.vqvae import VqvaeConfig, VqvaeTask
 from tarkit.vocab import FEATURE, Scale
 from tests import parts
 
@@ -471,3 +475,86 @@ def test_another_encoder_is_not_assembled(
         assemble.run(**given, encoder=other, out=tmp_path / "tar")
     with pytest.raises(UserError, match="is separate: it needs --encoder"):
         assemble.run(**given, out=tmp_path / "tar")
+
+
+# ---- a hybrid tokenizer
+
+
+def train_hybrid(made: dict[str, Path], folder: Path, out: Path, **changes: Any) -> Path:
+    small: dict[str, Any] = {"width": 16, "heads": 2, "layers": 1, "text_width": 16}
+    alignment = AlignmentConfig(**small, text_layers=1, text_heads=2, text_vocab=270)
+    settings: dict[str, Any] = {
+        "arch": parts.VQVAE,
+        "steps": 6,
+        "batch_size": 3,
+        "learning_rate": 1e-3,
+        "warmup_unquantised": 0.2,
+        "fade_in": 0.2,
+        "restart_every": 2,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "alignment": alignment,
+    }
+    file = folder / "hybrid.toml"
+    file.write_text(write_toml(VqvaeConfig(**settings | changes)))
+    return vqvae.run(file, images=[made["pictures"]], out=out)
+
+
+def test_a_stopped_training_of_a_hybrid_tokenizer_ends_with_the_same_bytes(
+    made: dict[str, Path], tmp_path: Path, resumes: Any
+) -> None:
+    resumes(VqvaeTask, lambda out: train_hybrid(made, tmp_path, out), stops=(3,))
+    # It is an image VQ like any other, with nothing of the text tower.
+    assert load_pixel_tokenizer(tmp_path / "whole", grid=4).is_aligned
+    assert read_config(tmp_path / "whole")["aligned"]["weight"] == 1.0
+    rows = [json.loads(row) for row in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert all({"contrastive", "retrieval", "reconstruction"} <= row.keys() for row in rows)
+
+
+def test_the_gradient_of_the_captions_reaches_the_encoder_through_the_codes(
+    made: dict[str, Path],
+) -> None:
+    torch.manual_seed(0)
+    settings = VqvaeConfig(
+        arch=parts.VQVAE, steps=4, batch_size=4, learning_rate=1e-3, alignment=AlignmentConfig()
+    )
+    stream = mixed_pictures([open_artifact(made["pictures"], "images")], None, seed=0)
+    task = VqvaeTask(settings, stream)
+    pair = task.batch(0, 4, 0, 1)
+    out = task.model(pair, quantised=1.0)
+    out.contrastive.backward()
+    encoder = task.vqvae.encoder.conv_in.weight.grad
+    assert encoder is not None and float(encoder.abs().sum()) > 0
+    # The decoder has no part in it.
+    assert task.vqvae.decoder.conv_in.weight.grad is None
+    # By hand: what is compared are the rows of the codebook of the picture's codes.
+    rows = F.embedding(task.vqvae.encode(pair.pixels * 0.5 + 0.5), task.vqvae.quantize.codebook())
+    assert_close(out.image_vq.vectors, rows)
+    with pytest.raises(ValueError, match="every other picture of a step is a negative"):
+        VqvaeConfig(**settings.model_dump() | {"micro_batch_size": 2})
+
+
+def test_a_hybrid_tokenizer_is_adversarial_too_and_its_model_draws_and_answers(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
+    adversarial = {"discriminator_from": 3, "discriminator_channels": 32}
+    hybrid = train_hybrid(
+        made, tmp_path, tmp_path / "hybrid", **adversarial, discriminator_layers=1
+    )
+    tokens = EncodePlan(
+        input_path=made["pictures"],
+        out=tmp_path / "tokens",
+        tokenizer=made["tokenizer"],
+        vqvae=hybrid,
+        overrides=["vq_size_px=16"],
+    ).run()
+    chats = ChatsPlan(out=tmp_path / "chats", tokens=tokens.path, overrides=["codes=vq"]).run()
+    given: dict[str, Any] = {"chats": [chats.path, made["text"]], "lm": made["lm"]}
+    with pytest.raises(UserError, match="was trained to match captions too, which is not .* vq"):
+        mllm.run(config(tmp_path, representation="vq"), vqvae=hybrid, out=tmp_path / "vq", **given)
+    file = config(tmp_path, representation="hybrid")
+    trained = mllm.run(file, vqvae=hybrid, out=tmp_path / "mllm", **given)
+    tar = Tar.load(assemble.run(mllm=trained, vqvae=hybrid, out=tmp_path / "tar"))
+    assert tar.representation == "hybrid"
+    assert tar.imagine("a red ring").size == (16, 16)
+    tar.describe(noise(0), "What is it?", max_tokens=4)
