@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tarkit.artifacts.files import read_object
+from tarkit.checkpoints.representation import PARTS, TEXT_ALIGNED, representation_of
 from tarkit.errors import UserError
 
 EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
@@ -59,16 +60,19 @@ LM_FILES = ("*.json", "*.safetensors", "README.md")
 class ModelPaths:
     """The folder or file of each part of a model, None for a part that is not used.
 
-    A model draws with AR-DTok and its image VQ, with Dif-DTok, or not at all. `folder` is that of
-    an assembled model.
+    A text-aligned model draws with AR-DTok and its image VQ, with Dif-DTok, or not at all; one of
+    another representation has no TA-Tok and draws with its image VQ alone. `folder` is that of an
+    assembled model.
     """
 
     mllm: Path
-    ta_tok: Path
+    ta_tok: Path | None = None
     ar_dtok: Path | None = None
     vqvae: Path | None = None
     dif_dtok: Path | None = None
     folder: Path | None = None
+    encoder: Path | None = None
+    """The vision encoder that reads pictures, of a model with separate encoders."""
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -123,6 +127,16 @@ DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
 
 
 def _assembled(folder: Path, dtok: DtokName | None) -> ModelPaths:
+    representation = representation_of(_config(folder / "mllm"), folder / "mllm")
+    if representation != TEXT_ALIGNED:
+        if dtok == "dif":
+            raise UserError(
+                f"{folder} draws with its image VQ (representation {representation}): it has no "
+                "de-tokenizer",
+                hint="leave --dtok out",
+            )
+        parts = ("mllm", *PARTS[representation])
+        return ModelPaths(**{part: folder / part for part in parts}, folder=folder)
     if dtok == "dif" and not (folder / "dif_dtok").is_dir():
         raise UserError(
             f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def forecast(
     *,
     overrides: Sequence[str] = (),
     images: Sequence[Path] = (),
+    chats: Sequence[Path] = (),
     lm: Path | None = None,
     tokenizer: Path | None = None,
     encoder: Path | None = None,
@@ -86,6 +87,9 @@ def forecast(
             size_px=_side(images),
             from_images=bool(images),
         )
+        grid = _grid_of_pixel_codes(chats)
+        if grid and start.vqvae:
+            start = replace(start, size_px=grid * start.vqvae.downsampling)
         processes = int(os.environ.get("WORLD_SIZE") or 1)
         budget = plan(stage, settings, start, gpus=processes, gpu="here", mfu=MFU)
     except (UserError, KeyError):
@@ -117,6 +121,15 @@ def _side(images: Sequence[Path]) -> int | None:
             for row in artifact.rows(name, ["status", "width"]):
                 if row["status"] == "ok":
                     return int(row["width"])
+    return None
+
+
+def _grid_of_pixel_codes(chats: Sequence[Path]) -> int | None:
+    """The pixel codes along a side of the chats' pictures; None where they have none."""
+    for path in chats:
+        settings = open_artifact(path, "chats").settings
+        if settings.get("codes") == "vq":
+            return int(settings["sides"]["1"])
     return None
 
 
