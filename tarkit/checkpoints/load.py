@@ -126,14 +126,11 @@ def load_pixel_tokenizer(path: Path, *, grid: int) -> LoadedVqvae:
 def load_encoder(path: Path) -> VisionEncoder:
     """A vision encoder in eval mode, float32.
 
-    `path` is a model directory, of an encoder or of a TA-Tok, which has one, or a transformers
-    folder of SigLIP or SigLIP 2 (siglip.py).
+    `path` is a model directory, or a transformers folder of SigLIP or SigLIP 2 (siglip.py).
     """
     if is_siglip(path):
         arch, state = read_siglip(path)
         return fill(_empty(VisionEncoder, arch, path), state, path, REFETCH)
-    if path.is_dir() and read_config(path).get("kind") == "ta_tok":
-        return load_ta_tok(path).model.encoder
     return _load(Path(path), "encoder", VisionEncoder)[0]
 
 

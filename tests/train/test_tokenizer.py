@@ -208,27 +208,6 @@ def test_a_random_codebook_has_no_other_start(changes: dict[str, Any]) -> None:
         TokenizerConfig(**SETTINGS, codebook_start="random", **changes)
 
 
-def test_the_encoder_of_a_ta_tok_is_an_encoder(
-    pictures: Path, models: dict[str, Path], tmp_path: Path
-) -> None:
-    first = tmp_path / "first"
-    parents: dict[str, Any] = {"images": [pictures], "lm": models["lm"]}
-    tokenizer.run(config(tmp_path), encoder=models["encoder"], out=first, **parents)
-    own = load_ta_tok(first).model.encoder.state_dict()
-    taken = load_encoder(first).state_dict()
-    assert own.keys() == taken.keys()
-    assert all(torch.equal(own[name], taken[name]) for name in own)
-    (tmp_path / "next").mkdir()
-    second = tokenizer.run(
-        config(tmp_path / "next", freeze_encoder=True),
-        encoder=first,
-        out=tmp_path / "second",
-        **parents,
-    )
-    after = load_ta_tok(second).model.encoder.state_dict()
-    assert all(torch.equal(own[name], after[name]) for name in own)
-
-
 def test_whitened_teachers_have_unit_covariance(pictures: Path, models: dict[str, Path]) -> None:
     made = task(pictures, models, whiten=1.0)
     pixels = made._pixels([made.stream[i] for i in range(12)])
