@@ -29,18 +29,23 @@ from tarkit.report.blocks import (
     TableRow,
     Tone,
 )
+from tarkit.report.escaping import shorten
 from tarkit.report.judged_items import JudgedItem, judged_items, overall_tasks
 from tarkit.report.runs import RecordedRun
 from tarkit.report.svg import Series, lines, signed
 from tarkit.report.values import NOTHING, number
 from tarkit.scoring.statistics import TASKS, Estimate, over_seeds
 
+MAX_WARNING = 400
 APPEARS, NOT_THERE = "appears", "does not appear"
 UNKNOWN, NOT_RUN = "cannot be told", "not run"
 
 
 class PaperArm(Config):
-    """An arm of an ablation, and the paper's figures of it by measure, as the paper prints them."""
+    """An arm of an ablation, and the paper's figures of it as the paper prints them, by measure.
+
+    A measure that is not named here is not shown for this arm.
+    """
 
     name: str
     label: str
@@ -113,6 +118,8 @@ class FindingsConfig(Config):
                 self._require_measure(name)
             for finding in table.findings:
                 self._require_measure(finding.measure)
+                if finding.arm == finding.than:
+                    raise ValueError(f"{table.title}: {finding.arm} does not compare with itself")
                 for name in (finding.arm, finding.than):
                     if name not in {arm.name for arm in table.arms}:
                         raise ValueError(f"{table.title}: no arm is named {name}")
@@ -187,6 +194,7 @@ def finding_sections(config: FindingsConfig, runs: Sequence[RecordedRun]) -> lis
         for place, figure in enumerate(config.figures, 1)
     ]
     overview: list[PageBlock] = [Paragraph(config.note)] if config.note else []
+    overview += arms.left_out()
     overview += [PageTable(["table", *FINDING_HEADER], rows), Paragraph(rule(config), "note")]
     return [Section("Findings", overview, "findings"), *sections]
 
@@ -209,10 +217,11 @@ class _Arms:
         """Raises UserError where two results are of one arm and seed."""
         arms: dict[str, dict[int, RecordedRun]] = {}
         for run in runs:
-            match = re.fullmatch(r"(.+)-(\d{1,9})", run.path.resolve().name)
-            if not run.metrics or match is None:
+            if not run.metrics:
                 continue
-            arm, seed = match[1], int(match[2])
+            name = run.path.resolve().name
+            match = re.fullmatch(r"(.+)-(\d{1,9})", name)
+            arm, seed = (match[1], int(match[2])) if match else (name, 0)
             if seed in arms.setdefault(arm, {}):
                 raise UserError(
                     f"{run.path} and {arms[arm][seed].path} are both seed {seed} of the arm {arm}",
@@ -220,6 +229,16 @@ class _Arms:
                 )
             arms[arm][seed] = run
         return cls(config, arms)
+
+    def left_out(self) -> list[PageBlock]:
+        """A warning that names the results of no arm of the findings."""
+        known = {arm.name for table in self.config.tables for arm in table.arms}
+        known |= {arm for each in self.config.figures for line in each.curves for arm in line.arms}
+        others = [name for name in self.runs if name not in known]
+        if not others:
+            return []
+        text = f"Left out are results of no arm of the findings: {', '.join(others)}."
+        return [Paragraph(shorten(text, MAX_WARNING), "warning")]
 
     def score(self, arm: str, measure: str) -> tuple[Estimate | None, int]:
         """The mean of an arm over its seeds, and their number; None where it has no such score."""
@@ -301,10 +320,13 @@ def _arms_table(table: PaperTable, arms: _Arms) -> PageTable:
         row: TableRow = [arm.label]
         most = 0
         for name in measures:
+            if name not in arm.paper:
+                row += [NOTHING, NOTHING]
+                continue
             found, num_seeds = arms.score(arm.name, name)
             most = max(most, num_seeds)
             ours = Cell(number(found.value), _ends(found, number)) if found else Cell(NOT_RUN)
-            row += [arm.paper.get(name, NOTHING), ours]
+            row += [arm.paper[name], ours]
         rows.append([*row, str(most)])
     return PageTable(["arm", *columns, "seeds"], rows)
 

@@ -170,6 +170,7 @@ def test_seeds_that_only_one_arm_has_are_left_out(tmp_path: Path, arms: Any) -> 
         ('than = "random"', 'than = "randon"', "Table 3: no arm is named randon"),
         ('measure = "understanding"', 'measure = "reading"', "no measure reading"),
         ('difference = "higher"', 'difference = "more"', "difference"),
+        ('than = "random"', 'than = "codebook"', "codebook does not compare with itself"),
         ("x = [1, 2]", "x = [1]", "TA-Tok has 2 arms for 1 x"),
         ('label = "random"', 'lable = "random"', "lable"),
     ],
@@ -196,3 +197,12 @@ def test_the_command_writes_the_page(tmp_path: Path, arms: Any) -> None:
     assert done.exit_code == 0, done.output
     again = report.run(runs, out=tmp_path / "again", findings=tmp_path / "findings.toml")
     assert again.exists()
+
+
+def test_results_of_no_arm_are_named(tmp_path: Path, arms: Any) -> None:
+    runs = arms(codebook=0.9, random=0.5, randon=0.5)
+    runs.append(results(tmp_path / "alone", np.ones(NUM_QUESTIONS, bool)))
+    page = report.run(runs, out=tmp_path / "page", findings=config(TOML, tmp_path))
+    assert "results of no arm of the findings: randon, alone." in Reader(page.read_text()).text
+    without = report.run(runs[:-7], out=tmp_path / "without", findings=tmp_path / "findings.toml")
+    assert "no arm of the findings" not in without.read_text()
