@@ -185,7 +185,7 @@ def test_ones_own_scorer_by_its_module(pictures: Artifact) -> None:
         ("clip", None, "needs a model"),
         ("pixels", "mini", "takes no model"),
         ("nowhere:Scorer", None, "cannot be made"),
-        ("clip", "/no/such/model", "cannot be loaded"),
+        ("clip", "/no/such/model", "there is no folder"),
     ],
 )
 def test_what_is_no_scorer_is_said(
