@@ -138,3 +138,18 @@ def test_what_is_wrong_is_left_to_the_training(tmp_path: Path) -> None:
 )
 def test_a_time_has_a_unit_that_a_person_would_choose(seconds: float, text: str) -> None:
     assert module.time_in_words(seconds) == text
+
+
+def test_a_recipe_s_toml_needs_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--gpus", "64", "--gpu", "h100", "--json"]
+    named = CliRunner().invoke(app, ["plan", "paper/ar_dtok_256.toml", *words])
+    path = str(recipe_file("paper/ar_dtok_256.toml"))
+    assert named.stdout == CliRunner().invoke(app, ["plan", path, *words]).stdout != ""
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper/ar_dtok_256.toml").write_text("no key")  # one's own file comes first
+    assert CliRunner().invoke(app, ["plan", "paper/ar_dtok_256.toml", *words]).exit_code == 1
+    for wrong, hint in (("pipelines/paper/vqvae.toml", "recipe's is paper/vqvae"), ("x.toml", "")):
+        done = CliRunner().invoke(app, ["plan", wrong])
+        said = " ".join(done.stderr.replace("│", " ").split())
+        assert done.exit_code == 2 and "does not exist" in said and hint in said
