@@ -397,10 +397,13 @@ def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> M
             if place.file != "README.md" or _cached(place.repo, place.file) is None:
                 hf_hub_download(place.repo, place.file, cache_dir=cache_dir())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = f"the hub cannot be reached ({error.__cause__ or reason})"
         raise UserError(
-            f"{model} could not be fetched: {' '.join(str(error).split())[:300]}",
-            hint=f"get {repo}, {', '.join(map(str, files))} on another machine, and copy its "
-            f"{cache_dir()}",
+            f"{model} could not be fetched: {reason}",
+            hint=f"get {repo}, {', '.join(map(str, files))} on a machine that reaches the hub, and "
+            f"copy its hub cache to {cache_dir()}",
         ) from None
     return find(model, size_px=size_px, dtok=dtok)
 

@@ -266,7 +266,8 @@ class TokenizerTask:
             raise UserError(
                 f"num_codes = {config.sizes.num_codes}, but only {len(usable)} rows of the "
                 "language model's table are words (that its training text used, where it is known)",
-                hint=f"--set sizes.num_codes={len(usable)}",
+                hint="an --lm that was trained on text of more words, or "
+                f"--set sizes.num_codes={len(usable)}",
             )
         rows = representative_rows(
             embeddings.table[usable], config.sizes.num_codes, how=config.representative
