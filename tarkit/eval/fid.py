@@ -30,6 +30,7 @@ from tarkit.artifacts.files import is_system_file
 from tarkit.artifacts.manifest import MANIFEST, begin_directory
 from tarkit.artifacts.picture_reader import reading_ahead
 from tarkit.artifacts.picture_tar import PicturePlace
+from tarkit.artifacts.samples import is_samples, sample_files
 from tarkit.artifacts.workers import default_readers, num_cores
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
@@ -242,6 +243,9 @@ def _read(path: Path, name: str, pictures_of: _ReadsPictures) -> _PictureSet:
 
 def _stored_pictures(path: Path) -> Iterator[_Stored]:
     """The pictures of a folder's files or an artifact's rows, in order."""
+    if is_samples(path):  # without the sheet beside them
+        yield from (_Stored(str(file), file) for file in sample_files(path))
+        return
     if (path / MANIFEST).exists():
         artifact = open_artifact(path, "images")
         for shard in artifact.shards:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.samples import SAMPLE_SHEET, SAMPLES
 from tarkit.errors import UserError
 from tarkit.eval import fid
 from tarkit.eval.metrics.features import Features
@@ -225,6 +227,19 @@ def test_the_figures_are_those_of_any_number_of_workers(tmp_path: Path, colours:
     (samples / "02.png").write_bytes((samples / "02.png").read_bytes()[:60])
     with pytest.raises(UserError, match="samples/02.png cannot be read"):
         compared(samples, "rfid", 1)
+
+
+def test_a_folder_that_generate_made_is_compared_without_its_sheet(
+    tmp_path: Path, colours: Colours
+) -> None:
+    drawn = tmp_path / "drawn"
+    begin_directory(drawn, SAMPLES, settings={})
+    for prompt in range(2):
+        folder(drawn / f"{prompt:05}", spread(3, seed=prompt))
+    Image.new("RGB", (90, 20)).save(drawn / SAMPLE_SHEET)
+    pictures = folder(tmp_path / "pictures", [*spread(3, seed=0), *spread(3, seed=1)])
+    out = fid.run(samples=drawn, reference=pictures, out=tmp_path / "out", metric="rfid")
+    assert results(out)["metrics"]["rfid@colours"]["num_identical"] == 6
 
 
 def test_nothing_is_skipped(tmp_path: Path, colours: Colours) -> None:
