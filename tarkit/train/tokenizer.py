@@ -427,7 +427,8 @@ def _codebook_table(
         raise UserError(
             f"num_codes = {num_codes}, but only {len(usable)} rows of the language model's table "
             "are words (that its training text used, where it is known)",
-            hint=f"--set sizes.num_codes={len(usable)}",
+            hint="an --lm that was trained on text of more words, or "
+            f"--set sizes.num_codes={len(usable)}",
         )
     rows = usable[representative_rows(table[usable], num_codes, how=config.representative)]
     return rows, table[rows]

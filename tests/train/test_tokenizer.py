@@ -383,7 +383,8 @@ def test_more_codes_than_used_rows_are_refused(
             lm=models["lm"],
             out=tmp_path / "out",
         )
-    assert error.value.hint == f"--set sizes.num_codes={used}"
+    assert "text of more words" in error.value.hint
+    assert error.value.hint.endswith(f" --set sizes.num_codes={used}")
 
 
 def test_a_directory_of_another_kind_is_refused(
