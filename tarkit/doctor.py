@@ -222,7 +222,8 @@ def _processor() -> Iterator[Finding]:
         cpu = torch.device("cpu")
         text += f", {memory_bytes(cpu) / 1e9:.1f} GB of memory; measured: "
         text += f"{products_per_s(cpu, torch.float32) / 1e9:,.0f} GFLOP/s in float32, on "
-        text += f"{torch.get_num_threads()} threads"
+        num_threads = torch.get_num_threads()
+        text += "1 thread" if num_threads == 1 else f"{num_threads} threads"
     yield Finding("cpu", "ok", text)
 
 

@@ -26,8 +26,7 @@ VAE's latents.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +64,7 @@ from tarkit.images import ImageError, SizedPicture, middle_square, squashed, to_
 from tarkit.models.exact import exact_float32
 from tarkit.models.peak_memory import on_meta, peak_bytes
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, to_unit
+from tarkit.models.threads import threads_at_most
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 
@@ -296,7 +296,7 @@ class EncodePlan(RowPlan):
         with (
             Progress("encode", total=total, unit="pictures") as progress,
             reader as pictures_at,
-            _threads_beside(num_workers),
+            threads_at_most(num_cores() - num_workers),
         ):
             for name in with_next_fetched(names, self.source.files):
                 table = _shard(
@@ -443,17 +443,6 @@ def _bytes_of_batch(
         encoder.columns(batches + [torch.empty(size, 3, s, s, dtype=torch.uint8) for s in others])
 
     return weights + peak_bytes(encode)
-
-
-@contextmanager
-def _threads_beside(num_workers: int) -> Iterator[None]:
-    """Leave each worker process a core; torch has the others meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, max(1, num_cores() - num_workers)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shard(

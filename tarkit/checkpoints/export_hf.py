@@ -54,6 +54,8 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
                 f"{out} is not empty: it holds another model", hint="give another --out"
             )
         return out
+    from transformers.utils.logging import disable_progress_bar
+
     network = loaded.model
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise UserError(
@@ -68,6 +70,7 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
         eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
     )
     with whole_folder(out) as folder:
+        disable_progress_bar()  # a bar for a second, in a style of its own
         network.save_pretrained(folder)
         _write_tokenizer(vocabulary, folder, max_length=network.config.max_position_embeddings)
         (folder / CARD).write_text(card, encoding="utf-8")

@@ -478,7 +478,7 @@ def _start_from(lm: Path, config: MllmConfig) -> LmStart:
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
-    network = from_transformers(AutoModelForCausalLM, lm, dtype=dtype, local_files_only=True)
+    network = from_transformers(AutoModelForCausalLM, lm, dtype=dtype)
     start = LmStart(text, network, None, None)
     _require_embeddings(start, lm)
     return start

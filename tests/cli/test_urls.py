@@ -69,7 +69,7 @@ TAKE_URLS: dict[str, set[str]] = {
     "models push": {"folder"},
     "plan": {"lm", "tokenizer", "encoder", "vqvae", "ar_dtok", "sana"},
     "reconstruct": {"images", "model", "draft"},
-    "report": {"runs"},
+    "report": {"runs", "findings"},
     "train ar-dtok": {"tokenizer", "vqvae", "tokens", "images", "start"},
     "train dif-dtok": {"tokenizer", "sana", "tokens", "images"},
     "train encoder": {"images"},
