@@ -9,9 +9,11 @@ Letters: S seeds, I items.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Literal
 
 import numpy as np
@@ -41,6 +43,20 @@ APPEARS, NOT_THERE = "appears", "does not appear"
 UNKNOWN, NOT_RUN = "cannot be told", "not run"
 
 
+class Measure(Config):
+    """What arms are compared by."""
+
+    suite: str
+    """The suite of judged samples. One of GenEval's tasks has the mean over its tasks, any other
+    the mean over its items."""
+    of: Literal["samples", "clauses"] = "samples"
+    """What is right or wrong: a sample, or each of its clauses, such as "two red circles"; then the
+    score is the mean over the items of GenEval's tasks, as DPG's is over its prompts."""
+    chance: float = Field(default=0.0, ge=0, le=1)
+    """The score of a model that knows nothing. Of two arms of which neither is above it nothing can
+    be told."""
+
+
 class PaperArm(Config):
     """An arm of an ablation, and the paper's figures of it as the paper prints them, by measure.
 
@@ -60,8 +76,8 @@ class Finding(Config):
     than: str
     measure: str
     difference: Literal["higher", "lower", "same"]
-    paper: str
-    """The paper's difference, as it follows from its figures."""
+    paper: str = ""
+    """What the paper says, where its figures of the two arms are no numbers to subtract."""
 
 
 class PaperTable(Config):
@@ -71,6 +87,30 @@ class PaperTable(Config):
     note: str = ""
     arms: tuple[PaperArm, ...]
     findings: tuple[Finding, ...] = ()
+
+    @model_validator(mode="after")
+    def _findings_are_of_its_arms(self) -> PaperTable:
+        names = {arm.name for arm in self.arms}
+        for finding in self.findings:
+            if finding.arm == finding.than:
+                raise ValueError(f"{self.title}: {finding.arm} does not compare with itself")
+            for name in {finding.arm, finding.than} - names:
+                raise ValueError(f"{self.title}: no arm is named {name}")
+            if not finding.paper and self.difference(finding) is None:
+                raise ValueError(
+                    f"{self.title}: {finding.claim}: the paper's figures give no difference; say "
+                    "in `paper` what it says"
+                )
+        return self
+
+    def difference(self, finding: Finding) -> tuple[Decimal, str] | None:
+        """The paper's difference, and its figures in words; None where they are no numbers."""
+        figures = {arm.name: arm.paper.get(finding.measure, "") for arm in self.arms}
+        later, first = figures[finding.arm], figures[finding.than]
+        try:
+            return Decimal(later) - Decimal(first), f"{later} against {first}"
+        except InvalidOperation:
+            return None
 
 
 class CurveOfArms(Config):
@@ -100,9 +140,7 @@ class PaperFigure(Config):
 class FindingsConfig(Config):
     """The tables and figures of a paper that runs are compared with."""
 
-    measures: Mapping[str, str]
-    """The suite of judged samples behind each measure; a suite of GenEval's tasks has the mean over
-    its tasks, any other the mean over its items."""
+    measures: Mapping[str, Measure]
     tables: tuple[PaperTable, ...] = ()
     figures: tuple[PaperFigure, ...] = ()
     min_seeds: PositiveInt = 3
@@ -118,11 +156,6 @@ class FindingsConfig(Config):
                 self._require_measure(name)
             for finding in table.findings:
                 self._require_measure(finding.measure)
-                if finding.arm == finding.than:
-                    raise ValueError(f"{table.title}: {finding.arm} does not compare with itself")
-                for name in (finding.arm, finding.than):
-                    if name not in {arm.name for arm in table.arms}:
-                        raise ValueError(f"{table.title}: no arm is named {name}")
         for figure in self.figures:
             self._require_measure(figure.measure)
         return self
@@ -164,7 +197,8 @@ def verdict(difference: Estimate, expected: str, *, num_seeds: int, config: Find
 
 
 def rule(config: FindingsConfig) -> str:
-    """The rule of `verdict` in words."""
+    """The rule of the verdicts in words."""
+    chances = ", ".join(f"{name} {number(each.chance)}" for name, each in config.measures.items())
     return (
         "Verdicts are computed. Ours is the difference between two arms, paired by seed and by "
         "prompt or question; its 95 % interval comes from redrawing seeds and prompts (pictures, "
@@ -172,34 +206,30 @@ def rule(config: FindingsConfig) -> str:
         "on the paper's side of zero, and does not appear where it lies on the other side. Where "
         "the paper finds no difference, it appears where the whole interval lies within "
         f"±{number(config.same_within)}, and does not where it lies outside. All else cannot be "
-        f"told, nor can a difference over fewer than {config.min_seeds} seeds. There is no "
+        f"told, nor can a difference over fewer than {config.min_seeds} seeds, or between two arms "
+        f"of which neither is above chance ({chances}) by its own interval. There is no "
         "correction for the number of findings."
     )
 
 
 def finding_sections(config: FindingsConfig, runs: Sequence[RecordedRun]) -> list[Section]:
-    """All findings in one table, then a section of each table and figure of the paper."""
+    """All findings in one table, then the arms of each table of the paper, then its figures."""
     arms = _Arms.of(config, runs)
     rows: list[TableRow] = []
     sections: list[Section] = []
     for place, table in enumerate(config.tables, 1):
-        own = [_finding_row(finding, arms.judge(finding)) for finding in table.findings]
-        rows += [[table.title, *row] for row in own]
-        blocks: list[PageBlock] = [_arms_table(table, arms)]
-        if own:
-            blocks.append(PageTable(FINDING_HEADER, own, "Findings"))
-        sections.append(Section(table.title, blocks, f"table{place}", lead=table.note))
+        rows += [_finding_row(table, finding, arms.judge(finding)) for finding in table.findings]
+        block = _arms_table(table, arms)
+        sections.append(Section(table.title, [block], f"table{place}", lead=table.note))
     sections += [
         Section(figure.title, [_figure(figure, arms)], f"figure{place}")
         for place, figure in enumerate(config.figures, 1)
     ]
     overview: list[PageBlock] = [Paragraph(config.note)] if config.note else []
     overview += arms.left_out()
-    overview += [PageTable(["table", *FINDING_HEADER], rows), Paragraph(rule(config), "note")]
+    header = ["finding", "paper", "ours", "verdict"]
+    overview += [PageTable(header, rows), Paragraph(rule(config), "note")]
     return [Section("Findings", overview, "findings"), *sections]
-
-
-FINDING_HEADER = ("finding", "paper", "ours", "verdict", "seeds")
 
 
 # ---- arms ---------------------------------------------------------------------------------------
@@ -243,7 +273,9 @@ class _Arms:
     def score(self, arm: str, measure: str) -> tuple[Estimate | None, int]:
         """The mean of an arm over its seeds, and their number; None where it has no such score."""
         seeds = list(self._items(arm, measure).values())
-        return (_estimate([seeds]), len(seeds)) if seeds else (None, 0)
+        return (
+            (_estimate([seeds], self.config.measures[measure]), len(seeds)) if seeds else (None, 0)
+        )
 
     def judge(self, finding: Finding) -> Judgement:
         first = self._items(finding.than, finding.measure)
@@ -252,32 +284,45 @@ class _Arms:
         if not both:
             return Judgement(None, 0, NOT_RUN)
         pair = [[items[seed] for seed in both] for items in (later, first)]
-        difference = _estimate(pair)
+        measure = self.config.measures[finding.measure]
+        difference = _estimate(pair, measure)
         if difference is None:
             return Judgement(None, len(both), UNKNOWN)
+        scores = [_estimate([items], measure) for items in pair]
+        if not any(score and score.low > measure.chance for score in scores):
+            return Judgement(difference, len(both), UNKNOWN)
         found = verdict(difference, finding.difference, num_seeds=len(both), config=self.config)
         return Judgement(difference, len(both), found)
 
     def _items(self, arm: str, measure: str) -> dict[int, dict[str, JudgedItem]]:
-        suite = self.config.measures[measure]
+        suite = self.config.measures[measure].suite
         by_seed = {
             seed: judged_items(run, suite) for seed, run in sorted(self.runs.get(arm, {}).items())
         }
         return {seed: items for seed, items in by_seed.items() if items}
 
 
-def _estimate(arms: Sequence[Sequence[Mapping[str, JudgedItem]]]) -> Estimate | None:
+def _estimate(
+    arms: Sequence[Sequence[Mapping[str, JudgedItem]]], measure: Measure
+) -> Estimate | None:
     """The mean over seeds and items of one arm, or of the first arm minus the second.
 
     `arms` holds the items of each seed. Only items that all have, with one task and prompt, count;
     None where there is none.
     """
+
+    def score(item: JudgedItem) -> float:
+        value = item.clauses if measure.of == "clauses" else item.score
+        return math.nan if value is None else value
+
     every = [items for arm in arms for items in arm]
     names = [
         name
         for name, item in every[0].items()
         if all(
-            name in items and (items[name].task, items[name].prompt) == (item.task, item.prompt)
+            name in items
+            and (items[name].task, items[name].prompt) == (item.task, item.prompt)
+            and not math.isnan(score(items[name]))
             for items in every
         )
     ]
@@ -286,12 +331,12 @@ def _estimate(arms: Sequence[Sequence[Mapping[str, JudgedItem]]]) -> Estimate | 
         names = [name for name in names if every[0][name].task in TASKS]
     if not names:
         return None
-    values = [np.array([[items[name].score for name in names] for items in arm]) for arm in arms]
+    values = [np.array([[score(items[name]) for name in names] for items in arm]) for arm in arms]
     chosen = [every[0][name] for name in names]
     return over_seeds(
         values[0] - values[1] if len(values) == 2 else values[0],
         clusters=[item.cluster for item in chosen],
-        groups=[item.task for item in chosen] if tasks else None,
+        groups=[item.task for item in chosen] if tasks and measure.of == "samples" else None,
     )
 
 
@@ -300,11 +345,20 @@ def _estimate(arms: Sequence[Sequence[Mapping[str, JudgedItem]]]) -> Estimate | 
 TONES: Mapping[str, Tone] = {APPEARS: "good", NOT_THERE: "bad"}
 
 
-def _finding_row(finding: Finding, judgement: Judgement) -> TableRow:
-    found = judgement.difference
+def _finding_row(table: PaperTable, finding: Finding, judgement: Judgement) -> TableRow:
+    of_paper = table.difference(finding)
+    paper, figures = (_decimal(of_paper[0]), of_paper[1]) if of_paper else (NOTHING, finding.paper)
+    source = f"{table.title.partition(':')[0]}, {finding.measure}: {figures}"
+    found, seeds = judgement.difference, judgement.num_seeds
     ours = Cell(signed(found.value), _ends(found, signed)) if found else Cell(NOTHING)
-    word = Cell(judgement.verdict, tone=TONES.get(judgement.verdict, "dim"), strong=True)
-    return [finding.claim, finding.paper, ours, word, str(judgement.num_seeds)]
+    tone = TONES.get(judgement.verdict, "dim")
+    word = Cell(judgement.verdict, f"{seeds} seeds" if found else "", tone, strong=True)
+    return [Cell(finding.claim, source), paper, ours, word]
+
+
+def _decimal(value: Decimal) -> str:
+    """A difference with the digits of the figures that it is of: `+1.8`, `−0.3`."""
+    return str(value).replace("-", "−") if value <= 0 else f"+{value}"
 
 
 def _ends(estimate: Estimate, write: Callable[[float], str]) -> str:

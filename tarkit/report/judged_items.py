@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tarkit.report.readers import ScoreRow
@@ -12,12 +12,17 @@ from tarkit.scoring.statistics import COLOR_POSITION, TASKS
 
 @dataclass(frozen=True)
 class JudgedItem:
-    """An item of a suite; `score` is the share of its samples that are correct."""
+    """An item of a suite; `score` is the share of its samples that are correct.
+
+    `clauses` is the share of clauses that hold, such as "two red circles", as the mean over its
+    samples; None where the samples have none.
+    """
 
     task: str
     prompt: str
     cluster: str
     score: float
+    clauses: float | None
 
 
 def judged_items(run: RecordedRun, suite: str) -> dict[str, JudgedItem]:
@@ -32,9 +37,15 @@ def judged_items(run: RecordedRun, suite: str) -> dict[str, JudgedItem]:
             samples[0]["prompt"],
             _cluster(samples[0]),
             sum(bool(row["correct"]) for row in samples) / len(samples),
+            _clauses(samples),
         )
         for item, samples in rows.items()
     }
+
+
+def _clauses(samples: Sequence[ScoreRow]) -> float | None:
+    shares = [sum(row["clauses"]) / len(row["clauses"]) for row in samples if row["clauses"]]
+    return sum(shares) / len(shares) if len(shares) == len(samples) else None
 
 
 def _cluster(row: ScoreRow) -> str:

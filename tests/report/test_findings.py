@@ -25,7 +25,7 @@ note = "Small models."
 same_within = 0.05
 
 [measures]
-understanding = "pope"
+understanding = { suite = "pope", chance = 0.5 }
 
 [[tables]]
 title = "Table 3"
@@ -35,8 +35,8 @@ arms = [
     { name = "pre_align", label = "pre-align", paper = { understanding = "89.8" } },
 ]
 findings = [
-    { claim = "The codebook helps", arm = "codebook", than = "random", measure = "understanding", difference = "higher", paper = "+1.8" },
-    { claim = "Pre-alignment is worse", arm = "pre_align", than = "codebook", measure = "understanding", difference = "lower", paper = "-3.1" },
+    { claim = "The codebook helps", arm = "codebook", than = "random", measure = "understanding", difference = "higher" },
+    { claim = "Pre-alignment is worse", arm = "pre_align", than = "codebook", measure = "understanding", difference = "lower" },
 ]
 
 [[figures]]
@@ -114,9 +114,11 @@ def test_a_verdict_follows_the_runs(
 ) -> None:
     runs = arms(codebook=codebook, random=random)
     page = report.run(runs, out=tmp_path / "page", findings=config(TOML, tmp_path))
-    first = row_of(page, "Table 3", "The codebook helps")
-    assert first[2] == "+1.8" and first[4:] == [expected, "3"]
-    assert row_of(page, "Table 3", "Pre-alignment is worse")[3:] == ["–", "not run", "0"]
+    about = "Table 3, understanding:"
+    first = row_of(page, f"The codebook helps {about} 92.9 against 91.1", "+1.8")
+    assert first[3] == f"{expected} 3 seeds"
+    worse = row_of(page, f"Pre-alignment is worse {about} 89.8 against 92.9", "−3.1")
+    assert worse[2:] == ["–", "not run"]
     assert not Reader(page.read_text()).faults
     arm = row_of(page, "random", "91.1")
     assert arm[2].startswith("0.") and arm[3] == "3"
@@ -133,7 +135,7 @@ def test_the_page_has_every_training_with_its_seed(tmp_path: Path, arms: Any) ->
     text = page.read_text()
     assert "Small models." in text and "redrawing seeds and prompts" in text
     assert "--findings" in text and "0.05" in text
-    assert (page.parent / "report.md").read_text().count("not run") == 3
+    assert (page.parent / "report.md").read_text().count("not run") == 2
 
 
 @pytest.mark.parametrize(
@@ -161,14 +163,16 @@ def test_the_rule(expected: str, ends: tuple[float, float], word: str) -> None:
 def test_seeds_that_only_one_arm_has_are_left_out(tmp_path: Path, arms: Any) -> None:
     runs = [run for run in arms(codebook=0.95, random=0.3) if run.name != "random-1"]
     page = report.run(runs, out=tmp_path / "page", findings=config(TOML, tmp_path))
-    assert row_of(page, "Table 3", "The codebook helps")[4:] == ["cannot be told", "2"]
+    first = row_of(page, "The codebook helps Table 3, understanding: 92.9 against 91.1")
+    assert first[3] == "cannot be told 2 seeds"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('than = "random"', 'than = "randon"', "Table 3: no arm is named randon"),
-        ('measure = "understanding"', 'measure = "reading"', "no measure reading"),
+        ('"91.1"', '"did not converge"', "the paper's figures give no difference"),
+        ("understanding = {", "reading = {", "no measure understanding"),
         ('difference = "higher"', 'difference = "more"', "difference"),
         ('than = "random"', 'than = "codebook"', "codebook does not compare with itself"),
         ("x = [1, 2]", "x = [1]", "TA-Tok has 2 arms for 1 x"),
