@@ -25,15 +25,19 @@ from tarkit.errors import UserError
 from tarkit.eval import shapes
 from tarkit.inference import generate
 from tarkit.inference.tar_model import NO, YES, Tar
+from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.models.ta_tok import pool
 from tarkit.train import mllm, vqvae
 from tarkit.train.alignment import AlignmentConfig
 from tarkit.train.chat_batches import ChatStreams, packed_chats
+from tarkit.train.costs import count
 from tarkit.train.mllm import EncoderReading, MllmConfig, MllmTask
 from tarkit.train.read_pictures import ChatPictures, ReadChats
 from tarkit.train.streams import mixed_pictures
 from tarkit.train.vqvae import VqvaeConfig, VqvaeTask
+from tarkit.train.workloads import language
+from tarkit.train.workloads.workload import Start, Workload
 from tarkit.vocab import FEATURE, Scale
 from tests import parts
 
@@ -381,6 +385,7 @@ def test_the_loss_depends_on_the_pictures_and_trains_the_projector_alone_of_the_
     assert all(w.grad is not None and not w.grad.any() for w in projector.parameters())
 
 
+@pytest.mark.slow
 def test_steps_are_the_same_in_micro_batches_and_workers(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -534,6 +539,7 @@ def test_the_gradient_of_the_captions_reaches_the_encoder_through_the_codes(
         VqvaeConfig(**settings.model_dump() | {"micro_batch_size": 2})
 
 
+@pytest.mark.slow
 def test_a_hybrid_tokenizer_is_adversarial_too_and_its_model_draws_and_answers(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -558,3 +564,37 @@ def test_a_hybrid_tokenizer_is_adversarial_too_and_its_model_draws_and_answers(
     assert tar.representation == "hybrid"
     assert tar.imagine("a red ring").size == (16, 16)
     tar.describe(noise(0), "What is it?", max_tokens=4)
+
+
+# ---- what it costs
+
+
+def test_a_plan_counts_what_each_representation_reads_and_writes() -> None:
+    settings = MllmConfig(**SETTINGS | {"ratio": {"i2t": 1, "t2i": 1}, "length": 2048})
+
+    def plan(representation: str, **changes: Any) -> Workload:
+        given = {"representation": representation, "scale_ratio": (1, 0, 0)} | changes
+        changed = MllmConfig(**settings.model_dump() | given)
+        return language.mllm(
+            changed.model_dump(mode="json"),
+            Start(vqvae=parts.VQVAE, encoder=parts.ENCODER, size_px=32, text_tokens=10),
+        )
+
+    # 32 px at 4 px a code are 64 codes, and three marks: 77 tokens with the text.
+    assert plan("vq").tokens == plan("hybrid").tokens == 77
+    # A question has 16 features in place of the codes; pooled by two, 4.
+    separate = plan("separate")
+    assert separate.tokens == (77 + 29) / 2
+    assert plan("separate", read_scale_ratio=(0, 1, 0)).tokens == (77 + 17) / 2
+    # Half of the chats read a picture: one of the encoder's two layers and its patches.
+    N, D = 16, 16
+    block = 2 * (4 * D * D + 2 * D * 24) + 4 * D * N
+    assert separate.frozen_flops == (N * block + 2 * 3 * 4**2 * D * N) / 2
+    assert separate.frozen == sum(p.numel() for p in VisionEncoder(parts.ENCODER).parameters())
+    projector = 2 * D + 2 * (D * parts.WIDTH + parts.WIDTH)
+    assert count(separate.model) - count(plan("vq").model) == projector
+    with pytest.raises(UserError, match="trained with representation = text-aligned, and this"):
+        language.mllm(
+            settings.model_copy(update={"representation": "vq"}).model_dump(mode="json"),
+            Start(lm=Path("tar-1.5b"), size_px=256),
+        )

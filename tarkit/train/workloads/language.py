@@ -16,7 +16,7 @@ from tarkit.checkpoints.language_model import (
     has_visual_tokens,
     read_text_tokenizer,
 )
-from tarkit.checkpoints.representation import TEXT_ALIGNED
+from tarkit.checkpoints.representation import TEXT_ALIGNED, representation_of
 from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.mllm import (
@@ -299,10 +299,12 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
     def grown(text: int) -> int:
         return VisualVocabulary(first_id=text, num_codes=codes).size if codes else text
 
+    wanted = settings["representation"]
     if start.lm is None:
         small = from_scratch(LmArch.model_validate(settings["lm"]), grown(settings["text_vocab"]))
         return small, ("a language model from nothing, of the sizes in the TOML",)
     if str(start.lm).lower() in PUBLISHED_LMS and not start.lm.exists():
+        _require_same_codes(start.lm, TEXT_ALIGNED, wanted)
         return PUBLISHED_LMS[str(start.lm).lower()], ()
     config = read_config(start.lm)
     if config.get("kind", "mllm") != "mllm":
@@ -324,7 +326,18 @@ def _lm_arch(settings: Settings, start: Start) -> tuple[dict[str, Any], tuple[st
         text = arch["vocab_size"]
         note = f"all {text:,} rows of config.json's vocabulary stay: there is no {TOKENIZER}"
         return arch | {"vocab_size": grown(text)}, (note,)
+    if has_codes:
+        _require_same_codes(start.lm, representation_of(config, start.lm), wanted)
     return arch | {"vocab_size": text if has_codes else grown(text)}, ()
+
+
+def _require_same_codes(lm: Path, own: str, wanted: str) -> None:
+    """Raise UserError where a model with codes sees pictures in another way than is planned."""
+    if own != wanted:
+        raise UserError(
+            f"{lm} was trained with representation = {own}, and this plan has {wanted}",
+            hint="--lm names a language model without codes, such as Qwen/Qwen2.5-1.5B-Instruct",
+        )
 
 
 class LanguageCosts(NamedTuple):
