@@ -2,7 +2,7 @@
 # Replays the paper's ablations in the drawn world, three seeds each, on one page of findings.
 # Arms are those of Tables 3, 4, 5, 6 and 9, of the task mix of Sec. 4.4 and of Figure 5; verdicts
 # are computed. A finished step is skipped and an interrupted one resumes, so run the same command
-# until it ends; `report` writes the page of what is there.
+# until it ends, which takes hours on two cores; `report` writes the page of what is there.
 #   pipelines/ablations/run.sh [WORK] [report]
 # STEPS is the budget of each training of the language model, ITEMS the number of prompts and of
 # questions of each evaluation, PICTURES the number of pictures that language models learn from.
@@ -12,7 +12,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=${1:-work/ablations}
-steps=${STEPS:-600}
+steps=${STEPS:-1000}
 half=$((steps / 2))
 items=${ITEMS:-240}
 pictures=${PICTURES:-8000}
