@@ -13,12 +13,23 @@ from tarkit.report.runs import RecordedRun
 from tarkit.report.values import NOTHING, number
 
 MAX_SETTING = 60
+FIRST = ("seed", "steps")
+"""The settings that a reader of ablations looks for first."""
 
 
 def trainings_section(runs: Sequence[RecordedRun]) -> list[Section]:
-    """One section, or none where no run is a training: a table for each kind of training."""
+    """One section, or none where no run is a training: a table for each kind of training.
+
+    Trainings of one kind share most settings and are made from the same kinds of inputs.
+    """
     trainings = [run for run in runs if run.log.rows]
-    blocks = [block for group in groups_of_one_kind(trainings) for block in _group(group)]
+    blocks: list[PageBlock] = []
+    for group in groups_of_one_kind(trainings):
+        by_inputs: dict[tuple[str, ...], list[RecordedRun]] = {}
+        for run in group:
+            by_inputs.setdefault(tuple(sorted(run.parents)), []).append(run)
+        for alike in by_inputs.values():
+            blocks += _group(alike)
     return [Section("Trainings", blocks, "trainings")] if blocks else []
 
 
@@ -26,6 +37,7 @@ def _group(runs: Sequence[RecordedRun]) -> list[PageBlock]:
     settings = [dict(flattened(run.settings)) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
     differing = [name for name in names if len({each.get(name) for each in settings}) > 1]
+    differing.sort(key=lambda name: name not in FIRST)
     rows: list[TableRow] = []
     for run, each in zip(runs, settings, strict=True):
         last = run.log.rows[-1]
