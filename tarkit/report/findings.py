@@ -333,11 +333,15 @@ def _estimate(
         return None
     values = [np.array([[score(items[name]) for name in names] for items in arm]) for arm in arms]
     chosen = [every[0][name] for name in names]
-    return over_seeds(
-        values[0] - values[1] if len(values) == 2 else values[0],
+    measured = values[0] - values[1] if len(values) == 2 else values[0]
+    estimate = over_seeds(
+        measured,
         clusters=[item.cluster for item in chosen],
         groups=[item.task for item in chosen] if tasks and measure.of == "samples" else None,
     )
+    if len(values) == 2 and not measured.any():  # equal on all items: as uncertain on either side
+        estimate = estimate._replace(low=-estimate.high)
+    return estimate
 
 
 # ---- tables and figures -------------------------------------------------------------------------
