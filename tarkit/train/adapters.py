@@ -19,7 +19,7 @@ from tarkit.artifacts.files import whole_file
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.config import Config
 from tarkit.errors import UserError
-from tarkit.models.mllm import skeleton
+from tarkit.models.mllm import PROJECTOR, projector_of, skeleton
 from tarkit.train.parameters import name_nearest
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.lora import Linear
 
     state = {n: v for n, v in lm.state_dict().items() if ".lora_" not in n}
+    projector = projector_of(lm)
+    if projector is not None:  # no part of the family's own network
+        state = {n: v for n, v in state.items() if not n.startswith(f"{PROJECTOR}.")}
     for name, module in lm.named_modules():
         if isinstance(module, Linear):
             key = f"{name}.base_layer.weight"
@@ -124,6 +127,8 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
     own = {name.replace(".base_layer.", "."): value for name, value in state.items()}
     plain.load_state_dict(own, assign=True)
     plain.tie_weights()
+    if projector is not None:
+        setattr(plain, PROJECTOR, projector)
     return plain.eval()
 
 
