@@ -82,7 +82,7 @@ SHAPES = f"eval shapes --suite pope --limit 2 --out {OUT} --model tar --device c
 LMMS = f"eval lmms --tasks colours,more --out {OUT} --model tar --device cpu"
 BEGUN = {
     "downloaded": DOWNLOAD,
-    "judged": JUDGE,
+    "judged": JUDGE + ASK_ONCE,
     "shaped": SHAPES,
     "asked_lmms": LMMS,
     "prepared_finetune": PREPARE,
@@ -241,7 +241,7 @@ def _sources() -> list[Case]:
         Case("samples", "sketched/samples.jsonl", (COMPARE, INGEST.format("sketched"))),
         Case("samples", "sketched/00000/0000.png", (COMPARE, INGEST.format("sketched"))),
         Case("manifest", "sketched/manifest.json", (COMPARE, INGEST.format("sketched"))),
-        Case("picture", "raw/01.jpg", (f"eval rfid raw more --model tar --out {OUT}",)),
+        Case("picture", "raw/01.jpg", (f"eval rfid raw raw --model tar --out {OUT}",)),
         Case("certificate", "owner.pem", (GENERATE + " --c2pa owner.pem",)),
         Case(
             "selftest",
@@ -372,9 +372,9 @@ def _folders_to_go_on_with() -> list[Case]:
                 "answers.parquet",
             ),
         ),
-        "prepared_finetune": ((PREPARE,), ("settings/mllm.toml", "settings/chats.toml", "run.sh")),
+        "prepared_finetune": ((PREPARE,), ("settings/mllm.toml", "settings/ingest.toml", "run.sh")),
         "torn": (
-            (f"verify {OUT}", f"verify {OUT} --repair"),
+            (f"verify {OUT} --repair",),
             ("manifest.json", "00002.tar", "00002.parquet", "commands.jsonl"),
         ),
         "half_tuned": (
@@ -386,7 +386,7 @@ def _folders_to_go_on_with() -> list[Case]:
             ("state/step-0000001/state.json", "state/step-0000001/*.safetensors"),
         ),
         "tar": ((ASSEMBLE,), ("config.json", "manifest.json", "mllm/model.safetensors")),
-        "exported": ((EXPORT,), ("config.json", "manifest.json", "README.md", "model.safetensors")),
+        "exported": ((EXPORT,), ("config.json", "card.md", "tokenizer.json", "model.safetensors")),
     }
     return [
         Case("begun", f"{OUT}/{file}", commands, start=start)
