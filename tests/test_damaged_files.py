@@ -57,10 +57,7 @@ def test_no_damaged_file_is_more_than_a_sentence_or_a_failed_row(tmp_path: Path)
     numbers: Counter[str] = Counter()
     faults: list[str] = []
     start = time.monotonic()
-    for case in cases:
-        for command in case.commands:
-            world.undamaged(case, command)
-    print(f"{len(cases)} files, {len(world.results)} commands: {time.monotonic() - start:.0f} s")
+    print(f"{len(cases)} files, {sum(len(case.commands) for case in cases)} uses", flush=True)
     for number in range(NUM_DAMAGED):
         case = cases[number % len(cases)]
         rng = random.Random(f"{SEED} {case.file} {number}")

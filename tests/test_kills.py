@@ -26,7 +26,10 @@ from tests.fuzz.world import World
 NUM_KILLS = int(os.environ.get("KILLS", "200"))
 SEED = int(os.environ.get("SEED", "0"))
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-REFUSALS = ("already holds a model", "is not empty", "is not an empty folder")
+REFUSALS = (
+    *("already holds a model", "is not empty", "is not an empty folder"),
+    "is there already, and is not written over",
+)
 
 MODEL = "--model tar --device cpu"
 DRAWN = "--model mini --device cpu"  # its pictures are as large as the shapes detector wants
