@@ -39,7 +39,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found: a sentence, and the command that mends or adds it."""
 
     check: str
@@ -48,9 +48,9 @@ class Finding:
     fix: str = ""
 
 
-def run(*, hub: bool = False) -> list[Finding]:
-    """Every finding, in the order of the checks; with `hub` the hub is asked for one page."""
-    checks: list[Callable[[], Iterator[Finding]]] = [
+def run(*, hub: bool = False) -> list[CheckResult]:
+    """Every result, in the order of the checks; with `hub` the hub is asked for one page."""
+    checks: list[Callable[[], Iterator[CheckResult]]] = [
         _python,
         _requirements,
         _extras,
@@ -65,16 +65,18 @@ def run(*, hub: bool = False) -> list[Finding]:
     ]
     if hub:
         checks.append(_hub)
-    findings: list[Finding] = []
+    results: list[CheckResult] = []
     for check in checks:
         try:
-            findings += check()
+            results += check()
         except (
             Exception
         ) as error:  # a check of a broken machine: the others still say what they see
             name = check.__name__.lstrip("_")
-            findings.append(Finding(name, "broken", f"this check ended early: {_sentence(error)}"))
-    return findings
+            results.append(
+                CheckResult(name, "broken", f"this check ended early: {_sentence(error)}")
+            )
+    return results
 
 
 def _sentence(error: BaseException) -> str:
@@ -87,12 +89,12 @@ def _sentence(error: BaseException) -> str:
 # ---- packages ------------------------------------------------------------------------------------
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[CheckResult]:
     version = _version(PACKAGE) or "of a source tree"
     place = Path(__file__).resolve().parent
     system = f"{platform.system()} {platform.machine()}"
-    yield Finding("tarkit", "ok", f"{version}, in {place}")
-    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}, {system}")
+    yield CheckResult("tarkit", "ok", f"{version}, in {place}")
+    yield CheckResult("python", "ok", f"{platform.python_version()}, {sys.executable}, {system}")
 
 
 def _version(package: str) -> str | None:
@@ -119,9 +121,9 @@ def _applies(requirement: Any, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
-def _requirements() -> Iterator[Finding]:
+def _requirements() -> Iterator[CheckResult]:
     if _version(PACKAGE) is None:
-        yield Finding(
+        yield CheckResult(
             "packages",
             "note",
             "tarkit is not installed here, so that what it requires is not known",
@@ -132,23 +134,23 @@ def _requirements() -> Iterator[Finding]:
     for requirement, version in _required(None):
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
         if version is None:
-            yield Finding(requirement.name, "broken", "it is not installed", fix)
+            yield CheckResult(requirement.name, "broken", "it is not installed", fix)
         elif not requirement.specifier.contains(version, prereleases=True):
             text = f"{version} is installed, and tarkit needs {requirement.specifier}"
-            yield Finding(requirement.name, "broken", text, fix)
+            yield CheckResult(requirement.name, "broken", text, fix)
         else:
             shown.append(f"{requirement.name} {version}")
-    yield Finding("packages", "ok", ", ".join(shown))
+    yield CheckResult("packages", "ok", ", ".join(shown))
 
 
-def _extras() -> Iterator[Finding]:
+def _extras() -> Iterator[CheckResult]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         names = importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or ()
         for name in sorted(set(names) - set(DEVELOPERS)):
             yield _extra(name)
 
 
-def _extra(name: str) -> Finding:
+def _extra(name: str) -> CheckResult:
     missing, wrong, there = [], [], []
     for requirement, version in _required(name):
         if version is None:
@@ -160,17 +162,17 @@ def _extra(name: str) -> Finding:
     check, fix = f"extra {name}", f"pip install '{PACKAGE}[{name}]'"
     if missing:
         also = f"; other versions: {', '.join(wrong)}" if wrong else ""
-        return Finding(check, "note", f"not installed: {', '.join(missing)}{also}", fix)
+        return CheckResult(check, "note", f"not installed: {', '.join(missing)}{also}", fix)
     if wrong:
-        return Finding(check, "broken", f"wrong versions: {', '.join(wrong)}", fix)
-    return Finding(check, "ok", ", ".join(there))
+        return CheckResult(check, "broken", f"wrong versions: {', '.join(wrong)}", fix)
+    return CheckResult(check, "ok", ", ".join(there))
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[CheckResult]:
     try:
         import torch
     except Exception as error:
-        yield Finding(
+        yield CheckResult(
             "torch", "broken", _sentence(error), "pip install --force-reinstall --no-deps torch"
         )
         return
@@ -178,13 +180,13 @@ def _torch() -> Iterator[Finding]:
     build = f"built for CUDA {cuda}" if cuda else "built without CUDA"
     if torch.version.hip:
         build = f"built for ROCm {torch.version.hip}"
-    yield Finding("torch", "ok", f"{torch.__version__}, {build}")
+    yield CheckResult("torch", "ok", f"{torch.__version__}, {build}")
 
 
-def _torchvision() -> Iterator[Finding]:
+def _torchvision() -> Iterator[CheckResult]:
     """A torchvision of another torch is worse than none: transformers then fails to import."""
     if importlib.util.find_spec("torchvision") is None:
-        yield Finding("torchvision", "ok", "not installed, and not needed")
+        yield CheckResult("torchvision", "ok", "not installed, and not needed")
         return
     remove = "pip uninstall torchvision"
     try:
@@ -193,7 +195,9 @@ def _torchvision() -> Iterator[Finding]:
 
         _ = torch.ops.torchvision.nms  # an operator of its own library, which another torch refuses
     except Exception as error:
-        yield Finding("torchvision", "broken", f"it does not import: {_sentence(error)}", remove)
+        yield CheckResult(
+            "torchvision", "broken", f"it does not import: {_sentence(error)}", remove
+        )
         return
     for line in importlib.metadata.requires("torchvision") or ():
         from packaging.requirements import Requirement
@@ -203,15 +207,15 @@ def _torchvision() -> Iterator[Finding]:
             (version or "0").split("+")[0], prereleases=True
         ):
             text = f"it is made for torch{requirement.specifier}, and torch {version} is installed"
-            yield Finding("torchvision", "broken", text, remove)
+            yield CheckResult("torchvision", "broken", text, remove)
             return
-    yield Finding("torchvision", "ok", str(_version("torchvision")))
+    yield CheckResult("torchvision", "ok", str(_version("torchvision")))
 
 
 # ---- the machine ---------------------------------------------------------------------------------
 
 
-def _processor() -> Iterator[Finding]:
+def _processor() -> Iterator[CheckResult]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = f"{_processor_name()}, {cores} cores"
     with contextlib.suppress(Exception):  # without torch there is nothing to measure with
@@ -222,8 +226,9 @@ def _processor() -> Iterator[Finding]:
         cpu = torch.device("cpu")
         text += f", {memory_bytes(cpu) / 1e9:.1f} GB of memory; measured: "
         text += f"{products_per_s(cpu, torch.float32) / 1e9:,.0f} GFLOP/s in float32, on "
-        text += f"{torch.get_num_threads()} threads"
-    yield Finding("cpu", "ok", text)
+        num_threads = torch.get_num_threads()
+        text += "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    yield CheckResult("cpu", "ok", text)
 
 
 def _processor_name() -> str:
@@ -234,7 +239,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus() -> Iterator[CheckResult]:
     has_driver = DRIVER.exists() or shutil.which("nvidia-smi") is not None
     try:
         import torch
@@ -245,12 +250,12 @@ def _gpus() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         build = "https://pytorch.org/get-started/locally"
         if not has_driver:
-            yield Finding("gpu", "note", "no NVIDIA GPU: models run on the CPU")
+            yield CheckResult("gpu", "note", "no NVIDIA GPU: models run on the CPU")
         elif torch.version.cuda is None:
             text = "there is an NVIDIA driver, and this torch is built without CUDA"
-            yield Finding("gpu", "broken", text, f"install a build with CUDA: {build}")
+            yield CheckResult("gpu", "broken", text, f"install a build with CUDA: {build}")
         else:
-            yield Finding(
+            yield CheckResult(
                 "gpu",
                 "broken",
                 f"torch is built for CUDA {torch.version.cuda}, and the driver refuses it: "
@@ -267,10 +272,10 @@ def _gpus() -> Iterator[Finding]:
         except Exception as error:
             known = ", ".join(torch.cuda.get_arch_list())
             text += f": it does not compute: {_sentence(error)} (this torch has {known})"
-            yield Finding(f"gpu {number}", "broken", text, "install a torch that has it")
+            yield CheckResult(f"gpu {number}", "broken", text, "install a torch that has it")
             continue
         measured = f"measured: {speed / 1e12:,.0f} TFLOP/s in bfloat16"
-        yield Finding(f"gpu {number}", "ok", f"{text}; {measured}")
+        yield CheckResult(f"gpu {number}", "ok", f"{text}; {measured}")
 
 
 def _cuda_refusal(torch: Any) -> str:
@@ -290,7 +295,7 @@ def _cache_dir() -> Path:
     return cache_dir().expanduser()
 
 
-def _disks() -> Iterator[Finding]:
+def _disks() -> Iterator[CheckResult]:
     places = {
         "this folder": Path.cwd(),
         "the hub's cache": _cache_dir(),
@@ -300,7 +305,7 @@ def _disks() -> Iterator[Finding]:
         yield _disk(name, place)
 
 
-def _disk(name: str, place: Path) -> Finding:
+def _disk(name: str, place: Path) -> CheckResult:
     """Whether a file can be written where `place` is, or will be made."""
     check = f"disk of {name}"
     folder = next(each for each in (place, *place.parents) if each.is_dir())
@@ -313,16 +318,16 @@ def _disk(name: str, place: Path) -> Finding:
     except OSError as error:
         told = explained(error)
         fix = told.hint.split(";")[0] if told and told.hint else ""
-        return Finding(check, "broken", f"{folder} cannot be written: {_sentence(error)}", fix)
+        return CheckResult(check, "broken", f"{folder} cannot be written: {_sentence(error)}", fix)
     text = f"{free / 1e9:,.1f} GB free at {folder}"
     if free < FULL_BYTES:
-        return Finding(check, "broken", f"full: {text}", "free some space on this disk")
+        return CheckResult(check, "broken", f"full: {text}", "free some space on this disk")
     if free < SMALL_BYTES:
-        return Finding(check, "note", f"{text}, less than a published model takes")
-    return Finding(check, "ok", text)
+        return CheckResult(check, "note", f"{text}, less than a published model takes")
+    return CheckResult(check, "ok", text)
 
 
-def _cache() -> Iterator[Finding]:
+def _cache() -> Iterator[CheckResult]:
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
     place = _cache_dir()
@@ -331,19 +336,21 @@ def _cache() -> Iterator[Finding]:
         info = scan_cache_dir(place)
         closed = [str(path) for path in _unreadable(place)]
     except CacheNotFound:
-        yield Finding("cache", "ok", f"{place} is not there yet: nothing was fetched")
+        yield CheckResult("cache", "ok", f"{place} is not there yet: nothing was fetched")
         return
     except (OSError, ValueError) as error:
-        yield Finding("cache", "broken", f"it cannot be read: {_sentence(error)}", mend)
+        yield CheckResult("cache", "broken", f"it cannot be read: {_sentence(error)}", mend)
         return
     if closed:
         more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
-        yield Finding("cache", "broken", f"{closed[0]}{more} cannot be read", mend)
+        yield CheckResult("cache", "broken", f"{closed[0]}{more} cannot be read", mend)
     for warning in info.warnings:
-        yield Finding("cache", "broken", _sentence(warning), "remove this folder and fetch again")
+        yield CheckResult(
+            "cache", "broken", _sentence(warning), "remove this folder and fetch again"
+        )
     offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     size = f"{len(info.repos)} repositories, {info.size_on_disk / 1e9:.1f} GB"
-    yield Finding("cache", "ok", f"{size} in {place}{offline}")
+    yield CheckResult("cache", "ok", f"{size} in {place}{offline}")
 
 
 def _unreadable(place: Path) -> Iterator[Path]:
@@ -357,7 +364,7 @@ def _unreadable(place: Path) -> Iterator[Path]:
     yield from (Path(str(error.filename)) for error in errors)
 
 
-def _embedded() -> Iterator[Finding]:
+def _embedded() -> Iterator[CheckResult]:
     from tarkit.artifacts.digests import file_sha256
     from tarkit.artifacts.files import read_object
     from tarkit.checkpoints.hub import EMBEDDED
@@ -375,12 +382,12 @@ def _embedded() -> Iterator[Finding]:
             if recorded not in (None, file_sha256(weights)):
                 faults.append(f"{weights} is damaged")
         if faults:
-            yield Finding(check, "broken", "; ".join(faults), reinstall)
+            yield CheckResult(check, "broken", "; ".join(faults), reinstall)
         else:
-            yield Finding(check, "ok", f"part of the package, {folder}")
+            yield CheckResult(check, "ok", f"part of the package, {folder}")
 
 
-def _published() -> Iterator[Finding]:
+def _published() -> Iterator[CheckResult]:
     from tarkit.checkpoints.hub import LANGUAGE_MODELS, known
 
     parts = list(known())
@@ -388,50 +395,50 @@ def _published() -> Iterator[Finding]:
     for name in LANGUAGE_MODELS:
         row = next(part for part in parts if part.part == name)
         if row.path:
-            yield Finding(f"model {name}", "ok", f"{row.num_bytes / 1e9:.1f} GB, {row.path}")
+            yield CheckResult(f"model {name}", "ok", f"{row.num_bytes / 1e9:.1f} GB, {row.path}")
         else:
             text = "its language model is not in the cache"
-            yield Finding(f"model {name}", "note", text, f"tarkit models fetch {name}")
+            yield CheckResult(f"model {name}", "note", text, f"tarkit models fetch {name}")
     here = [part.part for part in shared if part.path]
     absent = [part.part for part in shared if not part.path]
     texts: Mapping[str, list[str]] = {"in the cache": here, "not in the cache": absent}
     text = "; ".join(f"{where}: {', '.join(names)}" for where, names in texts.items() if names)
     fix = "tarkit models" if absent else ""
-    yield Finding("published parts", "note" if absent else "ok", text, fix)
+    yield CheckResult("published parts", "note" if absent else "ok", text, fix)
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[CheckResult]:
     """Ask the hub for its first page, once, for a few seconds at the most."""
     from huggingface_hub import constants, get_session
 
     mend = "HF_ENDPOINT names another hub, HTTPS_PROXY a proxy; models in the cache work without it"
     if constants.HF_HUB_OFFLINE:
         text = "not asked: HF_HUB_OFFLINE forbids it"
-        yield Finding("hub", "broken", text, "unset HF_HUB_OFFLINE")
+        yield CheckResult("hub", "broken", text, "unset HF_HUB_OFFLINE")
         return
     began = time.monotonic()
     try:
         reply = get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # of the HTTP library, of the system: many types
         text = f"{constants.ENDPOINT} does not answer: {_sentence(error)}"
-        yield Finding("hub", "broken", text, mend)
+        yield CheckResult("hub", "broken", text, mend)
         return
     took = f"in {time.monotonic() - began:.1f} s"
     if reply.status_code >= 400:
         text = f"{constants.ENDPOINT} answers {reply.status_code}, {took}"
-        yield Finding("hub", "broken", text, mend)
+        yield CheckResult("hub", "broken", text, mend)
     else:
-        yield Finding("hub", "ok", f"{constants.ENDPOINT} answers {took}")
+        yield CheckResult("hub", "ok", f"{constants.ENDPOINT} answers {took}")
 
 
-def in_words(findings: list[Finding]) -> str:
-    """The findings as lines of text, each fix below what it mends."""
+def in_words(results: list[CheckResult]) -> str:
+    """The results as lines of text, each fix below what it mends."""
     lines = []
-    for each in findings:
+    for each in results:
         state = {"ok": "ok", "note": "-", "broken": "BROKEN"}[each.state]
         lines.append(f"{state:<7} {each.check:<26} {each.text}")
         if each.fix:
             lines.append(f"{'':<35}{each.fix}")
-    broken = sum(each.state == "broken" for each in findings)
+    broken = sum(each.state == "broken" for each in results)
     lines.append(f"{broken} broken" if broken else "nothing is broken")
     return "\n".join(lines)

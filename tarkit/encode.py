@@ -26,8 +26,7 @@ VAE's latents.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +50,7 @@ from tarkit.artifacts.workers import default_readers, memory_bytes, num_cores
 from tarkit.checkpoints.directory import PRECISIONS
 from tarkit.checkpoints.load import (
     LoadedTaTok,
+    LoadedVqvae,
     Resize,
     load_ta_tok,
     load_vqvae,
@@ -64,7 +64,7 @@ from tarkit.images import ImageError, SizedPicture, middle_square, squashed, to_
 from tarkit.models.exact import exact_float32
 from tarkit.models.peak_memory import on_meta, peak_bytes
 from tarkit.models.pixel_range import bytes_to_unit, channels_first, to_unit
-from tarkit.models.vqvae import Vqvae
+from tarkit.models.threads import threads_at_most
 from tarkit.progress import Progress
 from tarkit.vocab import Scale
 
@@ -106,20 +106,6 @@ class EncodeConfig(Config):
     paper (App. C.1)."""
     latent_size_px: PositiveInt | None = None
     """L, with a SANA: the resolution of the Dif-DTok to be trained. 512 or 1024 in the paper."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedVqvae:
-    """An image VQ, the sha256 that identifies its codes, and the pictures that it encodes."""
-
-    model: Vqvae
-    sha256: str
-    size_px: int  # P
-
-    @property
-    def side(self) -> int:
-        """Codes along a side of a picture."""
-        return self.size_px // self.model.arch.downsampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +255,7 @@ class EncodePlan(RowPlan):
             recorded |= {
                 "vqvae_sha256": image_vq.sha256,
                 "vq_codebook_size": image_vq.model.arch.num_codes,
-                "vq_side": image_vq.side,
+                "vq_side": image_vq.grid,
                 "vq_size_px": image_vq.size_px,
             }
         if vae is not None:
@@ -310,7 +296,7 @@ class EncodePlan(RowPlan):
         with (
             Progress("encode", total=total, unit="pictures") as progress,
             reader as pictures_at,
-            _threads_beside(num_workers),
+            threads_at_most(num_cores() - num_workers),
         ):
             for name in with_next_fetched(names, self.source.files):
                 table = _shard(
@@ -389,7 +375,7 @@ class _Encoder:
         }
         if self.image_vq is not None:
             width = code_type(self.image_vq.model.arch.num_codes).to_pandas_dtype()
-            codes["vq_codes"] = np.zeros((num_rows, self.image_vq.side**2), width)
+            codes["vq_codes"] = np.zeros((num_rows, self.image_vq.grid**2), width)
         if self.vae is not None:
             values = self.vae.channels * self.vae.side**2
             codes["latents"] = np.zeros((num_rows, values), np.float32)
@@ -457,17 +443,6 @@ def _bytes_of_batch(
         encoder.columns(batches + [torch.empty(size, 3, s, s, dtype=torch.uint8) for s in others])
 
     return weights + peak_bytes(encode)
-
-
-@contextmanager
-def _threads_beside(num_workers: int) -> Iterator[None]:
-    """Leave each worker process a core; torch has the others meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, max(1, num_cores() - num_workers)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shard(

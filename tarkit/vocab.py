@@ -29,6 +29,8 @@ END_OF_TEXT = "<|endoftext|>"
 IMAGE_MARK = "<image>"
 """Marks the place of a picture in the text of a chat row or a prompt; it is never a token."""
 
+FEATURE = -1
+"""Stands among the codes of a picture for a position that holds a feature of a vision encoder."""
 
 Supervised = Literal["answers", "published"]
 """Which tokens of a chat are learned: see `Vocabulary.chat`."""
@@ -119,6 +121,11 @@ class VisualVocabulary:
         """V, the number of text tokens, tags and codes together."""
         return self.first_code + self.num_codes
 
+    @property
+    def feature(self) -> int:
+        """The id at a position that holds a feature in place of a token: beyond the vocabulary."""
+        return self.size
+
     def tokens(self) -> list[str]:
         """The names of all visual tokens in the order of their ids."""
         tags = [IMAGE_START, IMAGE_END, *(s.token for s in Scale)]
@@ -199,6 +206,9 @@ class Vocabulary:
     visual: VisualVocabulary | None
     system: str | None = "You are a helpful assistant."
     """The system turn of chats that have none; "" or None leaves it out."""
+    feature_grid: int | None = None
+    """The grid of the vision encoder whose features stand for pictures that are read, where a model
+    has separate encoders (paper Sec. 4.3); None: pictures that are read are codes."""
 
     IGNORED = -100
     """The label of an id that is not supervised."""
@@ -214,11 +224,13 @@ class Vocabulary:
     def picture(self, codes: Sequence[int], scale: Scale, *, tagged: bool) -> list[int]:
         """Ids of one picture: its codes, and with `tagged` the tags and the scale around them.
 
-        Answers have tagged pictures, questions bare codes. Raises ValueError for a code outside
-        the codebook, or a vocabulary without visual tokens.
+        Answers have tagged pictures, questions bare codes, which may all be `FEATURE`. Raises
+        ValueError for a code outside the codebook, or a vocabulary without visual tokens.
         """
         if self.visual is None:
             raise ValueError("this vocabulary has no visual tokens")
+        if codes and max(codes) == FEATURE and not tagged:
+            return [self.visual.feature] * len(codes)
         if codes and not 0 <= min(codes) <= max(codes) < self.visual.num_codes:
             raise ValueError(
                 f"codes span {min(codes)} to {max(codes)}, the codebook has {self.visual.num_codes}"

@@ -106,6 +106,7 @@ CLASSES = {
     "encode": "tarkit.encode.EncodeConfig",
     "chats": "tarkit.curate.chats.ChatsConfig",
     "assemble": "tarkit.checkpoints.assemble.AssembleConfig",
+    "findings": "tarkit.report.findings.FindingsConfig",
 }
 
 

@@ -130,6 +130,7 @@ def put_in(word: str, variables: dict[str, str]) -> str:
     """`word` with its variables; an argument of the script is its default, "$@" is nothing."""
     word = re.sub(r"\$\{?[@*]\}?|\$\{\w+\[@\][^}]*\}", "", word)
     word = re.sub(r"\$\{\w+:-([^}$]*)\}", r"\1", word)
+    word = re.sub(r"\$\(\([^)]*\)\)", "1", word)  # arithmetic
     word = re.sub(r"\$\([^)]*\)", "value", word)
     return re.sub(
         r"\$\{?(\w+)[^}/\s\"']*\}?" if "${" in word else r"\$(\w+)",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tarkit import doctor
 from tarkit.cli.app import app
-from tarkit.doctor import Finding
+from tarkit.doctor import CheckResult
 
 ROOT = Path(__file__).resolve().parents[1]
 Usage = namedtuple("Usage", "total used free")
@@ -104,7 +104,7 @@ def test_planted_faults_are_named_each_with_what_mends_it(site: Path) -> None:
     assert "GFLOP/s" in found["cpu"]["text"]
 
 
-def finding(check: str, findings: Sequence[Finding]) -> Finding:
+def finding(check: str, findings: Sequence[CheckResult]) -> CheckResult:
     (one,) = [each for each in findings if each.check == check]
     return one
 

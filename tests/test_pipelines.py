@@ -30,7 +30,11 @@ def test_a_toml_loads_with_its_config(path: Path, config_class: ConfigClass) -> 
 
 def test_there_are_experiments_to_load() -> None:
     folders = {path.relative_to(ROOT / "pipelines").parts[0] for path in TOMLS}
-    assert folders == {"smoke", "mini", "paper", "emoji", "grpo", "dif_dtok", "finetune"}
+    assert folders == {"smoke", "mini", "paper", "emoji", "grpo"} | {
+        "dif_dtok",
+        "finetune",
+        "ablations",
+    }
 
 
 def test_a_misspelt_key_would_be_noticed(tmp_path: Path, config_class: ConfigClass) -> None:

@@ -111,7 +111,7 @@ def test_cat_prints_a_file_and_the_script_by_default() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["cat", "smokes"], "no recipe 'smokes'; there are: dif_dtok, emoji"),
+        (["cat", "smokes"], "no recipe 'smokes'; there are: ablations, dif_dtok"),
         (["cat", "smoke/../../README.md"], "has no file '../../README.md'"),
         (["cat", "smoke//etc/passwd"], "has no file '/etc/passwd'"),
         (["cat", "mini/drawn.png"], "mini/drawn.png is no text"),

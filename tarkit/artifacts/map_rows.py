@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarkit.artifacts.artifact import Artifact
+from tarkit.artifacts.picture_tar import PicturePlace
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.remote import with_next_fetched
 from tarkit.artifacts.resume import pending_shards
@@ -26,15 +27,21 @@ REASONS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Todo:
-    """An input row that has no result yet, with its number in the shard and its encoded picture.
+    """An input row that has no result yet, with its number in the shard and its picture.
 
-    `blob` is None for kinds without pictures; `max_pixels` is the limit with which they were taken.
+    `picture` is None for kinds without pictures; `max_pixels` is the limit with which they were
+    taken.
     """
 
     place: int
     row: Row
-    blob: bytes | None = None
+    picture: PicturePlace | None = None
     max_pixels: int = MAX_PIXELS
+
+    @property
+    def blob(self) -> bytes | None:
+        """The encoded picture, read from its tar. Raises UserError as `PicturePlace.read` does."""
+        return None if self.picture is None else self.picture.read()
 
 
 Result = Row | str
@@ -92,7 +99,7 @@ def _shard(
     progress.advance(len(rows))
 
     def todo() -> Iterator[Todo]:
-        for place, (row, blob) in enumerate(_rows(source, shard)):
+        for place, (row, picture) in enumerate(_rows(source, shard)):
             if place == num_rows:
                 return
             if place in rows:
@@ -103,7 +110,7 @@ def _shard(
                 rows[place] = artifact.failed_row(error=error, **carried[place])
                 progress.advance(1, failed=1)
                 continue
-            yield Todo(place, row, blob, source.max_pixels)
+            yield Todo(place, row, picture, source.max_pixels)
 
     blank = dict.fromkeys(artifact.schema.names)
     for place, result in make(todo()):
@@ -119,10 +126,12 @@ def _shard(
     return [rows[place] for place in range(num_rows)]
 
 
-def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, bytes | None]]:
-    if source.kind == "images":
-        return source.read_images(shard)
-    return ((row, None) for row in source.rows(shard))
+def _rows(source: Artifact, shard: str) -> Iterator[tuple[Row, PicturePlace | None]]:
+    rows = source.rows(shard)
+    is_pictures = source.kind == "images"
+    return zip(
+        rows, source.picture_places(shard) if is_pictures else [None] * len(rows), strict=True
+    )
 
 
 def kind_of(error: str) -> str:

@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 STRINGS = pa.list_(pa.string())
 QA = pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))
 CODE_LISTS = pa.struct([(f"codes_{scale}", pa.list_(pa.uint16())) for scale in (1, 2, 3)])
+# With pixel codes, those of an image VQ, also the key of the picture, which an encoder may read.
+PIXEL_CODES = pa.struct([*CODE_LISTS, ("key", pa.string())])
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 OUTCOME = [("status", pa.string()), ("error", pa.string())]
 
@@ -113,7 +115,7 @@ def code_type(codebook_size: int) -> pa.DataType:
 
 
 def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
-    """Columns of a shard; those of tokens, scores and images depend on the artifact's settings.
+    """Columns of a shard; except for prompts and judgements they depend on the artifact's settings.
 
     Raises ValueError for a size of a codebook that none has: counts of its codes are of that size.
     """
@@ -136,6 +138,9 @@ def schema_of(kind: str, settings: Mapping[str, Any]) -> pa.Schema:
     if kind == "scores":
         scores = [(name, pa.float64()) for name in settings["columns"]]
         return pa.schema([("key", pa.string()), *scores, *OUTCOME])
+    if kind == "chats" and settings.get("codes") == "vq":
+        place = CHATS.get_field_index("images")
+        return CHATS.set(place, pa.field("images", pa.list_(PIXEL_CODES)))
     if kind == "images" and settings.get("origin"):
         return pa.schema([*IMAGES, *ORIGIN])
     fixed = {"images": IMAGES, "prompts": PROMPTS, "chats": CHATS, "judgements": JUDGEMENTS}

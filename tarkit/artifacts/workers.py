@@ -132,7 +132,7 @@ def _in_order(pipes: Sequence[Connection], arguments: Iterable[Any]) -> Iterator
             yield _received(waiting.popleft())
     except (EOFError, ConnectionError):
         raise UserError(
-            ENDED.format(""), hint="--set num_workers with a smaller number needs less memory"
+            ENDED.format(""), hint="with a smaller num_workers it needs less memory"
         ) from None
 
 

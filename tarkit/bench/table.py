@@ -1,12 +1,14 @@
-"""The result of `tarkit bench` as a table for people."""
+"""The result of `tarkit bench` as a table for people, in a terminal or on a page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 120
+COLUMNS = ("median", "interval", "rate", "x ours", "of floor", "equal")
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -17,20 +19,41 @@ def table(result: Mapping[str, Any]) -> str:
 
     rows = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     rows.add_column("work and way", no_wrap=True)
-    for name in ("median", "interval", "rate", "x ours", "of floor", "equal"):
+    for name in COLUMNS:
         rows.add_column(name, justify="right", no_wrap=True)
     for case in result["cases"]:
+        head, *ways = _rows(case)
         rows.add_section()
-        rows.add_row(case["name"], "", "", f"{case['unit']}/s")
-        if case["floor_seconds"]:
-            rows.add_row(f"  floor, by {case['floor_by']}", duration(case["floor_seconds"]))
-        for name, way in case["ways"].items():
-            rows.add_row(f"  {name}", *_cells(way))
+        rows.add_row(*head)
+        for name, *cells in ways:
+            rows.add_row(f"  {name}", *cells)
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, markup=False, highlight=False, no_color=True)
-    console.print(_heading(result), soft_wrap=True)
+    console.print("\n".join(_heading(result)), soft_wrap=True)
     console.print(rows)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The same in Markdown, with a section for each subject."""
+    lines = [f"- {line}" for line in _heading(result)]
+    for subject, cases in itertools.groupby(result["cases"], key=lambda case: case["subject"]):
+        lines += ["", f"### {subject}", "", f"| work and way | {' | '.join(COLUMNS)} |"]
+        lines.append("|---" + "|---:" * len(COLUMNS) + "|")
+        for case in cases:
+            (name, *cells), *ways = _rows(case)
+            lines += [f"| {' | '.join(row)} |" for row in ([f"**{name}**", *cells], *ways)]
+    return "\n".join(lines)
+
+
+def _rows(case: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """A head, the floor where there is one, and a row for each way; each has all columns."""
+    yield (case["name"], "", "", f"{case['unit']}/s", "", "", "")
+    if case["floor_seconds"]:
+        name = f"floor, by {case['floor_by']}"
+        yield (name, duration(case["floor_seconds"]), "", "", "", "", "")
+    for name, way in case["ways"].items():
+        yield (name, *_cells(way))
 
 
 def _cells(way: Mapping[str, Any]) -> list[str]:
@@ -47,7 +70,7 @@ def _cells(way: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _heading(result: Mapping[str, Any]) -> str:
+def _heading(result: Mapping[str, Any]) -> list[str]:
     machine, ceilings = result["machine"], result["ceilings"]
     products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in ceilings["gemm"].items())
     traffic = ", ".join(f"{name} {rate / 1e9:,.1f}" for name, rate in ceilings["bandwidth"].items())
@@ -60,7 +83,7 @@ def _heading(result: Mapping[str, Any]) -> str:
     ]
     if result["tiny"]:
         lines.append("--tiny: small models and arrays; these times say nothing about speed")
-    return "\n".join(lines)
+    return lines
 
 
 def unit_of(seconds: float) -> tuple[str, float]:

@@ -121,7 +121,7 @@ def read_config(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(
             f"{path} is no model directory: "
             + ("it is a file" if path.exists() else "there is no such folder"),
-            hint=f"tarkit inspect {path.parent}",
+            hint="name the --out of a training, or mini; tarkit models lists the known names",
         )
     if not file.exists():
         raise UserError(

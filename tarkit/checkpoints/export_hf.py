@@ -16,6 +16,7 @@ from tarkit.artifacts.files import whole_folder
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
+from tarkit.checkpoints.representation import TEXT_ALIGNED, representation_of
 from tarkit.checkpoints.tar_config import identity_of
 from tarkit.errors import UserError
 from tarkit.vocab import CHAT_END, CHAT_START, END_OF_TEXT, Scale, Vocabulary
@@ -35,6 +36,13 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
     if holds and not (out / CARD).is_file():
         raise UserError(f"{out} is not empty", hint="give another --out")
     loaded = load_mllm(path, dtype)
+    representation = representation_of(loaded.config, path)
+    if representation == "separate":
+        raise UserError(
+            f"{model} reads pictures by the features of an encoder (representation separate): it "
+            "is no plain causal language model",
+            hint="export a model of another representation",
+        )
     vocabulary = loaded.vocabulary
     data = trained_on(places.folder or path) or [NOT_KNOWN]
     card = _card(str(model), loaded, precision, sha256=identity_of("mllm", path), data=data)
@@ -46,6 +54,8 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
                 f"{out} is not empty: it holds another model", hint="give another --out"
             )
         return out
+    from transformers.utils.logging import disable_progress_bar
+
     network = loaded.model
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise UserError(
@@ -60,6 +70,7 @@ def run(model: str | Path, *, out: Path, precision: str = "float32") -> Path:
         eos_token_id=ends, pad_token_id=special[END_OF_TEXT]
     )
     with whole_folder(out) as folder:
+        disable_progress_bar()  # a bar for a second, in a style of its own
         network.save_pretrained(folder)
         _write_tokenizer(vocabulary, folder, max_length=network.config.max_position_embeddings)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -137,6 +148,8 @@ def _card(
             "question in the user turn. Give prompts as ids: typed text could spell a code.",
         ]
     if grid is not None:
-        counts = ", ".join(f"{scale.token} {scale.num_codes(grid)}" for scale in Scale)
+        is_aligned = representation_of(loaded.config, Path(model)) == TEXT_ALIGNED
+        scales = tuple(Scale) if is_aligned else (Scale.FULL,)
+        counts = ", ".join(f"{scale.token} {scale.num_codes(grid)}" for scale in scales)
         lines += ["", f"Codes of a picture: {counts}."]
     return write_card(about, "\n".join(lines), data)

@@ -2,7 +2,8 @@
 
 Transformers gives a weight that the file lacks random numbers, and only logs that it did. Here such
 a model is refused. A config.json that describes more than the files hold is refused before
-anything of that size is built.
+anything of that size is built. A hub id stands for its folder in the hub's cache; nothing is
+fetched.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from tarkit.artifacts.files import read_object
+from tarkit.checkpoints.hub import find_snapshot
 from tarkit.errors import UserError
 
 HINT = "name a folder or hub id in transformers' layout, with all its weights in safetensors"
@@ -28,25 +30,28 @@ NO_SIZES = re.compile("theta|_id$|token|position|seed|version|label")
 def from_transformers(
     family: Any, model: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any
 ) -> Any:
-    """The model or processor of class `family` in a folder or under a hub id.
+    """The model or processor of class `family` in a folder, or of a hub id that is in the cache.
 
     A model has all its weights from safetensors, in `dtype`. Raises UserError when it cannot be
     loaded, when the files lack a weight or have one of another shape, and when its config.json
     describes more than its files hold.
     """
+    folder = find_snapshot(model)
+    hint = HINT if folder == Path(model) else f"hf download {model}, if a file is missing"
+    options |= {"local_files_only": True}
     try:
         if not is_network(family):
-            return family.from_pretrained(model, **options)
-        _check_claims(family, Path(model))
+            return family.from_pretrained(folder, **options)
+        _check_claims(family, folder, hint)
         network, info = family.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except UserError:
         raise
     except Exception as error:  # transformers and tokenizers raise many types for a bad file
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"the model {model} cannot be loaded: {reason}", hint=HINT) from None
-    require_whole(info, str(model))
+        raise UserError(f"the model {model} cannot be loaded: {reason}", hint=hint) from None
+    require_whole(info, str(model), hint)
     return network
 
 
@@ -55,7 +60,7 @@ def is_network(family: Any) -> bool:
     return hasattr(family, "_model_mapping") or hasattr(family, "base_model_prefix")
 
 
-def require_whole(info: Mapping[str, Any], model: str) -> None:
+def require_whole(info: Mapping[str, Any], model: str, hint: str = HINT) -> None:
     """Raise UserError where `output_loading_info` names weights that the files do not give."""
     faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
     # A mismatch is a name, or (name, shape in the file, shape in the model).
@@ -65,7 +70,7 @@ def require_whole(info: Mapping[str, Any], model: str) -> None:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise UserError(
             f"{model} lacks weights that its config.json describes: {', '.join(faults[:4])}{more}",
-            hint=HINT,
+            hint=hint,
         )
 
 
@@ -79,13 +84,13 @@ def check_sizes(config: Mapping[str, Any], where: str, hint: str) -> None:
             raise UserError(f"{where}: {name} = {value} is above {limit}", hint=hint)
 
 
-def _check_claims(family: Any, folder: Path) -> None:
-    """Compare the config.json of a local folder with its files; hub ids are the hub's."""
+def _check_claims(family: Any, folder: Path, hint: str) -> None:
+    """Compare the config.json of a folder with its files."""
     if not folder.is_dir():
         return
     config_file = folder / "config.json"
-    facts = read_object(config_file, hint=HINT)
-    check_sizes(facts, str(config_file), HINT)
+    facts = read_object(config_file, hint=hint)
+    check_sizes(facts, str(config_file), hint)
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -97,5 +102,5 @@ def _check_claims(family: Any, folder: Path) -> None:
         raise UserError(
             f"{config_file} describes {num_weights:,} weights, but the safetensors files beside it "
             f"have {num_bytes:,} bytes",
-            hint=HINT,
+            hint=hint,
         )

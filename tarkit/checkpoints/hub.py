@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tarkit.artifacts.files import read_object
+from tarkit.checkpoints.representation import PARTS, TEXT_ALIGNED, representation_of
 from tarkit.errors import UserError
 
 EMBEDDED: Mapping[str, Path] = {"mini": Path(__file__).parent / "mini"}
@@ -59,16 +60,19 @@ LM_FILES = ("*.json", "*.safetensors", "README.md")
 class ModelPaths:
     """The folder or file of each part of a model, None for a part that is not used.
 
-    A model draws with AR-DTok and its image VQ, with Dif-DTok, or not at all. `folder` is that of
-    an assembled model.
+    A text-aligned model draws with AR-DTok and its image VQ, with Dif-DTok, or not at all; one of
+    another representation has no TA-Tok and draws with its image VQ alone. `folder` is that of an
+    assembled model.
     """
 
     mllm: Path
-    ta_tok: Path
+    ta_tok: Path | None = None
     ar_dtok: Path | None = None
     vqvae: Path | None = None
     dif_dtok: Path | None = None
     folder: Path | None = None
+    encoder: Path | None = None
+    """The vision encoder that reads pictures, of a model with separate encoders."""
 
     @property
     def parts(self) -> dict[str, Path]:
@@ -123,6 +127,16 @@ DRAWING: Mapping[DtokName | None, tuple[str, ...]] = {
 
 
 def _assembled(folder: Path, dtok: DtokName | None) -> ModelPaths:
+    representation = representation_of(_config(folder / "mllm"), folder / "mllm")
+    if representation != TEXT_ALIGNED:
+        if dtok == "dif":
+            raise UserError(
+                f"{folder} draws with its image VQ (representation {representation}): it has no "
+                "de-tokenizer",
+                hint="leave --dtok out",
+            )
+        parts = ("mllm", *PARTS[representation])
+        return ModelPaths(**{part: folder / part for part in parts}, folder=folder)
     if dtok == "dif" and not (folder / "dif_dtok").is_dir():
         raise UserError(
             f"{folder} has no diffusion de-tokenizer (no dif_dtok in it)",
@@ -215,22 +229,35 @@ def find_folder(named: Path) -> Path:
     Nothing is fetched. Raises UserError for neither, and for a hub id whose config.json or weights
     are not all in the cache.
     """
-    if named.exists():
-        return named
-    repo = str(named)
-    if not HUB_ID.fullmatch(repo):
+    folder = find_snapshot(named)
+    if folder != named and not all((folder / name).exists() for name in _shards(folder)):
+        raise _not_cached(named)
+    return folder
+
+
+def find_snapshot(named: str | Path, *, file: str = "config.json") -> Path:
+    """A path that exists, or the cached folder of a hub id, which has `file`.
+
+    Nothing is fetched. Raises UserError for neither.
+    """
+    if Path(named).exists():
+        return Path(named)
+    if not HUB_ID.fullmatch(str(named)):
         raise UserError(
             f"there is no folder {named}, and it is not a hub id",
             hint="name a folder that exists, or an id such as Qwen/Qwen2.5-1.5B-Instruct",
         )
-    config = _cached(repo, "config.json")
-    folder = config.parent if config else None
-    if folder is None or not all((folder / name).exists() for name in _shards(folder)):
-        raise UserError(
-            f"there is no folder {named}, and no whole model of that hub id in {cache_dir()}",
-            hint=f"name a folder that exists, or: hf download {repo}",
-        )
-    return folder
+    found = _cached(str(named), file)
+    if found is None:
+        raise _not_cached(named)
+    return found.parent
+
+
+def _not_cached(repo: str | Path) -> UserError:
+    return UserError(
+        f"there is no folder {repo}, and no whole model of that hub id in {cache_dir()}",
+        hint=f"name a folder that exists, or: hf download {repo}",
+    )
 
 
 def find_language_model(named: Path) -> Path:
@@ -384,10 +411,13 @@ def fetch(model: str, *, size_px: int | None = None, dtok: DtokName = "ar") -> M
             if place.file != "README.md" or _cached(place.repo, place.file) is None:
                 hf_hub_download(place.repo, place.file, cache_dir=cache_dir())
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = f"the hub cannot be reached ({error.__cause__ or reason})"
         raise UserError(
-            f"{model} could not be fetched: {' '.join(str(error).split())[:300]}",
-            hint=f"get {repo}, {', '.join(map(str, files))} on another machine, and copy its "
-            f"{cache_dir()}",
+            f"{model} could not be fetched: {reason}",
+            hint=f"get {repo}, {', '.join(map(str, files))} on a machine that reaches the hub, and "
+            f"copy its hub cache to {cache_dir()}",
         ) from None
     return find(model, size_px=size_px, dtok=dtok)
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 # A published file may also hold TA-Tok, as a vision tower; it is ignored here.
 VISION_TOWER = "model.vision_tower."
+MAX_FEATURE_WIDTH = 1 << 16
+"""Values of an encoder's feature: those of the largest vision encoders are 3,200."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,26 @@ def load_mllm(path: Path, dtype: torch.dtype = torch.float32) -> LoadedMllm:
         return _published_mllm(path, config, dtype)
     config = read_config(path, "mllm")
     model = checked_skeleton(config.get("arch"), path)
+    if "reader" in config:
+        _add_projector(model, config["reader"], path)
     state = _with_tied(model, read_weights(path, dtype))
     fill_directory(model, state, path)
     model.tie_weights()
     return LoadedMllm(model, read_vocabulary(path, config), config)
+
+
+def _add_projector(model: PreTrainedModel, reader: Any, path: Path) -> None:
+    """Give a network without weights the projector of a config.json, which stores no sizes else."""
+    from tarkit.models.mllm import PROJECTOR, Projector
+
+    width = reader.get("width") if isinstance(reader, dict) else None
+    if type(width) is not int or not 1 <= width <= MAX_FEATURE_WIDTH:
+        raise UserError(
+            f"{path / CONFIG}: reader names no width of features from 1 to {MAX_FEATURE_WIDTH:,}",
+            hint=REFETCH,
+        )
+    with torch.device("meta"):
+        setattr(model, PROJECTOR, Projector(width, model.config.hidden_size))
 
 
 def _published_mllm(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> LoadedMllm:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tarkit.artifacts.digests import remembered_sha256
+from tarkit.artifacts.digests import files_sha256, remembered_sha256
 from tarkit.checkpoints.directory import (
     MODELS,
     REFETCH,
@@ -26,9 +26,11 @@ from tarkit.checkpoints.directory import (
     read_arch,
     read_config,
     read_weights,
+    require_weights,
 )
 from tarkit.checkpoints.published_pth import Published, read_published
 from tarkit.checkpoints.siglip import is_siglip, read_siglip
+from tarkit.checkpoints.stored_tensors import indexed_files
 from tarkit.config import Config
 from tarkit.errors import UserError
 from tarkit.images import resize as resize_picture
@@ -36,7 +38,7 @@ from tarkit.images import to_uint8
 from tarkit.models.ar_dtok import ArDtok
 from tarkit.models.encoder import VisionEncoder
 from tarkit.models.pixel_range import from_unit, to_unit
-from tarkit.models.ta_tok import TaTok
+from tarkit.models.ta_tok import TaTok, pool
 from tarkit.models.vqvae import Vqvae
 from tarkit.vocab import Scale
 
@@ -95,6 +97,10 @@ START_SHA256 = "start_sha256"
 """The key of an image VQ's config.json with the sha256 of the image VQ that it went on from."""
 
 
+ALIGNED = "aligned"
+"""The key of an image VQ's config.json that is there where it was trained to match captions too."""
+
+
 def model_sha256(path: Path, kind: str) -> str:
     """The identity of a model: its config.json's sha256, or that of a published file."""
     return remembered_sha256(path) if path.is_file() else str(read_config(path, kind)["sha256"])
@@ -103,6 +109,18 @@ def model_sha256(path: Path, kind: str) -> str:
 def load_vqvae(path: Path) -> Vqvae:
     """An image VQ in eval mode, float32; `path` is a model directory or a published file."""
     return _load(Path(path), "vqvae", Vqvae)[0]
+
+
+def load_pixel_tokenizer(path: Path, *, grid: int) -> LoadedVqvae:
+    """An image VQ as the tokenizer of a language model whose pictures have grid x grid codes."""
+    model, sha256 = _load(Path(path), "vqvae", Vqvae)
+    aligned = Path(path).is_dir() and ALIGNED in read_config(path)
+    return LoadedVqvae(
+        model=model,
+        sha256=sha256,
+        size_px=grid * model.arch.downsampling,
+        is_aligned=aligned,
+    )
 
 
 def load_encoder(path: Path) -> VisionEncoder:
@@ -114,6 +132,65 @@ def load_encoder(path: Path) -> VisionEncoder:
         arch, state = read_siglip(path)
         return fill(_empty(VisionEncoder, arch, path), state, path, REFETCH)
     return _load(Path(path), "encoder", VisionEncoder)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEncoder:
+    """A frozen vision encoder whose features a language model reads in place of codes (Sec. 4.3).
+
+    S: side of its pictures in pixels, W: width of its features.
+    """
+
+    model: VisionEncoder
+    sha256: str
+    layer: int
+    """The hidden state that is read, as TA-Tok's `select_layer`."""
+
+    @property
+    def size_px(self) -> int:
+        return self.model.arch.size_px
+
+    @property
+    def grid(self) -> int:
+        return self.model.arch.grid
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.model.arch.width
+
+    @torch.no_grad()
+    def features(self, images: Tensor, scales: Sequence[Scale]) -> list[Tensor]:
+        """Pictures (B, 3, S, S) in [0, 1], a scale for each -> the features (N, W) of each.
+
+        They are pooled as TA-Tok pools them.
+        """
+        if not len(images):
+            return []
+        whole = self.model.features(images * 2 - 1, layer=self.layer)
+        return [pool(row[None], scale)[0] for row, scale in zip(whole, scales, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        """What a language model that reads the features records of them."""
+        return {"encoder_sha256": self.sha256, "layer": self.layer, "width": self.width}
+
+
+def load_reading_encoder(path: Path, *, layer: int) -> LoadedEncoder:
+    """An encoder that a language model reads pictures with; UserError for a layer it lacks.
+
+    Its identity is the sha256 of its training, or of the weights files of a SigLIP.
+    """
+    model = load_encoder(path)
+    if not -model.arch.layers - 1 <= layer <= model.arch.layers:
+        raise UserError(
+            f"read_layer = {layer}: {path} has {model.arch.layers} layers",
+            hint="--set read_layer=-2 is the last but one, as TA-Tok reads",
+        )
+    if is_siglip(path):
+        sha256 = files_sha256(indexed_files(path) or [require_weights(path)])
+    else:
+        sha256 = str(read_config(path, "encoder")["sha256"])
+    return LoadedEncoder(model=model, sha256=sha256, layer=layer)
 
 
 Resize = Literal["pil-bicubic", "bilinear", "bilinear-noaa"]
@@ -150,9 +227,77 @@ class LoadedTaTok:
         """RGB pictures (B, 3, H, W) in [0, 1] as the encoder takes them: `stretched`."""
         return stretched(images, self.size_px, resize)
 
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The scales at which it encodes a picture."""
+        return tuple(Scale)
+
     def condition(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> features (B, N, W) that the de-tokenizers are conditioned on."""
         return self.model.condition(codes)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> their rows of the codebook (B, N, D)."""
+        return self.model.codebook.lookup(codes)
+
+    def codebook(self) -> Tensor:
+        """The codebook (K, D), in the space of the language model's embeddings."""
+        return self.model.codebook.projected()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedVqvae:
+    """An image VQ, the sha256 that identifies its codes, and the pictures that it encodes.
+
+    As a language model's tokenizer it reads, writes and draws pictures at one scale.
+    """
+
+    model: Vqvae
+    sha256: str
+    size_px: int  # P
+    is_aligned: bool = False
+    """Whether it was also trained to match captions."""
+
+    @property
+    def grid(self) -> int:
+        """Codes along a side of a picture."""
+        return self.size_px // self.model.arch.downsampling
+
+    @property
+    def num_codes(self) -> int:
+        """K, the size of the codebook."""
+        return self.model.arch.num_codes
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The one scale at which it encodes a picture."""
+        return (Scale.FULL,)
+
+    def encode_scales(self, images: Tensor, scales: Sequence[Scale]) -> dict[Scale, Tensor]:
+        """Pictures (B, 3, P, P) in [0, 1] -> codes (B, N) int64; UserError for another scale."""
+        for scale in scales:
+            self.require_scale(scale)
+        return {scale: self.model.encode(images) for scale in scales}
+
+    def require_scale(self, scale: Scale) -> None:
+        """Raise UserError for a scale that pixel codes do not have."""
+        if scale not in self.scales:
+            raise UserError(
+                f"pixel codes of an image VQ have scale 1 alone, not scale {int(scale)}",
+                hint="--scale 1, or leave --scale out",
+            )
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> pixels (B, 3, P, P) in [0, 1]."""
+        return self.model.decode(codes)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> their rows of the codebook (B, N, D), of length 1."""
+        return F.embedding(codes, self.model.quantize.codebook())
+
+    def codebook(self) -> Tensor:
+        """The codebook (K, D), rows of length 1."""
+        return self.model.quantize.codebook()
 
 
 def stretched(images: Tensor, size_px: int, resize: Resize) -> Tensor:

@@ -8,6 +8,7 @@ from tarkit.bench.cases import Subject
 from tarkit.cli.command import command
 from tarkit.cli.options import Device, Json, Seed
 from tarkit.cli.output import device_of, show
+from tarkit.errors import UserError
 
 group = typer.Typer()
 
@@ -29,6 +30,9 @@ def bench(
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown tables, for a page.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Measure how fast this machine does some work, next to its own limits.
@@ -37,8 +41,10 @@ def bench(
     limits and with a plain program of torch and transformers.
     """
     from tarkit.bench import bench as verb
-    from tarkit.bench.table import table
+    from tarkit.bench.table import markdown, table
 
+    if as_markdown and as_json:
+        raise UserError("--json and --markdown are two ways to print", hint="leave one out")
     result = verb.run(
         subjects,
         only=only,
@@ -48,5 +54,5 @@ def bench(
         device=device_of(device),
         seed=seed,
     )
-    show(result, table(result), as_json)
+    show(result, markdown(result) if as_markdown else table(result), as_json)
     return 0

@@ -474,6 +474,7 @@ def _compare(
         model=comparison.model,
         device=device_of(comparison.device),
         batch_size=comparison.batch_size,
+        num_workers=comparison.num_workers,
         metric=metric,
     )
     report = (path / "report.md").read_text(encoding="utf-8")

@@ -88,6 +88,14 @@ Validation = Annotated[
 ]
 
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--num-workers",
+        min=0,
+        help="Processes that read pictures ahead of the model; 0: threads, as by default on a CPU.",
+    ),
+]
 
 Compared = Annotated[Path, typer.Argument(help="A folder of pictures, or an images artifact.")]
 
@@ -117,6 +125,7 @@ class ComparisonOptions:
     features: Features = "tatok"
     model: Model = "mini"
     batch_size: BatchSize = 32
+    num_workers: NumWorkers = None
     device: Device = "auto"
 
 

@@ -15,7 +15,6 @@ from tarkit.cli.options import (
     Precision,
     Set,
     SizePx,
-    Tokenizer,
     Vqvae,
 )
 from tarkit.cli.output import part_of, show, trained
@@ -41,23 +40,38 @@ def assemble(
             help="The trained language model, or a model that has one.",
         ),
     ],
-    tokenizer: Tokenizer,
+    vqvae: Vqvae,
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="DIR|NAME",
+            help="The trained TA-Tok, or a model that has one; not for pixel codes.",
+        ),
+    ] = None,
     ar_dtok: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--ar-dtok",
             metavar="DIR|NAME",
-            help="The trained de-tokenizer, or a model that has one.",
+            help="The trained de-tokenizer, or a model that has one; not for pixel codes.",
         ),
-    ],
-    vqvae: Vqvae,
-    out: Out,
+    ] = None,
     dif_dtok: Annotated[
         Path | None,
         typer.Option(
             "--dif-dtok",
             metavar="DIR",
             help="A trained diffusion de-tokenizer, for --dtok dif; keeps its precision.",
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder",
+            metavar="DIR|HUB-ID",
+            help="The encoder that reads pictures, of a model with separate encoders.",
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16.")] = False,
@@ -67,15 +81,16 @@ def assemble(
 ) -> int:
     """Put the trained parts into one model directory for --model."""
     from tarkit.checkpoints import assemble as verb
-    from tarkit.checkpoints.hub import find_language_model
+    from tarkit.checkpoints.hub import find_folder, find_language_model
 
     path = verb.run(
         mllm=find_language_model(mllm),
-        tokenizer=part_of(tokenizer, "ta_tok"),
-        ar_dtok=part_of(ar_dtok, "ar_dtok"),
+        tokenizer=part_of(tokenizer, "ta_tok") if tokenizer else None,
+        ar_dtok=part_of(ar_dtok, "ar_dtok") if ar_dtok else None,
         vqvae=part_of(vqvae, "vqvae"),
         out=out,
         dif_dtok=dif_dtok,
+        encoder=find_folder(encoder) if encoder else None,
         half_precision=half,
         config=config,
         overrides=overrides or (),

@@ -18,18 +18,43 @@ from tarkit.seeds import MAX_SEED
 if TYPE_CHECKING:
     from tarkit.inference.self_reflect import Reflection
 
+
+def _toml(path: Path | None) -> Path | None:
+    """The file; where there is none, that of a recipe, named as `tarkit cat` names it."""
+    if path is None or path.exists():
+        return path
+    from tarkit.recipes import recipes
+
+    recipe = recipes().get(path.parent.name)
+    file = recipe.files.get(path.name) if recipe else None
+    if recipe is None or file is None:
+        raise typer.BadParameter(f"file {str(path)!r} does not exist")
+    name = f"{recipe.name}/{path.name}"
+    if path.as_posix() != name:
+        raise typer.BadParameter(f"file {str(path)!r} does not exist; the recipe's is {name}")
+    return file
+
+
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False, show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG.toml",
+        dir_okay=False,
+        callback=_toml,
+        show_default=False,
+        help="A file, or one of a recipe, for example paper/mllm_pretrain.toml.",
+    ),
 ]
 
 TrainingConfig = Annotated[
     Path | None,
     typer.Argument(
         metavar="[CONFIG.toml]",
-        exists=True,
         dir_okay=False,
+        callback=_toml,
         show_default=False,
-        help="Settings; default: those of a recipe that fits what is given, named on stderr.",
+        help="Settings: a file, or one of a recipe (paper/ar_dtok_256.toml); default: one that "
+        "fits what is given, named on stderr.",
     ),
 ]
 

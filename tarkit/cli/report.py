@@ -133,6 +133,14 @@ def report(
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Seed that chooses those pictures.")
     ] = 0,
+    findings: Annotated[
+        Path | None,
+        typer.Option(
+            "--findings",
+            metavar="TOML",
+            help="A paper's findings: the page compares arms over seeds, each run named ARM-SEED.",
+        ),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Also show figures with missing samples.")
     ] = False,
@@ -142,7 +150,13 @@ def report(
     from tarkit.report import report as verb
 
     page = verb.run(
-        runs, out=out, title=title, pictures=pictures, seed=seed, allow_missing=allow_missing
+        runs,
+        out=out,
+        title=title,
+        pictures=pictures,
+        seed=seed,
+        allow_missing=allow_missing,
+        findings=findings,
     )
     show({"path": str(page)}, str(page), as_json)
     return 0

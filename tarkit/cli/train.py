@@ -22,7 +22,6 @@ from tarkit.cli.options import (
     Vqvae,
 )
 from tarkit.cli.output import device_of, part_of, show, trained
-from tarkit.errors import UserError
 from tarkit.terminal import print_note
 
 if TYPE_CHECKING:
@@ -60,6 +59,7 @@ def _announce(
     out: Path,
     overrides: Sequence[str],
     images: Sequence[Path] = (),
+    chats: Sequence[Path] = (),
     **starts: Path | None,
 ) -> None:
     """Say what a training takes before its first step, where its costs are known."""
@@ -67,7 +67,7 @@ def _announce(
         return
     from tarkit.train.forecast import forecast
 
-    expected = forecast(stage, config, overrides=overrides, images=images, **starts)
+    expected = forecast(stage, config, overrides=overrides, images=images, chats=chats, **starts)
     if expected:
         print_note(f"{stage}: {expected.in_words()}")
 
@@ -454,34 +454,72 @@ def train_mllm(
     vqvae: Annotated[
         Path | None,
         typer.Option(
-            "--vqvae", metavar="DIR", help="The image VQ for sample sheets; needs --ar-dtok."
+            "--vqvae",
+            metavar="DIR|NAME",
+            help="The image VQ for sample sheets, with --ar-dtok; with representation vq, separate "
+            "or hybrid the one that made the codes.",
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder",
+            metavar="DIR|HUB-ID",
+            help="With representation separate: the frozen encoder that reads pictures, a trained "
+            "one or a SigLIP of transformers.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="With representation separate: the pictures of the chats; may be repeated.",
         ),
     ] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> int:
-    """Train the language model on text and codes (only on text without --tokenizer)."""
-    from tarkit.checkpoints.hub import find_language_model
+    """Train the language model on text and pictures.
+
+    With --tokenizer pictures are codes of TA-Tok.
+    For the other representations set `representation` and give --vqvae in its place.
+    Without either it trains on text alone.
+    """
+    from tarkit.checkpoints.hub import find_folder, find_language_model
     from tarkit.train import defaults, mllm
 
-    if (ar_dtok is None) != (vqvae is None):
-        raise UserError(
-            "sample sheets need both --ar-dtok and --vqvae", hint="tarkit train mllm --help"
-        )
     ta_tok = part_of(tokenizer, "ta_tok") if tokenizer else None
+    image_vq = part_of(vqvae, "vqvae") if vqvae else None
     begun = find_language_model(lm) if lm else None
     config, changes = _settings(
         config,
         overrides,
-        lambda: defaults.mllm_defaults(chats=chats, tokenizer=ta_tok, lm=begun),
+        lambda: defaults.mllm_defaults(
+            chats=chats, tokenizer=ta_tok, vqvae=None if ar_dtok else image_vq, lm=begun
+        ),
     )
-    _announce("mllm", config, out=out, overrides=changes, tokenizer=ta_tok, lm=begun)
+    reader = find_folder(encoder) if encoder else None
+    _announce(
+        "mllm",
+        config,
+        out=out,
+        overrides=changes,
+        chats=chats,
+        tokenizer=ta_tok,
+        vqvae=image_vq,
+        encoder=reader,
+        lm=begun,
+    )
     path = mllm.run(
         config,
         chats=chats,
         tokenizer=ta_tok,
         lm=begun,
-        dtok=(part_of(ar_dtok, "ar_dtok"), part_of(vqvae, "vqvae")) if ar_dtok and vqvae else None,
+        ar_dtok=part_of(ar_dtok, "ar_dtok") if ar_dtok else None,
+        vqvae=image_vq,
+        encoder=reader,
+        images=images or (),
         out=out,
         overrides=changes,
     )

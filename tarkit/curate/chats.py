@@ -22,14 +22,15 @@ from tarkit.artifacts.join import Joined
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import first_rows, pending_shards
+from tarkit.artifacts.schema import NUM_CODES_MAX
 from tarkit.config import load_config
 from tarkit.curate.chat_inputs import ChatInputs, MinScore, open_inputs
 from tarkit.curate.picture_chats import Chat, ChatsConfig, chat_of_document, chats_of_pictures
+from tarkit.errors import UserError
 from tarkit.progress import Progress
 from tarkit.terminal import print_note
 
 CODE_COLUMNS = ("codes_1", "codes_2", "codes_3")
-CODES_SETTINGS = ("tokenizer_sha256", "codebook_size", "sides")
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,44 @@ class ChatsPlan(ShardPlan):
     def recorded(self) -> Mapping[str, Any]:
         inputs = self.inputs
         keep = {"column": inputs.column, "least": inputs.minimum} if inputs.scores else None
+        settings = self.settings.model_dump(mode="json")
+        if self.settings.codes == "ta_tok":
+            del settings["codes"]
         return {
-            **self.settings.model_dump(mode="json"),
+            **settings,
             "limit": self.limit,
             "text": inputs.documents.path.name if inputs.documents else None,
             "text_sha256": inputs.documents.sha256 if inputs.documents else None,
             "keep": keep,
-            **{
-                name: inputs.tokens.settings[name] if inputs.tokens else None
-                for name in CODES_SETTINGS
-            },
+            **self._codes,
+        }
+
+    @property
+    def _codes(self) -> Mapping[str, Any]:
+        """What made the codes of the chats' pictures, how many codes it has, and their grids."""
+        tokens = self.inputs.tokens
+        of_tokens: Mapping[str, Any] = tokens.settings if tokens else {}
+        if self.settings.codes == "ta_tok":
+            names = ("tokenizer_sha256", "codebook_size", "sides")
+            return {name: of_tokens.get(name) for name in names}
+        if tokens is None or "vqvae_sha256" not in of_tokens:
+            raise UserError(
+                f'codes = "vq" needs codes of an image VQ, and {self.tokens or "a text source"} '
+                "has none",
+                hint="tarkit encode IMAGES --tokenizer DIR --vqvae DIR --set vq_size_px=256 "
+                "--out TOKENS",
+            )
+        if of_tokens["vq_codebook_size"] > NUM_CODES_MAX:
+            raise UserError(
+                f"{tokens.path} has codes of an image VQ of {of_tokens['vq_codebook_size']:,} "
+                f"codes, and chats hold at most {NUM_CODES_MAX:,}",
+                hint="name an image VQ with fewer codes in tarkit encode",
+            )
+        return {
+            "tokenizer_sha256": of_tokens["vqvae_sha256"],
+            "codebook_size": of_tokens["vq_codebook_size"],
+            "sides": {"1": of_tokens["vq_side"]},
+            "images_sha256": tokens.parents.get("images", {}).get("manifest_sha256"),
         }
 
     @property
@@ -171,7 +200,7 @@ def _make_shard(part: _Part, inputs: ChatInputs, config: ChatsConfig) -> _Shard:
         tokens = inputs.tokens.read(part.name).slice(0, part.num_rows)
         rows, left_out, unbalanced = inputs.select(part.name, tokens)
         chats += chats_of_pictures(rows, config)
-        pictures = _pictures(tokens)
+        pictures = _pixel_codes(tokens) if config.codes == "vq" else _pictures(tokens)
     if inputs.documents is not None:
         documents = inputs.documents.read(part.documents.start, part.documents.stop)
         chats += [
@@ -191,6 +220,14 @@ def _pictures(table: pa.Table) -> pa.StructArray:
         else:
             columns.append(pa.nulls(table.num_rows, codes_type))
     return pa.StructArray.from_arrays(columns, names=list(CODE_COLUMNS))
+
+
+def _pixel_codes(table: pa.Table) -> pa.StructArray:
+    """One struct per row: the codes of the image VQ as those of scale 1, and the picture's key."""
+    renamed = table.select(["key", "vq_codes"]).rename_columns(["key", CODE_COLUMNS[0]])
+    codes = _pictures(renamed).flatten()
+    keys = table.column("key").combine_chunks()
+    return pa.StructArray.from_arrays([*codes, keys], names=[*CODE_COLUMNS, "key"])
 
 
 def _table(chats: Sequence[Chat], pictures: pa.StructArray | None) -> pa.Table:

@@ -56,6 +56,9 @@ class ChatsConfig(Config):
     """How many chats of each task a picture gives; training chooses the share of each task."""
 
     seed: Seed = 0
+    codes: Literal["ta_tok", "vq"] = "ta_tok"
+    """Which codes of the tokens a picture is in the chats: those of TA-Tok, or of the image VQ with
+    the picture's key (`tarkit encode --vqvae`), for the other representations of Sec. 4.3."""
     t2i_per_picture: int = Field(default=3, ge=0)
     """Texts that ask for the picture: the prompt, then the captions in their order."""
     captions_per_picture: int = Field(default=2, ge=0)

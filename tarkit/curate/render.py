@@ -30,7 +30,7 @@ from tarkit.progress import Progress
 from tarkit.seeds import scene_seed
 from tarkit.shapes import questions
 from tarkit.shapes.captions import caption_g1, caption_g2, caption_placed, ti2i
-from tarkit.shapes.prompts import caption_g0, caption_related
+from tarkit.shapes.prompts import caption_g0, caption_related, caption_reworded
 from tarkit.shapes.render import render
 from tarkit.shapes.sampling import sample_scene
 from tarkit.shapes.scene import Scene, scene_to_json
@@ -49,11 +49,13 @@ class CaptionWeights(Config):
     """States where objects are in the picture; a G0 prompt where no such caption is possible."""
     related: pydantic.NonNegativeFloat = 0.0
     """A G0 prompt that states a relation; another G0 prompt where no relation holds."""
+    reworded: pydantic.NonNegativeFloat = 0.0
+    """A G0 prompt in other words: "a star above two crosses", "draw a ring to the left of ..."."""
 
     @pydantic.model_validator(mode="after")
     def _some(self) -> "CaptionWeights":
         if sum(self.model_dump().values()) <= 0:
-            raise ValueError("one of g0, g1, g2, placed, related must be above 0")
+            raise ValueError("one of g0, g1, g2, placed, related, reworded must be above 0")
         return self
 
 
@@ -215,6 +217,8 @@ def _caption(level: str, scene: Scene, rng: np.random.Generator, config: RenderC
         return placed
     if level == "related" and (related := caption_related(scene, rng, split=config.split)):
         return related
+    if level == "reworded":
+        return caption_reworded(scene, rng, split=config.split)
     if level in ("g0", "placed", "related"):
         return caption_g0(scene, rng, split=config.split)[0]
     if level == "g1":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.from_transformers import is_network, require_whole
+from tarkit.checkpoints.hub import find_snapshot
 from tarkit.errors import UserError
 
 
@@ -135,7 +137,7 @@ def check_offload(offload: Offload, device: str) -> None:
 
 
 def load_painter(model: str, *, device: str, precision: str, offload: Offload = "none") -> Painter:
-    """The text-to-image pipeline of a folder or hub id.
+    """The text-to-image pipeline of a folder, or of a hub id that is in the hub's cache.
 
     Raises UserError where it cannot be loaded or offloaded.
     """
@@ -147,10 +149,11 @@ def load_painter(model: str, *, device: str, precision: str, offload: Offload = 
         raise UserError(
             f"drawing pictures needs diffusers: {error}", hint="pip install 'tarkit[dif]'"
         ) from None
+    folder = find_snapshot(model, file="model_index.json")
     try:
-        parts = _whole_parts(model, dtype)
+        parts = _whole_parts(model, folder, dtype)
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            model, dtype=dtype, use_safetensors=True, **parts
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except UserError:
         raise
@@ -158,7 +161,9 @@ def load_painter(model: str, *, device: str, precision: str, offload: Offload = 
         raise UserError(
             f"{model} cannot be loaded as a text-to-image pipeline: "
             f"{' '.join(str(error).split())[:300]}",
-            hint="name a folder or hub id in diffusers' layout, with safetensors",
+            hint="name a folder in diffusers' layout, with safetensors"
+            if folder == Path(model)
+            else f"hf download {model}, if a file is missing",
         ) from None
     pipeline.set_progress_bar_config(disable=True)
     if getattr(pipeline, "safety_checker", None) is not None:
@@ -170,7 +175,7 @@ def load_painter(model: str, *, device: str, precision: str, offload: Offload = 
     return Painter(pipeline, EMBEDS.get(type(pipeline).__name__))
 
 
-def _whole_parts(model: str, dtype: torch.dtype) -> dict[str, Any]:
+def _whole_parts(model: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The networks of a pipeline by name; UserError where the files of one lack weights.
 
     A pipeline itself does not tell that it gave a network random weights.
@@ -180,14 +185,19 @@ def _whole_parts(model: str, dtype: torch.dtype) -> dict[str, Any]:
 
     libraries = {"diffusers": diffusers, "transformers": transformers}
     parts: dict[str, Any] = {}
-    for name, place in diffusers.DiffusionPipeline.load_config(model).items():
+    for name, place in diffusers.DiffusionPipeline.load_config(folder).items():
         library, kind = place if isinstance(place, (list, tuple)) and len(place) == 2 else ("", "")
         family = getattr(libraries.get(library), str(kind), None)
         is_part = isinstance(family, type) and issubclass(family, diffusers.ModelMixin)
         if name == "safety_checker" or not (is_part or is_network(family)):
             continue
         parts[name], info = family.from_pretrained(  # type: ignore[union-attr]
-            model, subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder,
+            subfolder=name,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
         )
         require_whole(info, f"{name} of {model}")
     return parts

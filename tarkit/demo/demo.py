@@ -1,4 +1,4 @@
-"""`tarkit demo`: serves the page of a model at an address of this computer, until Ctrl-C.
+"""`tarkit demo`: serves the page of a model at an address of this computer, until it is stopped.
 
 The server listens on 127.0.0.1 only and answers to that name only, so that no other computer and no
 page of another site reaches it. Nothing is sent anywhere. Files that persons upload lie in a
@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tarkit.demo.studio import Studio
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 HOST = "127.0.0.1"
+STOPS = (signal.SIGINT, signal.SIGTERM)
 # gradio's packages ask for them when they are imported.
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # The browser loads nothing from elsewhere, whatever a package's page or a prompt may name.
@@ -36,7 +39,7 @@ POLICY = (
 def run(
     *, model: str = "mini", port: int = 7860, device: str = "cpu", precision: str = "float32"
 ) -> None:
-    """Load the model, print the address of its page, and serve it until Ctrl-C.
+    """Load the model, print the address of its page, and serve it until Ctrl-C or SIGTERM.
 
     Port 0 is any free one. Raises UserError without gradio, for a port that is taken, and for a
     model that cannot be loaded.
@@ -44,6 +47,7 @@ def run(
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio", hint="pip install 'tarkit[demo]'")
     with (
+        _stops_as_interrupts(),
         _listening(port) as listening,
         tempfile.TemporaryDirectory(prefix="tarkit_demo_") as uploads,
         contextlib.suppress(KeyboardInterrupt),
@@ -59,9 +63,25 @@ def run(
         config = uvicorn.Config(
             served(page_of(studio)), log_level="warning", timeout_graceful_shutdown=1
         )
+        server = uvicorn.Server(config)
+        # The server ends by itself, also at a signal that comes before it runs.
+        for number in STOPS:
+            signal.signal(number, server.handle_exit)
         print_result(address)
         print_note(f"open {address} in a browser on this computer; Ctrl-C ends it")
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _stops_as_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that the temporary folder goes."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def served(page: Blocks) -> FastAPI:

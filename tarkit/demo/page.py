@@ -28,7 +28,7 @@ from tarkit.demo.studio import (
 from tarkit.errors import UserError, explained
 from tarkit.inference.self_reflect import JudgeName
 from tarkit.terminal import printable
-from tarkit.vocab import IMAGE_MARK, Scale
+from tarkit.vocab import IMAGE_MARK
 
 LOG = logging.getLogger("tarkit")
 
@@ -298,7 +298,7 @@ class _SettingsControls:
             )
             if for_codes:
                 inputs["scale"] = gr.Radio(
-                    [(f"{scale.num_codes(tar.grid)} codes", int(scale)) for scale in Scale],
+                    [(f"{scale.num_codes(tar.grid)} codes", int(scale)) for scale in tar.scales],
                     value=int(tar.default_scale),
                     label="Detail",
                     info=f"This model draws with {tar.default_scale.num_codes(tar.grid)}.",

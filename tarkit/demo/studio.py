@@ -92,7 +92,7 @@ class Studio:
             return self.tar
         if dtok not in self.loaded:
             other = Tar.load(self.model, device=self.device, dtok=dtok, precision=self.precision)
-            self.loaded[dtok] = replace(other, mllm=self.tar.mllm, ta_tok=self.tar.ta_tok)
+            self.loaded[dtok] = replace(other, mllm=self.tar.mllm, tokenizer=self.tar.tokenizer)
         return self.loaded[dtok]
 
     def draw(
@@ -151,12 +151,12 @@ class Studio:
         """The picture as it comes back from its codes: one more scale at each step, full first."""
         tar, sampling = self._prepared(settings)
         yield Step(((picture, "your picture"),), ("Reading the picture ...",))
-        codes = tar.encode([picture], list(Scale))
+        codes = tar.encode([picture], tar.scales)
         pictures = [(picture, "your picture")]
-        for scale in Scale:
+        for scale in tar.scales:
             drawn = tar.draw(codes[scale], seeds=[settings.seed], sampling=sampling)[0]
             pictures.append((drawn, f"{scale.num_codes(tar.grid)} codes"))
-            left = len(Scale) + 1 - len(pictures)
+            left = len(tar.scales) + 1 - len(pictures)
             yield Step(tuple(pictures), (f"{left} more ..." if left else "Done.",))
 
     def candidates(
@@ -209,7 +209,7 @@ class Studio:
     def dialect(self, picture: Image.Image) -> Iterator[Step]:
         """The word behind every code of a picture, on one sheet."""
         yield Step((), ("Reading the picture ...",))
-        codes = self.tar.encode([picture], list(Scale))
+        codes = self.tar.encode([picture], self.tar.scales)
         rows = {scale: each[0].cpu().numpy() for scale, each in codes.items()}
         shown = PictureInCodes(picture, rows, self.tar.grid)
         dialect = Dialect(self.tar.ta_tok, self._code_words)
@@ -221,6 +221,7 @@ class Studio:
     def _code_words(self) -> CodeWords:
         places = self.tar.places
         rows = self.tar.ta_tok.model.codebook.embedding.weight
+        assert places.ta_tok is not None  # where its TA-Tok came from
         return read_code_words(places.ta_tok, rows, places.mllm, compare=False)
 
     def _prepared(self, settings: DrawSettings) -> tuple[Tar, Sampling]:

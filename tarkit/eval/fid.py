@@ -7,25 +7,31 @@ without the reference. Its figures are the Frechet distance, precision and recal
 Score where the features have a classifier. One directory holds one of the two.
 
 Every picture counts. All are read once before anything is begun, and one that cannot be read ends
-the run with its name. Pixels are the stored bytes; only the extractor resizes.
+the run with its name. Pixels are the stored bytes; only the extractor resizes. Pictures are read
+ahead of it, in threads or worker processes, which also compare the pixels of a pair.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
 
-from tarkit.artifacts.artifact import Artifact, open_artifact
+from tarkit.artifacts.artifact import open_artifact
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import is_system_file
 from tarkit.artifacts.manifest import MANIFEST, begin_directory
+from tarkit.artifacts.picture_reader import reading_ahead
+from tarkit.artifacts.picture_tar import PicturePlace
+from tarkit.artifacts.samples import is_samples, sample_files
+from tarkit.artifacts.workers import default_readers, num_cores
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, Features, load_extractor
 from tarkit.eval.metrics.frechet import (
@@ -51,12 +57,18 @@ from tarkit.eval.metrics.similarity import (
 )
 from tarkit.eval.outcome import write_outcome
 from tarkit.eval.result_tables import Table, show
-from tarkit.images import PICTURE_SUFFIXES, ImageError, decode, read_picture, to_uint8
+from tarkit.images import (
+    MAX_PIXELS,
+    PICTURE_SUFFIXES,
+    ImageError,
+    decode,
+    read_picture,
+    to_uint8,
+)
 from tarkit.progress import Progress
 
 Metric = Literal["rfid", "gfid"]
 ItemT = TypeVar("ItemT")
-NamedPicture = tuple[str, Image.Image]
 
 CONSTANTS: Mapping[Metric, Mapping[str, Any]] = {
     "rfid": {"psnr_peak": 255, "ssim_window_px": WINDOW_PX, "ssim_sigma_px": SIGMA_PX},
@@ -86,18 +98,38 @@ LABELS = {
 }
 
 
+class _Stored(NamedTuple):
+    """A picture that is not read yet: a file, or a row of an artifact."""
+
+    name: str  # for messages
+    at: Path | PicturePlace
+    max_pixels: int = MAX_PIXELS
+
+
+_ReadsPictures = Callable[[Sequence[_Stored]], Iterator[Image.Image]]
+
+
+class _ComparedPair(NamedTuple):
+    """A sample and its original, and how their pixels differ."""
+
+    sample: Image.Image
+    original: Image.Image
+    squared_error: float
+    ssim: float
+
+
 @dataclass(frozen=True)
 class _PictureSet:
-    """Pictures in their order: names for messages, (width, height), sha256 of all pixels."""
+    """Pictures in their order, each one's (width, height), and the sha256 of all pixels."""
 
     path: Path
-    names: list[str]
+    pictures: list[_Stored]
     sizes: list[tuple[int, int]]
     sha256: str
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"num_pictures": len(self.names), "pixels_sha256": self.sha256}
+        return {"num_pictures": len(self.pictures), "pixels_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -121,6 +153,7 @@ def run(
     model: str = "mini",
     device: str = "cpu",
     batch_size: int = 32,
+    num_workers: int | None = None,
     metric: Metric,
 ) -> Path:
     """Compare `samples` with `reference`; writes `results.json` and `report.md` and returns `out`.
@@ -128,40 +161,48 @@ def run(
     Each set is a folder of pictures, subfolders included, or an images artifact. The reference of
     gfid may be an npz of `mu` and `sigma` of the same features. The features `tatok` are those of
     the tokenizer of `model`. gfid keeps the features of all pictures in memory, 8 KB each for
-    inception. Raises UserError.
+    inception. `num_workers` processes read pictures ahead, 0: threads, as by default on a CPU.
+    Raises UserError.
     """
+    from tarkit.models.threads import threads_at_most  # brings torch, and workers import this file
+
     _check(metric, reference, batch_size)
-    drawn = _read(samples, "samples")
-    real: _PictureSet | _StoredGaussian
-    if reference.suffix == ".npz":
-        real = _StoredGaussian(read_gaussian(reference), file_sha256(reference))
-    else:
-        real = _read(reference, "reference")
-    if metric == "rfid" and isinstance(real, _PictureSet):
-        _check_pairs(drawn, real)
-    extractor = load_extractor(features, model=model, device=device)
-    if isinstance(real, _StoredGaussian) and (width := len(real.gaussian.mean)) != extractor.dim:
-        raise UserError(
-            f"{reference} has {width} features, {extractor.name} has {extractor.dim}",
-            hint="--features that the reference was made with",
+    if num_workers is None:
+        num_workers = default_readers(device.partition(":")[0])
+    ahead = functools.partial(reading_ahead, num_workers=num_workers, ahead=batch_size)
+    with ahead(_decoded) as pictures_of, threads_at_most(num_cores() - num_workers):
+        drawn = _read(samples, "samples", pictures_of)
+        real: _PictureSet | _StoredGaussian
+        if reference.suffix == ".npz":
+            real = _StoredGaussian(read_gaussian(reference), file_sha256(reference))
+        else:
+            real = _read(reference, "reference", pictures_of)
+        if metric == "rfid" and isinstance(real, _PictureSet):
+            _check_pairs(drawn, real)
+        extractor = load_extractor(features, model=model, device=device)
+        if isinstance(real, _StoredGaussian) and (n := len(real.gaussian.mean)) != extractor.dim:
+            raise UserError(
+                f"{reference} has {n} features, {extractor.name} has {extractor.dim}",
+                hint="--features that the reference was made with",
+            )
+        manifest = begin_directory(
+            out,
+            "results",
+            settings={
+                "metric": metric,
+                "features": extractor.identity(),
+                "samples": drawn.fingerprint,
+                "reference": real.fingerprint,
+                **CONSTANTS[metric],
+                "batch_size": batch_size,
+            },
+            parents={"samples": samples, "reference": reference},
         )
-    manifest = begin_directory(
-        out,
-        "results",
-        settings={
-            "metric": metric,
-            "features": extractor.identity(),
-            "samples": drawn.fingerprint,
-            "reference": real.fingerprint,
-            **CONSTANTS[metric],
-            "batch_size": batch_size,
-        },
-        parents={"samples": samples, "reference": reference},
-    )
-    if metric == "rfid" and isinstance(real, _PictureSet):
-        figures = _pairs(drawn, real, extractor, batch_size)
-    else:
-        figures = _distributions(drawn, real, extractor, batch_size)
+        if metric == "rfid" and isinstance(real, _PictureSet):
+            with ahead(_compared) as pairs_of:
+                figures = _pairs(drawn, real, extractor, batch_size, pairs_of)
+        else:
+            figures = _distributions(drawn, real, extractor, batch_size, pictures_of)
     _write(out, f"{metric}@{extractor.name}", manifest["settings"], figures)
     return out
 
@@ -181,32 +222,39 @@ def _check(metric: str, reference: Path, batch_size: int) -> None:
 # - pictures -
 
 
-def _read(path: Path, name: str) -> _PictureSet:
+def _read(path: Path, name: str, pictures_of: _ReadsPictures) -> _PictureSet:
     """Every picture of a set, read once; raises UserError with the first that cannot be read."""
-    names, sizes = [], []
-    digest = hashlib.sha256()
-    with Progress(f"read {name}", total=None, unit="pictures") as progress:
-        for picture_name, picture in _pictures(path):
-            names.append(picture_name)
-            sizes.append(picture.size)
-            digest.update(f"{picture.width} x {picture.height}".encode())
-            digest.update(to_uint8(picture).tobytes())
-            progress.advance()
-    if not names:
+    stored = list(_stored_pictures(path))
+    if not stored:
         raise UserError(
             f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})",
             hint="name a folder of pictures, or an images artifact",
         )
-    return _PictureSet(path, names, sizes, digest.hexdigest())
+    sizes = []
+    digest = hashlib.sha256()
+    with Progress(f"read {name}", total=len(stored), unit="pictures") as progress:
+        for picture in pictures_of(stored):
+            sizes.append(picture.size)
+            digest.update(f"{picture.width} x {picture.height}".encode())
+            digest.update(to_uint8(picture).tobytes())
+            progress.advance()
+    return _PictureSet(path, stored, sizes, digest.hexdigest())
 
 
-def _pictures(path: Path) -> Iterator[NamedPicture]:
-    """(name, RGB picture) of a folder's files or an artifact's rows, in order."""
+def _stored_pictures(path: Path) -> Iterator[_Stored]:
+    """The pictures of a folder's files or an artifact's rows, in order."""
+    if is_samples(path):  # without the sheet beside them
+        yield from (_Stored(str(file), file) for file in sample_files(path))
+        return
     if (path / MANIFEST).exists():
         artifact = open_artifact(path, "images")
         for shard in artifact.shards:
-            for row, blob in artifact.read_images(shard):
-                yield _of_row(artifact, row, blob)
+            rows = artifact.rows(shard, ["key", "error"])
+            for row, place in zip(rows, artifact.picture_places(shard), strict=True):
+                name = f"{row['key']} of {path}"
+                if place is None:
+                    raise _unreadable(name, path, str(row["error"]))
+                yield _Stored(name, place, artifact.max_pixels)
         return
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -223,41 +271,51 @@ def _pictures(path: Path) -> Iterator[NamedPicture]:
         if is_system_file(file.relative_to(path)):
             continue
         if file.suffix.lower().removeprefix(".") in PICTURE_SUFFIXES:
-            yield str(file), read_picture(file)
+            yield _Stored(str(file), file)
 
 
-def _of_row(artifact: Artifact, row: Mapping[str, Any], blob: bytes | None) -> NamedPicture:
-    path = artifact.path
-    why = str(row["error"])
-    if blob is not None:
-        try:
-            return f"{row['key']} of {path}", decode(blob, max_pixels=artifact.max_pixels)
-        except ImageError as error:
-            why = error.message
-    raise UserError(
-        f"the picture {row['key']} of {path} cannot be read, and no picture is skipped: {why}",
+def _decoded(picture: _Stored) -> Image.Image:
+    """The RGB picture; raises UserError where it cannot be read."""
+    if isinstance(picture.at, Path):
+        return read_picture(picture.at)
+    try:
+        return decode(picture.at.read(), max_pixels=picture.max_pixels)
+    except ImageError as error:
+        raise _unreadable(picture.name, Path(picture.at.tar).parent, error.message) from None
+
+
+def _unreadable(name: str, path: Path, why: str) -> UserError:
+    return UserError(
+        f"the picture {name} cannot be read, and no picture is skipped: {why}",
         hint=f"tarkit inspect {path}",
     )
 
 
+def _compared(pair: tuple[_Stored, _Stored]) -> _ComparedPair:
+    """Two pictures of one size, with their mean squared error and SSIM."""
+    sample, original = map(_decoded, pair)
+    a, b = to_uint8(sample), to_uint8(original)
+    return _ComparedPair(sample, original, mean_squared_error(a, b), ssim(a, b))
+
+
 def _check_pairs(drawn: _PictureSet, real: _PictureSet) -> None:
-    if len(drawn.names) != len(real.names):
+    if len(drawn.pictures) != len(real.pictures):
         raise UserError(
-            f"rfid compares pairs, but {drawn.path} holds {len(drawn.names)} pictures and "
-            f"{real.path} {len(real.names)}",
+            f"rfid compares pairs, but {drawn.path} holds {len(drawn.pictures)} pictures and "
+            f"{real.path} {len(real.pictures)}",
             hint="name the originals of these samples, or the metric gfid",
         )
-    pairs = zip(drawn.names, drawn.sizes, real.names, real.sizes, strict=True)
-    for name, size, other, other_size in pairs:
+    pairs = zip(drawn.pictures, drawn.sizes, real.pictures, real.sizes, strict=True)
+    for sample, size, original, other_size in pairs:
         if size != other_size:
             raise UserError(
-                f"{name} is {size[0]} x {size[1]} and its original {other} "
+                f"{sample.name} is {size[0]} x {size[1]} and its original {original.name} "
                 f"{other_size[0]} x {other_size[1]}: pixels of pairs must match",
                 hint="resize the originals as the reconstructions were, and compare with those",
             )
         if min(size) < WINDOW_PX:
             raise UserError(
-                f"{name} is {size[0]} x {size[1]}: SSIM needs sides of {WINDOW_PX} px",
+                f"{sample.name} is {size[0]} x {size[1]}: SSIM needs sides of {WINDOW_PX} px",
                 hint="compare larger pictures",
             )
 
@@ -277,25 +335,27 @@ def _batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
 
 
 def _pairs(
-    drawn: _PictureSet, real: _PictureSet, extractor: FeatureExtractor, batch_size: int
+    drawn: _PictureSet,
+    real: _PictureSet,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    pairs_of: Callable[[Sequence[tuple[_Stored, _Stored]]], Iterator[_ComparedPair]],
 ) -> dict[str, Any]:
     """The figures of rfid, from one pass over the pairs."""
     moments, originals = Moments(), Moments()
     errors: list[float] = []
     ssims: list[float] = []
     similarities: list[float] = []
-    pairs = zip(_pictures(drawn.path), _pictures(real.path), strict=True)
-    with Progress("compare", total=len(drawn.names), unit="pairs") as progress:
-        for batch in _batches(pairs, batch_size):
-            first = extractor.extract([picture for (_, picture), _ in batch])
-            second = extractor.extract([picture for _, (_, picture) in batch])
+    pairs = list(zip(drawn.pictures, real.pictures, strict=True))
+    with Progress("compare", total=len(pairs), unit="pairs") as progress:
+        for batch in _batches(pairs_of(pairs), batch_size):
+            first = extractor.extract([pair.sample for pair in batch])
+            second = extractor.extract([pair.original for pair in batch])
             moments.add(first)
             originals.add(second)
             similarities += cosines(first, second).tolist()
-            for (_, sample), (_, original) in batch:
-                a, b = to_uint8(sample), to_uint8(original)
-                errors.append(mean_squared_error(a, b))
-                ssims.append(ssim(a, b))
+            errors += [pair.squared_error for pair in batch]
+            ssims += [pair.ssim for pair in batch]
             progress.advance(len(batch))
     summary = similarity(errors, ssims)
     return {
@@ -313,14 +373,15 @@ def _distributions(
     reference: _PictureSet | _StoredGaussian,
     extractor: FeatureExtractor,
     batch_size: int,
+    pictures_of: _ReadsPictures,
 ) -> dict[str, Any]:
     """The figures of gfid; a stored reference gives the distance alone."""
-    rows = _extract(drawn, "samples", extractor, batch_size)
+    rows = _extract(drawn, "samples", extractor, batch_size, pictures_of)
     if isinstance(reference, _StoredGaussian):
         figures = _distance(frechet_distance(reference.gaussian, gaussian_of(rows)))
         figures["notes"].append(NO_ROWS)
     else:
-        originals = _extract(reference, "reference", extractor, batch_size)
+        originals = _extract(reference, "reference", extractor, batch_size, pictures_of)
         figures = _distance(frechet_distance(gaussian_of(originals), gaussian_of(rows)))
         manifolds = precision_recall(originals, rows)
         figures |= {
@@ -339,12 +400,17 @@ def _distributions(
 
 
 def _extract(
-    pictures: _PictureSet, name: str, extractor: FeatureExtractor, batch_size: int
+    drawn: _PictureSet,
+    name: str,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    pictures_of: _ReadsPictures,
 ) -> Features:
     rows = []
-    with Progress(f"features of {name}", total=len(pictures.names), unit="pictures") as progress:
-        for batch in _batches(_pictures(pictures.path), batch_size):
-            rows.append(extractor.extract([picture for _, picture in batch]))
+    total = len(drawn.pictures)
+    with Progress(f"features of {name}", total=total, unit="pictures") as progress:
+        for batch in _batches(pictures_of(drawn.pictures), batch_size):
+            rows.append(extractor.extract(batch))
             progress.advance(len(batch))
     return np.concatenate(rows)
 

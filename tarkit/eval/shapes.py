@@ -18,10 +18,11 @@ from pydantic import PositiveInt
 
 from tarkit.artifacts.files import read_object
 from tarkit.artifacts.manifest import begin_directory, read_manifest, read_settings
+from tarkit.checkpoints.representation import TEXT_ALIGNED
 from tarkit.errors import UserError
 from tarkit.eval.outcome import Scored, write_outcome
 from tarkit.eval.result_tables import Table, show, tables
-from tarkit.eval.shapes_items import CEILINGS, SUITES, EvalSplit, ShapesPlan
+from tarkit.eval.shapes_items import CEILINGS, PIXEL_CEILINGS, SUITES, EvalSplit, ShapesPlan
 from tarkit.eval.shapes_samples import CODES, MAX_ANSWER_TOKENS, ShapesSamples
 from tarkit.eval.shapes_scores import score_captions, score_pictures, score_questions
 from tarkit.vocab import Scale
@@ -81,11 +82,13 @@ def run(
     complete = tar.sampling.changed(sampling)
     draw_scale = Scale(scale) if scale is not None else tar.default_scale
     read_scale = Scale(scale) if scale is not None else tar.read_scale
+    named = {} if tar.representation == TEXT_ALIGNED else {"representation": tar.representation}
     begin_directory(
         out,
         "results",
         settings={
             **asdict(plan),
+            **named,
             "scale": int(draw_scale),
             "read_scale": int(read_scale),
             "sampling": complete.model_dump(mode="json"),
@@ -130,7 +133,7 @@ def score(out: Path) -> Scored:
         metrics["caption@shapes"] = captions.figures
         rows += captions.rows
     if "ceilings" in plan.suites:
-        for name in CEILINGS:
+        for name in PIXEL_CEILINGS if "representation" in settings else CEILINGS:
             ceiling = score_pictures(out, f"ceiling_{name}", plan.ceiling_files(out, name))
             metrics[f"ceiling_{name}@shapes"] = ceiling.figures
             rows += ceiling.rows

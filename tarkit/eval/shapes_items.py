@@ -49,7 +49,9 @@ def semantic(scale: Scale) -> str:
     return f"semantic_{int(scale)}"
 
 
-CEILINGS = (TRUTH, PIXEL_VQ, *map(semantic, Scale))
+PIXEL_CEILINGS = (TRUTH, PIXEL_VQ)
+"""Of a model that draws with pixel codes."""
+CEILINGS = (*PIXEL_CEILINGS, *map(semantic, Scale))
 
 
 @lru_cache(maxsize=2)

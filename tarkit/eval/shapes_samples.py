@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts.files import write_whole
+from tarkit.checkpoints.representation import TEXT_ALIGNED
 from tarkit.eval.metrics.probe import probe
 from tarkit.eval.sample_files import make_answers, make_pictures
 from tarkit.eval.shapes_items import PIXEL_VQ, TRUTH, ShapesPicture, ShapesPlan, semantic
@@ -76,10 +77,10 @@ class ShapesSamples:
         if "ceilings" in self.plan.suites:
             self._make_ceiling(TRUTH, self._draw_truths)
             self._make_ceiling(PIXEL_VQ, self._truths_through_vq)
-            for scale in Scale:
+            for scale in self.tar.scales if self.tar.representation == TEXT_ALIGNED else ():
                 self._make_ceiling(semantic(scale), partial(self._truths_through_codes, scale))
         if "codes" in self.plan.suites and not (self.out / CODES).exists():
-            figures = {str(int(s)): probe_codes(self.tar, self.plan, s) for s in Scale}
+            figures = {str(int(s)): probe_codes(self.tar, self.plan, s) for s in self.tar.scales}
             write_whole(self.out / CODES, (json.dumps(figures, indent=1) + "\n").encode())
 
     def _write_prompts(self) -> None:
@@ -165,10 +166,10 @@ def probe_codes(tar: Tar, plan: ShapesPlan, scale: Scale) -> dict[str, Any]:
             for first in range(0, len(scenes), 64)
         ]
     )
-    codebook = tar.ta_tok.model.codebook
+    num_codes = tar.tokenizer.num_codes
     with torch.no_grad():
-        vectors = codebook.lookup(codes.to(tar.device)).cpu().numpy()
-    counts = np.stack([np.bincount(row, minlength=tar.ta_tok.num_codes) for row in codes.numpy()])
+        vectors = tar.tokenizer.vectors(codes.to(tar.device)).cpu().numpy()
+    counts = np.stack([np.bincount(row, minlength=num_codes) for row in codes.numpy()])
     objects = [scene.objects[0] for scene, _ in scenes]
     shapes = np.array([SHAPES.index(each.shape) for each in objects])
     colours = np.array([COLOURS.index(each.colour) for each in objects])
@@ -176,9 +177,9 @@ def probe_codes(tar: Tar, plan: ShapesPlan, scale: Scale) -> dict[str, Any]:
     held_out = len(scenes) // 5
     kinds = probe(counts[:, None], shapes, colours, centres, held_out=held_out, ridge=1e-2)
     places = probe(vectors, shapes, colours, centres, held_out=held_out, ridge=1e-5)
-    health = usage(codes, tar.ta_tok.num_codes)
+    health = usage(codes, num_codes)
     source = tar.places.ta_tok
-    figures = read_config(source).get("figures", {}) if source.is_dir() else {}
+    figures = read_config(source).get("figures", {}) if source and source.is_dir() else {}
     return {
         "num_codes": codes.shape[1],
         "num_pictures": len(scenes),
@@ -192,9 +193,12 @@ def probe_codes(tar: Tar, plan: ShapesPlan, scale: Scale) -> dict[str, Any]:
 
 
 def _through_vq(tar: Tar, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pixels -> the image VQ's codes -> pixels, at the size that AR-DTok draws."""
+    """Pixels -> the image VQ's codes -> pixels, at the size that the model draws."""
     from tarkit.models.pixel_range import from_unit_truncated, to_unit
 
+    if tar.representation != TEXT_ALIGNED:
+        codes = tar.encode(pictures, [Scale.FULL])[Scale.FULL]
+        return tar.draw(codes, seeds=range(len(pictures)))
     dtok: ArDetokenizer = tar.dtok  # type: ignore[assignment]  # what an evaluation loads
     sized = [to_uint8(resize(picture, dtok.size_px, "squash")) for picture in pictures]
     decoded = dtok.vqvae.decode(dtok.vqvae.encode(to_unit(sized, tar.device)))

@@ -15,6 +15,7 @@ from tarkit.artifacts.files import read_text, write_once
 from tarkit.checkpoints.directory import read_arch, read_config
 from tarkit.checkpoints.hub import find
 from tarkit.checkpoints.tar_config import read_defaults
+from tarkit.errors import UserError
 from tarkit.models.ar_dtok import ArDtokArch
 from tarkit.models.vqvae import VqvaeArch
 from tarkit.recipes import recipe_file
@@ -37,6 +38,12 @@ def own_folder(model: str) -> Path | None:
     Raises UserError where there is no such model, or where a part of it is missing.
     """
     places = find(model)
+    if places.ta_tok is None:
+        raise UserError(
+            f"{model} draws with pixel codes of its image VQ, and finetune trains the parts of a "
+            "text-aligned model",
+            hint=f"tarkit train mllm --lm {places.mllm} trains it on",
+        )
     if places.folder is None or places.ar_dtok is None or not places.ar_dtok.is_dir():
         return None
     is_own = "tokenizer_sha256" in read_config(places.ar_dtok, "ar_dtok")

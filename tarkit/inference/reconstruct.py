@@ -28,7 +28,6 @@ from tarkit.images import (
 from tarkit.inference.ar_detokenizer import note_acceptance
 from tarkit.inference.tar_model import Tar
 from tarkit.progress import Progress
-from tarkit.vocab import Scale
 
 BATCH_SIZE = 8
 MAX_PICTURES = 200
@@ -91,7 +90,7 @@ def run(
         "sampling": json.dumps(all_sampling.model_dump(mode="json")),
     }
     require_own_png(out, text)
-    scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in Scale]
+    scale_captions = [f"scale {int(s)}: {s.num_codes(tar.grid)} codes" for s in tar.scales]
     cells: list[Image.Image] = []
     captions: list[str] = []
     with Progress("reconstruct", total=len(named_pictures), unit="pictures") as progress:
@@ -104,7 +103,7 @@ def run(
                 captions += [name, *scale_captions]
             progress.advance(len(batch))
     note_acceptance(tar.dtok)
-    sheet = contact_sheet(cells, captions, columns=1 + len(Scale))
+    sheet = contact_sheet(cells, captions, columns=1 + len(tar.scales))
     write_whole(out, png_bytes(sheet, text))
     result.num_pictures = len(named_pictures)
     return result
@@ -114,8 +113,10 @@ def _rows(
     tar: Tar, pictures: Sequence[Image.Image], seeds: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[Image.Image, ...]]:
     """For each picture: the original and its reconstruction from the codes of every scale."""
-    codes = tar.encode(list(pictures), list(Scale))
-    reconstructions = [tar.draw(codes[scale], seeds=seeds, sampling=sampling) for scale in Scale]
+    codes = tar.encode(list(pictures), tar.scales)
+    reconstructions = [
+        tar.draw(codes[scale], seeds=seeds, sampling=sampling) for scale in tar.scales
+    ]
     yield from zip(pictures, *reconstructions, strict=True)
 
 

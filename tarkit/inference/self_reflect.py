@@ -85,9 +85,10 @@ def reading_scale(tar: Tar, by: JudgeName, drawing_scale: Scale) -> Scale:
     """The scale at which a judge reads decoded pictures.
 
     `yes` reads at the model's `read_scale`; `gain` reads at the scale they were drawn at, because
-    it scores the codes as the model would write them.
+    it scores the codes as the model would write them. A model that reads features judges by `yes`
+    from the pictures that codes are drawn as.
     """
-    return tar.read_scale if by == "yes" else drawing_scale
+    return tar.read_scale if by == "yes" and tar.reader is None else drawing_scale
 
 
 def best_of(

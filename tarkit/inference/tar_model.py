@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +24,17 @@ from torch import Tensor
 from tarkit.checkpoints.directory import precision_of, read_config
 from tarkit.checkpoints.hub import DtokName, ModelPaths, find
 from tarkit.checkpoints.language_model import LoadedMllm, load_mllm
-from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.load import (
+    LoadedEncoder,
+    LoadedTaTok,
+    LoadedVqvae,
+    load_pixel_tokenizer,
+    load_reading_encoder,
+    load_ta_tok,
+)
 from tarkit.checkpoints.product_forms import use_machines_forms
 from tarkit.checkpoints.published_directory import PUBLISHED
+from tarkit.checkpoints.representation import Representation, representation_of
 from tarkit.checkpoints.tar_config import (
     ASSEMBLE,
     AssembleConfig,
@@ -39,17 +48,20 @@ from tarkit.images import resize, to_rgb
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.inference.dif_detokenizer import DifDetokenizer
 from tarkit.llm.code_server import CodeServer
-from tarkit.models.mllm import code_log_likelihood
+from tarkit.models.mllm import PROJECTOR, code_log_likelihood
 from tarkit.models.mllm_decoding import generate_codes, generate_text, next_logits
 from tarkit.models.pixel_range import from_unit_truncated, to_unit
 from tarkit.models.skinny import use_products
 from tarkit.seeds import generator_seed
-from tarkit.vocab import END_OF_TEXT, IMAGE_MARK, Scale
+from tarkit.vocab import END_OF_TEXT, FEATURE, IMAGE_MARK, Scale
 
 WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 YES = ("yes", "Yes", "YES")
 NO = ("no", "No", "NO")
+
+MAX_GRID = 1024
+"""Codes along a side of a picture: more are no image VQ's."""
 
 INT8 = "int8"
 """The precision of large linear layers whose weights are 8-bit integers, beside float32."""
@@ -65,15 +77,24 @@ def require_unguided(sampling: Sampling) -> None:
         )
 
 
+class PicturesRead(NamedTuple):
+    """What a language model reads for each of several pictures."""
+
+    codes: list[list[int]]
+    """N codes, or as many `FEATURE`."""
+    features: list[Tensor]  # of each picture (N, D), the embeddings of its features; or no list
+
+
 @dataclass(frozen=True)
 class Tar:
-    """Language model, TA-Tok and one of the two de-tokenizers, on one device.
+    """Language model, tokenizer of pictures and a de-tokenizer, on one device.
 
-    `dtok` may be None, because reading pictures needs no de-tokenizer.
+    The tokenizer is a TA-Tok, or the image VQ of a model that reads or writes pixel codes, which
+    draws by itself. `dtok` may be None, because reading pictures needs no de-tokenizer.
     """
 
     mllm: LoadedMllm
-    ta_tok: LoadedTaTok
+    tokenizer: LoadedTaTok | LoadedVqvae
     dtok: ArDetokenizer | DifDetokenizer | None
     sampling: Sampling
     default_scale: Scale
@@ -84,9 +105,11 @@ class Tar:
     words: tuple[str, ...]
     """Every word of the prompts it was trained on, where they are few and known; else empty."""
     sha256: str
-    """Identity of TA-Tok; artifacts of codes name it."""
+    """Identity of the tokenizer; artifacts of codes name it."""
     server: CodeServer | None = None
     """Draws the codes of pictures; None: the language model does so on this device."""
+    reader: LoadedEncoder | None = None
+    """The encoder whose features stand for pictures that are read; None: their codes do."""
 
     @classmethod
     def load(
@@ -128,35 +151,43 @@ class Tar:
         mllm = load_mllm(places.mllm, dtype)
         # The head, whose rows may be the embeddings, decides between near equals: it stays.
         use_products(mllm.model.base_model, int8=int8)
-        ta_tok = load_ta_tok(places.ta_tok)
+        tokenizer = _load_tokenizer(places, mllm)
         if assembled:
-            _check_trained_on(places.mllm, ta_tok)
+            _check_trained_on(places.mllm, tokenizer)
+        if draft is not None and isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"the draft {draft} proposes codes to an AR-DTok, and {model} draws with its image "
+                "VQ alone",
+                hint="leave --draft out",
+            )
         detokenizer: ArDetokenizer | DifDetokenizer | None = None
         if places.ar_dtok and places.vqvae:
             if assembled:
-                _check_trained_on(places.ar_dtok, ta_tok)
+                _check_trained_on(places.ar_dtok, tokenizer)
             detokenizer = ArDetokenizer.load(
                 places.ar_dtok, places.vqvae, dtype, draft=draft, int8=int8
             )
         elif places.dif_dtok:
             detokenizer = DifDetokenizer.load(places.dif_dtok, dtype)
-        _check_sizes(places, mllm, ta_tok, detokenizer)
+        _check_sizes(places, mllm, tokenizer, detokenizer)
         return cls(
             mllm=mllm,
-            ta_tok=ta_tok,
+            tokenizer=tokenizer,
             dtok=detokenizer,
             sampling=defaults.sampling,
             default_scale=defaults.default_scale,
             read_scale=defaults.read_scale or defaults.default_scale,
             places=places,
             words=defaults.words,
-            sha256=ta_tok.sha256,
+            sha256=tokenizer.sha256,
             server=code_server,
+            reader=_load_reader(places, mllm),
         ).to(device)
 
     def to(self, device: str | torch.device) -> Tar:
         """This system, with all its parts moved to `device`."""
-        for module in (self.mllm.model, self.ta_tok.model, self.dtok):
+        reader = self.reader.model if self.reader else None
+        for module in (self.mllm.model, self.tokenizer.model, self.dtok, reader):
             if module is not None:
                 module.to(device)
         use_machines_forms([self.mllm.model])
@@ -183,29 +214,52 @@ class Tar:
         return prompt.lower() if self.words else prompt
 
     @property
+    def ta_tok(self) -> LoadedTaTok:
+        """The TA-Tok of a text-aligned model; UserError for a model of another representation."""
+        if isinstance(self.tokenizer, LoadedTaTok):
+            return self.tokenizer
+        raise UserError(
+            f"{self.places.mllm} has no TA-Tok: it draws with pixel codes of an image VQ",
+            hint="name a text-aligned model, such as mini",
+        )
+
+    @property
+    def representation(self) -> Representation:
+        """How the model sees pictures."""
+        return representation_of(self.mllm.config, self.places.mllm)
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """The scales at which pictures have codes."""
+        return self.tokenizer.scales
+
+    @property
     def grid(self) -> int:
-        return self.ta_tok.grid
+        return self.tokenizer.grid
 
     @property
     def size_px(self) -> int:
-        """Side of the pictures that the encoder reads."""
-        return self.ta_tok.size_px
+        """Side of the pictures that the tokenizer reads."""
+        return self.tokenizer.size_px
 
     @property
     def device(self) -> torch.device:
-        return next(self.ta_tok.model.parameters()).device
+        return next(self.tokenizer.model.parameters()).device
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of any size -> (B, 3, size_px, size_px) in [0, 1], by PIL bicubic.
 
         Transparency is put on white, and 16-bit grey scaled, as `images.decode` does.
         """
-        sized = [np.asarray(resize(to_rgb(i), self.size_px, "squash")) for i in images]
+        return self._sized(images, self.size_px)
+
+    def _sized(self, images: Sequence[Image.Image], size_px: int) -> Tensor:
+        sized = [np.asarray(resize(to_rgb(i), size_px, "squash")) for i in images]
         return to_unit(sized, self.device)
 
     def encode(self, images: Sequence[Image.Image], scales: Sequence[Scale]) -> dict[Scale, Tensor]:
-        """Pictures -> TA-Tok codes (B, N) int64 of each scale, from one encoder pass."""
-        return self.ta_tok.encode_scales(self.pixels(images), scales)
+        """Pictures -> codes (B, N) int64 of each scale, from one encoder pass."""
+        return self.tokenizer.encode_scales(self.pixels(images), scales)
 
     def imagine_codes(
         self,
@@ -216,23 +270,33 @@ class Tar:
         images: Sequence[Sequence[Image.Image]] | None = None,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Prompts -> TA-Tok codes (B, N), N = `scale.num_codes(grid)`.
+        """Prompts -> codes (B, N), N = `scale.num_codes(grid)`.
 
         `images` has for each prompt one picture for every `<image>` mark (TI2I, I2I). Raises
         UserError for a model without visual tokens, or another number of pictures than marks.
         """
         scale = scale or self.default_scale
+        if isinstance(self.tokenizer, LoadedVqvae):
+            self.tokenizer.require_scale(scale)
         sampling = sampling or self.sampling
         visual = self.mllm.vocabulary.visual
         if visual is None:
             raise UserError(f"{self.places.mllm} has no visual tokens and cannot draw")
         conditions = images or [()] * len(prompts)
-        ids = [
-            self.mllm.vocabulary.prompt(prompt, self._marked(prompt, pictures, scale), draw=scale)
-            for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True)
-        ]
+        ids, features = [], []
+        for prompt, pictures in zip(map(self._as_trained, prompts), conditions, strict=True):
+            read = self._marked(prompt, pictures, scale)
+            marked = [(scale, codes) for codes in read.codes]
+            ids.append(self.mllm.vocabulary.prompt(prompt, marked, draw=scale))
+            features.append(torch.cat([self._no_features, *read.features]))
         if self.server is not None:
             require_unguided(sampling)
+            if any(map(len, features)):
+                raise UserError(
+                    "a server reads ids alone, and this model reads pictures by an encoder's "
+                    "features",
+                    hint="leave --server or --image out",
+                )
             rows = self.server.generate_codes(
                 ids,
                 visual=visual,
@@ -257,29 +321,52 @@ class Tar:
             ],
             guidance=sampling.prompt_guidance,
             unguided=[empty] * len(ids),
+            features=features if any(map(len, features)) else (),
         )
 
-    def _marked(
-        self, prompt: str, images: Sequence[Image.Image], scale: Scale
-    ) -> list[tuple[Scale, list[int]]]:
-        """The scale and codes of the picture at each `<image>` mark of a prompt, in order."""
+    def _marked(self, prompt: str, images: Sequence[Image.Image], scale: Scale) -> PicturesRead:
+        """What the model reads for the picture at each `<image>` mark of a prompt, in order."""
         if not images:
-            return []
+            return PicturesRead([], [])
         if prompt.count(IMAGE_MARK) != len(images):
             raise UserError(
                 f"the prompt has {prompt.count(IMAGE_MARK)} {IMAGE_MARK} marks for "
                 f"{len(images)} pictures: {prompt!r}",
                 hint=f'tarkit generate "a photo of {IMAGE_MARK} above a heart" --image FILE',
             )
-        return [(scale, row) for row in self.encode(images, [scale])[scale].tolist()]
+        return self._read(images, scale)
+
+    def _read(self, images: Sequence[Image.Image], scale: Scale) -> PicturesRead:
+        """What the model reads for each picture, at a scale of its codes or of the features."""
+        if self.reader is None:
+            return PicturesRead(self.encode(images, [scale])[scale].tolist(), [])
+        projector = self.mllm.model.get_submodule(PROJECTOR)
+        sized = self._sized(images, self.reader.size_px)
+        rows = self.reader.features(sized, [scale] * len(images))
+        dtype = self._no_features.dtype
+        with torch.no_grad():
+            features = [projector(row.to(dtype)) for row in rows]
+        return PicturesRead([[FEATURE] * len(row) for row in rows], features)
+
+    @property
+    def _no_features(self) -> Tensor:
+        """(0, D), of the type and on the device of the embeddings."""
+        return self.mllm.model.get_input_embeddings().weight.detach()[:0]
 
     def draw(
         self, codes: Tensor, *, seeds: Sequence[int], sampling: Sampling | None = None
     ) -> list[Image.Image]:
-        """TA-Tok codes (B, N) of any one scale -> pictures.
+        """Codes (B, N) of any one scale -> pictures.
 
-        `seeds` has one seed for each picture. Raises UserError without a de-tokenizer.
+        `seeds` has one seed for each picture; an image VQ needs none. Raises UserError for codes of
+        TA-Tok without a de-tokenizer.
         """
+        if isinstance(self.tokenizer, LoadedVqvae):
+            # One at a time: less memory, and the same bytes among any others.
+            decoded = torch.cat(
+                [self.tokenizer.decode(row) for row in codes.to(self.device).split(1)]
+            )
+            return [Image.fromarray(row) for row in from_unit_truncated(decoded)]
         sampling = sampling or self.sampling
         condition = self.ta_tok.condition(codes)
         generators = [
@@ -354,9 +441,11 @@ class Tar:
         """
         scale = scale or self.read_scale
         vocabulary = self.mllm.vocabulary
+        read = self._read(images, scale)
         answers = generate_text(
             self.mllm.model,
-            self._questions(self.encode(images, [scale])[scale], questions),
+            self._questions(read.codes, scale, questions),
+            features=read.features,
             stop=[vocabulary.chat_end, vocabulary.text.special[END_OF_TEXT]],
             text_size=vocabulary.text.size,
             max_tokens=max_tokens,
@@ -367,9 +456,24 @@ class Tar:
         """P(yes) / (P(yes) + P(no)) of the first answer token, in [0, 1].
 
         P(yes) sums the tokens that begin YES, P(no) those that begin NO. `codes` (B, N), of any one
-        scale, may come from pictures or from the model itself.
+        scale, may come from pictures or from the model itself. With separate encoders the model
+        reads the pictures that the codes are drawn as.
         """
-        logits = next_logits(self.mllm.model, self._questions(codes, questions))
+        if self.reader is not None:
+            pictures = self.draw(codes, seeds=range(len(codes)))
+            return self.yes_probability_of(pictures, questions)
+        scale = Scale.of(codes.shape[1], self.grid)
+        return self._yes(PicturesRead(codes.tolist(), []), scale, questions)
+
+    def yes_probability_of(
+        self, images: Sequence[Image.Image], questions: Sequence[str]
+    ) -> list[float]:
+        """As `yes_probability`, of pictures that are read at `read_scale`."""
+        return self._yes(self._read(images, self.read_scale), self.read_scale, questions)
+
+    def _yes(self, read: PicturesRead, scale: Scale, questions: Sequence[str]) -> list[float]:
+        ids = self._questions(read.codes, scale, questions)
+        logits = next_logits(self.mllm.model, ids, features=read.features)
         p = logits.double().softmax(-1)
         encode = self.mllm.vocabulary.text.encode
         yes, no = (p[:, sorted({encode(form)[0] for form in forms})].sum(1) for forms in (YES, NO))
@@ -395,28 +499,66 @@ class Tar:
         )
         return [float(value) for value in with_prompt - without_prompt]
 
-    def _questions(self, codes: Tensor, questions: Sequence[str]) -> list[list[int]]:
+    def _questions(
+        self, codes: Sequence[Sequence[int]], scale: Scale, questions: Sequence[str]
+    ) -> list[list[int]]:
         """Ids of `picture, newline, question` up to the start of the answer (paper App. C.1)."""
-        scale = Scale.of(codes.shape[1], self.grid)
         # The picture comes first; a mark in the question is plain text.
         return [
             self.mllm.vocabulary.question(question, (scale, row))
-            for row, question in zip(codes.tolist(), questions, strict=True)
+            for row, question in zip(codes, questions, strict=True)
         ]
 
 
-def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
-    """Raises UserError when `part` was trained on the codes of another TA-Tok.
+def _load_reader(places: ModelPaths, mllm: LoadedMllm) -> LoadedEncoder | None:
+    """The encoder of a model that reads features; UserError where it is not the one it learned."""
+    if places.encoder is None:
+        return None
+    facts = mllm.config.get("reader")
+    layer = facts.get("layer") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or type(layer) is not int:
+        raise UserError(
+            f"{places.mllm} has representation separate, and its config.json names no reader",
+            hint=f"tarkit inspect {places.mllm}",
+        )
+    encoder = load_reading_encoder(places.encoder, layer=layer)
+    if encoder.facts() != facts:
+        raise UserError(
+            f"{places.mllm} was trained with encoder {str(facts.get('encoder_sha256'))[:12]}, but "
+            f"the encoder folder next to it holds {encoder.sha256[:12]}",
+            hint=ASSEMBLE,
+        )
+    return encoder
+
+
+def _load_tokenizer(places: ModelPaths, mllm: LoadedMllm) -> LoadedTaTok | LoadedVqvae:
+    """The tokenizer of a model's pictures; UserError where its config.json does not fit it."""
+    if places.ta_tok is not None:
+        return load_ta_tok(places.ta_tok)
+    assert places.vqvae is not None  # `find` names one of the two
+    grid = mllm.config.get("grid")
+    if type(grid) is not int or not 1 <= grid <= MAX_GRID:
+        raise UserError(
+            f"{places.mllm} has grid = {grid!r:.40}, the codes along a side of its pictures: no "
+            f"whole number from 1 to {MAX_GRID}",
+            hint=f"tarkit inspect {places.mllm}",
+        )
+    return load_pixel_tokenizer(places.vqvae, grid=grid)
+
+
+def _check_trained_on(part: Path, tokenizer: LoadedTaTok | LoadedVqvae) -> None:
+    """Raises UserError when `part` was trained on the codes of another tokenizer.
 
     A published part does not say on which; sizes are compared all the same.
     """
     config = read_config(part)
     sha256 = config.get("tokenizer_sha256")
     is_silent = sha256 is None and PUBLISHED in config
-    if sha256 != ta_tok.sha256 and not is_silent:
+    if sha256 != tokenizer.sha256 and not is_silent:
+        folder = "ta_tok" if isinstance(tokenizer, LoadedTaTok) else "vqvae"
         raise UserError(
-            f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the ta_tok folder "
-            f"next to it holds {ta_tok.sha256[:12]}",
+            f"{part} was trained on codes of tokenizer {str(sha256)[:12]}, but the {folder} folder "
+            f"next to it holds {tokenizer.sha256[:12]}",
             hint=ASSEMBLE,
         )
 
@@ -424,16 +566,16 @@ def _check_trained_on(part: Path, ta_tok: LoadedTaTok) -> None:
 def _check_sizes(
     places: ModelPaths,
     mllm: LoadedMllm,
-    ta_tok: LoadedTaTok,
+    tokenizer: LoadedTaTok | LoadedVqvae,
     dtok: ArDetokenizer | DifDetokenizer | None,
 ) -> None:
     """Raises UserError for sizes that differ; published files do not name their tokenizer."""
-    visual, width = mllm.vocabulary.visual, ta_tok.model.arch.encoder.width
-    dtok_path = places.ar_dtok or places.dif_dtok
-    sizes = [
-        (places.mllm, "codes", visual and visual.num_codes, ta_tok.num_codes),
-        (dtok_path, "condition_width", dtok and dtok.condition_width, width),
-    ]
+    visual = mllm.vocabulary.visual
+    sizes = [(places.mllm, "codes", visual and visual.num_codes, tokenizer.num_codes)]
+    if isinstance(tokenizer, LoadedTaTok) and dtok is not None:
+        width = tokenizer.model.arch.encoder.width
+        path = places.ar_dtok or places.dif_dtok or places.mllm
+        sizes.append((path, "condition_width", dtok.condition_width, width))
     for path, name, size, needed in sizes:
         if size is not None and size != needed:
             raise UserError(

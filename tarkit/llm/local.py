@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tarkit.checkpoints.directory import precision_of
 from tarkit.checkpoints.from_transformers import from_transformers
+from tarkit.checkpoints.hub import find_snapshot
 from tarkit.errors import UserError
 from tarkit.images import ImageError, decode
 from tarkit.llm.answer_text import UnusableAnswer, answer_text
@@ -39,7 +40,7 @@ MAX_PICTURE_PX = 1024
 def load_local(
     model: str, *, config: AssistantConfig, sees: bool, device: str, precision: str
 ) -> ProbabilityAssistant:
-    """The model of a folder or hub id.
+    """The model of a folder, or of a hub id that is in the hub's cache.
 
     Raises UserError when it is missing, damaged, of another kind, lacks weights, or has no chat
     template that can be used.
@@ -72,7 +73,9 @@ def _model_type(model: str) -> str:
     from transformers import PretrainedConfig
 
     try:
-        facts, _ = PretrainedConfig.get_config_dict(model)
+        facts, _ = PretrainedConfig.get_config_dict(find_snapshot(model), local_files_only=True)
+    except UserError:
+        raise
     except Exception:  # transformers raises many types for a bad file
         return ""
     return str(facts.get("model_type", ""))

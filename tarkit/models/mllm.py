@@ -171,6 +171,43 @@ def grow(
     return model
 
 
+class Projector(nn.Sequential):
+    """Features of a frozen vision encoder (M, W) -> embeddings (M, D): an MLP of two layers.
+
+    Source: Janus (Wu et al. 2024, Sec. 3.1), as the paper compares with it (Sec. 4.3). Features are
+    normalised first, which Janus does not: those before an encoder's last norm are of any length.
+    """
+
+    def __init__(self, feature_width: int, width: int) -> None:
+        super().__init__(
+            nn.LayerNorm(feature_width),
+            nn.Linear(feature_width, width),
+            nn.GELU(),
+            nn.Linear(width, width),
+        )
+
+
+PROJECTOR = "projector"
+"""The name of the projector in the language model whose part it is."""
+
+
+def projector_of(model: PreTrainedModel) -> Projector | None:
+    """The projector of a model that reads features; None of another model."""
+    projector: Projector | None = getattr(model, PROJECTOR, None)
+    return projector
+
+
+def embedded(model: PreTrainedModel, ids: Tensor, features: Tensor) -> Tensor:
+    """The embeddings (B, T, D) of ids (B, T); those beyond the vocabulary are `features`, in order.
+
+    `features`, (M, D), has a row for each such position, row by row of the ids.
+    """
+    table = model.get_input_embeddings()
+    is_feature = ids >= model.config.vocab_size
+    embeddings = table(ids.masked_fill(is_feature, 0))
+    return embeddings.masked_scatter(is_feature[..., None], features.to(embeddings.dtype))
+
+
 class Packed(NamedTuple):
     """Several chats in each row; no chat attends to another."""
 
@@ -267,9 +304,15 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def hidden_states(
-    model: PreTrainedModel, packed: Packed, *, attention: Attention | None = None
+    model: PreTrainedModel,
+    packed: Packed,
+    *,
+    attention: Attention | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """The last hidden states (P, T, D) of packed chats; `attention` None: `packed_attention`.
+
+    `features`, (M, D): what stands at the positions of features, as `embedded` takes them.
 
     No chat attends to another. The model itself makes the mask, each layer its own kind: it takes
     a position that does not follow the one before for the beginning of a chat. That needs neither
@@ -277,7 +320,10 @@ def hidden_states(
     on the model, as the layers may run again in the backward pass.
     """
     use_attention(model, attention or packed_attention(model, packed.ids.device))
-    out = model.base_model(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
+    read: dict[str, Any] = {"input_ids": packed.ids}
+    if features is not None:
+        read = {"inputs_embeds": embedded(model, packed.ids, features)}
+    out = model.base_model(**read, position_ids=packed.positions, use_cache=False)
     states: Tensor = out.last_hidden_state
     return states
 
@@ -347,11 +393,16 @@ class PackedLoss(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.attention = attention
 
-    def forward(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """Loss (M,) and target (M,) of every supervised token."""
+    def forward(self, packed: Packed, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss (M,) and target (M,) of every supervised token.
+
+        `features`: those of a vision encoder, one at each position of the chats that holds one.
+        """
+        if features is not None:
+            features = self.lm.get_submodule(PROJECTOR)(features)
         # A label is predicted from the position before it, which must be of the same chat; the
         # first token of a chat is never supervised.
-        states = hidden_states(self.lm, packed, attention=self.attention)[:, :-1]
+        states = hidden_states(self.lm, packed, attention=self.attention, features=features)[:, :-1]
         targets = packed.labels[:, 1:]
         supervised = targets != -100
         losses = vocabulary_losses(

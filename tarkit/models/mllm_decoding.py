@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from tarkit.errors import UserError
 from tarkit.models.cuda_graph import Record, record_cuda_graph
-from tarkit.models.mllm import default_attention, head_logits, rescaled, use_attention
+from tarkit.models.mllm import default_attention, embedded, head_logits, rescaled, use_attention
 from tarkit.models.sampling import Generators, draw
 from tarkit.models.skinny import product
 from tarkit.vocab import VisualVocabulary
@@ -116,9 +116,12 @@ class CachedDecoding:
         prompts: Sequence[Sequence[int]],
         *,
         num_steps: int,
+        features: Sequence[Tensor] = (),
         record: Record | None = None,
     ) -> None:
         """`num_steps`: how often `feed` is called at most; `record`: how a step is recorded.
+
+        `features`: of each prompt the embeddings (M, D) at its positions of features, in order.
 
         Raises UserError for a prompt with more tokens than the model has positions.
         """
@@ -136,7 +139,9 @@ class CachedDecoding:
         self.layers = [ReservedLayer() for _ in self.windows]
         self.cache: Any = Cache(layers=list(self.layers)) if self.layers else None
         shared = bool(self.layers) or not num_steps
-        different = list(dict.fromkeys(map(tuple, prompts))) if shared else list(prompts)
+        # Prompts of equal ids may hold other features.
+        is_unique = not shared or bool(features)
+        different = list(prompts) if is_unique else list(dict.fromkeys(map(tuple, prompts)))
         padding = [longest - len(prompt) for prompt in different]
         ids = [[*[0] * pad, *prompt] for pad, prompt in zip(padding, different, strict=True)]
         real = torch.arange(longest + num_steps) >= torch.tensor(padding)[:, None]
@@ -149,12 +154,14 @@ class CachedDecoding:
             torch.tensor(ids, device=device),
             (self._mask[:, :longest].cumsum(1) - 1).clamp(min=0),
             keeps=num_steps > 0,
+            features=torch.cat(list(features)) if features else None,
         )
         if not shared:
             self.hidden = hidden
             return
-        place = {prompt: row for row, prompt in enumerate(different)}
-        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+        place = {tuple(prompt): row for row, prompt in enumerate(different)}
+        numbers = range(len(prompts)) if is_unique else [place[tuple(each)] for each in prompts]
+        rows = torch.tensor(numbers, device=device)
         self.hidden = hidden[rows]
         if num_steps == 0:
             return
@@ -166,12 +173,22 @@ class CachedDecoding:
         if record and getattr(model, "_can_compile_fullgraph", False):
             self._graph = _RecordedStep(self, record)
 
-    def _run(self, ids: Tensor, positions: Tensor, *, keeps: bool = True) -> Tensor:
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        *,
+        keeps: bool = True,
+        features: Tensor | None = None,
+    ) -> Tensor:
         self.length += ids.shape[1]
+        read: dict[str, Tensor] = {"input_ids": ids}
+        if features is not None:
+            read = {"inputs_embeds": embedded(self.model, ids, features)}
         # Without padding the model needs no mask; a family's own cache may need one.
         masked = self._is_padded or not self.layers
         out = self.model.base_model(
-            input_ids=ids,
+            **read,
             attention_mask=self._mask[:, : self.length] if masked else None,
             position_ids=positions,
             cache=self.cache,
@@ -264,15 +281,18 @@ def generate_codes(
     generator: Generators = None,
     guidance: float = 1.0,
     unguided: Sequence[Sequence[int]] = (),
+    features: Sequence[Tensor] = (),
     record: Record | None = None,
 ) -> Tensor:
     """Draw exactly `num_codes` codes after each prompt: (B, num_codes) int64 in [0, K).
 
-    Prompts are token ids. With `guidance` other than 1 the logits are u + (c - u) * guidance, c
-    after a prompt and u after its counterpart in `unguided`, both followed by the same codes (Ho &
-    Salimans 2022, Eq. 6, on tokens). Only the head's rows of codes are computed: no other token can
-    be drawn, and ids never pass through text. The published program samples the whole vocabulary,
-    reads codes back by regular expression, and fills missing ones with code 0. Raises ValueError
+    Prompts are token ids; `features` are those of each, as `CachedDecoding` takes them.
+
+    With `guidance` other than 1 the logits are u + (c - u) * guidance, c after a prompt and u after
+    its counterpart in `unguided`, both followed by the same codes (Ho & Salimans 2022, Eq. 6, on
+    tokens). Only the head's rows of codes are computed: no other token can be drawn, and ids never
+    pass through text. The published program samples the whole vocabulary, reads codes back by
+    regular expression, and fills missing ones with code 0. Raises ValueError
     where `unguided` does not pair with the prompts.
     """
     first, last = visual.first_code, visual.first_code + visual.num_codes
@@ -282,7 +302,11 @@ def generate_codes(
         raise ValueError(f"{len(prompts)} prompts, {len(unguided)} to guide them away from")
     both = [*prompts, *unguided] if guided else prompts
     require_positions(model, max(map(len, both)), num_codes - 1)  # the last code is not read
-    decoding = CachedDecoding(model, both, num_steps=num_codes - 1, record=record)
+    if guided:
+        features = [*features, *(rows[:0] for rows in features)]
+    decoding = CachedDecoding(
+        model, both, num_steps=num_codes - 1, features=features, record=record
+    )
     codes: list[Tensor] = []
     for step in range(num_codes):
         logits = rescaled(model, product(decoding.hidden, head))
@@ -314,14 +338,18 @@ def generate_text(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: Generators = None,
+    features: Sequence[Tensor] = (),
     record: Record | None = None,
 ) -> list[list[int]]:
     """At most `max_tokens` text ids after each prompt, up to and without the first stop id.
 
-    Only ids below `text_size` can be drawn. Defaults: greedy.
+    Only ids below `text_size` can be drawn. Defaults: greedy. `features` are those of each prompt,
+    as `CachedDecoding` takes them.
     """
     head = model.get_output_embeddings().weight[:text_size]
-    decoding = CachedDecoding(model, prompts, num_steps=max_tokens - 1, record=record)
+    decoding = CachedDecoding(
+        model, prompts, num_steps=max_tokens - 1, features=features, record=record
+    )
     texts: list[list[int]] = [[] for _ in prompts]
     unfinished = set(range(len(prompts)))
     for step in range(max_tokens):
@@ -345,6 +373,8 @@ def generate_text(
 
 
 @torch.no_grad()
-def next_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+def next_logits(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, features: Sequence[Tensor] = ()
+) -> Tensor:
     """The logits (B, V) of the first token after each prompt."""
-    return head_logits(model, CachedDecoding(model, prompts, num_steps=0).hidden)
+    return head_logits(model, CachedDecoding(model, prompts, num_steps=0, features=features).hidden)

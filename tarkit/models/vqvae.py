@@ -64,6 +64,7 @@ class VqvaeOutput(NamedTuple):
     latents: Tensor  # (B, h*w, D) unit-norm encoder outputs
     codebook_loss: Tensor  # () mean |sg(z) - e|^2
     commitment_loss: Tensor  # () mean |z - sg(e)|^2
+    vectors: Tensor  # (B, h*w, D) what the decoder reads; its gradient goes to the encoder
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -310,4 +311,5 @@ class Vqvae(nn.Module):
         codebook_loss = (z.detach() - e).pow(2).mean()
         commitment_loss = (z - e.detach()).pow(2).mean()
         q = z + quantised * (e - z).detach()  # straight-through
-        return VqvaeOutput(self.decode_latents(q, size), codes, z, codebook_loss, commitment_loss)
+        pixels = self.decode_latents(q, size)
+        return VqvaeOutput(pixels, codes, z, codebook_loss, commitment_loss, q)

@@ -18,11 +18,11 @@ from tarkit.report.blocks import (
     TableRow,
     Tone,
 )
-from tarkit.report.readers import ScoreRow
+from tarkit.report.judged_items import judged_items, overall_tasks
 from tarkit.report.runs import RecordedRun
 from tarkit.report.svg import Bar, deltas, signed
 from tarkit.report.values import number
-from tarkit.scoring.statistics import COLOR_POSITION, TASKS, Paired, paired
+from tarkit.scoring.statistics import TASKS, Paired, paired
 
 PAIRED_NOTE = (
     "Delta is the score of the later run minus that of the first, on the items of both. Its 95 % "
@@ -87,39 +87,6 @@ def _pair(first: RecordedRun, later: RecordedRun) -> list[PageBlock]:
 
 
 @dataclass(frozen=True)
-class _JudgedItem:
-    """An item of a suite; `score` is the share of its samples that are correct."""
-
-    task: str
-    prompt: str
-    cluster: str
-    score: float
-
-
-def _judged_items(run: RecordedRun, suite: str) -> dict[str, _JudgedItem]:
-    rows: dict[str, list[ScoreRow]] = {}
-    for row in run.scores:
-        if row["suite"] == suite and row["correct"] is not None:
-            rows.setdefault(row["item"], []).append(row)
-    return {
-        item: _JudgedItem(
-            samples[0]["task"],
-            samples[0]["prompt"],
-            _cluster(samples[0]),
-            sum(bool(row["correct"]) for row in samples) / len(samples),
-        )
-        for item, samples in rows.items()
-    }
-
-
-def _cluster(row: ScoreRow) -> str:
-    """The name of what samples share: a prompt, or the picture (its seed) of several questions."""
-    if row["file"] or row["seed"] is None:
-        return f"prompt {row['prompt']}"
-    return f"picture {row['seed']}"
-
-
-@dataclass(frozen=True)
 class _SharedItems:
     """The items of a suite that both runs judged, one a place; `note` counts those left out."""
 
@@ -132,7 +99,7 @@ class _SharedItems:
     @classmethod
     def of(cls, first: RecordedRun, later: RecordedRun, suite: str) -> _SharedItems | None:
         """None where the runs share no item."""
-        items, others = _judged_items(first, suite), _judged_items(later, suite)
+        items, others = judged_items(first, suite), judged_items(later, suite)
         both = [item for item in items if item in others]
         # Items of one name but with another task or prompt are different items.
         shared = [
@@ -165,8 +132,8 @@ class _SharedItems:
         names.sort(key=lambda name: TASKS.index(name) if name in TASKS else len(TASKS))
         for name in names if len(names) > 1 else ():
             yield name, self._compare([task == name for task in self.tasks])
-        known = {task for task in names if task != COLOR_POSITION}
-        if known and known <= set(TASKS):
+        known = overall_tasks(names)
+        if known:
             name = f"overall over {len(known)} tasks" if len(known) < len(TASKS) else "overall"
             yield name, self._compare([task in TASKS for task in self.tasks], by_task=True)
         else:

@@ -91,6 +91,11 @@ def _parts(model: str) -> tuple[Path, Path | None]:
     if is_alone:
         return path, None
     places = find(model, dtok=None)
+    if places.ta_tok is None:
+        raise UserError(
+            f"{model} has no TA-Tok: its codes are pixels, which are no words",
+            hint="name a text-aligned model, such as mini",
+        )
     return places.ta_tok, places.mllm
 
 

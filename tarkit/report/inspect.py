@@ -340,7 +340,10 @@ def _show(facts: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in _lines(facts):
         table.add_row(rich.text.Text(name), rich.text.Text(value))
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print_result(line.rstrip())  # rich fills lines up with blanks
 
 
 def _lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ SCORE_COLUMNS = pa.schema(
         ("seed", pa.int64()),
         *((name, pa.string()) for name in ("prompt", "file", "answer", "label")),
         ("correct", pa.bool_()),
+        ("clauses", pa.list_(pa.bool_())),
         *((name, pa.string()) for name in ("reason", "error")),
     ]
 )
@@ -47,6 +48,7 @@ class ScoreRow(TypedDict):
     answer: str | None
     label: str | None
     correct: bool | None
+    clauses: list[bool] | None
     reason: str | None
     error: str | None
 

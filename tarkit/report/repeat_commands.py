@@ -72,9 +72,11 @@ def report_command(
     pictures: int,
     seed: int,
     allow_missing: bool,
+    findings: Path | None,
 ) -> str:
     """The command that makes the page of these arguments."""
     words = ["tarkit", "report", *map(str, runs), "--out", str(out)]
+    words += ["--findings", str(findings)] if findings else []
     words += ["--title", title] if title else []
     words += ["--pictures", str(pictures), "--seed", str(seed)]
     return shlex.join([*words, *(["--allow-missing"] if allow_missing else [])])
@@ -86,7 +88,7 @@ def report_command(
 def settings_that_differ(runs: Sequence[RecordedRun]) -> list[Section]:
     """A table of the settings and versions that differ between runs of one kind."""
     blocks: list[PageBlock] = []
-    for group in _groups(runs):
+    for group in groups_of_one_kind(runs):
         rows = _differing_rows(group)
         names = [each.name for each in group]
         if rows:
@@ -97,7 +99,7 @@ def settings_that_differ(runs: Sequence[RecordedRun]) -> list[Section]:
     return [Section("Differences of settings", blocks, "settings")] if blocks else []
 
 
-def _groups(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
+def groups_of_one_kind(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
     """Runs of one kind: each shares most names of its settings with the first of its group."""
     groups: list[list[RecordedRun]] = []
     for each in runs:

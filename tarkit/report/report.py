@@ -8,18 +8,22 @@ without judged samples, or of a training. The same runs and options give the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 from tarkit.artifacts.files import write_whole
+from tarkit.config import load_config
 from tarkit.errors import UserError
-from tarkit.report.blocks import Page, PageBlock, Paragraph, Section
+from tarkit.report.blocks import Folded, Page, PageBlock, Paragraph, Section
 from tarkit.report.comparison import comparison
+from tarkit.report.findings import FindingsConfig, finding_sections
 from tarkit.report.html import render
 from tarkit.report.metrics import geneval_drift, summary, understanding
 from tarkit.report.repeat_commands import repeat_section, report_command, settings_that_differ
 from tarkit.report.run_section import run_section
 from tarkit.report.runs import RecordedRun, incomplete_metrics, read_runs
+from tarkit.report.trainings import trainings_section
 
 INDEX, MARKDOWN = "index.html", "report.md"
 
@@ -32,9 +36,12 @@ def run(
     pictures: int = 24,
     seed: int = 0,
     allow_missing: bool = False,
+    findings: Path | None = None,
 ) -> Path:
     """Write the page of the runs and return its path; the others are compared with the first.
 
+    With `findings`, a TOML of `FindingsConfig`, the page compares the arms that it names instead,
+    over seeds and prompts, and has a line for each training in place of a section for each run.
     The page shows at most `pictures` judged pictures of each run, half of them correct and half
     wrong, chosen by `seed`. Raises UserError for a folder that is no run, and for a run that lacks
     samples unless `allow_missing`.
@@ -54,25 +61,51 @@ def run(
             "figures as they are: --allow-missing",
         )
     command = report_command(
-        runs, out=out, title=title, pictures=pictures, seed=seed, allow_missing=allow_missing
+        runs,
+        out=out,
+        title=title,
+        pictures=pictures,
+        seed=seed,
+        allow_missing=allow_missing,
+        findings=findings,
     )
-    page = Page(
-        title or ", ".join(each.name for each in recorded),
-        _subtitle(recorded),
-        [
-            Section("Summary", [*_warnings(incomplete), *_summary(recorded)], "summary"),
-            *(
-                run_section(each, f"run{number}", pictures=pictures, seed=seed)
-                for number, each in enumerate(recorded, 1)
-            ),
-            *comparison(recorded),
-            *settings_that_differ(recorded),
-            repeat_section(recorded, command),
-        ],
-    )
+    if findings is None:
+        sections = _sections_of_runs(recorded, incomplete, pictures=pictures, seed=seed)
+        repeat = repeat_section(recorded, command)
+    else:
+        asked = load_config(FindingsConfig, findings)
+        overview, *tables = finding_sections(asked, recorded)
+        overview = replace(overview, blocks=[*_warnings(incomplete), *overview.blocks])
+        sections = [overview, *tables, *trainings_section(recorded)]
+        repeat = _folded(repeat_section(recorded, command))
+    default_title = "Findings" if findings else ", ".join(each.name for each in recorded)
+    page = Page(title or default_title, _subtitle(recorded), [*sections, repeat])
     write_whole(out / MARKDOWN, page.markdown().encode())
     write_whole(out / INDEX, render(page).encode())
     return out / INDEX
+
+
+def _sections_of_runs(
+    recorded: Sequence[RecordedRun],
+    incomplete: Sequence[tuple[RecordedRun, str, float]],
+    *,
+    pictures: int,
+    seed: int,
+) -> list[Section]:
+    return [
+        Section("Summary", [*_warnings(incomplete), *_summary(recorded)], "summary"),
+        *(
+            run_section(each, f"run{number}", pictures=pictures, seed=seed)
+            for number, each in enumerate(recorded, 1)
+        ),
+        *comparison(recorded),
+        *settings_that_differ(recorded),
+    ]
+
+
+def _folded(section: Section) -> Section:
+    """The section, closed until a reader opens it: of many runs it is most of the page."""
+    return replace(section, blocks=[Folded(section.title, section.blocks, in_markdown=True)])
 
 
 def _subtitle(runs: Sequence[RecordedRun]) -> str:

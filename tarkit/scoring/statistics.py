@@ -176,6 +176,50 @@ def paired(
     )
 
 
+def over_seeds(
+    values: NDArray[Any],
+    *,
+    clusters: Sequence[Any],
+    groups: Sequence[str] | None = None,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of values (S, I) of the same I items by S trainings that differ in their seeds.
+
+    Values may be scores, or paired differences of scores. Seeds and clusters of items are both
+    redrawn, each independently of the other (the pigeonhole bootstrap, Owen 2007), so that the
+    interval holds for other seeds and other prompts. Of S seeds S - 1 are redrawn, without which
+    the variance over few seeds would be too small (McCarthy & Snowden 1985); with one seed, only
+    clusters are. `groups` are as those of `paired`; values that are all 0 or all 1 have the exact
+    interval of `micro`. Raises ValueError where there is no value, or
+    not one cluster and group an item.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"values of seeds and items are needed, got the shape {array.shape}")
+    num_seeds, num_items = array.shape
+    names = np.asarray(list(groups) if groups is not None else ["all"] * num_items)
+    cluster_names = np.asarray([str(cluster) for cluster in clusters])
+    if not num_items == len(names) == len(cluster_names):
+        raise ValueError(f"{num_items} items, {len(cluster_names)} clusters, {len(names)} groups")
+    rng = np.random.default_rng(seed)
+    redrawn = max(1, num_seeds - 1)
+    seed_weights = rng.multinomial(redrawn, np.full(num_seeds, 1 / num_seeds), size=replicates)
+    means, draws, num_clusters = [], [], 0
+    for name in np.unique(names):
+        chosen = array[:, names == name]
+        _, inverse = np.unique(cluster_names[names == name], return_inverse=True)
+        sums = np.stack([np.bincount(inverse, weights=row) for row in chosen])  # (S, clusters)
+        sizes = np.bincount(inverse)
+        count = len(sizes)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=replicates)
+        means.append(chosen.mean())
+        draws.append(((seed_weights @ sums) * drawn).sum(axis=1) / (redrawn * (drawn @ sizes)))
+        num_clusters += count
+    estimate = _estimate(float(np.mean(means)), np.mean(draws, axis=0), num_clusters)
+    return _without_spread(estimate, array.ravel(), num_clusters)
+
+
 def sign_test(better: int, worse: int) -> float:
     """Exact two-sided p of `better` heads and `worse` tails of a fair coin; 1.0 for no tosses."""
     tosses = better + worse

@@ -54,6 +54,11 @@ def plural(shape: str) -> str:
     return shape + "s"
 
 
+def english_plural(shape: str) -> str:
+    """ "circles", "crosses"."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
 def name_of(item: Object) -> Name:
     """(colour, shape)."""
     return item.colour, item.shape
@@ -92,10 +97,10 @@ _PHRASE = (
     rf"\b(?P<first>a|an|the|{'|'.join(NUMBER_WORDS.values())})\s+"
     rf"(?:(?:{'|'.join(SIZE_WORDS)})\s+)?"
     rf"(?:(?P<colour>{'|'.join(COLOURS)})\s+)?"
-    rf"(?P<shape>{'|'.join(SHAPES)})s?\b"
+    rf"(?P<shape>{'|'.join(SHAPES)})(?:s|es)?\b"
 )
 _TOKEN = re.compile(
-    rf"{_PHRASE}|\b(?P<relation>{'|'.join(RELATIONS)})\b"
+    rf"{_PHRASE}|\b(?:to\s+the\s+)?(?P<relation>{'|'.join(RELATIONS)})\b"
     rf"|\b(?P<kind>{'|'.join(BACKGROUNDS)})\s+background\b"
     rf"|\bbackground\s+is\s+(?P<predicate>{'|'.join(BACKGROUNDS)})\b"
     r"|\bis\b|(?P<other>[^\W_]+|[^\w\s])"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tarkit.errors import UserError
-from tarkit.shapes.grammar import NUMBER_WORDS, parse, plural, with_article
+from tarkit.shapes.grammar import NUMBER_WORDS, english_plural, parse, plural, with_article
 from tarkit.shapes.heldout import COUNTS, EXTRAPOLATED_COUNT, held_out
 from tarkit.shapes.scene import (
     BACKGROUNDS,
@@ -39,9 +39,14 @@ EXTRA_TASK = "color_position"
 READ = frozenset(
     {"a", "an", "and", "are", "background", "below", "above", "image", "is", "left", "of", "on"}
     | {"photo", "right", "shows", "the", "there", *BACKGROUNDS, *COLOURS, *NUMBER_WORDS.values()}
-    | {*SHAPES, *map(plural, SHAPES)}
+    | {"draw", "drawing", "picture", "to"}
+    | {*SHAPES, *map(plural, SHAPES), *map(english_plural, SHAPES)}
 )
 """Every word that `clauses_of` knows: a prompt with another asks for what is not judged."""
+
+
+OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "draw ")
+"""What may stand in place of "a photo of " in a reworded prompt."""
 
 
 def g0_prompt(metadata: Metadata) -> str:
@@ -243,6 +248,21 @@ def caption_related(
         if metadata["tag"] in ("position", EXTRA_TASK):
             by_task.setdefault(metadata["tag"], []).append(metadata)
     return one_of(rng, by_task[one_of(rng, list(by_task))])["prompt"] if by_task else None
+
+
+def caption_reworded(scene: Scene, rng: np.random.Generator, *, split: Split = "train") -> str:
+    """A true GenEval prompt in the words that people use, such as "a star above two crosses".
+
+    It has another opening or none, the English plural, and sometimes "to the left of". Half of the
+    texts state a relation where one is true.
+    """
+    related = caption_related(scene, rng, split=split) if rng.random() < 0.5 else None
+    text = (related or caption_g0(scene, rng, split=split)[0]).removeprefix("a photo of ")
+    for shape in SHAPES:
+        text = re.sub(rf"\b{plural(shape)}\b", english_plural(shape), text)
+    if rng.random() < 0.3:
+        text = re.sub(r"\b(left|right) of\b", r"to the \1 of", text)
+    return (one_of(rng, OPENINGS) if rng.random() < 0.4 else "") + text
 
 
 def clauses_of(prompt: str) -> Metadata:

@@ -19,7 +19,7 @@ from tarkit.artifacts.files import whole_file
 from tarkit.checkpoints.language_model import stored_arch
 from tarkit.config import Config
 from tarkit.errors import UserError
-from tarkit.models.mllm import skeleton
+from tarkit.models.mllm import PROJECTOR, projector_of, skeleton
 from tarkit.train.parameters import name_nearest
 
 if TYPE_CHECKING:
@@ -109,20 +109,26 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
     """A plain model with every adapter added to its matrix; `lm` stays as it is.
 
     A sum is computed in float32 and stored in the type of the frozen matrix: bfloat16 rounds it.
+    It is stored on the CPU, as a device that trains adapters may hold no second model.
     """
     from peft.tuners.lora import Linear
 
     state = {n: v for n, v in lm.state_dict().items() if ".lora_" not in n}
+    projector = projector_of(lm)
+    if projector is not None:  # no part of the family's own network
+        state = {n: v for n, v in state.items() if not n.startswith(f"{PROJECTOR}.")}
     for name, module in lm.named_modules():
         if isinstance(module, Linear):
             key = f"{name}.base_layer.weight"
             weight = state[key]
             delta = module.get_delta_weight(NAME).to(weight.device)
-            state[key] = (weight.float() + delta).to(weight.dtype)
+            state[key] = (weight.float() + delta).to("cpu", weight.dtype)
     plain = skeleton(stored_arch(lm))
     own = {name.replace(".base_layer.", "."): value for name, value in state.items()}
     plain.load_state_dict(own, assign=True)
     plain.tie_weights()
+    if projector is not None:
+        setattr(plain, PROJECTOR, projector)
     return plain.eval()
 
 

@@ -58,7 +58,7 @@ class ArDtokConfig(PicturesConfig):
     """Settings of AR-DTok's training."""
 
     FREE_KEYS = frozenset({"sample_guidance", "remember"})
-    LATER_KEYS = frozenset({"square"})
+    LATER_KEYS = frozenset({"square", "start_tokenizer"})
 
     arch: ArDtokArch = ArDtokArch()
     scale_ratio: ScaleOdds = (2, 1, 1)
@@ -68,6 +68,10 @@ class ArDtokConfig(PicturesConfig):
     token drop prob, as for Dif-DTok; released arguments: class_dropout_prob). Dropout of single
     values within the network is `arch.token_dropout`."""
     sample_guidance: float = 1.5
+    start_tokenizer: Literal["same", "any"] = "same"
+    """The tokenizer that --start was trained with: "same" as --tokenizer, or "any". What AR-DTok
+    reads are features that the tokenizer decodes, and two tokenizers that learned the features of
+    one encoder decode nearly the same."""
     square: Literal["crop"] | None = None
     """How --images become square: "crop" keeps the middle square; by default the whole picture is
     squashed. It holds for both models; with --tokens the encoder's own setting does."""
@@ -123,8 +127,9 @@ class ArDtokTask:
             self.model = ArDtok(config.arch)
             self.model.reset_parameters()
         else:
+            tokenizer = ta_tok.sha256 if config.start_tokenizer == "same" else None
             self.model = _start_from(
-                start, config.arch, ta_tok.sha256, (vqvae_sha256, vqvae_start_sha256)
+                start, config.arch, tokenizer, (vqvae_sha256, vqvae_start_sha256)
             )
 
     def batch(self, step: int, size: int, part: int, parts: int) -> DtokBatch:
@@ -217,22 +222,26 @@ def _require_fit(arch: ArDtokArch, ta_tok: LoadedTaTok, vqvae: Vqvae) -> None:
 
 
 def _start_from(
-    start: Path, arch: ArDtokArch, ta_tok_sha256: str, vqvae_sha256s: tuple[str, str | None]
+    start: Path, arch: ArDtokArch, ta_tok_sha256: str | None, vqvae_sha256s: tuple[str, str | None]
 ) -> ArDtok:
     """The AR-DTok at `start`, its position table resized to the `num_codes` of `arch`.
 
-    `vqvae_sha256s`: the image VQ, and the one that its training went on from, whose codes mean
-    nearly the same. UserError where it has other codes or other sizes. A published file does not
-    say which models it was trained with.
+    `ta_tok_sha256`: None takes one of any tokenizer. `vqvae_sha256s`: the image VQ, and the one
+    that its training went on from, whose codes mean nearly the same. UserError where it has other
+    codes or other sizes. A published file does not say which models it was trained with.
     """
     config = read_config(start, "ar_dtok") if start.is_dir() else {}
-    for part, fitting in (("tokenizer", (ta_tok_sha256,)), ("vqvae", vqvae_sha256s)):
+    fitting_models = {"vqvae": vqvae_sha256s}
+    if ta_tok_sha256 is not None:
+        fitting_models = {"tokenizer": (ta_tok_sha256, None), **fitting_models}
+    for part, fitting in fitting_models.items():
         trained_with = config.get(f"{part}_sha256")
         if config and (trained_with is None or trained_with not in fitting):
             raise UserError(
                 f"{start} was trained with {part} {str(trained_with)[:12]}, "
                 f"--{part} is {fitting[0][:12]}",
-                hint=f"name the --{part} it was trained with, or leave --start out",
+                hint=f"name the --{part} it was trained with, or leave --start out"
+                + (", or --set start_tokenizer=any" if part == "tokenizer" else ""),
             )
     trained = load_ar_dtok(start)
     wrong = [

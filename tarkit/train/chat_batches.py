@@ -28,14 +28,23 @@ from tarkit.artifacts.artifact import Artifact
 from tarkit.artifacts.remote import shown_path, url_of
 from tarkit.artifacts.row_counts import RowKind, row_counts
 from tarkit.checkpoints.language_model import stored_arch
-from tarkit.checkpoints.load import LoadedTaTok
+from tarkit.checkpoints.load import LoadedTaTok, LoadedVqvae
+from tarkit.checkpoints.representation import TEXT_ALIGNED, Representation
 from tarkit.config import Config, Seed
 from tarkit.errors import UserError
 from tarkit.models.mllm import Attention, Packed, pack
 from tarkit.seeds import training_seed
 from tarkit.train.streams import Order, Rounds, ShardsAhead, draw_scale, source_names
 from tarkit.train.task import Figure, Mean, mean_of
-from tarkit.vocab import END_OF_TEXT, Scale, ScaleOdds, Supervised, Vocabulary
+from tarkit.vocab import (
+    END_OF_TEXT,
+    FEATURE,
+    IMAGE_MARK,
+    Scale,
+    ScaleOdds,
+    Supervised,
+    Vocabulary,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,10 +146,11 @@ class TooLongChats:
 class ChatShard:
     """The usable training chats of one shard by their task: status "ok", split "train" or none."""
 
-    def __init__(self, table: pa.Table, chats: str) -> None:
-        """`chats`: the path of the artifact, or its URL."""
+    def __init__(self, table: pa.Table, chats: str, name: str) -> None:
+        """`chats`: the path of the artifact, or its URL; `name`: that of the shard."""
         self.table = table
         self.chats = chats
+        self.name = name
         self._rows: dict[str, np.ndarray] = {}
 
     def rows_of(self, task: TaskName) -> np.ndarray:
@@ -153,9 +163,9 @@ class ChatShard:
         return self._rows[task]
 
     def chat(self, row: int) -> dict[str, Any]:
-        """The chat of a row, with the path of its artifact as "chats"."""
+        """The chat of a row, with the path of its artifact as "chats", and its "shard"."""
         columns: dict[str, Any] = self.table.slice(row, 1).to_pylist()[0]
-        return {**columns, "chats": self.chats}
+        return {**columns, "chats": self.chats, "shard": self.name}
 
 
 class ChatStreams:
@@ -213,7 +223,8 @@ class ChatStreams:
 
     def _read(self, index: int) -> ChatShard:
         artifact, name = self.shards[index]
-        return ChatShard(artifact.read(name, columns=list(CHAT_COLUMNS)), shown_path(artifact.path))
+        table = artifact.read(name, columns=list(CHAT_COLUMNS))
+        return ChatShard(table, shown_path(artifact.path), name)
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """The chat at a slot."""
@@ -264,7 +275,14 @@ def encode_chat(
         end = vocabulary.text.special[END_OF_TEXT]
         ids = [end, *vocabulary.text.encode(messages[0]["content"]), end]
         return ids, [-100, *ids[1:]]
-    pictures = [(scale, picture[f"codes_{int(scale)}"]) for picture in chat["images"] or []]
+    pictures = []
+    for picture, is_read in zip(chat["images"] or [], _are_read(chat), strict=True):
+        if is_read and vocabulary.feature_grid is not None:
+            places = scale.num_codes(vocabulary.feature_grid)
+            pictures.append((scale, [FEATURE] * places))
+        else:
+            drawn = scale if vocabulary.feature_grid is None else Scale.FULL
+            pictures.append((drawn, picture[f"codes_{int(drawn)}"]))
     if any(codes is None for _, codes in pictures):
         raise UserError(
             f"chat {chat['key']} has no codes of scale {int(scale)}",
@@ -276,6 +294,21 @@ def encode_chat(
         raise UserError(
             f"chat {chat['key']}: {error}", hint="leave the row out, or make the chats again"
         ) from None
+
+
+def _are_read(chat: Mapping[str, Any]) -> list[bool]:
+    """Whether each picture of a chat is read, and not drawn by the assistant."""
+    marks = ((m["role"], m["content"].count(IMAGE_MARK)) for m in chat["messages"])
+    read = [role != "assistant" for role, count in marks for _ in range(count)]
+    num_pictures = len(chat["images"] or [])
+    # Where marks and pictures differ in number, the vocabulary says so.
+    return (read + [False] * num_pictures)[:num_pictures]
+
+
+def pictures_read(chat: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The pictures of a chat that are read, in the order of their marks."""
+    pairs = zip(chat["images"] or [], _are_read(chat), strict=True)
+    return [picture for picture, is_read in pairs if is_read]
 
 
 def packed_chats(
@@ -339,12 +372,12 @@ def _chat_of_slot(
 ) -> tuple[dict[str, Any], list[int], list[int]]:
     """The chat of a slot, its token ids and its labels, with pictures at the slot's own scale."""
     chat = _prompted(streams[slot], slot, config)
-    scale = _scale_of_slot(config, chat["task"], slot)
+    scale = scale_of_slot(config, chat["task"], slot)
     ids, labels = encode_chat(vocabulary, chat, scale, supervise=config.supervise)
     return chat, ids, labels
 
 
-def _scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
+def scale_of_slot(config: ChatBatchesConfig, task: TaskName, slot: int) -> Scale:
     """The scale of the pictures in the chat of a slot."""
     ratio = (task == "i2t" and config.read_scale_ratio) or config.scale_ratio
     return draw_scale(ratio, config.seed, slot)
@@ -416,7 +449,7 @@ def losses_by_group(
         if len(streams.tasks) > 1:
             names.append(f"loss_by_task/{task}")
         if task != "text":
-            names.append(f"loss_by_scale/{int(_scale_of_slot(config, task, slot))}")
+            names.append(f"loss_by_scale/{int(scale_of_slot(config, task, slot))}")
         if len(streams.sources) > 1:
             names.append(f"loss_by_source/{streams.sources[artifact.path]}")
         for name in names:
@@ -430,10 +463,19 @@ def model_description(
     *,
     tokenizer_sha256: str | None,
     grid: int | None,
+    representation: Representation = TEXT_ALIGNED,
+    reader: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a language model; sha256 and grid are those of its codes' tokenizer."""
+    """The config.json of a language model; sha256 and grid are those of its codes' tokenizer.
+
+    `reader`: the facts of the encoder whose features it reads.
+    """
     visual = vocabulary.visual
+    named = {} if representation == TEXT_ALIGNED else {"representation": representation}
+    read = {"reader": dict(reader)} if reader else {}
     return {
+        **named,
+        **read,
         "kind": "mllm",
         "arch": stored_arch(model),
         "visual": visual and {"first_id": visual.first_id, "num_codes": visual.num_codes},
@@ -459,12 +501,25 @@ def check_scales(chats: Sequence[Artifact], config: ChatBatchesConfig) -> None:
             )
 
 
-def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> None:
+def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | LoadedVqvae | None) -> None:
     """Raise UserError for chats with codes of another tokenizer, or with codes but no tokenizer."""
     for artifact in chats:
         made_by = artifact.settings.get("tokenizer_sha256")
         if made_by is None:
             continue
+        is_pixel = artifact.settings.get("codes") == "vq"
+        if is_pixel and not isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"{artifact.path} holds pixel codes of an image VQ, and the representation is "
+                "text-aligned",
+                hint='--set representation=vq --vqvae DIR, or make the chats with codes = "ta_tok"',
+            )
+        if not is_pixel and isinstance(tokenizer, LoadedVqvae):
+            raise UserError(
+                f"{artifact.path} holds codes of TA-Tok, and the representation draws with pixel "
+                "codes of an image VQ",
+                hint="tarkit curate chats TOKENS --set codes=vq --out CHATS",
+            )
         if tokenizer is None:
             raise UserError(
                 f"{artifact.path} holds picture codes, but no --tokenizer is given",
@@ -472,7 +527,8 @@ def check_codes(chats: Sequence[Artifact], tokenizer: LoadedTaTok | None) -> Non
             )
         if made_by != tokenizer.sha256:
             raise UserError(
-                f"{artifact.path} holds codes of tokenizer {str(made_by)[:12]}, --tokenizer is "
-                f"{tokenizer.sha256[:12]}: codes of another codebook mean nothing to this model",
+                f"{artifact.path} holds codes of tokenizer {str(made_by)[:12]}, "
+                f"{'--vqvae' if is_pixel else '--tokenizer'} is {tokenizer.sha256[:12]}: codes of "
+                "another codebook mean nothing to this model",
                 hint="encode the pictures again with this tokenizer, or name the other one",
             )

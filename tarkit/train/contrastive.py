@@ -6,7 +6,7 @@ tokens, P phrases.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from tarkit.models.encoder import (
     VitMlp,
     sigmoid_contrastive_loss,
 )
+from tarkit.train.captions import Chosen
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes
 
@@ -42,7 +43,7 @@ class EncoderConfig(PicturesConfig):
     grounding_layer: int = -2
     """The hidden state that is grounded: the one that TA-Tok reads (`select_layer`). Later layers
     serve the vector of the whole picture, and need not keep content at its position."""
-    caption: Literal["longest", "first"] = "longest"
+    caption: Chosen = "longest"
     """The caption that a picture is compared with: a long one fits few other pictures."""
 
     @model_validator(mode="after")

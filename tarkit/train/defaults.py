@@ -57,22 +57,27 @@ def dif_dtok_defaults(*, sana: Path) -> Defaults:
     return Defaults("dif_dtok/dif_dtok.toml" if _is_small(sana) else "paper/dif_dtok_512.toml")
 
 
-def mllm_defaults(*, chats: Sequence[Path], tokenizer: Path | None, lm: Path | None) -> Defaults:
+def mllm_defaults(
+    *, chats: Sequence[Path], tokenizer: Path | None, lm: Path | None, vqvae: Path | None = None
+) -> Defaults:
     """Those of the size of the language model, for the tasks that the chats have.
 
     A large model that has visual tokens is finetuned with adapters; a large one that has none is
-    trained as in the paper.
+    trained as in the paper. With `vqvae` pictures are pixel codes, of one scale and no words.
     """
     if not _is_small(lm):
         is_tar = lm is not None and _has_codes(lm)
         recipe = "finetune/mllm.toml" if is_tar else "paper/mllm_pretrain.toml"
         tasks = ("t2i", "i2t") if is_tar else ("i2t", "t2i", "i2i", "ti2i", "text")
-    elif tokenizer is None:
+    elif tokenizer is None and vqvae is None:
         return Defaults("mini/lm.toml")
     else:
         recipe, tasks = "mini/mllm.toml", ("t2i", "i2t", "i2i", "ti2i", "text")
     there = _tasks(chats)
-    return Defaults(recipe, tuple(f"ratio.{task}=0" for task in tasks if task not in there))
+    changes = tuple(f"ratio.{task}=0" for task in tasks if task not in there)
+    if vqvae is not None:
+        changes = ("scale_ratio=[1, 0, 0]", 'embedding_start="mean"', *changes)
+    return Defaults(recipe, changes)
 
 
 def grpo_defaults(*, chats: Sequence[Path]) -> Defaults:

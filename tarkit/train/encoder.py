@@ -23,6 +23,7 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.pixel_range import to_signed
+from tarkit.train.captions import CaptionTokens, caption_of
 from tarkit.train.contrastive import EncoderConfig, Pair, Regions, SigLip
 from tarkit.train.contrastive_costs import ContrastiveCosts
 from tarkit.train.loop import begin_training, train
@@ -34,7 +35,6 @@ from tarkit.train.streams import (
     sized,
 )
 from tarkit.train.task import Amount, Figure, RowName
-from tarkit.vocab import END_OF_TEXT, TextTokenizer, train_text_tokenizer
 
 Box = tuple[float, float, float, float]
 RegionsOf = Callable[[Mapping[str, Any]], Sequence[tuple[str, Box]] | None]
@@ -68,24 +68,19 @@ class EncoderTask:
         self.unused_parameters = config.grounding > 0
         self.model: SigLip = SigLip(config)
         self.costs = ContrastiveCosts.of(config)
-        texts = [self._caption(stream[i]) for i in range(min(stream.total, 4096))]
-        self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=config.text_vocab))
-
-    def _caption(self, row: PictureRow) -> str:
-        """The caption that a picture is compared with; UserError where it has none."""
-        captions = [c for c in [*(row["captions"] or []), row["prompt"]] if c]
-        if not captions:
-            raise UserError(
-                f"picture {row['key']} has no caption to be compared with",
-                hint="leave such pictures out, or caption them first",
-            )
-        return captions[0] if self.config.caption == "first" else max(captions, key=len)
+        self.tokens = CaptionTokens(
+            stream,
+            chosen=config.caption,
+            vocab_size=config.text_vocab,
+            max_length=config.text_length,
+            key="text_length",
+        )
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Pair:
         rows = self.stream.batch(step, size * parts)
         own = slice(part * size, (part + 1) * size)
-        captions = [self._caption(row) for row in rows]
-        table, mask = self._tokens(captions)
+        captions = [caption_of(row, self.config.caption) for row in rows]
+        table, mask = self.tokens(captions)
         same = torch.tensor([[a == b for b in captions] for a in captions])
         pictures = [sized(row.pixels(), self.config.arch.size_px) for row in rows[own]]
         regions = self._regions(rows) if self.config.grounding else None
@@ -94,24 +89,6 @@ class EncoderTask:
     def weight(self, batch: Pair) -> float:
         """Pictures."""
         return len(batch.pixels)
-
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (B, T) and mask (B, T); UserError where one exceeds `text_length`."""
-        end = self.tokenizer.special[END_OF_TEXT]
-        ids = [[end, *tokens, end] for tokens in self.tokenizer.encode_batch(texts)]
-        longest = max(map(len, ids))
-        if longest > self.config.text_length:
-            raise UserError(
-                f"a caption has {longest} tokens, text_length is {self.config.text_length}: "
-                f"{max(texts, key=len)!r}",
-                hint=f"--set text_length={longest}",
-            )
-        table = torch.zeros(len(ids), longest, dtype=torch.long)
-        mask = torch.zeros(len(ids), longest)
-        for row, tokens in enumerate(ids):
-            table[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        return table, mask
 
     def _regions(self, rows: Sequence[PictureRow]) -> Regions | None:
         """The regions of the pictures on the encoder's grid; None where none is known."""
@@ -129,7 +106,7 @@ class EncoderTask:
         if not names:
             return None
         known = torch.tensor([in_picture is not None for in_picture in regions])
-        return Regions(known, phrase, box, *self._tokens(list(names)))
+        return Regions(known, phrase, box, *self.tokens(list(names)))
 
     def loss(self, model: nn.Module, batch: Pair, step: int) -> tuple[Tensor, dict[str, Figure]]:
         loss, figures = model(batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ class Forecast:
         budget = self.budget
         frozen = f" ({short(budget.frozen)} more are frozen)" if budget.frozen else ""
         each = " on each of its processes" if budget.gpus > 1 else ""
+        steps = counted(budget.steps, "step")
         text = (
             f"about {short(budget.trained)} parameters are trained{frozen}, which takes about "
             f"{_bytes(budget.memory.peak)} of memory{each} and {time_in_words(self.seconds)} for "
-            f"{budget.steps:,} steps, at {100 * MFU:g} % of the {short(self.flops_per_s)}FLOP/s "
+            f"{steps}, at {100 * MFU:g} % of the {short(self.flops_per_s)}FLOP/s "
             f"measured here on {self.device}"
         )
         if budget.memory.peak > self.memory:
@@ -63,6 +64,7 @@ def forecast(
     *,
     overrides: Sequence[str] = (),
     images: Sequence[Path] = (),
+    chats: Sequence[Path] = (),
     lm: Path | None = None,
     tokenizer: Path | None = None,
     encoder: Path | None = None,
@@ -86,6 +88,9 @@ def forecast(
             size_px=_side(images),
             from_images=bool(images),
         )
+        grid = _grid_of_pixel_codes(chats)
+        if grid and start.vqvae:
+            start = replace(start, size_px=grid * start.vqvae.downsampling)
         processes = int(os.environ.get("WORLD_SIZE") or 1)
         budget = plan(stage, settings, start, gpus=processes, gpu="here", mfu=MFU)
     except (UserError, KeyError):
@@ -102,9 +107,8 @@ def _measured(budget: Budget, settings: Mapping[str, Any]) -> Forecast:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0)) if on_gpu else None
     device = device or torch.device("cpu")
     dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32
-    name = (
-        torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} CPU threads"
-    )
+    threads = counted(torch.get_num_threads(), "CPU thread")
+    name = torch.cuda.get_device_name(device) if on_gpu else threads
     speed = products_per_s(device, dtype, tries=TRIES)
     return Forecast(budget, name, speed, memory_bytes(device))
 
@@ -120,6 +124,15 @@ def _side(images: Sequence[Path]) -> int | None:
     return None
 
 
+def _grid_of_pixel_codes(chats: Sequence[Path]) -> int | None:
+    """The pixel codes along a side of the chats' pictures; None where they have none."""
+    for path in chats:
+        settings = open_artifact(path, "chats").settings
+        if settings.get("codes") == "vq":
+            return int(settings["sides"]["1"])
+    return None
+
+
 def _bytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
@@ -129,4 +142,9 @@ def time_in_words(seconds: float) -> str:
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
-    return f"{max(seconds, 1):,.0f} seconds"
+    return counted(max(round(seconds), 1), "second")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `1,000 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

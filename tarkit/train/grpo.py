@@ -32,6 +32,7 @@ from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.checkpoints.directory import TOKENIZER
 from tarkit.checkpoints.hub import find
+from tarkit.checkpoints.representation import TEXT_ALIGNED
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -516,6 +517,12 @@ def run(
     _check_sizes(settings, world, num_chats=len(chats))
     lines = read_prompts(prompts)
     tar = Tar.load(model)
+    if tar.representation != TEXT_ALIGNED:
+        raise UserError(
+            f"{model} draws with pixel codes (representation {tar.representation}), and train grpo "
+            "rewards pictures of a text-aligned model alone",
+            hint="name a text-aligned model, such as mini, with --model",
+        )
     artifacts = [open_artifact(path, "chats") for path in chats]
     check_codes(artifacts, tar.ta_tok)
     check_scales(artifacts, settings)

@@ -5,6 +5,9 @@ start from the text-aligned codebook. Without it the model trains on text alone,
 pretrained LM in miniature. `--lm` names the model to start from; without it a small Qwen2 is made
 from nothing. A model that already has the tokenizer's codes is trained as it is (the paper's second
 stage, Sec. 3.4).
+
+`representation` chooses how the model sees pictures (checkpoints/representation.py): by TA-Tok's
+codes, or in one of the ways that the paper compares them with (Sec. 4.3).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tarkit.artifacts.artifact import open_artifact
+from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.checkpoints.directory import TOKENIZER, read_config
 from tarkit.checkpoints.from_transformers import from_transformers
 from tarkit.checkpoints.language_model import (
@@ -29,24 +32,39 @@ from tarkit.checkpoints.language_model import (
     read_text_tokenizer,
     require_readable,
 )
-from tarkit.checkpoints.load import LoadedTaTok, load_ta_tok
+from tarkit.checkpoints.load import (
+    LoadedEncoder,
+    LoadedTaTok,
+    LoadedVqvae,
+    load_pixel_tokenizer,
+    load_reading_encoder,
+    load_ta_tok,
+)
+from tarkit.checkpoints.representation import (
+    TEXT_ALIGNED,
+    Representation,
+    representation_of,
+)
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.images import contact_sheet
 from tarkit.inference.ar_detokenizer import ArDetokenizer
 from tarkit.models.mllm import (
+    PROJECTOR,
     EmbeddingStart,
     LmArch,
     Packed,
     PackedLoss,
+    Projector,
     build,
     fit_width,
     from_scratch,
     grow,
+    projector_of,
     require_packable,
 )
 from tarkit.models.mllm_decoding import generate_codes
-from tarkit.models.pixel_range import from_unit_truncated
+from tarkit.models.pixel_range import bytes_to_unit, from_unit_truncated
 from tarkit.train.adapters import AdapterConfig, add_adapters, merged, save_adapters
 from tarkit.train.chat_batches import (
     ChatBatchesConfig,
@@ -66,20 +84,41 @@ from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import shrink
 from tarkit.train.parameters import save_trained_only
+from tarkit.train.read_pictures import ChatPictures, ReadChats
+from tarkit.train.streams import picture_parents
 from tarkit.train.task import Amount, Figure, RowName, Total
-from tarkit.train.workloads.language import language_costs
-from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
+from tarkit.train.workloads.language import language_costs, reading_flops
+from tarkit.vocab import (
+    Scale,
+    TextTokenizer,
+    VisualVocabulary,
+    Vocabulary,
+    drawn_scales,
+    train_text_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+SHEETS_NEED = "sample sheets need both --ar-dtok and --vqvae"
 
 
 class MllmConfig(LoopConfig, ChatBatchesConfig):
     """Numbers of the language model's training."""
 
     FREE_KEYS = frozenset({"micro_batch_tokens", "sample_temperature"})
-    LATER_KEYS = frozenset({"lora", "codebook_projection"})
+    LATER_KEYS = frozenset({"lora", "codebook_projection", "representation", "read_layer"})
 
+    representation: Representation = TEXT_ALIGNED
+    """How the model sees pictures. "text-aligned": TA-Tok's codes (--tokenizer). "vq": pixel codes
+    of an image VQ (--vqvae). "separate": it writes pixel codes (--vqvae) and reads features of a
+    frozen encoder (--encoder) of --images, through an MLP of two layers that is trained with it.
+    "hybrid": as "vq", with an image VQ that was also trained to match captions. The chats are made
+    with `codes = "vq"` for all but the first."""
+    read_layer: int = -2
+    """With separate encoders, the hidden state that is read: by default the one that TA-Tok reads.
+    `read_scale_ratio` pools it, as TA-Tok does."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens of one forward pass of a process, in place of `micro_batch_size`: as many packed rows
     of `length` tokens as fit. The step is the same."""
@@ -124,6 +163,21 @@ class MllmConfig(LoopConfig, ChatBatchesConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pixel_codes_have_one_scale(self) -> MllmConfig:
+        if self.representation != TEXT_ALIGNED and drawn_scales(self.scale_ratio) != [Scale.FULL]:
+            raise ValueError(
+                f"representation = {self.representation} draws with pixel codes, which have scale "
+                "1 alone: scale_ratio must be [1, 0, 0]"
+            )
+        pools = self.read_scale_ratio and drawn_scales(self.read_scale_ratio) != [Scale.FULL]
+        if pools and self.representation in ("vq", "hybrid"):
+            raise ValueError(
+                f"representation = {self.representation} reads pixel codes, which have scale 1 "
+                "alone: leave read_scale_ratio out"
+            )
+        return self
+
 
 class LmStart(NamedTuple):
     """What a training of the language model starts from."""
@@ -134,6 +188,15 @@ class LmStart(NamedTuple):
     """Of a model that has image tokens already."""
     token_counts: list[int] | None
     """How often each token occurs in the text rows, for a model made from nothing."""
+    projector: Projector | None = None
+    """Of a model that reads features, and which is no part of the family's own network."""
+
+
+class EncoderReading(NamedTuple):
+    """What a model with separate encoders reads with, and where the pictures stand."""
+
+    encoder: LoadedEncoder
+    pictures: ChatPictures
 
 
 class MllmTask:
@@ -146,9 +209,10 @@ class MllmTask:
         config: MllmConfig,
         streams: ChatStreams,
         *,
-        tokenizer: LoadedTaTok | None,
+        tokenizer: LoadedTaTok | LoadedVqvae | None,
         lm: Path | None,
         dtok: ArDetokenizer | None = None,
+        reading: EncoderReading | None = None,
         out: Path | None = None,
     ) -> None:
         """`out`: the model directory, for adapters and the list of chats longer than a row."""
@@ -156,23 +220,34 @@ class MllmTask:
         self.streams = streams
         self.tokenizer = tokenizer
         self.dtok = dtok
+        self.reading = reading
         self.out = out
         start = _from_nothing(config, streams) if lm is None else _start_from(lm, config)
         visual = start.visual
         if visual is not None:
+            _require_same_representation(lm, config.representation)
             _require_same_codes(lm, visual, tokenizer)
         elif tokenizer is not None:
             visual = _grow_by_codes(start, tokenizer, config)
         if config.shrink != 1:
             shrink(start.model, config.shrink)
         self.token_counts = start.token_counts
-        self.vocabulary = Vocabulary(text=start.text, visual=visual, system=config.system)
+        self.vocabulary = Vocabulary(
+            text=start.text,
+            visual=visual,
+            system=config.system,
+            feature_grid=reading.encoder.grid if reading else None,
+        )
         _require_trainable(start.model)
         require_fitting(streams, config, self.vocabulary, size=config.batch_size)
         self.too_long = TooLongChats(out / "too_long.jsonl" if out else None)
         self.costs = language_costs(start.model.config, config.lora)
         if config.lora is not None:
             add_adapters(start.model, config.lora, base=str(lm))
+        if reading is not None:
+            width = start.model.config.hidden_size
+            projector = start.projector or Projector(reading.encoder.width, width)
+            setattr(start.model, PROJECTOR, projector)
         self.model: PackedLoss = PackedLoss(
             start.model,
             chunk_tokens=config.loss_chunk_tokens,
@@ -181,11 +256,12 @@ class MllmTask:
         if config.lora is not None:
             save_trained_only(self.model)
 
-    def batch(self, step: int, size: int, part: int, parts: int) -> Packed:
+    def batch(self, step: int, size: int, part: int, parts: int) -> Any:
+        """`Packed` chats, or `ReadChats` where the model has separate encoders."""
         packed = self._packed_step(step, size * parts, list_too_long=part == 0)
-        return rows_of_part(packed, part, parts, length=self.config.length)
+        return self._read(rows_of_part(packed, part, parts, length=self.config.length))
 
-    def passes(self, step: int, size: int, part: int, parts: int) -> list[Packed]:
+    def passes(self, step: int, size: int, part: int, parts: int) -> list[Any]:
         packed = self._packed_step(step, size * parts, list_too_long=part == 0)
         length, tokens = self.config.length, self.config.micro_batch_tokens
         if tokens:
@@ -195,9 +271,15 @@ class MllmTask:
             num_passes = size // (self.config.micro_batch_size or size)
         first, all_passes = part * num_passes, parts * num_passes
         return [
-            rows_of_part(packed, first + number, all_passes, length=length)
+            self._read(rows_of_part(packed, first + number, all_passes, length=length))
             for number in range(num_passes)
         ]
+
+    def _read(self, packed: Packed) -> Packed | ReadChats:
+        """The chats with the pixels that the encoder reads, where the model has one."""
+        if self.reading is None:
+            return packed
+        return self.reading.pictures.with_pictures(packed, self.streams, self.config)
 
     def _packed_step(self, step: int, size: int, *, list_too_long: bool) -> Packed:
         return packed_chats(
@@ -209,19 +291,35 @@ class MllmTask:
             too_long=self.too_long if list_too_long else None,
         )
 
-    def weight(self, batch: Packed) -> float:
+    def weight(self, batch: Packed | ReadChats) -> float:
         """Supervised tokens, by their weight."""
-        return supervision(batch, self.vocabulary, self.config.text_weight)
+        return supervision(_packed(batch), self.vocabulary, self.config.text_weight)
 
-    def loss(self, model: nn.Module, batch: Packed, step: int) -> tuple[Tensor, dict[str, Figure]]:
-        losses, targets = model(batch)
+    def loss(
+        self, model: nn.Module, batch: Packed | ReadChats, step: int
+    ) -> tuple[Tensor, dict[str, Figure]]:
+        packed = _packed(batch)
+        if isinstance(batch, ReadChats):
+            losses, targets = model(packed, self._features(batch))
+        else:
+            losses, targets = model(packed)
         loss, figures = weighted_loss(losses, targets, self.vocabulary, self.config.text_weight)
         if self.config.logs_after(step + 1):
-            figures |= losses_by_group(losses, batch, self.streams, self.config)
+            figures |= losses_by_group(losses, packed, self.streams, self.config)
         return loss, figures | self._work(batch, supervised=len(losses))
 
-    def _work(self, batch: Packed, *, supervised: int) -> dict[str, Figure]:
+    def _features(self, batch: ReadChats) -> Tensor:
+        """The features (M, W) of the pictures that a batch reads, in the order of their places."""
+        assert self.reading is not None  # it made the batch
+        encoder = self.reading.encoder
+        encoder.model.to(batch.pixels.device)
+        features = encoder.features(bytes_to_unit(batch.pixels), batch.scales)
+        # None still reach the projector, so that all of its weights have a gradient.
+        return torch.cat([batch.pixels.new_empty(0, encoder.width).float(), *features])
+
+    def _work(self, read: Packed | ReadChats, *, supervised: int) -> dict[str, Figure]:
         """How much a batch holds, and the FLOPs that it takes where the family's are known."""
+        batch = _packed(read)
         visual = self.vocabulary.visual
         is_token = batch.chats >= 0
         # A picture that is read has no tags: it begins where codes do.
@@ -239,26 +337,29 @@ class MllmTask:
         if visual:
             work["pictures_per_s"] = Amount(pictures)
         if self.costs:
-            work["flops_per_s"] = Amount(self.costs.flops(tokens, squared, supervised))
+            flops = self.costs.flops(tokens, squared, supervised)
+            if isinstance(read, ReadChats) and self.reading is not None:
+                arch, layer = self.reading.encoder.model.arch, self.config.read_layer
+                flops += len(read.pixels) * reading_flops(arch, layer)
+            work["flops_per_s"] = Amount(flops)
         return work
 
-    def row_names(self, batch: Packed, first: int) -> list[RowName]:
-        chats = [self.streams[n] for n in batch.numbers.unique().tolist() if n >= 0]
+    def row_names(self, batch: Packed | ReadChats, first: int) -> list[RowName]:
+        chats = [self.streams[n] for n in _packed(batch).numbers.unique().tolist() if n >= 0]
         return [RowName(chat["chats"], chat["key"]) for chat in chats]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         return {}
 
     def samples(self, step: int) -> Image.Image | None:
-        """Pictures that the model draws of eight training prompts; None without a de-tokenizer."""
+        """Pictures that the model draws of eight training prompts; None where it cannot."""
         visual = self.vocabulary.visual
-        if self.dtok is None or self.tokenizer is None or visual is None:
+        if self.tokenizer is None or visual is None or "t2i" not in self.streams.orders:
             return None
-        if "t2i" not in self.streams.orders:
+        if self.dtok is None and isinstance(self.tokenizer, LoadedTaTok):
             return None
         self.model.eval()
         self.tokenizer.model.to(self.model.lm.device)
-        self.dtok.to(self.model.lm.device)
         scale = max(zip(self.config.scale_ratio, Scale, strict=True))[1]
         chats = [self.streams.of_task("t2i", i) for i in range(8)]
         prompts = [chat["messages"][0]["content"] for chat in chats]
@@ -275,8 +376,13 @@ class MllmTask:
                 top_k=0,
                 top_p=1.0,
             )
-        condition = self.tokenizer.condition(codes)
-        pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
+        if isinstance(self.tokenizer, LoadedVqvae):
+            pixels = self.tokenizer.decode(codes)
+        else:
+            assert self.dtok is not None
+            self.dtok.to(self.model.lm.device)
+            condition = self.tokenizer.condition(codes)
+            pixels = self.dtok.draw(condition, guidance=1.0, temperature=0.0)
         cells = [Image.fromarray(a) for a in from_unit_truncated(pixels)]
         return contact_sheet(cells, prompts, columns=4, cell_px=96)
 
@@ -291,8 +397,14 @@ class MllmTask:
             self.vocabulary,
             tokenizer_sha256=self.tokenizer.sha256 if self.tokenizer else None,
             grid=self.tokenizer.grid if self.tokenizer else None,
+            representation=self.config.representation,
+            reader=self.reading.encoder.facts() if self.reading else None,
         )
         return lm, description | {"token_counts": self.token_counts}
+
+
+def _packed(batch: Packed | ReadChats) -> Packed:
+    return batch.packed if isinstance(batch, ReadChats) else batch
 
 
 def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
@@ -319,7 +431,9 @@ def _from_nothing(config: MllmConfig, streams: ChatStreams) -> LmStart:
     return LmStart(text, model, None, np.bincount(ids, minlength=text.size).tolist())
 
 
-def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -> VisualVocabulary:
+def _grow_by_codes(
+    start: LmStart, tokenizer: LoadedTaTok | LoadedVqvae, config: MllmConfig
+) -> VisualVocabulary:
     """Grow the model's vocabulary by the tokenizer's codes, in place (paper Sec. 3.3)."""
     if config.lora is not None and not config.lora.train_embeddings:
         raise UserError(
@@ -328,7 +442,7 @@ def _grow_by_codes(start: LmStart, tokenizer: LoadedTaTok, config: MllmConfig) -
         )
     visual = VisualVocabulary(first_id=start.text.size, num_codes=tokenizer.num_codes)
     with torch.no_grad():
-        codebook = tokenizer.model.codebook.projected()
+        codebook = tokenizer.codebook()
     width = start.model.config.hidden_size
     if config.embedding_start == "codebook" and codebook.shape[1] != width:
         if config.codebook_projection == "none":
@@ -352,13 +466,19 @@ def _start_from(lm: Path, config: MllmConfig) -> LmStart:
         raise UserError(f"{lm} is {kind}, not a language model", hint=f"tarkit inspect {lm}")
     if kind == "mllm" or has_visual_tokens(lm):
         loaded = load_mllm(lm, dtype)
-        start = LmStart(loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None)
+        projector = projector_of(loaded.model)
+        if projector is not None:
+            delattr(loaded.model, PROJECTOR)
+            projector = projector.float()
+        start = LmStart(
+            loaded.vocabulary.text, loaded.model, loaded.vocabulary.visual, None, projector
+        )
         _require_embeddings(start, lm)
         return start
     from transformers import AutoModelForCausalLM
 
     text = read_text_tokenizer(lm)
-    network = from_transformers(AutoModelForCausalLM, lm, dtype=dtype, local_files_only=True)
+    network = from_transformers(AutoModelForCausalLM, lm, dtype=dtype)
     start = LmStart(text, network, None, None)
     _require_embeddings(start, lm)
     return start
@@ -387,8 +507,30 @@ def _require_trainable(model: PreTrainedModel) -> None:
         ) from None
 
 
+def _require_same_representation(lm: Path | None, wanted: Representation) -> None:
+    """Raise UserError where a model with image tokens sees pictures in another way."""
+    own = representation_of(read_config(lm), lm) if lm else wanted
+    if own != wanted:
+        raise UserError(
+            f"{lm} was trained with representation = {own}, and this training has {wanted}",
+            hint=f"--set representation={own}, or grow a text-only model",
+        )
+
+
+def _require_same_reader(lm: Path | None, encoder: LoadedEncoder) -> None:
+    """Raise UserError where a model that reads features was trained with other ones."""
+    own = read_config(lm).get("reader") if lm else None
+    if own is not None and own != encoder.facts():
+        raise UserError(
+            f"{lm} reads layer {own.get('layer')} of encoder "
+            f"{str(own.get('encoder_sha256'))[:12]}, and this training layer {encoder.layer} of "
+            f"{encoder.sha256[:12]}",
+            hint="name the encoder that the model was trained with, and its read_layer",
+        )
+
+
 def _require_same_codes(
-    lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | None
+    lm: Path | None, visual: VisualVocabulary, tokenizer: LoadedTaTok | LoadedVqvae | None
 ) -> None:
     """Raise UserError unless the tokenizer is there and is the one the model's codes come from."""
     if tokenizer is None:
@@ -406,6 +548,67 @@ def _require_same_codes(
         )
 
 
+def _pixel_tokenizer(
+    vqvae: Path | None, chats: Sequence[Artifact], representation: Representation
+) -> LoadedVqvae:
+    """The image VQ whose codes the chats hold; UserError where there is none that fits."""
+    if vqvae is None:
+        raise UserError(
+            f"representation = {representation} draws with an image VQ, and there is no --vqvae",
+            hint="name the image VQ that made the chats' codes with --vqvae",
+        )
+    grids = {artifact.settings["sides"]["1"] for artifact in chats if _has_pixel_codes(artifact)}
+    if len(grids) != 1:
+        there = ", ".join(f"{grid} x {grid}" for grid in sorted(grids)) or "none"
+        raise UserError(
+            f"representation = {representation} needs chats with pixel codes of one size, and they "
+            f"have {there}",
+            hint="tarkit curate chats TOKENS --set codes=vq --out CHATS",
+        )
+    tokenizer = load_pixel_tokenizer(vqvae, grid=grids.pop())
+    if tokenizer.is_aligned != (representation == "hybrid"):
+        how = "to match captions too" if tokenizer.is_aligned else "on pixels alone"
+        fitting = "hybrid" if tokenizer.is_aligned else "vq"
+        raise UserError(
+            f"{vqvae} was trained {how}, which is not representation = {representation}",
+            hint=f"--set representation={fitting}, or name another --vqvae",
+        )
+    return tokenizer
+
+
+def _reading(
+    encoder: Path | None, images: Sequence[Path], chats: Sequence[Artifact], config: MllmConfig
+) -> EncoderReading:
+    """The encoder and the pictures that it reads; UserError where one of them is missing."""
+    for option, given in (("--encoder", encoder), ("--images", images)):
+        if not given:
+            raise UserError(
+                f"representation = separate reads pictures with a vision encoder, and there is no "
+                f"{option}",
+                hint="tarkit train mllm CONFIG.toml --vqvae DIR --encoder DIR --images DIR "
+                "--chats DIR --out DIR",
+            )
+    assert encoder is not None
+    loaded = load_reading_encoder(encoder, layer=config.read_layer)
+    artifacts = [open_artifact(path, "images") for path in images]
+    return EncoderReading(loaded, ChatPictures(chats, artifacts, size_px=loaded.size_px))
+
+
+def _require_none(representation: Representation, **parts: Path | None) -> None:
+    """Raise UserError for a part that the representation does not use."""
+    for name, path in parts.items():
+        if path is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"representation = {representation} does not use {option} {path}",
+                hint=f"leave {option} out",
+            )
+
+
+def _has_pixel_codes(chats: Artifact) -> bool:
+    return chats.settings.get("codes") == "vq" and bool(chats.settings.get("tokenizer_sha256"))
+
+
 def run(
     config: Path | None,
     *,
@@ -413,32 +616,62 @@ def run(
     out: Path,
     tokenizer: Path | None = None,
     lm: Path | None = None,
-    dtok: tuple[Path, Path] | None = None,
+    ar_dtok: Path | None = None,
+    vqvae: Path | None = None,
+    encoder: Path | None = None,
+    images: Sequence[Path] = (),
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train a language model on chats artifacts; returns the model directory.
 
-    `lm`: a model directory, or the folder of any causal language model of transformers. `dtok`:
-    directories of an AR-DTok and its image VQ, used for the sample sheets only.
+    `lm`: a model directory, or the folder of any causal language model of transformers. `tokenizer`
+    is the TA-Tok of text-aligned codes; `ar_dtok` and `vqvae` then draw the sample sheets. For the
+    other representations `vqvae` is the image VQ whose codes the chats hold. With separate encoders
+    `encoder` reads the pictures of `images`, the artifacts that the chats' tokens were made from.
     """
+    if ar_dtok and not vqvae:
+        raise UserError(SHEETS_NEED, hint="tarkit train mllm --help")
     settings = load_config(MllmConfig, config, overrides)
     begin_training(settings.seed)
     artifacts = [open_artifact(path, "chats") for path in chats]
-    ta_tok = load_ta_tok(tokenizer) if tokenizer else None
-    check_codes(artifacts, ta_tok)
-    check_scales(artifacts, settings)
+    representation = settings.representation
+    loaded: LoadedTaTok | LoadedVqvae | None
+    if representation == TEXT_ALIGNED:
+        if vqvae and not ar_dtok:
+            raise UserError(
+                SHEETS_NEED, hint="tarkit train mllm --help, or --set representation=vq"
+            )
+        loaded = load_ta_tok(tokenizer) if tokenizer else None
+    else:
+        _require_none(representation, tokenizer=tokenizer, ar_dtok=ar_dtok)
+        loaded = _pixel_tokenizer(vqvae, artifacts, representation)
+    reading = None
+    if representation == "separate":
+        reading = _reading(encoder, images, artifacts, settings)
+        if lm:
+            _require_same_reader(lm, reading.encoder)
+    else:
+        _require_none(representation, encoder=encoder, images=next(iter(images), None))
+    check_codes(artifacts, loaded)
+    # Features have every scale.
+    of_codes = {} if reading is None else {"read_scale_ratio": None}
+    check_scales(artifacts, settings.model_copy(update=of_codes))
     streams = ChatStreams(artifacts, settings.ratio, settings.seed)
-    detokenizer = ArDetokenizer.load(*dtok) if dtok else None
+    detokenizer = ArDetokenizer.load(ar_dtok, vqvae) if ar_dtok and vqvae else None
     task = MllmTask(
         settings,
         streams,
-        tokenizer=ta_tok,
+        tokenizer=loaded,
         lm=lm,
         dtok=detokenizer,
+        reading=reading,
         out=out,
     )
     parents = {f"chats_{i}": path for i, path in enumerate(chats)}
     parents |= {"tokenizer": tokenizer} if tokenizer else {}
+    parents |= {"vqvae": vqvae} if vqvae and representation != TEXT_ALIGNED else {}
+    parents |= {"encoder": encoder} if encoder else {}
+    parents |= picture_parents(images)
     parents |= {"lm": lm} if lm else {}
     files = {TOKENIZER: task.vocabulary.text.json}
     more = {"lm_sha256": lm_sha256(lm)} if lm and settings.lora else {}

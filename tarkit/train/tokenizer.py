@@ -91,10 +91,16 @@ class TaTokSizes(Config):
 class TokenizerConfig(PicturesConfig):
     """Settings of TA-Tok's training; loss weights are the paper's (Table 8) unless noted."""
 
+    LATER_KEYS = frozenset({"codebook_start"})
+
     sizes: TaTokSizes = TaTokSizes()
     scale_ratio: ScaleOdds = (2, 1, 1)
     """Odds of scales 1, 2, 3; each step draws one (App. C.1)."""
     representative: Representative = "far"
+    codebook_start: Literal["lm", "random"] = "lm"
+    """Where the codebook comes from. "lm": from rows of the language model's table (Sec. 3.1).
+    "random": the conventional codebook of Table 9 (a) and (b), random unit rows of
+    `sizes.code_width` values that are trained as they are, without a projection."""
     free_codebook: bool = False
     """Train the embeddings too, and not only their projection: the codebook then only starts from
     the language model's. Not in the paper; it shows what text alignment costs (Table 3)."""
@@ -132,6 +138,15 @@ class TokenizerConfig(PicturesConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_random_codebook_starts_without_data(self) -> TokenizerConfig:
+        if self.codebook_start == "random" and (self.start == "data" or self.free_codebook):
+            raise ValueError(
+                'codebook_start = "random" is trained without a projection: set start to "linear" '
+                "and leave free_codebook out"
+            )
+        return self
+
 
 class TokenizerBatch(NamedTuple):
     """Pictures, the scale of their step, and a seed for the codes of each."""
@@ -162,7 +177,10 @@ class TokenizerModel(nn.Module):
         weights = {k: v.clone() for k, v in encoder.state_dict().items() if k in own}
         self.ta_tok.encoder.load_state_dict(weights)
         self.ta_tok.codebook.embedding.weight.data.copy_(table)
-        self.ta_tok.codebook.embedding.weight.requires_grad_(config.free_codebook)
+        is_random = config.codebook_start == "random"
+        self.ta_tok.codebook.embedding.weight.requires_grad_(config.free_codebook or is_random)
+        if is_random:
+            _leave_as_it_is(self.ta_tok.codebook.embedding_proj)
         self.teacher = encoder.requires_grad_(False)
         if config.freeze_encoder:
             self.ta_tok.encoder.requires_grad_(False)
@@ -261,23 +279,13 @@ class TokenizerTask:
         self.size_px = encoder.arch.size_px
         self.sources = {str(folder): name for folder, name in (sources or {}).items()}
         _require_fit(config, encoder, embedding_width=embeddings.table.shape[1])
-        usable = embeddings.used
-        if len(usable) < config.sizes.num_codes:
-            raise UserError(
-                f"num_codes = {config.sizes.num_codes}, but only {len(usable)} rows of the "
-                "language model's table are words (that its training text used, where it is known)",
-                hint=f"--set sizes.num_codes={len(usable)}",
-            )
-        rows = representative_rows(
-            embeddings.table[usable], config.sizes.num_codes, how=config.representative
-        )
-        self.rows = usable[rows]
-        self.model: TokenizerModel = TokenizerModel(config, encoder, embeddings.table[self.rows])
+        self.rows, table = _codebook_table(config, embeddings)
+        self.model: TokenizerModel = TokenizerModel(config, encoder, table)
         # The encoder's layers above the one that is read.
         self.unused_parameters = not config.freeze_encoder
         self._step = -1
         self._codes: list[Tensor] = []  # of that step's micro-batches
-        start = Start(encoder=encoder.arch, embedding_width=embeddings.table.shape[1])
+        start = Start(encoder=encoder.arch, embedding_width=table.shape[1])
         self.costs = flops_by_scale(workload, config.model_dump(mode="json"), start)
 
     def start_from_data(self, device: torch.device) -> None:
@@ -354,13 +362,13 @@ class TokenizerTask:
         codes, cosines = self._measure(ta_tok)
         before = torch.cat([c.flatten() for c in codes.values()])
         if self.config.drop_copies < 1:
-            counts = torch.bincount(before, minlength=len(rows))
+            counts = torch.bincount(before, minlength=self.config.sizes.num_codes)
             codebook = ta_tok.codebook.projected().cpu()
             distinct = distinct_codes(codebook, counts, cosine=self.config.drop_copies)
             ta_tok = copy.deepcopy(ta_tok)  # training goes on with all codes
             ta_tok.keep_codes(distinct)
             ta_tok.to(self.model.mean.device)
-            rows = rows[distinct]
+            rows = None if rows is None else rows[distinct]
             codes, cosines = self._measure(ta_tok)
         every_code = torch.cat([c.flatten() for c in codes.values()])
         num_codes = ta_tok.arch.num_codes
@@ -372,11 +380,11 @@ class TokenizerTask:
         return ta_tok, {
             "kind": "ta_tok",
             "arch": ta_tok.arch.model_dump(mode="json"),
-            "codebook_rows": rows.tolist(),
+            **({} if rows is None else {"codebook_rows": rows.tolist()}),
             "figures": {
                 **figures,
                 "pictures": count,
-                "before_dropping": _health(before, len(self.rows)),
+                "before_dropping": _health(before, self.config.sizes.num_codes),
             },
         }
 
@@ -401,6 +409,37 @@ class TokenizerTask:
             {scale: torch.cat(batches) for scale, batches in codes.items()},
             {scale: float(torch.cat(batches).mean()) for scale, batches in cosines.items()},
         )
+
+
+def _codebook_table(
+    config: TokenizerConfig, embeddings: TokenEmbeddings
+) -> tuple[Tensor | None, Tensor]:
+    """The table (K, E) that the codebook starts from, and its rows' ids (K,) in the language model.
+
+    A random table has no ids. Raises UserError where the language model has too few words.
+    """
+    num_codes, table = config.sizes.num_codes, embeddings.table
+    if config.codebook_start == "random":
+        width = config.sizes.code_width or table.shape[1]
+        return None, F.normalize(torch.randn(num_codes, width), dim=-1)
+    usable = embeddings.used
+    if len(usable) < num_codes:
+        raise UserError(
+            f"num_codes = {num_codes}, but only {len(usable)} rows of the language model's table "
+            "are words (that its training text used, where it is known)",
+            hint="an --lm that was trained on text of more words, or "
+            f"--set sizes.num_codes={len(usable)}",
+        )
+    rows = usable[representative_rows(table[usable], num_codes, how=config.representative)]
+    return rows, table[rows]
+
+
+def _leave_as_it_is(projection: nn.Linear) -> None:
+    """Make a square projection the identity, and frozen."""
+    nn.init.eye_(projection.weight)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    projection.requires_grad_(False)
 
 
 def _health(codes: Tensor, num_codes: int) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 Source: the paper loads LlamaGen's (Sun et al. 2024, Sec. 2.1), which is trained as VQGAN (Esser et
 al. 2021): reconstruction and codebook losses; LPIPS; and, from a step on, a discriminator of
-patches (adversary.py). LPIPS needs its published weights; both are off by default.
+patches (adversary.py). LPIPS needs its published weights; both are off by default. With the table
+`[alignment]` its codes are also trained to match captions (alignment.py), for the representation
+"hybrid" of Sec. 4.3.
 
 Letters: B pictures, H W pixels, M latents, K codes, D code width.
 """
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.parquet import read_bounds
 from tarkit.artifacts.remote import url_of
-from tarkit.checkpoints.load import START_SHA256, load_vqvae, model_sha256
+from tarkit.checkpoints.load import ALIGNED, START_SHA256, load_vqvae, model_sha256
 from tarkit.checkpoints.lpips import load_lpips
 from tarkit.config import load_config
 from tarkit.errors import UserError
@@ -36,6 +38,9 @@ from tarkit.models.patchgan import NORM_GROUPS, PatchDiscriminator, smallest_sid
 from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.adversary import AdversarialVqvae, Adversary
+from tarkit.train.alignment import AlignedOutput, AlignedVqvae, Alignment, AlignmentConfig
+from tarkit.train.captions import CaptionTokens, caption_of
+from tarkit.train.contrastive import Pair
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
 from tarkit.train.processes import rows_of_all_processes, sum_over_processes
@@ -81,10 +86,23 @@ class VqvaeConfig(PicturesConfig):
     discriminator_layers: PositiveInt = 3
     """How often the discriminator halves the sides (LlamaGen)."""
 
+    alignment: AlignmentConfig | None = None
+    """A contrastive loss between the codes of a picture and its caption (alignment.py); None: the
+    image VQ is trained on pixels alone."""
+
     LATER_KEYS: ClassVar[frozenset[str]] = frozenset(
         ("size_px", "square", "perceptual", "discriminator_from", "discriminator_weight")
-        + ("discriminator_channels", "discriminator_layers")
+        + ("discriminator_channels", "discriminator_layers", "alignment")
     )
+
+    @model_validator(mode="after")
+    def _negatives_are_of_a_step(self) -> VqvaeConfig:
+        if self.alignment and self.micro_batch_size not in (None, self.batch_size):
+            raise ValueError(
+                "micro_batch_size splits a step, but every other picture of a step is a negative "
+                "of the contrastive loss: leave it out, or the table alignment"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_last_layer_is_whole(self) -> VqvaeConfig:
@@ -132,6 +150,17 @@ class VqvaeTask:
             )
             self.adversary = Adversary(discriminator, config, begins=config.discriminator_from)
             self.model = AdversarialVqvae(self.vqvae, self.adversary)
+        self.tokens: CaptionTokens | None = None
+        if config.alignment is not None:
+            self.tokens = CaptionTokens(
+                stream,
+                chosen=config.alignment.caption,
+                vocab_size=config.alignment.text_vocab,
+                max_length=config.alignment.text_length,
+                key="alignment.text_length",
+            )
+            alignment = Alignment(config.alignment, config.arch.code_dim)
+            self.model = AlignedVqvae(self.vqvae, alignment, self.adversary)
         self._step = -1
         # Of that step's micro-batches, (B, M, D) and (B, M).
         self._latents: list[Tensor] = []
@@ -142,13 +171,22 @@ class VqvaeTask:
         size_px, pixels = self.config.size_px, row.pixels()
         return pixels if size_px is None else sized(pixels, size_px, square=self.config.square)
 
-    def batch(self, step: int, size: int, part: int, parts: int) -> Tensor:
-        rows = self.stream.batch(step, size, rank=part, world=parts)
-        return to_signed([self._pixels(row) for row in rows])
+    def batch(self, step: int, size: int, part: int, parts: int) -> Any:
+        """Pixels (B, 3, H, W) in [-1, 1]; with captions to match, a `Pair`."""
+        if self.tokens is None or self.config.alignment is None:
+            rows = self.stream.batch(step, size, rank=part, world=parts)
+            return to_signed([self._pixels(row) for row in rows])
+        rows = self.stream.batch(step, size * parts)
+        own = slice(part * size, (part + 1) * size)
+        captions = [caption_of(row, self.config.alignment.caption) for row in rows]
+        table, mask = self.tokens(captions)
+        same = torch.tensor([[a == b for b in captions] for a in captions])
+        pixels = to_signed([self._pixels(row) for row in rows[own]])
+        return Pair(pixels, table[own], mask[own], same)
 
-    def weight(self, batch: Tensor) -> float:
+    def weight(self, batch: Tensor | Pair) -> float:
         """Pictures."""
-        return len(batch)
+        return len(_pixels_of(batch))
 
     def blend(self, step: int) -> float:
         """The share of quantisation at a step, in [0, 1]."""
@@ -158,9 +196,13 @@ class VqvaeTask:
         fade = max(1, round(self.config.fade_in * self.config.steps))
         return min(max((step - start + 1) / fade, 0.0), 1.0)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
-        blend = self.blend(step)
-        out = model(batch, quantised=blend)
+    def loss(
+        self, model: nn.Module, given: Tensor | Pair, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        blend, batch = self.blend(step), _pixels_of(given)
+        out = model(given, quantised=blend)
+        aligned = out if isinstance(out, AlignedOutput) else None
+        out = aligned.image_vq if aligned else out
         if step != self._step:  # the one before may have been skipped
             self._latents.clear()
             self._codes.clear()
@@ -186,10 +228,13 @@ class VqvaeTask:
                 + self.config.codebook * out.codebook_loss
                 + self.config.commitment * out.commitment_loss
             )
+        if aligned and self.config.alignment:
+            figures |= aligned.figures
+            total = total + self.config.alignment.weight * aligned.contrastive
         return total, figures
 
-    def row_names(self, batch: Tensor, first: int) -> list[RowName]:
-        return [self.stream[first + i].name for i in range(len(batch))]
+    def row_names(self, batch: Tensor | Pair, first: int) -> list[RowName]:
+        return [self.stream[first + i].name for i in range(len(_pixels_of(batch)))]
 
     def after_step(self, step: int, model: nn.Module) -> dict[str, float]:
         """Start the codebook from the step's latents; later, restart unused codes from them.
@@ -202,7 +247,8 @@ class VqvaeTask:
         latents, codes = torch.cat(self._latents), torch.cat(self._codes)
         self._latents.clear()
         self._codes.clear()
-        vqvae = model.vqvae if isinstance(model, AdversarialVqvae) else model
+        is_wrapped = isinstance(model, AdversarialVqvae | AlignedVqvae)
+        vqvae = model.vqvae if is_wrapped else model
         assert isinstance(vqvae, Vqvae)
         num_codes = self.config.arch.num_codes
         used = vqvae.quantize.codebook_used[:num_codes]
@@ -246,6 +292,7 @@ class VqvaeTask:
 
     def finish(self) -> tuple[nn.Module, dict[str, Any]]:
         """Measures PSNR and codebook usage on 512 pictures of the training stream."""
+        alignment = self.config.alignment
         count = min(512, self.stream.total)
         errors, codes = [], []
         with torch.no_grad():
@@ -263,7 +310,12 @@ class VqvaeTask:
             "arch": self.config.arch.model_dump(mode="json"),
             "figures": {**figures, "pictures": count},
             **({START_SHA256: self.start_sha256} if self.start_sha256 else {}),
+            **({ALIGNED: alignment.model_dump(mode="json")} if alignment else {}),
         }
+
+
+def _pixels_of(batch: Tensor | Pair) -> Tensor:
+    return batch.pixels if isinstance(batch, Pair) else batch
 
 
 def _far_latents(flat: Tensor, codes: Tensor, table: Tensor, *, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from tarkit.bench.cases import Subject
 from tarkit.bench.cases.start import command
 from tarkit.bench.ceilings import Ceilings
 from tarkit.bench.products import Products
-from tarkit.bench.table import duration, short, table
+from tarkit.bench.table import duration, markdown, short, table
 from tarkit.cli.app import app
 
 ON_MODELS = [
@@ -65,6 +65,20 @@ def test_the_command_prints_a_table_or_json() -> None:
     assert [case["name"] for case in result["cases"]] == ["condition of 36 codes"]
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert result["versions"]["torch"]
+    page = markdown(result)
+    head, line, case, *ways = page.partition("### condition\n\n")[2].splitlines()
+    assert head == "| work and way | median | interval | rate | x ours | of floor | equal |"
+    assert case == "| **condition of 36 codes** |  |  | pictures/s |  |  |  |"
+    assert [way.split(" | ")[0] for way in ways] == [
+        "| floor, by products",
+        "| ours",
+        "| products",
+        "| stock",
+        "| published",
+    ]
+    assert {each.count("|") for each in (head, line, case, *ways)} == {8}
+    done = CliRunner().invoke(app, [*words, "--markdown", "--json"])
+    assert done.exit_code == 1 and "--json and --markdown" in done.stderr
 
 
 def test_a_floor_is_the_longer_of_products_and_memory() -> None:

@@ -1,9 +1,15 @@
-"""Completion of words by the shell: bash completes one here; zsh and fish get what they ask for."""
+"""Completion of words by bash, zsh and fish.
+
+The shells themselves complete where they are installed; what zsh and fish ask for is tested
+without them too.
+"""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,16 +43,16 @@ def answered(variables: dict[str, str], **asked: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"),
-    [
-        ("tarkit gen", {"generate"}),
-        ("tarkit train v", {"vqvae"}),
-        ("tarkit cp mi", {"mini"}),
-        ("tarkit cat smoke/ml", {"smoke/mllm.toml"}),
-        ("tarkit doctor --h", {"--hub", "--help"}),
-    ],
-)
+WORDS = [
+    ("tarkit gen", {"generate"}),
+    ("tarkit train v", {"vqvae"}),
+    ("tarkit cp mi", {"mini"}),
+    ("tarkit cat smoke/ml", {"smoke/mllm.toml"}),
+    ("tarkit doctor --h", {"--hub", "--help"}),
+]
+
+
+@pytest.mark.parametrize(("words", "completed"), WORDS)
 def test_bash_completes_a_word(variables: dict[str, str], words: str, completed: set[str]) -> None:
     number = len(words.split()) - 1
     script = PRESSED.format(words=words, number=number)
@@ -54,6 +60,55 @@ def test_bash_completes_a_word(variables: dict[str, str], words: str, completed:
     assert bash is not None
     done = subprocess.run([bash, "-c", script], env=variables, capture_output=True, text=True)
     assert set(done.stdout.split()) == completed, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+@pytest.mark.parametrize(("words", "completed"), WORDS)
+def test_fish_completes_a_word(
+    variables: dict[str, str], words: str, completed: set[str], tmp_path: Path
+) -> None:
+    script = f"_TARKIT_COMPLETE=source_fish tarkit | source; complete -C '{words}'"
+    variables = {**variables, "HOME": str(tmp_path)}
+    done = subprocess.run(["fish", "-c", script], env=variables, capture_output=True, text=True)
+    found = {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert found == completed, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+@pytest.mark.parametrize("words", [words for words, completed in WORDS if len(completed) == 1])
+def test_zsh_completes_a_word(variables: dict[str, str], words: str, tmp_path: Path) -> None:
+    # As a person: in a terminal, a tab after the word. Then the line is printed by echo before it.
+    (completed,) = dict(WORDS)[words]
+    variables = {**variables, "HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "xterm"}
+    (tmp_path / ".zshrc").write_text(
+        "PS1='ready> '; autoload -Uz compinit; compinit -u\n"
+        'eval "$(_TARKIT_COMPLETE=source_zsh tarkit)"\n'
+    )
+    here, there = pty.openpty()
+    zsh = ["zsh", "-d", "-i"]  # -d: nothing of the machine's own settings
+    with subprocess.Popen(zsh, stdin=there, stdout=there, stderr=there, env=variables) as shell:
+        try:
+            typed(here, "", "ready> ")
+            typed(here, f"{words}\t", completed)
+            expected = " ".join([*words.split()[:-1], completed])
+            typed(here, "\x01echo said: \r", f"said: {expected}")
+        finally:
+            shell.kill()
+            os.close(here)
+            os.close(there)
+
+
+def typed(terminal: int, keys: str, expected: str) -> None:
+    """Press some keys, and wait until the terminal shows a text."""
+    os.write(terminal, keys.encode())
+    shown, end = "", time.monotonic() + 60
+    os.set_blocking(terminal, False)
+    while expected not in shown:
+        assert time.monotonic() < end, shown
+        try:
+            shown += os.read(terminal, 1 << 16).decode(errors="replace")
+        except BlockingIOError:
+            time.sleep(0.05)
 
 
 def test_zsh_gets_commands_with_their_help(variables: dict[str, str]) -> None:

@@ -94,7 +94,7 @@ def test_a_training_without_a_toml_says_which_settings_and_what_they_take(tmp_pa
         "32, learning_rate = 0.001); tarkit cat mini/vqvae.toml prints them"
     )
     assert second.startswith("vqvae: about 1.85 M parameters are trained, which takes about ")
-    assert "seconds for 1 steps, at 40 % of the " in second and "FLOP/s measured here" in second
+    assert "for 1 step, at 40 % of the " in second and "FLOP/s measured here" in second
     # 16 bytes a value: 1,851,704 x 16 = 29.6 MB.
     assert third == (
         "vqvae: trains 1,851,704 of 1,851,704 parameters, 0.03 GB with gradients and moments"
@@ -134,7 +134,22 @@ def test_what_is_wrong_is_left_to_the_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.1, "1 seconds"), (119, "119 seconds"), (120, "2 minutes"), (3 * 86400, "3 days")],
+    [(0.1, "1 second"), (119, "119 seconds"), (120, "2 minutes"), (3 * 86400, "3 days")],
 )
 def test_a_time_has_a_unit_that_a_person_would_choose(seconds: float, text: str) -> None:
     assert module.time_in_words(seconds) == text
+
+
+def test_a_recipe_s_toml_needs_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--gpus", "64", "--gpu", "h100", "--json"]
+    named = CliRunner().invoke(app, ["plan", "paper/ar_dtok_256.toml", *words])
+    path = str(recipe_file("paper/ar_dtok_256.toml"))
+    assert named.stdout == CliRunner().invoke(app, ["plan", path, *words]).stdout != ""
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper/ar_dtok_256.toml").write_text("no key")  # one's own file comes first
+    assert CliRunner().invoke(app, ["plan", "paper/ar_dtok_256.toml", *words]).exit_code == 1
+    for wrong, hint in (("pipelines/paper/vqvae.toml", "recipe's is paper/vqvae"), ("x.toml", "")):
+        done = CliRunner().invoke(app, ["plan", wrong])
+        said = " ".join(done.stderr.replace("│", " ").split())
+        assert done.exit_code == 2 and "does not exist" in said and hint in said

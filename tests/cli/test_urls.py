@@ -23,7 +23,7 @@ from tests.curate.sources.shards import tar_bytes
 QUESTIONS = {"model", "data", "images"}
 # What may be a URL. What is written (--out, the RUN of some commands) and --config may not.
 TAKE_URLS: dict[str, set[str]] = {
-    "assemble": {"mllm", "tokenizer", "ar_dtok", "vqvae", "dif_dtok"},
+    "assemble": {"mllm", "tokenizer", "ar_dtok", "vqvae", "dif_dtok", "encoder"},
     "bench": set(),
     "cat": set(),
     "cp": set(),
@@ -69,12 +69,12 @@ TAKE_URLS: dict[str, set[str]] = {
     "models push": {"folder"},
     "plan": {"lm", "tokenizer", "encoder", "vqvae", "ar_dtok", "sana"},
     "reconstruct": {"images", "model", "draft"},
-    "report": {"runs"},
+    "report": {"runs", "findings"},
     "train ar-dtok": {"tokenizer", "vqvae", "tokens", "images", "start"},
     "train dif-dtok": {"tokenizer", "sana", "tokens", "images"},
     "train encoder": {"images"},
     "train grpo": {"prompts", "model", "scorer_model", "chats"},
-    "train mllm": {"chats", "tokenizer", "lm", "ar_dtok", "vqvae"},
+    "train mllm": {"chats", "tokenizer", "lm", "ar_dtok", "vqvae", "encoder", "images"},
     "train tokenizer": {"images", "encoder", "lm"},
     "train vqvae": {"images", "start", "lpips"},
     "verify": {"path"},

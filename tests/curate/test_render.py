@@ -136,7 +136,9 @@ def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
     placed = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0", "prompt.placed=1"]
     artifact = RenderPlan(out=tmp_path / "placed", overrides=[*SMALL, *placed]).run()
     assert any(row["prompt"].endswith("the middle") for row in rows_of(artifact))
-    with pytest.raises(UserError, match="one of g0, g1, g2, placed, related must be above 0"):
+    with pytest.raises(
+        UserError, match="one of g0, g1, g2, placed, related, reworded must be above 0"
+    ):
         zeros = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=0"]
         RenderPlan(out=tmp_path / "none", overrides=zeros).run()
 

@@ -55,6 +55,23 @@ def test_a_blank_picture_has_no_spread(pictures: Artifact) -> None:
     assert rows[4]["spread"] is None
 
 
+def test_the_scores_are_those_of_any_number_of_workers(pictures: Artifact, tmp_path: Path) -> None:
+    torn = begin_artifact(tmp_path / "torn", "images", settings={}, shards=["00000"])
+    rows, blobs = zip(*pictures.read_images("00000"), strict=True)
+    cut = [("png", blob[: 60 if number == 1 else None]) for number, blob in enumerate(blobs[:4])]
+    torn.write_pictures("00000", zip(rows, [*cut, None], strict=True))
+    files = []
+    for number in (0, 1, 2):
+        overrides = ["batch_size=2", f"num_workers={number}"]
+        out = tmp_path / f"{number}"
+        made = ScorePlan(torn.path, out=out, scorer="pixels", overrides=overrides).run()
+        files.append(made.shard_path("00000").read_bytes())
+    assert files[0] == files[1] == files[2]
+    read = made.rows("00000")
+    assert [row["status"] for row in read] == ["ok", "failed", "ok", "ok", "failed"]
+    assert read[1]["error"].startswith("the picture cannot be read: ")
+
+
 def save_dual_encoder(path: Path, kind: str) -> Path:
     tokenizer = save_tokenizer(path)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -185,7 +202,7 @@ def test_ones_own_scorer_by_its_module(pictures: Artifact) -> None:
         ("clip", None, "needs a model"),
         ("pixels", "mini", "takes no model"),
         ("nowhere:Scorer", None, "cannot be made"),
-        ("clip", "/no/such/model", "cannot be loaded"),
+        ("clip", "/no/such/model", "there is no folder"),
     ],
 )
 def test_what_is_no_scorer_is_said(

@@ -208,6 +208,9 @@ def test_the_preview_counts_what_a_run_makes(flux: Path, tmp_path: Path) -> None
 def test_what_is_no_pipeline_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded as a text-to-image pipeline"):
         load_painter(str(tmp_path), device="cpu", precision="float32")
+    with pytest.raises(UserError, match="no whole model of that hub id") as error:
+        load_painter("nobody/nothing", device="cpu", precision="float32")
+    assert "hf download nobody/nothing" in error.value.hint
 
 
 def test_offloaded_models_draw_the_same_pictures(

@@ -1,4 +1,4 @@
-"""Slow: a person uses every tab of the demo's page in a headless Chromium.
+"""Slow: persons use every tab of the demo's page in a headless Chromium.
 
 Run by hand with gradio (pip install 'tarkit[demo]') and a Chromium on the path or in CHROME_BIN:
 pytest -m slow tests/demo. A phone in dark colours, and a desktop in light ones.
@@ -6,6 +6,7 @@ pytest -m slow tests/demo. A phone in dark colours, and a desktop in light ones.
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,12 +26,12 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no gradio"),
     pytest.mark.skipif(find_browser() is None, reason="no Chromium on the path and no CHROME_BIN"),
 ]
+DEMO = [sys.executable, "-m", "tarkit.cli", "demo", "--port", "0"]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    words = [sys.executable, "-m", "tarkit.cli", "demo", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ}) as server:
+    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env={**os.environ}) as server:
         assert server.stdout
         yield server.stdout.readline().strip()
         server.terminate()
@@ -104,3 +105,33 @@ def test_every_tab_does_what_a_person_asks_and_no_request_leaves(
     assert person.hosts() == {HOST}
     assert "Traceback" not in person.text() and "Error" not in person.text()
     assert person.page_width_px() <= person.width_px, "nothing is wider than the screen"
+
+
+def test_a_person_who_waits_sees_the_place_in_the_queue(address: str, tmp_path: Path) -> None:
+    with (
+        open_browser(str(find_browser()), tmp_path / "first") as one,
+        open_browser(str(find_browser()), tmp_path / "second") as two,
+    ):
+        first = Person(one, address, width_px=1200, dark=False)
+        second = Person(two, address, width_px=390, dark=True)
+        first.click("Draw")
+        second.click("Draw")
+        second.wait_for("queue: 1/1")
+        assert second.pictures() == 0
+        first.wait_for_pictures(4)
+        second.wait_for_pictures(4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(DEMO, stdout=pipe, stderr=pipe, text=True, env=environment) as server:
+        assert server.stdout and server.stderr
+        server.stdout.readline()  # the address: the model and gradio are loaded
+        assert list(tmp_path.glob("tarkit_demo_*"))
+        server.send_signal(number)
+        errors = server.stderr.read()
+    assert server.returncode == 0
+    assert "Warning" not in errors and "Traceback" not in errors, errors
+    assert not list(tmp_path.glob("tarkit_demo_*"))

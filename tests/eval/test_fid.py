@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.samples import SAMPLE_SHEET, SAMPLES
 from tarkit.errors import UserError
 from tarkit.eval import fid
 from tarkit.eval.metrics.features import Features
@@ -207,6 +209,37 @@ def test_an_artifact_is_compared_as_its_folder_is(tmp_path: Path, colours: Colou
     document = results(out)
     assert document["metrics"]["rfid@colours"]["num_identical"] == 5
     assert document["settings"]["samples"] == document["settings"]["reference"]
+
+
+def test_the_figures_are_those_of_any_number_of_workers(tmp_path: Path, colours: Colours) -> None:
+    artifact = write_pictures(tmp_path / "artifact", [["train"] * 3, ["train"] * 2])
+    samples = folder(tmp_path / "samples", spread(5), size=(16, 16))
+
+    def compared(samples: Path, metric: fid.Metric, num_workers: int) -> bytes:
+        out = tmp_path / f"{metric} {num_workers}"
+        known: dict[str, Any] = {"batch_size": 2, "num_workers": num_workers}
+        known["reference"] = artifact.path
+        fid.run(samples=samples, out=out, metric=metric, **known)
+        return (out / "results.json").read_bytes()
+
+    assert compared(samples, "rfid", 0) == compared(samples, "rfid", 2)
+    assert compared(samples, "gfid", 0) == compared(samples, "gfid", 1)
+    (samples / "02.png").write_bytes((samples / "02.png").read_bytes()[:60])
+    with pytest.raises(UserError, match="samples/02.png cannot be read"):
+        compared(samples, "rfid", 1)
+
+
+def test_a_folder_that_generate_made_is_compared_without_its_sheet(
+    tmp_path: Path, colours: Colours
+) -> None:
+    drawn = tmp_path / "drawn"
+    begin_directory(drawn, SAMPLES, settings={})
+    for prompt in range(2):
+        folder(drawn / f"{prompt:05}", spread(3, seed=prompt))
+    Image.new("RGB", (90, 20)).save(drawn / SAMPLE_SHEET)
+    pictures = folder(tmp_path / "pictures", [*spread(3, seed=0), *spread(3, seed=1)])
+    out = fid.run(samples=drawn, reference=pictures, out=tmp_path / "out", metric="rfid")
+    assert results(out)["metrics"]["rfid@colours"]["num_identical"] == 6
 
 
 def test_nothing_is_skipped(tmp_path: Path, colours: Colours) -> None:

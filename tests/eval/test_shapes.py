@@ -42,6 +42,8 @@ class Painter:
     sampling = Sampling()
     default_scale = Scale.HALF
     read_scale = Scale.FULL
+    scales = tuple(Scale)
+    representation = "text-aligned"
     device = torch.device("cpu")
 
     def __init__(

@@ -22,6 +22,7 @@ class GreyTar:
 
     dtok = None
     grid = 4
+    scales = tuple(Scale)
     sampling = Sampling()
     sha256 = "0" * 64
 

@@ -181,6 +181,7 @@ def test_mini_works_at_once_and_the_same_command_writes_the_same_page(
     assert out.read_bytes() == before
     tar = Tar.load("mini", dtok=None)
     codes = tar.encode([read_picture(picture)], [Scale.THIRD])[Scale.THIRD][0].tolist()
+    assert tar.places.ta_tok is not None
     ids = json.loads((tar.places.ta_tok / "config.json").read_text())["codebook_rows"]
     tokens = [tar.mllm.vocabulary.text.decode([ids[code]]).replace(" ", "·") for code in codes]
     assert grids(before.decode())[2] == [str(escape(token)) for token in tokens]

@@ -11,6 +11,7 @@ from tarkit.scoring.statistics import (
     chance_floor,
     macro,
     micro,
+    over_seeds,
     paired,
     per_prompt,
     sign_test,
@@ -176,3 +177,41 @@ def test_the_same_seed_gives_the_same_interval_and_lengths_must_agree() -> None:
         paired([0, 1], [1, 1, 0], clusters="abc")
     with pytest.raises(ValueError, match="one value"):
         paired([], [], clusters=[])
+
+
+def test_over_seeds_redraws_seeds_and_clusters() -> None:
+    # Two seeds of .75 and .25: redrawing one of two gives either.
+    seeds_differ = np.array([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    found = over_seeds(np.repeat(seeds_differ, 50, axis=1), clusters=range(200))
+    assert found.value == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.25, abs=0.06)
+    assert found.high == pytest.approx(0.75, abs=0.06)
+    assert found.num_prompts == 200
+    # Items of one cluster stay together: two clusters leave all, half or none.
+    both = over_seeds(np.array([[1.0] * 5 + [0.0] * 5]), clusters=["a"] * 5 + ["b"] * 5)
+    assert (both.value, both.low, both.high) == (0.5, 0.0, 1.0)
+
+
+def test_over_seeds_weighs_groups_alike() -> None:
+    values = np.array([[1.0, 1.0, 1.0, 0.0]] * 3)
+    found = over_seeds(values, clusters=range(4), groups=["a", "a", "a", "b"])
+    assert found.value == pytest.approx(0.5)
+
+
+def test_over_seeds_covers_the_truth_where_seeds_and_prompts_vary() -> None:
+    # 3 seeds, 60 prompts, effects of both: the interval of a zero mean excludes zero seldom.
+    rng = np.random.default_rng(0)
+    missed = 0
+    for trial in range(200):
+        seeds, prompts_of = rng.normal(0, 0.1, (3, 1)), rng.normal(0, 0.5, (1, 60))
+        values = seeds + prompts_of + rng.normal(0, 0.5, (3, 60))
+        found = over_seeds(values, clusters=range(60), replicates=300, seed=trial)
+        missed += not found.low <= 0 <= found.high
+    assert missed / 200 < 0.12
+
+
+def test_over_seeds_refuses_what_has_no_value() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        over_seeds(np.zeros((0, 4)), clusters=range(4))
+    with pytest.raises(ValueError, match="4 items, 3 clusters"):
+        over_seeds(np.zeros((2, 4)), clusters=range(3))

@@ -1,5 +1,6 @@
 """G0: GenEval's words and metadata, true of the scene, and silent on what is held out."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,8 @@ from tarkit.shapes.prompts import (
     TASKS,
     caption_g0,
     caption_related,
+    caption_reworded,
+    clauses_of,
     edits,
     g0_captions,
     g0_metadata,
@@ -103,6 +106,25 @@ def test_a_related_caption_states_a_relation_that_is_true_and_not_held_out() -> 
     assert min(told.values()) > 100  # with colours and without, half each
     lone = sample_scene(rng, kind="single")
     assert caption_related(lone, rng) is None
+
+
+def test_a_reworded_caption_is_true_not_held_out_and_read_by_the_judge() -> None:
+    rng = np.random.default_rng(2)
+    told: Counter[str] = Counter()
+    for number in range(600):
+        split: Split = "train" if number % 2 else "heldout"
+        scene = sample_scene(rng, split=split)
+        prompt = caption_reworded(scene, rng, split=split)
+        assert satisfies(scene, clauses_of(prompt)), prompt
+        assert "a photo of" not in prompt
+        plain = re.sub("^(a picture of|an image of|a drawing of|draw) ", "", prompt)
+        plain = plain.replace("to the ", "").replace("crosses", "crosss")
+        assert f"a photo of {plain}" in {m["prompt"] for m in g0_captions(scene, split=split)}
+        assert "crosss" not in prompt
+        told[prompt.split()[0]] += 1
+        told["crosses"] += "crosses" in prompt
+        told["to the"] += "to the" in prompt
+    assert min(told[word] for word in ("a", "an", "two", "draw", "crosses", "to the")) >= 5, told
 
 
 def test_of_a_picture_with_three_rings_no_caption_speaks_of_one() -> None:

@@ -409,6 +409,20 @@ def test_a_published_file_starts_a_training_without_naming_its_parts(tmp_path: P
     )
 
 
+def test_it_goes_on_with_another_tokenizer_only_where_that_is_asked_for(
+    pictures: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    other = parts.save_ta_tok(tmp_path / "other", seed=1)
+    given: dict[str, Any] = {"images": [pictures], "vqvae": models["vqvae"], "tokenizer": other}
+    given["start"] = models["ar_dtok"]
+    with pytest.raises(UserError, match="was trained with tokenizer") as refused:
+        ar_dtok.run(config(tmp_path, steps=1), out=tmp_path / "refused", **given)
+    assert "--set start_tokenizer=any" in str(refused.value.hint)
+    asked = config(tmp_path, steps=1, start_tokenizer="any")
+    mine = ar_dtok.run(asked, out=tmp_path / "mine", **given)
+    assert read_config(mine)["tokenizer_sha256"] == parts.sha256(other)
+
+
 def test_it_goes_on_with_an_image_vq_that_went_on_from_its_own(
     pictures: Path, models: dict[str, Path], tmp_path: Path
 ) -> None:

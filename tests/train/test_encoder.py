@@ -126,7 +126,7 @@ def test_regions_are_where_the_scene_says(pictures: Path) -> None:
     for name, phrase in zip(names, regions.phrase, strict=True):
         number = int(phrase.max())
         ids = regions.ids[number][regions.mask[number].bool()][1:-1]
-        assert ids.tolist() == made.tokenizer.encode(name)
+        assert ids.tolist() == made.tokens.tokenizer.encode(name)
     upper_left, lower_right = regions.box[0, 5], regions.box[0, 10]
     assert upper_left[:2].tolist() == pytest.approx([0.5, 0.5], abs=0.15)
     assert lower_right[:2].tolist() == pytest.approx([-0.5, -0.5], abs=0.15)
@@ -188,8 +188,8 @@ def test_equal_captions_are_positives_of_each_other(pictures: Path) -> None:
     assert pair.same.tolist() == [[a == b for b in said] for a in said]
     assert pair.pixels.shape == (12, 3, 16, 16)
     for ids, mask, words in zip(pair.ids, pair.mask, said, strict=True):
-        end = made.tokenizer.special["<|endoftext|>"]
-        assert ids[mask.bool()].tolist() == [end, *made.tokenizer.encode(words), end]
+        end = made.tokens.tokenizer.special["<|endoftext|>"]
+        assert ids[mask.bool()].tolist() == [end, *made.tokens.tokenizer.encode(words), end]
         assert ids[~mask.bool()].sum() == 0
 
 
@@ -197,7 +197,9 @@ def test_pictures_without_a_caption_and_captions_without_room_are_refused(
     pictures: Path, tmp_path: Path
 ) -> None:
     # Between two end-of-text tokens.
-    longest = 2 + max(len(task(pictures).tokenizer.encode(words)) for words in parts.CAPTIONS)
+    longest = 2 + max(
+        len(task(pictures).tokens.tokenizer.encode(words)) for words in parts.CAPTIONS
+    )
     short = config(tmp_path, text_length=longest - 1)
     with pytest.raises(UserError, match=rf"caption has {longest} tokens, text_length is") as error:
         encoder.run(short, images=[pictures], out=tmp_path / "out")

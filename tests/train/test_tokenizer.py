@@ -150,6 +150,7 @@ def test_codes_come_from_the_rows_that_the_words_used(
     used = sorted({i for said in words for i in text.encode(said)})
     assert len(used) < len(table)
     chosen = [used[i] for i in representative_rows(table[used], 10).tolist()]
+    assert made.rows is not None
     assert made.rows.tolist() == chosen
     book = made.model.ta_tok.codebook
     assert torch.equal(book.embedding.weight, table[made.rows])
@@ -171,6 +172,40 @@ def test_rows_of_the_language_model_are_frozen_unless_the_codebook_is_free(
     rows = read_embeddings(models["lm"]).table[read_config(out, "ta_tok")["codebook_rows"]]
     trained = load_ta_tok(out).model.codebook.embedding.weight
     assert torch.equal(trained, rows) is not free
+
+
+@pytest.mark.parametrize("width", [6, None])
+def test_a_random_codebook_is_trained_and_not_projected(
+    pictures: Path, models: dict[str, Path], tmp_path: Path, resumes: Any, width: int | None
+) -> None:
+    sizes = SIZES.model_copy(update={"code_width": width})
+    file = config(tmp_path, codebook_start="random", sizes=sizes)
+    made = task(pictures, models, codebook_start="random", sizes=sizes)
+    book = made.model.ta_tok.codebook
+    unit = book.embedding.weight.detach().clone()
+    assert_close(unit.norm(dim=1), torch.ones(10))
+    assert_close(book.projected(), unit)
+    assert made.rows is None
+
+    def run(out: Path) -> Path:
+        parents: dict[str, Any] = {"encoder": models["encoder"], "lm": models["lm"]}
+        return tokenizer.run(file, images=[pictures], out=out, **parents)
+
+    resumes(TokenizerTask, run, stops=(3,))
+    out = tmp_path / "whole"
+    assert "codebook_rows" not in read_config(out, "ta_tok")
+    trained = load_ta_tok(out).model.codebook
+    table = read_embeddings(models["lm"]).table
+    assert trained.embedding.weight.shape == (10, width or table.shape[1])
+    assert not torch.equal(trained.embedding.weight, unit)
+    assert torch.equal(trained.embedding_proj.weight, torch.eye(width or table.shape[1]))
+    assert not trained.embedding_proj.bias.any()
+
+
+@pytest.mark.parametrize("changes", [{"start": "data"}, {"free_codebook": True}])
+def test_a_random_codebook_has_no_other_start(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="without a projection"):
+        TokenizerConfig(**SETTINGS, codebook_start="random", **changes)
 
 
 def test_whitened_teachers_have_unit_covariance(pictures: Path, models: dict[str, Path]) -> None:
@@ -348,7 +383,8 @@ def test_more_codes_than_used_rows_are_refused(
             lm=models["lm"],
             out=tmp_path / "out",
         )
-    assert error.value.hint == f"--set sizes.num_codes={used}"
+    assert "text of more words" in error.value.hint
+    assert error.value.hint.endswith(f" --set sizes.num_codes={used}")
 
 
 def test_a_directory_of_another_kind_is_refused(

@@ -177,8 +177,7 @@ def _judge(
 
         def by_tar(pairs: Sequence[tuple[Path, str]]) -> list[str]:
             pictures = [read_picture(file) for file, _ in pairs]
-            codes = tar.encode(pictures, [tar.read_scale])[tar.read_scale]
-            chances = tar.yes_probability(codes, [text for _, text in pairs])
+            chances = tar.yes_probability_of(pictures, [text for _, text in pairs])
             return ["yes" if chance > 0.5 else "no" for chance in chances]
 
         return by_tar, {"model": tar.fingerprints(), "read_scale": int(tar.read_scale)}

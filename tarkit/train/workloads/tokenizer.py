@@ -93,12 +93,17 @@ def _width_of(lm: Path | None) -> int:
 def tokenizer(settings: Settings, start: Start) -> Workload:
     """Reconstruction of the teacher's features. Raises UserError without a language model."""
     encoder = start.encoder or EncoderArch()
-    arch = ta_tok_arch(settings["sizes"], encoder, start.embedding_width or _width_of(start.lm))
+    is_random = settings["codebook_start"] == "random"  # trained, and not projected
+    width = start.embedding_width or _width_of(start.lm)
+    if is_random:
+        width = settings["sizes"]["code_width"] or width
+    arch = ta_tok_arch(settings["sizes"], encoder, width)
     model: TaTok = on_meta(TaTok, arch)
     teacher = count(on_meta(VisionEncoder, encoder))
     parts, positions, c = ta_tok_parts(arch), encoder.grid**2, bytes_of(settings)
     free, fixed = settings["free_codebook"], settings["freeze_encoder"]
-    model.codebook.embedding.weight.requires_grad_(free)
+    model.codebook.embedding.weight.requires_grad_(free or is_random)
+    model.codebook.embedding_proj.requires_grad_(not is_random)
     if fixed:
         model.encoder.requires_grad_(False)
     blocks = list(model.encoder.encoder.layers)[parts.encoder.layers :]

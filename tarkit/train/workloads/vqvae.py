@@ -18,6 +18,7 @@ def vqvae(settings: Settings, start: Start) -> Workload:
     model: Vqvae = on_meta(Vqvae, VqvaeArch.model_validate(settings["arch"]))
     arch, c = model.arch, bytes_of(settings)
     omitted = ["LPIPS"] * (settings["perceptual"] > 0)
+    omitted += ["the alignment with captions"] * (settings["alignment"] is not None)
     omitted += ["the discriminator"] * (settings["discriminator_from"] is not None)
     if size % arch.downsampling:
         raise UserError(
