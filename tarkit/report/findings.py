@@ -350,9 +350,12 @@ def _finding_row(table: PaperTable, finding: Finding, judgement: Judgement) -> T
     paper, figures = (_decimal(of_paper[0]), of_paper[1]) if of_paper else (NOTHING, finding.paper)
     source = f"{table.title.partition(':')[0]}, {finding.measure}: {figures}"
     found, seeds = judgement.difference, judgement.num_seeds
-    ours = Cell(signed(found.value), _ends(found, signed)) if found else Cell(NOTHING)
-    tone = TONES.get(judgement.verdict, "dim")
-    word = Cell(judgement.verdict, f"{seeds} seeds" if found else "", tone, strong=True)
+    num_seeds = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    ours = Cell(NOTHING)
+    if found:
+        ours = Cell(signed(found.value), f"{_ends(found, signed)} {num_seeds}")
+    # Without a tone the words wrap, so that a narrow page shows the column.
+    word = Cell(judgement.verdict, tone=TONES.get(judgement.verdict, ""), strong=True)
     return [Cell(finding.claim, source), paper, ours, word]
 
 
