@@ -22,6 +22,8 @@ PACKAGES = (
 )
 
 
+MAX_FLOAT = 3e38
+"""Networks compute in float32, in which a larger number is infinite."""
 Count = Annotated[int, pydantic.Field(ge=1, le=1024)]
 """A number of layers, heads or blocks of a network: a file that claims more is refused at once."""
 Size = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
@@ -34,6 +36,13 @@ class Config(pydantic.BaseModel):
 
     # By default pydantic accepts inf and nan, which would spoil a run hours later.
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _fits_float32(cls, value: Any) -> Any:
+        if isinstance(value, float) and abs(value) > MAX_FLOAT:
+            raise ValueError(f"{value:g} is beyond {MAX_FLOAT:.2g}, the range of float32")
+        return value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -26,6 +26,7 @@ HINTS = {
     errno.EROFS: "name another --out: this disk cannot be written to",
     errno.EACCES: f"change its permissions, or name another path; {SAME_COMMAND}",
     errno.EPERM: f"change its permissions, or name another path; {SAME_COMMAND}",
+    errno.EFBIG: f"ulimit -f unlimited, or a smaller shard_size; {SAME_COMMAND}",
     errno.EMFILE: f"ulimit -n 65536; {SAME_COMMAND}",
     errno.ENOMEM: f"use a smaller batch_size, or close other programs; {SAME_COMMAND}",
 }

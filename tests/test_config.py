@@ -10,6 +10,7 @@ import pytest
 
 from tarkit.config import Config, load_config, provenance, write_toml
 from tarkit.errors import UserError
+from tarkit.train.mllm import MllmConfig
 
 
 class Optimiser(Config):
@@ -114,6 +115,11 @@ def test_hostile_toml_is_a_sentence(tmp_path: Path, text: str, why: str) -> None
         load_config(Small, file)
     with pytest.raises(UserError, match="cannot be read"):
         load_config(Small, None, [text.replace(" ", "")])
+
+
+def test_a_number_beyond_float32_is_refused() -> None:
+    with pytest.raises(UserError, match="beyond 3e.38, the range of float32"):
+        load_config(MllmConfig, None, ["text_weight=1e308"])
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:

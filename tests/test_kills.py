@@ -18,14 +18,18 @@ import typer.core
 import typer.main
 
 from tarkit.cli.app import app
-from tests.fuzz import world as made
+from tests.fuzz import cases as made
+from tests.fuzz.cases import OUT, Case
 from tests.fuzz.trial import CRASHED, count_operations, killed_command
-from tests.fuzz.world import OUT, Case, World
+from tests.fuzz.world import World
 
 NUM_KILLS = int(os.environ.get("KILLS", "200"))
 SEED = int(os.environ.get("SEED", "0"))
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
-REFUSALS = ("already holds a model", "is not empty", "is not an empty folder")
+REFUSALS = (
+    *("already holds a model", "is not empty", "is not an empty folder"),
+    "is there already, and is not written over",
+)
 
 MODEL = "--model tar --device cpu"
 DRAWN = "--model mini --device cpu"  # its pictures are as large as the shapes detector wants
@@ -90,7 +94,7 @@ COMMANDS = {
     "compare": f"compare sketched sketched --images pictures --features-of tar --out {OUT}",
     "verify": f"verify {OUT} --repair",
     "report": made.REPORT,
-    "dialect": f"dialect raw/00.png --out {OUT}/page.html {MODEL}",
+    "dialect": made.DIALECT,
     "cp": f"cp smoke {OUT}",
     "inspect": f"inspect pictures --out {OUT}/sheet.png",
 }

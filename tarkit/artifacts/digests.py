@@ -71,8 +71,9 @@ def _recall(key: tuple[str, int, int]) -> str | None:
     """What an earlier process kept; None where it is not there or not readable."""
     with contextlib.suppress(OSError, ValueError, RuntimeError, RecursionError):
         kept = json.loads(_cache_file(key[0]).read_text(encoding="utf-8"))
-        if kept["key"] == list(key) and isinstance(kept["sha256"], str):
-            return str(kept["sha256"])
+        if isinstance(kept, dict) and kept.get("key") == list(key):
+            sha256 = kept.get("sha256")
+            return sha256 if isinstance(sha256, str) else None
     return None
 
 

@@ -81,7 +81,7 @@ def read_rows(
         ".csv": lambda: _csv_rows(path, ",", columns, encoding),
         ".tsv": lambda: _csv_rows(path, "\t", columns, encoding),
         ".jsonl": lambda: read_json_lines(path, encoding=encoding),
-        ".json": lambda: _json_rows(path, encoding),
+        ".json": lambda: _json_rows(path, encoding=encoding),
         ".parquet": lambda: _parquet_rows(path, columns),
     }
     require_file(path)
@@ -102,6 +102,13 @@ def read_json_lines(path: Path, *, encoding: str = UTF8) -> Iterator[FileRow]:
         yield FileRow(path, "line", number, values, error)
 
 
+def read_json_records(path: Path, *, encoding: str = UTF8) -> Iterator[FileRow]:
+    """The rows of JSON lines, or of one list in JSON, as the first character says."""
+    start = next((line.lstrip() for _, line, _ in numbered_lines(path, encoding=encoding)), "")
+    reader = _json_rows if start.startswith("[") else read_json_lines
+    return reader(path, encoding=encoding)
+
+
 def read_json(path: Path, *, encoding: str = UTF8) -> Any:
     """The one value of a .json file; raises UserError."""
     try:
@@ -118,7 +125,7 @@ def read_json(path: Path, *, encoding: str = UTF8) -> Any:
 # ---- formats ------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path, encoding: str) -> Iterator[FileRow]:
+def _json_rows(path: Path, *, encoding: str) -> Iterator[FileRow]:
     rows = read_json(path, encoding=encoding)
     if not isinstance(rows, list):
         raise UserError(f"{path} is not a list of rows, but {type(rows).__name__}", hint=AGAIN)
@@ -196,7 +203,7 @@ def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[FileR
             read = None if columns is None else [name for name in names if name in columns]
             number = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=read):
-                for values, error in _batch_rows(batch):
+                for values, error in batch_rows(batch):
                     yield FileRow(path, "row", number, values, error)
                     number += 1
     except (OSError, pa.ArrowException) as error:
@@ -206,7 +213,8 @@ def _parquet_rows(path: Path, columns: Collection[str] | None) -> Iterator[FileR
         ) from None
 
 
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+def batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The values of each row, and the reason where Python cannot have them."""
     try:
         yield from ((values, None) for values in batch.to_pylist())
     except ValueError:  # a text that is not UTF-8, a date out of Python's range

@@ -200,7 +200,7 @@ def _check_vqvae(configs: Mapping[str, dict[str, Any]], parts: Mapping[str, Path
     trained_with, vqvae_sha256 = configs["ar_dtok"].get("vqvae_sha256"), configs["vqvae"]["sha256"]
     if trained_with not in (None, vqvae_sha256):
         raise UserError(
-            f"{parts['ar_dtok']} was trained with image VQ {trained_with[:12]}, "
+            f"{parts['ar_dtok']} was trained with image VQ {str(trained_with)[:12]}, "
             f"{parts['vqvae']} is {vqvae_sha256[:12]}",
             hint="name the image VQ that the de-tokenizer was trained with",
         )

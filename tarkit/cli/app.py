@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tarkit.cli import bench, demo, finetune, inference, models, recipes, report, train
+from tarkit.cli import bench, demo, finetune, inference, models, plan, recipes, report, train
 from tarkit.cli.command import WORDS, guarded, later_group, new_group
 from tarkit.terminal import print_warnings
 
@@ -21,7 +21,7 @@ app = new_group(
 app.add_typer(inference.group)
 app.add_typer(demo.group)
 app.add_typer(models.top)
-app.add_typer(train.top)
+app.add_typer(plan.top)
 app.add_typer(finetune.group)
 app.add_typer(report.group)
 app.add_typer(recipes.group)

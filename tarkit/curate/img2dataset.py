@@ -283,7 +283,7 @@ def _parquet_rows(tar: Path) -> list[dict[str, Any]]:
     try:
         with pq.ParquetFile(tar.with_suffix(".parquet")) as parquet:
             rows: list[dict[str, Any]] = parquet.read(columns=COLUMNS).to_pylist()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
         return []
     return rows
 

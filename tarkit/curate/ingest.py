@@ -92,6 +92,11 @@ class IngestPlan(ShardPlan):
         They are in a temporary file, but all in memory for a moment where they are joined with a
         captions or questions file.
         """
+        if self.out.resolve() == Path(self.source_path).resolve():
+            raise UserError(
+                f"--out {self.out} is the source: name another folder, beside the pictures",
+                hint=f"--out {self.out.resolve().name}-images",
+            )
         tables = [path for path in (self.captions, self.questions) if path]
         listing = list_source(self.source_path, exclude=tables, allow_private=self.allow_private)
         items = listing.items

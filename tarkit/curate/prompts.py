@@ -29,10 +29,11 @@ from pydantic import Field
 from tarkit.artifacts.artifact import Artifact, shard_plan
 from tarkit.artifacts.commands import COMMANDS
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import UTF8, is_system_file
+from tarkit.artifacts.files import UTF8, is_system_file, require_file
 from tarkit.artifacts.plan import ShardPlan
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.artifacts.resume import pending_shards
+from tarkit.artifacts.tables import batch_rows
 from tarkit.config import Config, Seed, load_config
 from tarkit.curate.prompt_templates import STYLES
 from tarkit.errors import UserError
@@ -276,6 +277,8 @@ def _row(artifact: Artifact, key: str, row: _SourceRow, config: PromptsConfig) -
 def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise UserError(f"the source {source} does not exist")
+    if not source.is_dir():
+        require_file(source)
     paths = [source] if source.is_file() else sorted(set(source.iterdir()) - {source / COMMANDS})
     files = [path for path in paths if _is_prompts(path)]
     if not files:
@@ -356,8 +359,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"none of the columns {', '.join(COLUMNS)}")
             number = 0
             for batch in file.iter_batches(columns=columns[:1]):
-                for text in batch.column(0).to_pylist():
-                    yield str(number), text
+                for row, problem in batch_rows(batch):
+                    yield str(number), ValueError(problem) if problem else row[columns[0]]
                     number += 1
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None

@@ -11,6 +11,7 @@ lmms-eval writes nothing before its end.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import io
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.artifacts.digests import file_sha256
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import read_object, write_whole
 from tarkit.artifacts.manifest import begin_directory
+from tarkit.artifacts.tables import read_json
 from tarkit.checkpoints.hub import EMBEDDED, find
 from tarkit.errors import UserError
 from tarkit.eval.outcome import write_outcome
@@ -54,6 +57,10 @@ ANSWERS = pa.schema(
 # The fields of a sample that are not metrics; every other field is one.
 NO_METRICS = {"doc_id", "doc_hash", "target", "input", "input_media", "token_counts"}
 NO_METRICS |= {"resps", "filtered_resps", "doc", "arguments"}
+NOT_AS_WRITTEN = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError),
+    *(TypeError, ValueError, pa.ArrowException),
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def run(
         finished = read_finished(folder)
         if finished is None:
             raise UserError(f"lmms-eval wrote no results to {folder}; its last lines:\n{output}")
-    settings["command"] = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+    settings["command"] = read_json(folder / COMMAND)
     _write(out, finished, settings, version)
     return out
 
@@ -159,17 +166,34 @@ def read_finished(folder: Path) -> LmmsResults | None:
     newest = max(folder.glob("*/*_results.json"), key=lambda path: path.name, default=None)
     if newest is None:
         return None
-    results = json.loads(newest.read_text(encoding="utf-8"))
+    results = read_object(newest, hint=_again(folder))
     samples = {}
-    for task, count in results["n-samples"].items():
-        file = newest.with_name(newest.name.replace("_results.json", f"_samples_{task}.jsonl"))
-        # Not splitlines, which also splits at U+2028, a character that JSON may contain.
-        lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
-        # lmms-eval writes line by line, and continues after a line that it could not write.
-        if len(lines) != count["effective"] + 1 or lines[-1]:
-            return None
-        samples[task] = [json.loads(line) for line in lines[:-1]]
+    with _explained(folder):
+        for task, count in results["n-samples"].items():
+            file = newest.with_name(newest.name.replace("_results.json", f"_samples_{task}.jsonl"))
+            # Not splitlines, which also splits at U+2028, a character that JSON may contain.
+            lines = file.read_text(encoding="utf-8").split("\n") if file.exists() else [""]
+            # lmms-eval writes line by line, and continues after a line that it could not write.
+            if len(lines) != count["effective"] + 1 or lines[-1]:
+                return None
+            samples[task] = [json.loads(line) for line in lines[:-1]]
     return LmmsResults(results, samples)
+
+
+def _again(folder: Path) -> str:
+    return f"rm -r {shlex.quote(str(folder))}, and run the same command again"
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Another program's files that are not as it writes them raise UserError."""
+    try:
+        yield
+    except NOT_AS_WRITTEN as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"lmms-eval's files in {folder} cannot be read: {why}", hint=_again(folder)
+        ) from None
 
 
 def answer_row(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,12 +256,14 @@ def _call(command: Sequence[str], offline: bool) -> str:
 
 
 def _write(out: Path, finished: LmmsResults, settings: Mapping[str, Any], version: str) -> None:
-    rows = [answer_row(task, one) for task, some in finished.samples.items() for one in some]
+    with _explained(out / "lmms"):
+        rows = [answer_row(task, one) for task, some in finished.samples.items() for one in some]
+        answers = pa.Table.from_pylist(rows, schema=ANSWERS)
+        metrics = metrics_of(finished, version)
+        table = _table(metrics)
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=ANSWERS), sink, compression="zstd")
+    pq.write_table(answers, sink, compression="zstd")
     write_whole(out / "answers.parquet", sink.getvalue())
-    metrics = metrics_of(finished, version)
-    table = _table(metrics)
     show([table])
     report = f"# tarkit eval lmms\n\n{table.markdown()}"
     write_outcome(out, metrics, settings=settings, report=report, versions={"lmms-eval": version})

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
-from tarkit.artifacts.files import write_whole
+from tarkit.artifacts.files import whole_file, write_whole
 from tarkit.artifacts.manifest import begin_directory, read_manifest
+from tarkit.artifacts.parquet import write_parquet
 from tarkit.artifacts.ranks import rank_and_world
 from tarkit.eval.metrics.judges import best_of_n, judge_results
 from tarkit.eval.metrics.selection import EXTERNAL, SCORES, Cost, Pool, Slots, arms, reflect_tables
@@ -45,6 +47,7 @@ from tarkit.eval.shapes_pools import (
     Slot,
     mean_seconds,
     read_rows,
+    require_slots,
     slots_of,
 )
 from tarkit.images import decode, to_uint8
@@ -63,7 +66,7 @@ WRITTEN_SCORE, WRITTEN_BUDGET = "gain_pixels", 8
 WRITTEN_ARM = "best-gain-pixels of 8"
 
 ItemT = TypeVar("ItemT")
-FileJob = tuple[Path, Callable[[], bytes]]
+FileJob = tuple[Path, Callable[[], pa.Table]]
 """A file, and the function that makes its bytes."""
 
 
@@ -147,7 +150,8 @@ def _make_missing(jobs: Sequence[FileJob]) -> None:
     with Progress("reflect", total=len(own), unit="files") as progress:
         for file, make in own:
             if not file.exists():
-                write_whole(file, make())
+                with whole_file(file) as temporary:
+                    write_parquet(make(), temporary)
             progress.advance(1)
 
 
@@ -164,6 +168,7 @@ def _score(out: Path, plan: ShapesPlan, tar: Tar, files: Sequence[Path]) -> Refl
     items = plan.prompts()
     slots = slots_of(plan)
     rows = {name: list(read_rows(files, name)) for name in (POOLS, EDITS, RENDERS)}
+    require_slots(rows[POOLS], slots, out / POOLS)
     pool = _pool(rows[POOLS], items, slots)
     results = {
         "arms": arms(

@@ -109,6 +109,7 @@ def make_answers(
     UserError for a damaged file, and if every answer fails.
     """
     first, num_failed, files = "", 0, []
+    sweep(folder)  # in which this run may have nothing to write
     with Progress(name, total=len(items), unit="answers") as progress:
         for number, batch in enumerate(_batches(items, batch_size)):
             file = folder / f"{number:05d}.jsonl"

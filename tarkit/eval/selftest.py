@@ -49,6 +49,10 @@ POPE_CASES = {
     "": True,
 }
 WORLD_PROMPTS_A_TASK = 40
+NOT_AS_PUBLISHED = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, RecursionError),
+    *(TypeError, ValueError, csv.Error, UserError),
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,11 @@ def _with(data: Path | None, file: str, name: str, check: Callable[[str, Path], 
         return Check(name, "not run", f"no --data, in which {file} would be")
     if not (data / file).is_file():
         return Check(name, "not run", f"{data / file} is not there")
-    return check(name, data / file)
+    try:
+        return check(name, data / file)
+    except NOT_AS_PUBLISHED as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        return Check(name, "failed", f"{data / file} cannot be read: {why}")
 
 
 # ---- without data -------------------------------------------------------------------------------

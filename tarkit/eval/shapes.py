@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
+from tarkit.artifacts.files import read_object
 from tarkit.artifacts.manifest import begin_directory, read_manifest, read_settings
 from tarkit.checkpoints.representation import TEXT_ALIGNED
 from tarkit.errors import UserError
@@ -137,7 +138,9 @@ def score(out: Path) -> Scored:
             metrics[f"ceiling_{name}@shapes"] = ceiling.figures
             rows += ceiling.rows
     if "codes" in plan.suites:
-        metrics["codes@shapes"] = json.loads((out / CODES).read_text())
+        metrics["codes@shapes"] = read_object(
+            out / CODES, hint=f"rm {out / CODES}, and run the same command again"
+        )
     shown = tables(metrics)
     report = _report(settings, shown)
     show(shown)

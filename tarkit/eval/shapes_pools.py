@@ -8,19 +8,23 @@ depend on the machine and are written to a file of their own.
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from tarkit.artifacts.parquet import read_parquet
+from tarkit.artifacts.remote import made_again
+from tarkit.artifacts.tables import read_json_lines
 from tarkit.checkpoints.tar_config import Sampling
 from tarkit.errors import UserError
 from tarkit.eval.metrics.selection import EXTERNAL
@@ -42,6 +46,7 @@ from tarkit.vocab import IMAGE_MARK, Scale, judgement_question
 
 BUDGETS = (1, 2, 4, 8)
 POOLS, EDITS, RENDERS, SECONDS = "pools", "edits", "renders", "seconds.jsonl"
+STEPS = ("words", "judge", "pixels", "judge_pixels")
 EDIT = f"{IMAGE_MARK} {{}}"
 """A rejected picture and the prompt, as the model reads them; the paper does not give its form."""
 
@@ -89,7 +94,7 @@ def slots_of(plan: ShapesPlan) -> list[Slot]:
 
 @dataclass(frozen=True)
 class PoolMaker:
-    """Draws and judges the candidates of slots; every method gives the bytes of a parquet file.
+    """Draws and judges the candidates of slots; every method gives the table of a parquet file.
 
     `external` is a further judge, of whose scores `column` is the one that is kept.
     """
@@ -101,18 +106,19 @@ class PoolMaker:
     external: Scorer | None
     column: str
 
-    def pool(self, slots: Sequence[Slot]) -> bytes:
+    def pool(self, slots: Sequence[Slot]) -> pa.Table:
         """All candidates of a batch of slots, judged by their codes and by their pixels."""
         rows = []
         prompts = [slot.item.prompt for slot in slots]
         for number in range(max(BUDGETS)):
             rows += self._candidates(slots, prompts, None, number)
-        return _parquet(rows, POOL)
+        return pa.Table.from_pylist(rows, schema=POOL)
 
-    def edits(self, batch: int, slots: Sequence[Slot]) -> bytes:
+    def edits(self, batch: int, slots: Sequence[Slot]) -> pa.Table:
         """The candidates drawn after a rejected one; the first of each slot is its pool's."""
         rows: list[dict[str, Any]] = []
-        pool = pq.read_table(self.out / POOLS / f"{batch:05d}.parquet").to_pylist()
+        pool = list(read_rows([self.out / POOLS / f"{batch:05d}.parquet"], POOLS))
+        require_slots(pool, slots, self.out / POOLS)
         last = {(row["prompt_row"], row["slot"]): row for row in pool if row["number"] == 0}
         for number in range(1, max(BUDGETS)):
             rejected = [
@@ -127,9 +133,9 @@ class PoolMaker:
             candidates = self._candidates(rejected, prompts, images, number)
             last |= {(row["prompt_row"], row["slot"]): row for row in candidates}
             rows += candidates
-        return _parquet(rows, POOL)
+        return pa.Table.from_pylist(rows, schema=POOL)
 
-    def renders(self, plan: ShapesPlan, prompts: Sequence[tuple[int, PromptItem]]) -> bytes:
+    def renders(self, plan: ShapesPlan, prompts: Sequence[tuple[int, PromptItem]]) -> pa.Table:
         """True pictures of prompts and their corruptions, each judged against the prompt."""
         rows = []
         for row, item in prompts:
@@ -140,7 +146,7 @@ class PoolMaker:
             for place, (kind, _) in enumerate(renders):
                 about = {"kind": kind, "prompt_row": row, "right": kind == TRUE}
                 rows.append(about | {by: values[place] for by, values in scores.items()})
-        return _parquet(rows, RENDERED)
+        return pa.Table.from_pylist(rows, schema=RENDERED)
 
     def _candidates(
         self,
@@ -219,21 +225,44 @@ class _Clock:
         self.seconds[name], self._since = now - self._since, now
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
-    return sink.getvalue()
-
-
 def read_rows(files: Sequence[Path], folder: str) -> Iterator[dict[str, Any]]:
-    """The rows of those files that lie in a folder of this name, in the files' order."""
+    """The rows of those files that lie in a folder of this name, in the files' order.
+
+    Raises UserError for a damaged file and for one of another kind.
+    """
+    schema = RENDERED if folder == RENDERS else POOL
     for file in files:
         if file.parent.name == folder:
-            yield from pq.read_table(file).to_pylist()
+            table = read_parquet(file)
+            if not table.schema.equals(schema):
+                raise UserError(f"{file} is no file of {folder}", hint=made_again(file))
+            yield from table.to_pylist()
+
+
+def require_slots(rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], folder: Path) -> None:
+    """Raises UserError unless `rows` of pools have every candidate of these slots, and no other."""
+    found = Counter((row["prompt_row"], row["slot"], row["number"]) for row in rows)
+    wanted = itertools.product(slots, range(max(BUDGETS)))
+    if found != Counter((slot.row, slot.number, number) for slot, number in wanted):
+        raise UserError(
+            f"the files in {folder} are not those of this run's candidates",
+            hint=f"rm -r {shlex.quote(str(folder))}, and run the same command again",
+        )
 
 
 def mean_seconds(out: Path) -> dict[str, float]:
-    """Mean seconds a candidate, of each step, over all that were drawn."""
-    lines = [json.loads(line) for line in (out / SECONDS).read_text().splitlines()]
-    count = sum(line.pop("pictures") for line in lines)
-    return {name: sum(line[name] for line in lines) / count for name in lines[0]}
+    """Mean seconds a candidate, of each step, over all that were drawn.
+
+    Lines of a killed run, or damaged since, are left out: they only say how long something took.
+    """
+    rows = [row.values for row in read_json_lines(out / SECONDS) if row.error is None]
+    lines = [row for row in rows if row.keys() == {"pictures", *STEPS} and _are_amounts(row)]
+    if not lines:
+        raise UserError(f"{out / SECONDS} has no line of seconds", hint="give another --out")
+    count = sum(line["pictures"] for line in lines)
+    return {name: sum(line[name] for line in lines) / count for name in STEPS}
+
+
+def _are_amounts(row: Mapping[str, Any]) -> bool:
+    values = row.values()
+    return all(type(v) in (int, float) and 0 <= v < 1e9 for v in values) and row["pictures"] > 0

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tarkit.artifacts.artifact import Artifact, open_artifact
-from tarkit.artifacts.files import read_lines, write_whole
+from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.prompt_files import captioned_pictures
 from tarkit.artifacts.samples import SAMPLE_RECORDS, is_samples
+from tarkit.artifacts.tables import read_json_lines
 from tarkit.errors import UserError
 from tarkit.eval.metrics.features import FeatureExtractor, load_extractor
 from tarkit.eval.metrics.similarity import cosines
@@ -142,9 +143,9 @@ def _read_drawn(path: Path, images: Path, prompts: Sequence[str]) -> _Drawn:
     again = f"tarkit generate --prompts {images} --model MODEL --out ANOTHER"
     if not is_samples(path) or not (path / SAMPLE_RECORDS).exists():
         raise UserError(f"{path} is no finished folder of `tarkit generate --prompts`", hint=again)
-    records = [json.loads(line) for _, line in read_lines(path / SAMPLE_RECORDS)]
-    first = [record for record in records if record["sample"] == 0]
-    if [record["prompt"] for record in first] != list(prompts):
+    records = [record.require() for record in read_json_lines(path / SAMPLE_RECORDS)]
+    first = [record for record in records if record.get("sample") == 0]
+    if [record.get("prompt") for record in first] != list(prompts):
         raise UserError(f"{path} was drawn from other captions than those of {images}", hint=again)
     files = [path / f"{row:05d}" / "0000.png" for row in range(len(first))]
     return _Drawn(path, list(prompts), [read_picture(file) for file in files])

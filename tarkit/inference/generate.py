@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def run_file(
     with Progress("generate", total=len(samples), unit="pictures") as progress:
         for start in range(0, len(samples), BATCH_SIZE):
             batch = samples[start : start + BATCH_SIZE]
-            missing = [sample for sample in batch if not (out / sample.file).exists()]
+            missing = [sample for sample in batch if not _is_drawn(out / sample.file)]
             pictures = _draw(tar, batch, settings, ()) if missing else []
             for sample, (picture, kept) in zip(batch, pictures, strict=bool(missing)):
                 if sample in missing:
@@ -276,6 +277,22 @@ class _Settings:
         }
 
 
+def _is_drawn(file: Path) -> bool:
+    """Whether an earlier run drew this picture; UserError where it is damaged since."""
+    if not file.exists():
+        return False
+    try:
+        read_picture(file)
+    except UserError as error:
+        raise _damaged(file, error.message) from None
+    return True
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    hint = f"rm {shlex.quote(str(file))}; then the same command draws it again"
+    return UserError(why, hint=hint)
+
+
 def _record(
     settings: _Settings, sample: Sample, file: Path, name: str | None = None
 ) -> dict[str, Any]:
@@ -284,7 +301,11 @@ def _record(
     record = {**picture_facts, "prompt": sample.prompt, "seed": sample.seed, **settings.facts()}
     if settings.reflection:
         with Image.open(file) as picture:
-            record["chosen"] = json.loads(picture.info["reflection"])
+            text = picture.info.get("reflection", "")
+        try:
+            record["chosen"] = json.loads(text)
+        except (RecursionError, TypeError, ValueError):
+            raise _damaged(file, f"{file} does not say which candidate it is") from None
     return record
 
 

@@ -109,6 +109,7 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
     """A plain model with every adapter added to its matrix; `lm` stays as it is.
 
     A sum is computed in float32 and stored in the type of the frozen matrix: bfloat16 rounds it.
+    It is stored on the CPU, as a device that trains adapters may hold no second model.
     """
     from peft.tuners.lora import Linear
 
@@ -121,7 +122,7 @@ def merged(lm: PreTrainedModel) -> PreTrainedModel:
             key = f"{name}.base_layer.weight"
             weight = state[key]
             delta = module.get_delta_weight(NAME).to(weight.device)
-            state[key] = (weight.float() + delta).to(weight.dtype)
+            state[key] = (weight.float() + delta).to("cpu", weight.dtype)
     plain = skeleton(stored_arch(lm))
     own = {name.replace(".base_layer.", "."): value for name, value in state.items()}
     plain.load_state_dict(own, assign=True)

@@ -7,6 +7,7 @@ Letters: P packed rows, T positions, M supervised tokens.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -135,7 +136,11 @@ class TooLongChats:
         self.end += sum(len(line) + 1 for line in lines)
         if half:  # of a killed run
             file.truncate(self.end)
-        self.listed |= {(row["chats"], row["key"]) for row in map(json.loads, lines)}
+        for line in lines:
+            # A damaged line lists no chat, which may then be listed twice.
+            with contextlib.suppress(KeyError, RecursionError, TypeError, ValueError):
+                row = json.loads(line)
+                self.listed.add((row["chats"], row["key"]))
 
 
 class ChatShard:

@@ -245,7 +245,7 @@ def require_encoded_by(
         recorded = artifact.settings[key]
         if recorded != sha256:
             raise UserError(
-                f"{artifact.path} was encoded with {option} {recorded[:12]}, "
+                f"{artifact.path} was encoded with {option} {str(recorded)[:12]}, "
                 f"the {option} given is {sha256[:12]}",
                 hint=f"name the {option} that it was encoded with, or encode the pictures again",
             )

@@ -107,7 +107,7 @@ def train(
         with averaged_weights(optimizers):
             processes.collect()
     if processes.is_main:
-        recorder = Recorder(task, config, out=out, files=files or {})
+        recorder = Recorder(task, config, processes, out=out, files=files or {})
         recorder.make_up_for(first, optimizers)
     checkpoints.wait_for_all()
     metrics = Metrics(config, accelerator, guard, out=out, settings=settings, first=first)

@@ -58,6 +58,13 @@ class Parallelism(ABC):
     def collect(self) -> None:
         """Give the task's own model, on the main process, the weights as they are now."""
 
+    @abstractmethod
+    def own_model_on_device(self) -> AbstractContextManager[bool]:
+        """A context in which the task's own model is on the device; False: it does not fit there.
+
+        The main process alone calls this. Within it the model's weights do not change.
+        """
+
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass: matrices are multiplied in `precision`."""
         return self.accelerator.autocast()
@@ -79,3 +86,6 @@ class DataParallel(Parallelism):
 
     def collect(self) -> None:
         """Nothing to do: the task's own model is the one that is trained."""
+
+    def own_model_on_device(self) -> AbstractContextManager[bool]:
+        return nullcontext(True)

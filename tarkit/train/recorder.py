@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,27 +13,36 @@ from tarkit.artifacts.files import write_whole
 from tarkit.checkpoints.directory import WEIGHTS, save_model
 from tarkit.images import png_bytes
 from tarkit.train.loop_config import LoopConfig
+from tarkit.train.parallelism import Parallelism
 from tarkit.train.task import TrainingTask
 from tarkit.train.weight_average import averaged_weights
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger("tarkit")
 
 
 class Recorder:
     """Writes the model directory of a training; only the main process has one.
 
-    Sheets and measures are made on the model's device, while the other processes wait
-    (`Checkpoints.wait_for_all`).
+    Sheets and measures are made on the device, of a fixed number of rows, while the other processes
+    wait (`Checkpoints.wait_for_all`). The checkpoint after the last step is written before those
+    of the end, so that a process that is killed in them loses no step.
     """
 
     def __init__(
         self,
         task: TrainingTask,
         config: LoopConfig,
+        processes: Parallelism,
         *,
         out: Path,
         files: Mapping[str, str],
     ) -> None:
         self.task = task
         self.config = config
+        self.processes = processes
         self.out = out
         self.files = files
         self._write_files(out)
@@ -63,9 +74,20 @@ class Recorder:
         """Write the task's sample sheet; sampling must not disturb the run's randomness."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            sheet = self.task.samples(done)
+            sheet = self._sheet(done)
         if sheet is not None:
             write_whole(self.out / "samples" / f"{done:07d}.png", png_bytes(sheet))
+
+    def _sheet(self, done: int) -> Image.Image | None:
+        """The task's sheet; None and a warning where the device has no room to draw it."""
+        try:
+            with self.processes.own_model_on_device() as fits:
+                if fits:
+                    return self.task.samples(done)
+        except torch.OutOfMemoryError:
+            pass  # what was allocated is free again, and the training goes on
+        log.warning("no sheet after step %d: the device has no room to draw it", done)
+        return None
 
     def _keep(self, out: Path) -> None:
         """Write the model so far as a model directory; this must not disturb the randomness."""
@@ -76,8 +98,9 @@ class Recorder:
 
     def _save(self, out: Path) -> None:
         self.task.model.eval()
-        model, description = self.task.finish()
-        save_model(out, model, description, self.config)
+        with self.processes.own_model_on_device():
+            model, description = self.task.finish()
+            save_model(out, model, description, self.config)
 
     def _write_files(self, out: Path) -> None:
         for file, text in self.files.items():

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -32,8 +32,10 @@ from tarkit.train.sharded_tensors import sum_of_squares, whole
 class FullySharded(Parallelism):
     """Each process has a part of the model.
 
-    The task's own model stays whole, on the CPU of the main process, for samples and for saving;
-    its weights are those of the last `collect`.
+    The task's own model stays whole, on the CPU of the main process; its weights are those of the
+    last `collect`. For sheets and measures the main process copies it to the device: to draw with
+    parts would gather the whole model for every token. Other processes wait meanwhile, but not in
+    NCCL, which gives up after ten minutes (`Checkpoints.wait_for_all`).
     """
 
     def prepare(self, model: nn.Module) -> None:
@@ -92,6 +94,30 @@ class FullySharded(Parallelism):
             gathered = whole(values)
             if self.is_main:
                 target[name].copy_(gathered)
+
+    @contextmanager
+    def own_model_on_device(self) -> Iterator[bool]:
+        values = [*self.whole.parameters(), *self.whole.buffers()]
+        on_cpu = [value.data for value in values]
+        try:
+            fits = _replace(values, (own.to(self.device) for own in on_cpu))
+            if not fits:
+                _replace(values, on_cpu)
+            yield fits
+        finally:
+            _replace(values, on_cpu)
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()  # NCCL has no room in what torch keeps
+
+
+def _replace(values: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Give tensors the data of others; False where a device has no room for those."""
+    try:
+        for value, other in zip(values, others, strict=True):
+            value.data = other
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:

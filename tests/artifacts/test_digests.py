@@ -122,3 +122,17 @@ def test_another_digest_than_the_recorded_one_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"config\.json records 0000") as error:
         require_sha256(file, "0" * 64, recorded_in=tmp_path / "config.json", hint="copy it")
     assert error.value.hint == "copy it"
+
+
+@pytest.mark.parametrize("kept", ["{}", "[1, 2]", "null", "7", '{"key": 1}', "[" * 100_000])
+def test_a_damaged_cache_is_done_without(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LARGE_BYTES", 1)
+    (tmp_path / "file").write_bytes(b"x")
+    digest = remembered_sha256(tmp_path / "file")
+    (cached,) = (tmp_path / "cache").rglob("*.json")
+    cached.write_text(kept)
+    monkeypatch.setattr(digests, "_remembered", {})
+    assert remembered_sha256(tmp_path / "file") == digest

@@ -127,6 +127,12 @@ def test_parts_of_another_tokenizer_or_image_vq_are_refused(
         out=out,
     )
     assert "image VQ" in hint
+    config = json.loads((made["ar_dtok"] / "config.json").read_text())
+    shutil.copytree(made["ar_dtok"], tmp_path / "damaged")
+    for value in (7, "", 0.5):
+        text = json.dumps({**config, "vqvae_sha256": value})
+        (tmp_path / "damaged/config.json").write_text(text)
+        refused("was trained with image VQ", **{**made, "ar_dtok": tmp_path / "damaged"}, out=out)
 
 
 def test_parts_in_each_others_place_or_unfinished_are_refused(

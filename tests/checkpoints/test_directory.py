@@ -216,7 +216,7 @@ def test_directories_that_are_no_model_of_the_kind_say_what_they_are(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     hint = refused(load_vqvae, tmp_path / "gone", "no such folder")
-    assert hint == f"tarkit inspect {tmp_path}"
+    assert hint == "name the --out of a training, or mini; tarkit models lists the known names"
     (tmp_path / "empty").mkdir()
     hint = refused(load_vqvae, tmp_path / "empty", "holds no config.json")
     assert hint == f"tarkit inspect {tmp_path / 'empty'}"

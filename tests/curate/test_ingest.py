@@ -18,9 +18,10 @@ from PIL import Image
 from tarkit.artifacts.artifact import Artifact, open_artifact
 from tarkit.artifacts.prompt_files import read_prompts
 from tarkit.curate.ingest import IngestPlan
+from tarkit.curate.prompts import PromptsPlan
 from tarkit.curate.score import ScorePlan
 from tarkit.errors import UserError
-from tarkit.images import ImageError, decode, plain_bytes
+from tarkit.images import ImageError, decode, plain_bytes, png_bytes
 from tests import parts
 from tests.curate.sources.shards import tar_bytes
 
@@ -354,6 +355,42 @@ def test_every_reader_keeps_the_limit_of_pixels_with_which_a_picture_was_taken(
     scores = ScorePlan(artifact.path, out=tmp_path / "scores", scorer="pixels").run()
     assert [row["error"] for row in scores.rows("00000")] == [None]
     assert plain_bytes(blob, max_pixels=artifact.max_pixels) == ("png", blob)
+
+
+def test_a_text_of_parquet_that_is_not_utf8_fails_its_row_alone(tmp_path: Path) -> None:
+    blob = png_bytes(np.zeros((16, 16, 3), np.uint8))
+    text = pa.array([b"a ring", b"\xf2\xff", b"a heart"]).cast(pa.binary())
+    bad = pa.Array.from_buffers(pa.string(), 3, text.buffers())
+    pq.write_table(pa.table({"image": [blob] * 3, "text": bad}), tmp_path / "a.parquet")
+    artifact = IngestPlan(tmp_path / "a.parquet", out=tmp_path / "out").run()
+    rows = artifact.rows("00000")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert "utf-8" in rows[1]["error"] and rows[2]["prompt"] == "a heart"
+    pq.write_table(pa.table({"prompt": bad}), tmp_path / "p.parquet")
+    prompts = PromptsPlan(tmp_path / "p.parquet", out=tmp_path / "prompts").run()
+    assert [row["status"] for row in prompts.rows("00000")] == ["ok", "failed", "ok"]
+
+
+def test_a_caption_in_utf16_with_its_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for name, encoding in (("a", "utf-16"), ("b", "cp1252")):
+        (tmp_path / f"raw/{name}.png").write_bytes(png_bytes(np.zeros((16, 16, 3), np.uint8)))
+        (tmp_path / f"raw/{name}.txt").write_bytes("ein Käfer".encode(encoding))
+    one, other = IngestPlan(tmp_path / "raw", out=tmp_path / "out").run().rows("00000")
+    assert one["prompt"] == "ein Käfer"
+    assert other["error"] == "b.txt is not UTF-8 text: invalid continuation byte"
+
+
+def test_the_source_is_no_place_for_the_result(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.png").write_bytes(png_bytes(np.zeros((16, 16, 3), np.uint8)))
+    with pytest.raises(UserError, match="is the source"):
+        IngestPlan(tmp_path / "raw", out=tmp_path / "raw").run()
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.png"]
+    os.mkfifo(tmp_path / "pipe")
+    for plan in (IngestPlan, PromptsPlan):
+        with pytest.raises(UserError, match="it is a pipe or a device"):
+            plan(tmp_path / "pipe", out=tmp_path / "out").run()
 
 
 def test_a_source_without_rows_is_refused_before_anything_is_begun(tmp_path: Path) -> None:

@@ -399,6 +399,22 @@ def test_changed_tasks_of_ones_own_are_another_run(tmp_path: Path, calls: Path) 
         lmms.run(tasks=["colours"], out=tmp_path / "out", include=mine)
 
 
+@pytest.mark.parametrize("name", ["*_results.json", "*_samples_colours.jsonl", "command.json"])
+@pytest.mark.parametrize(
+    "text", ["null\n" * 3, '{"n-samples": 1}\n' * 3, f"{'[' * 9_999}\n" * 3, "\xff\n" * 3]
+)
+def test_damaged_files_of_a_finished_run_are_named(
+    tmp_path: Path, calls: Path, name: str, text: str
+) -> None:
+    out = tmp_path / "out"
+    lmms.run(tasks=["colours", "more"], out=out)
+    (file,) = (out / "lmms").rglob(name)
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        lmms.run(tasks=["colours", "more"], out=out)
+    assert "rm -r" in error.value.hint or "same command" in error.value.hint
+
+
 @pytest.mark.parametrize(
     ("mode", "says"),
     [

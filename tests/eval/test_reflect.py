@@ -112,6 +112,38 @@ def test_a_run_that_was_killed_ends_in_the_same_results(done: Path, tmp_path: Pa
     assert but_seconds((done / "report.md").read_text()) == but_seconds(report)
 
 
+@pytest.mark.parametrize("folder", ["pools", "edits", "renders"])
+def test_no_changed_byte_and_no_other_file_is_taken_for_candidates(done: Path, folder: str) -> None:
+    files = sorted((done / folder).glob("*.parquet"))
+    whole = files[0].read_bytes()
+    try:
+        for place in (len(whole) // 2, len(whole) - 12):
+            changed = bytearray(whole)
+            changed[place] ^= 4
+            files[0].write_bytes(changed)
+            with pytest.raises(UserError, match=rf"{files[0].name} is damaged"):
+                reflect.run(out=done, limit=12, batch_size=6, external=EXTERNAL)
+        other = done / ("pools" if folder == "renders" else "renders") / files[0].name
+        files[0].write_bytes(other.read_bytes())
+        with pytest.raises(UserError, match=f"is no file of {folder}"):
+            reflect.run(out=done, limit=12, batch_size=6, external=EXTERNAL)
+        if folder == "pools":
+            files[0].write_bytes(files[1].read_bytes())
+            with pytest.raises(UserError, match="not those of this run's candidates"):
+                reflect.run(out=done, limit=12, batch_size=6, external=EXTERNAL)
+    finally:
+        files[0].write_bytes(whole)
+
+
+def test_seconds_of_a_killed_run_are_left_out(done: Path) -> None:
+    before = shapes_pools.mean_seconds(done)
+    text = (done / "seconds.jsonl").read_text()
+    with (done / "seconds.jsonl").open("a") as file:
+        file.write('null\n{"pictures": 3, "words": "x"}\n{"pictures": 6, "wor')
+    assert shapes_pools.mean_seconds(done) == before
+    (done / "seconds.jsonl").write_text(text)
+
+
 def test_two_processes_share_the_work(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

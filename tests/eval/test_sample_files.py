@@ -222,3 +222,11 @@ def test_what_a_dead_process_left_beside_a_finished_picture_is_swept(tmp_path: P
     left.mkdir()
     make_pictures("p", items, grey, batch_size=1)
     assert not left.exists()
+
+
+def test_what_a_killed_run_left_beside_whole_answers_is_swept(tmp_path: Path) -> None:
+    make_answers("s", tmp_path, ["a"], lambda texts: list(texts), batch_size=1)
+    left = tmp_path / f".00000.jsonl.{socket.gethostname()}.999999999.tmp"
+    left.mkdir()
+    make_answers("s", tmp_path, ["a"], lambda texts: list(texts), batch_size=1)
+    assert not left.exists()

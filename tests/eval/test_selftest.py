@@ -55,6 +55,17 @@ def test_other_answers_than_the_published_fail(tmp_path: Path) -> None:
     assert checks["POPE, random split"].outcome == "failed"
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, '"x"', "\0", '{"label": 1}\nnull'])
+def test_a_damaged_file_fails_its_own_check_alone(text: str, tmp_path: Path) -> None:
+    for file in ("pope/coco_pope_random.json", "mmmu/answer_dict_val.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(text)
+    (tmp_path / "mmmu/qwen_vl_total_val_output.json").write_text("{}")
+    found = outcomes(tmp_path)
+    assert found["POPE, random split"] == found["MMMU, qwen_vl"] == "failed"
+    assert list(found.values()).count("failed") == 2
+
+
 def test_mmmu_needs_its_key_beside_the_outputs(tmp_path: Path) -> None:
     (tmp_path / "mmmu").mkdir()
     (tmp_path / "mmmu" / "qwen_vl_total_val_output.json").write_text("{}")

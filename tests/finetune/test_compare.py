@@ -76,6 +76,17 @@ def test_folders_of_other_captions_are_refused(images: Path, tmp_path: Path) -> 
     assert not (tmp_path / "page").exists()
 
 
+def test_damaged_records_are_refused(images: Path, tmp_path: Path) -> None:
+    one = drawn(tmp_path / "one", ["picture 4", "picture 9"], [plain(RED)] * 2)
+    for line in ("{", "[" * 100_000, "7", "null"):
+        (one / "samples.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"samples\.jsonl line 1"):
+            compare.run(one, one, images=images, split="test", out=tmp_path / "page")
+    (one / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="was drawn from other captions"):
+        compare.run(one, one, images=images, split="test", out=tmp_path / "page")
+
+
 def test_shares_of_colours_sum_to_one_and_know_no_place() -> None:
     halves = np.zeros((64, 64, 3), np.uint8)
     halves[:32] = RED

@@ -128,21 +128,23 @@ def _at_operation(number: int, call: Callable[[], None]) -> list[int]:
     return done
 
 
-def run_forked(function: Callable[[], None], folder: Path, log: Path) -> Ending:
+def run_forked(
+    function: Callable[[], None], folder: Path, log: Path, *, limit_s: float | None = None
+) -> Ending:
     """A function in a forked process whose output goes into `log`, until it ends or the limit."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         _child(function, folder, log)
-    status, usage, seconds = _wait(pid)
+    status, usage, seconds = _wait(pid, limit_s or LIMIT_S)
     output = log.read_text(errors="replace")
     output = output if len(output) < 40_000 else output[:20_000] + output[-20_000:]
     cpu_seconds = usage.ru_utime + usage.ru_stime
     return Ending(status, seconds, cpu_seconds, usage.ru_maxrss * 1024, output)
 
 
-def _wait(pid: int) -> tuple[int, resource.struct_rusage, float]:
+def _wait(pid: int, limit_s: float) -> tuple[int, resource.struct_rusage, float]:
     """Status, usage and seconds of a process; what this one could not run itself is not counted."""
     pause, seconds, last = 0.002, 0.0, time.monotonic()
     while True:
@@ -152,7 +154,7 @@ def _wait(pid: int) -> tuple[int, resource.struct_rusage, float]:
         last = now
         if done:
             return os.waitstatus_to_exitcode(status), usage, seconds
-        if seconds > LIMIT_S:
+        if seconds > limit_s:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)

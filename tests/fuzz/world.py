@@ -1,6 +1,6 @@
 """A folder of tiny files of every kind that tarkit reads, and the commands that read them.
 
-`build` makes it; `CASES` says which command reads which file. Paths are relative to the folder.
+`build` makes it; `CASES` of `cases.py` says which command reads which file.
 """
 
 import atexit
@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -22,7 +21,6 @@ import socket
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import transformers
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -44,222 +44,25 @@ from tarkit.train.dif_dtok import DifDtokConfig
 from tarkit.train.grpo import GrpoConfig
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.tokenizer import TokenizerConfig
-from tarkit.train.vqvae import VqvaeConfig
+from tarkit.train.vqvae import VqvaeConfig, VqvaeTask
 from tests import parts
+from tests.curate.test_score import save_dual_encoder
 from tests.curate.test_synthesize import save_flux
+from tests.eval.benchmark_parts.test_mask2former import save_clip, save_detector
 from tests.eval.test_lmms import save_stand_in
+from tests.fuzz.cases import BEGUN, OUT, Case, data_of, more_pictures
 from tests.fuzz.trial import Ending, run_command, run_forked
+from tests.inference.test_content_credentials import certificate, pem
 from tests.llm.stub_server import said
-from tests.llm.tiny import save_seer
+from tests.llm.tiny import save_seer, save_writer
 from tests.report.sample_runs import make_run
 from tests.train.test_dif_dtok import save_sana
 from tests.train.test_tokenizer import SIZES
 
 DOWNLOADER = Path(__file__).resolve().parents[1] / "curate/stand_in.py"
 GOLDENS = Path(__file__).resolve().parents[1] / "goldens"
-OUT = "trial/out"
 LOGS = ("commands.jsonl", "manifest.json", "answers.jsonl")
 ROW_COUNTS = ".row_counts.json"
-
-
-DOWNLOAD = (
-    f"curate download urls.txt --img2dataset ./downloader --allow-private --out {OUT} "
-    "--set shard_size=3 --set retries=0 --set num_threads=1 --set num_processes=1"
-)
-SYNTHESIZE = (
-    f"curate synthesize prompts --generator models/flux --out {OUT} --device cpu --set size_px=16 "
-    "--set steps=1 --set max_prompt_tokens=16 --set batch_size=2"
-)
-BEGUN = {"downloaded": DOWNLOAD}
-"""Folders whose --out a command of the world makes, for commands that go on with them."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kind of file: the file, the commands that read it, and whether its content is recorded.
-
-    `recorded`: its sha256, or that of what it lies in, is recorded elsewhere, so that no damage may
-    change a result in silence. `start`: a folder of which the trial's --out is a copy; a file in
-    trial/out is that copy's.
-    """
-
-    kind: str
-    file: str
-    commands: tuple[str, ...]
-    recorded: bool = False
-    start: str | None = None
-
-
-ENCODE = f"encode pictures --tokenizer models/tokenizer --out {OUT} --device cpu"
-CHATS = f"curate chats tokens --out {OUT}"
-TRAIN = (
-    f"train mllm mllm.toml --chats chats --tokenizer models/tokenizer --lm models/lm --out {OUT}"
-)
-DTOK = (
-    "train ar-dtok ar_dtok.toml --images pictures --tokenizer models/tokenizer "
-    f"--vqvae models/vqvae --out {OUT}"
-)
-VQVAE = f"train vqvae vqvae.toml --images pictures --out {OUT}"
-GENERATE = f"generate 'a red ring' --model tar --out {OUT}/picture.png --device cpu"
-DESCRIBE = "describe raw/00.png --model tar --device cpu --max-tokens 4"
-ASSEMBLE = (
-    "assemble --mllm models/mllm --tokenizer models/tokenizer --ar-dtok models/ar_dtok "
-    f"--vqvae models/vqvae --out {OUT}"
-)
-INGEST = "curate ingest {} --out " + OUT
-ASK_ONCE = " --set assistant.tries=1 --set assistant.retries=1"
-REPORT = f"report results/one results/two --out {OUT}"
-PROMPTS = "curate prompts {} --out " + OUT
-EXPORT = f"export hf tar --out {OUT}"
-
-
-def _cases() -> tuple[Case, ...]:
-    cases = []
-    manifests: dict[str, tuple[str, ...]] = {
-        "pictures": (f"inspect pictures --out {OUT}/s.png", "verify pictures", ENCODE, VQVAE),
-        "tokens": ("inspect tokens", "verify tokens", CHATS),
-        "chats": ("inspect chats", "verify chats", TRAIN),
-    }
-    for name, commands in manifests.items():
-        sheet = f" --out {OUT}/sheet.png" if name == "pictures" else ""
-        cases.append(Case("manifest", f"{name}/manifest.json", commands))
-        cases.append(Case("commands", f"{name}/commands.jsonl", (f"inspect {name}{sheet}",)))
-    cases += [
-        Case("shard", "pictures/00000.parquet", (ENCODE, DTOK, VQVAE), recorded=True),
-        Case("shard", "tokens/00000.parquet", (CHATS, "inspect tokens"), recorded=True),
-        Case("shard", "chats/00000.parquet", (TRAIN, "inspect chats"), recorded=True),
-        Case("tar", "pictures/00000.tar", (ENCODE, DTOK, VQVAE), recorded=True),
-        Case("tar of others", "others/00000.tar", (INGEST.format("others/00000.tar"),)),
-        Case("tar of others", "others/00000.tar.gz", (INGEST.format("others/00000.tar.gz"),)),
-        Case("table of others", "others/table.parquet", (INGEST.format("others/table.parquet"),)),
-        Case("picture", "raw/00.png", (INGEST.format("raw"), DESCRIBE, *_one("raw/00.png"))),
-        Case("picture", "raw/01.jpg", (INGEST.format("raw"), *_one("raw/01.jpg"))),
-        *(
-            Case("picture", f"more/{name}", (INGEST.format("more"), *_one(f"more/{name}")))
-            for name in _more_pictures()
-        ),
-        Case("caption", "raw/00.txt", (INGEST.format("raw"),)),
-        Case("captions", "captions.csv", (INGEST.format("raw --captions captions.csv"),)),
-        Case("captions", "captions.jsonl", (INGEST.format("raw --captions captions.jsonl"),)),
-        Case("questions", "questions.json", (INGEST.format("raw --questions questions.json"),)),
-        *(
-            Case("prompts", f"prompts.{kind}", (PROMPTS.format(f"prompts.{kind}"),))
-            for kind in ("txt", "csv", "jsonl", "parquet")
-        ),
-        Case(
-            "prompts",
-            "few.txt",
-            (f"generate --prompts few.txt --model tar --out {OUT} --device cpu",),
-        ),
-        Case("text", "text.txt", (f"curate chats --text text.txt --out {OUT}",)),
-        Case("settings", "mllm.toml", (TRAIN,)),
-        Case("settings", "vqvae.toml", (VQVAE,)),
-        Case("settings", "chats.toml", (CHATS + " --config chats.toml",)),
-        Case("settings", "assemble.toml", (ASSEMBLE + " --config assemble.toml",)),
-        Case("npz", "reference.npz", (f"eval gfid raw reference.npz --model tar --out {OUT}",)),
-        Case("results", "results/one/results.json", (REPORT, "inspect results/one")),
-        Case("scores", "results/one/scores.parquet", (REPORT,)),
-        Case("samples", "results/one/samples/00000/0000.png", (REPORT,)),
-        Case("metrics", "half/metrics.jsonl", (f"report half --out {OUT}", "inspect half")),
-        Case("run.toml", "trained/run.toml", (f"report trained --out {OUT}", "inspect trained")),
-        Case("manifest", "trained/manifest.json", (f"report trained --out {OUT}",)),
-        Case("published", "others/ta_tok_tiny.pth", (_convert("ta_tok_tiny.pth"),)),
-        Case("row counts", "pictures/.row_counts.json", (ENCODE, DTOK)),
-        Case("published", "others/vq.pt", (_convert("vq.pt"),)),
-        Case("published", "others/ar_dtok.pth", (_convert("ar_dtok.pth"),)),
-    ]
-    uses = {
-        "mllm": (ASSEMBLE,),
-        "tokenizer": (ENCODE, ASSEMBLE),
-        "ar_dtok": (ASSEMBLE,),
-        "vqvae": (ASSEMBLE, DTOK),
-        "lm": (TRAIN,),
-    }
-    for name, commands in uses.items():
-        model = f"models/{name}"
-        cases.append(Case("config", f"{model}/config.json", (*commands, f"inspect {model}")))
-        cases.append(Case("weights", f"{model}/model.safetensors", commands, recorded=True))
-    cases += [Case("tokenizer", f"models/{name}/tokenizer.json", (uses[name])) for name in ("lm",)]
-    cases += [
-        Case("config", "tar/config.json", (GENERATE, DESCRIBE, EXPORT)),
-        Case("config", "tar/mllm/config.json", (GENERATE, DESCRIBE, EXPORT)),
-        Case("config", "tar/ar_dtok/config.json", (GENERATE,)),
-        Case("tokenizer", "tar/mllm/tokenizer.json", (GENERATE, DESCRIBE)),
-        Case("weights", "tar/mllm/model.safetensors", (GENERATE, DESCRIBE, EXPORT), recorded=True),
-        Case("weights", "tar/vqvae/model.safetensors", (GENERATE,), recorded=True),
-    ]
-    cases += [
-        Case("checkpoint", f"{OUT}/{name}", (TRAIN,), recorded=recorded, start="half")
-        for name, recorded in (
-            ("state/step-0000004/state.json", True),
-            ("state/step-0000004/SHARD", True),
-            ("manifest.json", False),
-            ("metrics.jsonl", False),
-        )
-    ]
-    for verb, words in (("caption", "pictures"), ("split", "prompts"), ("judge", "pictures")):
-        examples = " --examples examples.txt" if verb == "caption" else ""
-        command = f"curate {verb} {words} --llm m --server SERVER{examples} --out {OUT}"
-        command += ASK_ONCE
-        cases.append(Case("server answer", f"{verb}.http", (command,)))
-    for name, path in BENCHMARKS.items():
-        command = f"eval prepare {name} {data_of(name)} --out {OUT}"
-        cases.append(Case("benchmark", path, (command,)))
-    draw, score = (f"eval {verb} {OUT}" for verb in ("generate", "score"))
-    draw += " --model mini --device cpu"
-    for start, names, commands in (
-        ("drawn", ("items.parquet", "samples/manifest.json"), (draw, f"{score} --scorer shapes")),
-        (
-            "drawn",
-            ("manifest.json", "samples/00000/samples/0000.png"),
-            (f"{score} --scorer shapes",),
-        ),
-        ("answered", ("items.parquet", "answers/manifest.json", "answers/00000.jsonl"), (score,)),
-    ):
-        for name in names:
-            recorded = name == "items.parquet"
-            cases.append(Case("run", f"{OUT}/{name}", commands, recorded=recorded, start=start))
-    return tuple(cases)
-
-
-# What `eval prepare` reads: all but DPG's table and the tables' pictures stand in it by name.
-BENCHMARKS = {
-    "geneval": "bench/geneval.jsonl",
-    "geneval2": "bench/geneval2.jsonl",
-    "dpg": "bench/dpg.csv",
-    "pope": "bench/pope.jsonl",
-    "mme": "bench/mme/existence/0.txt",
-    "mmbench": "bench/mmbench.tsv",
-    "seed": "bench/seed.json",
-    "gqa": "bench/gqa.json",
-    "mmmu": "bench/mmmu.parquet",
-    "mmvp": "bench/mmvp/Questions.csv",
-}
-
-
-def data_of(name: str) -> str:
-    """The options of `eval prepare` and `eval NAME` for the data of a benchmark."""
-    data = {"mme": "bench/mme", "mmvp": "bench/mmvp"}.get(name, BENCHMARKS[name])
-    return f"--data {data}" + (" --images raw" if name in ("pope", "seed", "gqa") else "")
-
-
-def _more_pictures() -> tuple[str, ...]:
-    """Pictures of the formats that Pillow, or a plug-in beside it, reads here."""
-    from PIL import features
-
-    names = ["a.gif", "b.tif", "c.bmp", "d.jp2"] + ["e.avif"] * bool(features.check("avif"))
-    return (*names, *(["f.heic"] if importlib.util.find_spec("pillow_heif") else []))
-
-
-def _one(picture: str) -> tuple[str, ...]:
-    return (f"reconstruct {picture} --model tar --out {OUT}/sheet.png --device cpu",)
-
-
-def _convert(name: str) -> str:
-    return f"models convert others/{name} --out {OUT}"
-
-
-CASES = _cases()
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -279,10 +82,13 @@ def build(folder: Path) -> None:
         _settings,
         _artifacts,
         _trainings,
+        _half_trainings,
         _results,
         _others,
+        _judges,
         _answers,
         _benchmarks,
+        _annotations,
         _begun,
     ):
         make(folder)
@@ -318,9 +124,9 @@ def _sources(folder: Path) -> None:
         (raw / f"{number:02d}.txt").write_text(f"a photo of {number} red rings")
     more = folder / "more"
     more.mkdir()
-    if "f.heic" in _more_pictures():
+    if "f.heic" in more_pictures():
         importlib.import_module("pillow_heif").register_heif_opener()
-    for number, name in enumerate(_more_pictures()):
+    for number, name in enumerate(more_pictures()):
         pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(more / name)
 
@@ -407,23 +213,35 @@ def _artifacts(folder: Path) -> None:
 
 
 def _trainings(folder: Path) -> None:
-    words = "--chats @chats --tokenizer @models/tokenizer --lm @models/lm"
-    run(folder, f"train mllm @mllm.toml {words} --out @trained")
-    real: Callable[..., Any] = MllmTask.loss
+    words = "--tokenizer @models/tokenizer --lm @models/lm"
+    run(folder, f"train mllm @mllm.toml --chats @chats {words} --out @trained")
+    _half(folder, MllmTask, 5, f"train mllm @mllm.toml --chats @chats {words} --out @half")
+    words = "--encoder @models/encoder --lm @models/lm --images @pictures"
+    run(folder, f"train tokenizer @tokenizer.toml {words} --out @spoken")
 
-    def loss(self: MllmTask, model: Any, batch: Any, step: int) -> Any:
-        if step == 5:
+
+def _half_trainings(folder: Path) -> None:
+    words = "--tokenizer @models/tokenizer --lm @models/mllm"
+    command = f"train mllm @finetune.toml --chats @chats {words} --out @half_tuned"
+    _half(folder, MllmTask, 2, command)
+    command = "train vqvae @vqvae.toml --images @pictures --set checkpoint_every=1"
+    _half(folder, VqvaeTask, 1, f"{command} --out @half_vqvae")
+
+
+def _half(folder: Path, task: Any, last: int, command: str) -> None:
+    """A training that ends in its step `last` as one that is killed."""
+    real: Callable[..., Any] = task.loss
+
+    def loss(self: Any, model: Any, batch: Any, step: int) -> Any:
+        if step == last:
             raise _Stopped
         return real(self, model, batch, step)
 
-    MllmTask.loss = loss  # type: ignore[method-assign]
+    task.loss = loss
     try:
-        words = words.replace("@", f"{folder}/")
-        done = CliRunner().invoke(
-            app, shlex.split(f"train mllm {folder}/mllm.toml {words} --out {folder}/half")
-        )
+        done = CliRunner().invoke(app, shlex.split(command.replace("@", f"{folder}/")))
     finally:
-        MllmTask.loss = real  # type: ignore[method-assign]
+        task.loss = real
     assert isinstance(done.exception, _Stopped), done.output
 
 
@@ -457,6 +275,71 @@ def _others(folder: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4 * width, width))
     np.savez(folder / "reference.npz", mu=values.mean(0), sigma=np.cov(values.T))
+
+
+def _judges(folder: Path) -> None:
+    """Models of other programs that score pictures, and a language model in two files."""
+    save_detector(folder / "models/m2f")
+    save_clip(folder / "models/clip")
+    save_dual_encoder(folder / "models/clip_scorer", "clip")
+    writer, sharded = save_writer(folder / "models/writer"), folder / "models/sharded"
+    shutil.copytree(writer, sharded, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(writer)
+    model.save_pretrained(sharded, max_shard_size="20KB")
+    key, root = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    chain = certificate("Ada", key, "Root", root) + certificate("Root", root, "Root", root)
+    (folder / "owner.pem").write_bytes(pem(key) + chain)
+
+
+def _annotations(folder: Path) -> None:
+    """Captions, questions and lists in the forms of other programs."""
+    place = folder / "annotations"
+    place.mkdir()
+    names = sorted(path.name for path in (folder / "raw").glob("*.[pjw]*"))
+    rows = [{"image": name, "caption": f"a picture of {name}"} for name in names]
+    asked = [{"image": name, "question": "What?", "answer": "A ring."} for name in names]
+    pq.write_table(pa.Table.from_pylist(rows), place / "captions.parquet")
+    pq.write_table(pa.Table.from_pylist(asked), place / "questions.parquet")
+    lines = ["image\tcaption", *(f"{row['image']}\t{row['caption']}" for row in rows)]
+    (place / "captions.tsv").write_text("\n".join(lines) + "\n")
+    coco: dict[str, Any] = {"images": [], "annotations": []}
+    for number, row in enumerate(rows):
+        coco["images"].append({"id": number, "file_name": row["image"]})
+        coco["annotations"].append({"id": number, "image_id": number, "caption": row["caption"]})
+    (place / "coco.json").write_text(json.dumps(coco))
+    kohya = {row["image"]: {"caption": row["caption"], "tags": "ring, red"} for row in rows}
+    (place / "kohya.json").write_text(json.dumps(kohya))
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ring."}]
+    llava = [{"id": name, "image": name, "conversations": turns} for name in names]
+    (place / "llava.json").write_text(json.dumps(llava))
+    said_by = [
+        {"role": "user", "content": "<image> What?"},
+        {"role": "assistant", "content": "It."},
+    ]
+    messages = [{"image": name, "messages": said_by} for name in names]
+    (place / "messages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in messages))
+    for name in ("folder", "csv_folder"):
+        (folder / name).mkdir()
+        for picture in names:
+            shutil.copy(folder / "raw" / picture, folder / name)
+    about = [{"file_name": row["image"], "text": row["caption"]} for row in rows]
+    lines = [json.dumps(row) + "\n" for row in about]
+    (folder / "folder/metadata.jsonl").write_text("".join(lines))
+    lines = ["file_name,text", *(",".join(row.values()) for row in about)]
+    (folder / "csv_folder/metadata.csv").write_text("\n".join(lines) + "\n")
+    (folder / "pictures.txt").write_text("".join(f"raw/{name}\n" for name in names))
+    (folder / "shards.txt").write_text("others/00000.tar\n")
+    (folder / "served").mkdir()
+    shutil.copy(folder / "others/00000.tar", folder / "served/a.tar")
+    blobs = [png_bytes(np.full((9, 8, 3), 40 * n, np.uint8)) for n in range(2)]
+    pictures = [[{"bytes": blob, "path": "a.png"}] for blob in blobs]
+    table = pa.table({"images": pictures, "caption": pa.array(["a", "a"]).dictionary_encode()})
+    pq.write_table(table, folder / "others/list.parquet")
+    (folder / "published/pope").mkdir(parents=True)
+    shutil.copy(folder / "bench/pope.jsonl", folder / "published/pope/coco_pope_random.json")
+    texts = [{"text": f"{caption} and more"} for caption in parts.CAPTIONS * 3]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    pq.write_table(pa.Table.from_pylist(texts), folder / "text.parquet")
 
 
 def _answers(folder: Path) -> None:
@@ -537,6 +420,13 @@ def _begun(folder: Path) -> None:
         for n in range(2)
     )
     Path("verdicts.jsonl").write_text(verdicts)
+    seen = [{"class": "cow", "box": [0, 0, 9.5, 9], "score": 0.9, "color": "red"}]
+    detections = "".join(
+        json.dumps({"filename": f"{row:05d}/samples/{n:04d}.png", "detections": seen}) + "\n"
+        for row in range(2)
+        for n in range(2)
+    )
+    Path("detections.jsonl").write_text(detections)
     shutil.move(OUT, "drawn")
     run(folder, f"eval prepare pope {data_of('pope')} --out {OUT}")
     shutil.copytree(OUT, "asked")
@@ -546,6 +436,8 @@ def _begun(folder: Path) -> None:
     shutil.move(OUT, "torn")
     run(folder, "generate --prompts pictures --model tar --device cpu --out trial")
     shutil.move("trial", "sketched")
+    run(folder, "curate score pictures --scorer pixels --out scored")
+    run(folder, "export hf tar --out exported")
     os.truncate("torn/00000.tar", 700)
     os.unlink("torn/00001.parquet")
 
@@ -565,12 +457,13 @@ def serve(folder: Path, listening: socket.socket) -> None:
 
 
 def _answer(folder: Path, connection: socket.socket) -> bytes:
-    """What a request gets: a picture of `raw` by its name, else the newest .http file."""
+    """What a request gets: a file of `raw` or `served` by its name, else the newest .http file."""
     with connection.makefile("rb") as request:
         words = request.readline().split()
         header = b"".join(iter(request.readline, b"\r\n" if words else b"")).lower()
         if words and words[0] == b"GET":
-            file = folder / "raw" / Path(words[1].decode()).name
+            name = Path(words[1].decode()).name
+            file = folder / ("served" if name.endswith(".tar") else "raw") / name
             body = file.read_bytes() if file.is_file() else None
             status = b"404 Not Found" if body is None else b"200 OK"
             head = b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
@@ -662,6 +555,8 @@ class World:
         names = ("00.png", "01.jpg", "missing.jpg", "02.png", "03.webp")
         urls = "".join(f"{self.url}/{name}\n" for name in names)
         (self.folder / "urls.txt").write_text(urls)
+        rows = "".join(f"{url},a picture\n" for url in urls.split())
+        (self.folder / "urls.csv").write_text(f"url,caption\n{rows}")
         downloader = f'#!/bin/sh\nexec {sys.executable} {DOWNLOADER} "$@"\n'
         (self.folder / "downloader").write_text(downloader)
         (self.folder / "downloader").chmod(0o755)
@@ -670,14 +565,12 @@ class World:
             serve(self.folder, listening)
             os._exit(0)
         atexit.register(os.kill, self.server, signal.SIGKILL)
-        built = run_forked(lambda: build(self.folder), self.folder, self.log)
-        assert built.status == 0, built.output
+        built = run_forked(lambda: build(self.folder), self.folder, self.log, limit_s=1800)
+        assert built.status == 0, f"{built.output}\nstatus {built.status}"
         for name, command in BEGUN.items():  # a fork each, as the parent may start no threads
             ending, _ = self.run(command.replace("SERVER", self.url))
             assert ending.status in (0, 3), ending.output
             shutil.move(self.folder / OUT, self.folder / name)
-        shards = self.folder / "half/state/step-0000004"
-        self.shard = next(path.name for path in shards.glob("*.safetensors"))
         self.kept = folder / "kept"
         shutil.copytree(self.folder, self.kept, copy_function=shutil.copy2)
         self.before = _listing(self.folder)
@@ -685,7 +578,10 @@ class World:
         self.unsteady: dict[tuple[str | None, str], set[str]] = {}
 
     def file(self, case: Case) -> Path:
-        return self.folder / case.file.replace("SHARD", self.shard)
+        """The file of a case; of a pattern, such as `*/x.json`, the first one that fits."""
+        if "*" not in case.file:
+            return self.folder / case.file
+        return min(self.folder.glob(case.file))
 
     def start(self, case: Case) -> None:
         shutil.rmtree(self.folder / "trial", ignore_errors=True)

@@ -214,6 +214,20 @@ def test_killed_and_run_again_the_bytes_are_the_same(
     assert [len(asked["seeds"]) for asked in tar.asked] == [16, 8]
 
 
+def test_a_drawn_picture_that_is_damaged_since_is_named(tar: GreyTar, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a ring\n")
+    generate.run_file(tmp_path / "p.txt", out=tmp_path / "out")
+    (picture,) = tmp_path.glob("out/0*/*.png")
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) - 40])
+    with pytest.raises(UserError, match=r"0000\.png cannot be read") as error:
+        generate.run_file(tmp_path / "p.txt", out=tmp_path / "out")
+    assert error.value.hint == f"rm {picture}; then the same command draws it again"
+    picture.unlink()
+    generate.run_file(tmp_path / "p.txt", out=tmp_path / "out")
+    assert picture.read_bytes() == whole
+
+
 def test_other_settings_in_the_same_folder_are_refused(tar: GreyTar, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a ring\n")
     generate.run_file(tmp_path / "p.txt", out=tmp_path / "out")
@@ -248,3 +262,8 @@ def test_the_record_of_a_chosen_picture_names_the_judge_and_where_it_read(
     record = json.loads(line)
     assert record["reflection"] == {**asdict(how), "read_scale": 1}
     assert record["chosen"] == {"score": 0.7, "candidate": 2, "tried": 4}
+    (tmp_path / "p.txt").write_text("a ring\n")
+    generate.run_file(tmp_path / "p.txt", out=tmp_path / "out", reflection=how)
+    Image.new("RGB", (8, 8)).save(tmp_path / "out/00000/0000.png")
+    with pytest.raises(UserError, match="does not say which candidate it is"):
+        generate.run_file(tmp_path / "p.txt", out=tmp_path / "out", reflection=how)

@@ -447,6 +447,14 @@ def test_a_half_written_list_is_mended_and_two_artifacts_are_told_apart(tmp_path
     assert file.read_text() == first + first.replace("one", "two")
 
 
+@pytest.mark.parametrize("line", ["null", "[1]", "{}", '{"chats": [], "key": 1}', "[" * 100_000])
+def test_a_damaged_line_of_the_list_stops_no_training(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "too_long.jsonl"
+    file.write_text(f"{line}\n")
+    TooLongChats(file).add("one", "00000-000001", tokens=9, length=5)
+    assert file.read_text().count("00000-000001") == 1
+
+
 def test_a_step_of_nothing_but_long_chats_learns_nothing(
     chats: Path, models: dict[str, Path]
 ) -> None:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import accelerate.utils
+import numpy as np
 import pytest
 import torch
 from accelerate.utils.operations import recursively_apply
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -293,6 +295,15 @@ def require_equal(out: Path, whole: Path) -> None:
     assert found.idle < 1e-3, found
 
 
+def require_equal_sheets(out: Path, whole: Path, *, steps: Sequence[int]) -> None:
+    """Both have a sheet after each of the steps, and the sheets agree to a grey level of 255."""
+    for folder in (out, whole):
+        assert [int(file.stem) for file in sorted((folder / "samples").iterdir())] == [*steps]
+    for file in (out / "samples").iterdir():
+        one, other = (Image.open(path / "samples" / file.name) for path in (out, whole))
+        assert np.asarray(ImageChops.difference(one, other)).max() <= 1, file
+
+
 def split(name: str, data: Mapping[str, Path], out: Path, **changes: Any) -> dict[str, Any]:
     """A job in passes of two rows, where a step can be split, that keeps inputs of blocks alone."""
     rows: dict[str, Any] = {} if name in WHOLE else {"micro_batch_size": 2}
@@ -323,6 +334,8 @@ def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path
     names = ("tokenizer", "encoder", "mllm")
     jobs = [job("tokenizer", data, tmp_path / "tokenizer_shared")]
     jobs += [split(name, data, tmp_path / f"{name}_full", sharding="full") for name in names]
+    sheets: dict[str, Any] = {"sample_every": 2}
+    jobs += [split("ar_dtok", data, tmp_path / "ar_dtok_full", sharding="full", **sheets)]
     lora = AdapterConfig(rank=4, train_embeddings=True)
     jobs += [job("mllm", data, tmp_path / "lora_full", lora=lora, sharding="full")]
     torchrun(jobs, tmp_path)
@@ -332,6 +345,9 @@ def test_two_processes_leave_a_training_as_it_is(data: dict[str, Path], tmp_path
         start(**job(name, data, tmp_path / name))
         require_equal(tmp_path / f"{name}_full", tmp_path / name)
     require_equal(tmp_path / "tokenizer_shared", tmp_path / "tokenizer")
+    start(**job("ar_dtok", data, tmp_path / "ar_dtok", **sheets))
+    require_equal(tmp_path / "ar_dtok_full", tmp_path / "ar_dtok")
+    require_equal_sheets(tmp_path / "ar_dtok_full", tmp_path / "ar_dtok", steps=(2, 4))
 
 
 WAYS = ("4 micro-batches", "2 processes, DDP", "2 processes, FSDP2", "2 processes, then 1")

@@ -1,19 +1,24 @@
 """Trainings on data at URLs: the same to the bit as on local data, and little of it fetched."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tarkit.artifacts.remote import local_path
 from tarkit.config import write_toml
 from tarkit.train import mllm, vqvae
+from tarkit.train.batch_workers import BatchPart, read_part, without_networks
 from tarkit.train.mllm import MllmConfig, MllmTask
 from tarkit.train.vqvae import VqvaeConfig
 from tests import parts
 from tests.bucket import Uses, new_bucket
+from tests.train import test_mllm, test_vqvae
 from tests.train.conftest import Stopped, metrics
+from tests.train.test_batches import tensors
 from tests.train.test_mllm import SETTINGS
 
 NUM_SHARDS = 120  # of a row of each task, so that a few steps read dozens of them
@@ -111,3 +116,21 @@ def test_an_image_vq_from_a_url_is_that_from_a_folder(
     ]
     weights = [(path / "model.safetensors").read_bytes() for path in trained]
     assert weights[0] == weights[1]
+
+
+def test_what_a_worker_process_is_given_reads_from_urls(
+    pictures: Path, chats: Path, models: dict[str, Path], bucket: Uses
+) -> None:
+    """The task as it is sent to a worker; the slow test above trains with real ones."""
+    for name, folder, task_of in (
+        ("chats", chats, lambda path: test_mllm.task(path, models, models["lm"])),
+        ("pictures", pictures, test_vqvae.task),
+    ):
+        sent = without_networks(task_of(local_path(bucket.put(folder, name))))
+        part = BatchPart(7, 2, 1, 2)
+        expected, read = (
+            tensors(read_part(t, part)) for t in (task_of(folder), pickle.loads(sent))
+        )
+        assert len(expected) == len(read) > 0
+        assert all(torch.equal(a, b) for a, b in zip(expected, read, strict=True)), name
+        assert any(shard.startswith(f"{name}/") for shard in shards_fetched(bucket))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -23,6 +24,7 @@ from tarkit.train.loop_config import LoopConfig
 from tarkit.train.optimizers import make_optimizers, weight_rms
 from tarkit.train.parallelism import Parallelism
 from tarkit.train.sharded_tensors import is_split, local, whole, whole_values
+from tarkit.train.sharding import FullySharded
 from tarkit.train.state import Checkpoints
 from tarkit.train.weight_average import averaged_weights
 
@@ -232,6 +234,37 @@ def test_two_processes_that_hold_halves_do_what_one_does_alone(tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("right") == 2 * len(CHECKS)
+
+
+def test_the_whole_model_is_on_the_device_for_as_long_as_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = FullySharded(Accelerator(cpu=True), settings())
+    shared.whole = net = Net()
+    values = [*net.parameters(), *net.buffers()]
+    on_cpu = [value.data_ptr() for value in values]
+    rooms = len(values)
+
+    def to(values: Tensor, device: torch.device) -> Tensor:
+        """A device with room for some tensors."""
+        nonlocal rooms
+        if not rooms:
+            raise torch.OutOfMemoryError
+        rooms -= 1
+        return values.clone()
+
+    monkeypatch.setattr(Tensor, "to", to)
+    with shared.own_model_on_device() as fits:
+        assert fits
+        assert not {value.data_ptr() for value in values} & set(on_cpu)
+    assert [value.data_ptr() for value in values] == on_cpu
+    rooms = 3
+    with shared.own_model_on_device() as fits:
+        assert not fits
+        assert [value.data_ptr() for value in values] == on_cpu
+    monkeypatch.undo()
+    rows = net(ROWS)
+    rows.backward()  # nothing of it has stayed elsewhere
 
 
 def test_sharding_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

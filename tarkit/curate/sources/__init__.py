@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from tarkit.artifacts.files import is_system_file, read_lines
+from tarkit.artifacts.files import is_system_file, read_lines, require_file
 from tarkit.artifacts.manifest import MANIFEST, read_manifest
 from tarkit.artifacts.remote import (
     clean_url,
@@ -94,6 +94,8 @@ def list_source(
             f"the source {pattern} does not exist",
             hint="give a folder, .parquet, .tar, .tar.gz or .txt",
         )
+    if not source.is_dir():
+        require_file(source)
     if source.is_file() and source.suffix == ".txt" and _names_pictures(source):
         return Listing("folder", StoredItems(list_pictures(source)))
     if source.is_file() and source.suffix == ".txt":

@@ -1,5 +1,6 @@
 """Items of a source, and functions that read its names and texts, which are not trusted."""
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -154,9 +155,13 @@ def caption_of(blob: bytes, name: str) -> tuple[str, ...]:
 
 
 def text_of(blob: bytes, name: str) -> str:
-    """The UTF-8 text of bytes; ValueError that names them by `name`."""
+    """The text of bytes in UTF-8, or in UTF-16 with its mark; ValueError that names them by `name`.
+
+    No text in UTF-8 begins as UTF-16's mark does.
+    """
+    is_utf16 = blob.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return blob.decode(UTF8)
+        return blob.decode("utf-16" if is_utf16 else UTF8)
     except UnicodeDecodeError as error:
         raise ValueError(f"{shown(name)} is not UTF-8 text: {error.reason}") from None
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarkit.artifacts.remote import fetched
-from tarkit.artifacts.tables import BUFFER_BYTES
+from tarkit.artifacts.tables import BUFFER_BYTES, batch_rows
 from tarkit.curate.sources.items import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -66,7 +66,11 @@ def parquet_items(path: Path, label: str) -> Iterator[SourceItem]:
             for group in range(file.num_row_groups):
                 num_listed = 1 if column.name in paths else LISTED_ROWS
                 texts = _texts(file, group, [*columns, *paths], num_listed)
-                for place, row in enumerate(texts):
+                for place, (row, problem) in enumerate(texts):
+                    if problem:
+                        yield SourceItem(f"{label}#{number}", error=f"its row {problem}")
+                        number += 1
+                        continue
                     for item in _row_items(path, f"{label}#{number}", column, group, place, row):
                         facts = replace(
                             item,
@@ -88,13 +92,13 @@ def _opened(path: Path) -> pq.ParquetFile:
 
 def _texts(
     file: pq.ParquetFile, group: int, columns: list[str], num_rows: int
-) -> Iterator[dict[str, Any]]:
-    """The columns but the pictures of every row, under names in lower case."""
+) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The columns but the pictures of every row, under names in lower case, or why not."""
     if not columns:
-        yield from itertools.repeat({}, file.metadata.row_group(group).num_rows)
+        yield from itertools.repeat(({}, None), file.metadata.row_group(group).num_rows)
         return
     for batch in file.iter_batches(num_rows, row_groups=[group], columns=columns):
-        yield from map(lowered, batch.to_pylist())
+        yield from ((lowered(row), problem) for row, problem in batch_rows(batch))
 
 
 def _row_items(
@@ -185,7 +189,7 @@ def _other_columns(schema: pa.Schema, image: _ImageColumn) -> tuple[list[str], l
 def _picture_bytes(path: Path, column: _ImageColumn, group: int, place: int, index: int) -> bytes:
     try:
         value = _cursor(path, column.name).value(group, place).as_py()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise OSError(f"row group {group} is damaged: {reason_of(error)}") from None
     if column.is_list:
         value = value[index]

@@ -26,7 +26,7 @@ def read_detections(file: Path) -> dict[str, list[Detection]]:
         try:
             row = json.loads(line)
             name, objects = str(row["filename"]), [_detection(each) for each in row["detections"]]
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{file}:{number} is not a line of detections: {error}") from None
         if name in detections:
             raise UserError(f"{file}:{number} has {name} for the second time")

@@ -10,7 +10,6 @@ The suffixes of prompts are those of lmms-eval, with which the paper's figures w
 from __future__ import annotations
 
 import base64
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from tarkit.terminal import print_note
 
 SHORT_SUFFIX = "\nAnswer the question using a single word or phrase."
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+UNFIT = re.compile("[\0\ud800-\udfff]")
 MAX_NAME_BYTES = 255
 PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 
@@ -144,7 +144,8 @@ def file_inside(folder: Path, name: Any, place: str) -> Path:
 
     Raises UserError for what cannot be the name of a file, and where it leaves the folder.
     """
-    if not isinstance(name, str) or "\0" in name or len(os.fsencode(name)) > MAX_NAME_BYTES:
+    size = len(name.encode("utf-8", "replace")) if isinstance(name, str) else 0
+    if not isinstance(name, str) or UNFIT.search(name) or size > MAX_NAME_BYTES:
         raise UserError(f"{place}: the picture {name!r:.100} is not the name of a file")
     portable = name.replace("\\", "/")
     forms = (name, portable, *(unicodedata.normalize(form, portable) for form in ("NFC", "NFD")))

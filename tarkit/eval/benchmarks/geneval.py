@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tarkit.artifacts.files import read_lines, write_whole
-from tarkit.artifacts.tables import AGAIN, FileRow, read_json_lines
+from tarkit.artifacts.tables import AGAIN, FileRow, read_json_records
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.detections import read_detections
 from tarkit.eval.benchmark_parts.export_layouts import run_pictures, write_adm_npz
@@ -57,7 +57,7 @@ def default_items() -> list[ItemRow]:
 
 def read_geneval(path: Path, images: Path | None) -> list[ItemRow]:
     """Prompts of a file in the layout of `evaluation_metadata.jsonl`: another benchmark."""
-    return _items([_record(row) for row in read_json_lines(path, encoding=encoding_of(path))])
+    return _items([_record(row) for row in read_json_records(path, encoding=encoding_of(path))])
 
 
 def _items(records: Sequence[dict[str, Any]]) -> list[ItemRow]:

@@ -40,7 +40,7 @@ from PIL import Image
 from tarkit.artifacts.digests import file_sha256
 from tarkit.artifacts.files import write_whole
 from tarkit.artifacts.manifest import begin_directory
-from tarkit.artifacts.tables import AGAIN, read_json_lines
+from tarkit.artifacts.tables import AGAIN, read_json_records
 from tarkit.errors import UserError
 from tarkit.eval.benchmark_parts.export_layouts import run_pictures, write_adm_npz
 from tarkit.eval.benchmark_parts.question_files import encoding_of
@@ -81,7 +81,7 @@ AskJudge = Callable[[Sequence[tuple[Path, AtomQuestion]]], list[str]]
 def read_geneval2(path: Path, images: Path | None) -> list[ItemRow]:
     """The prompts of `geneval2_data.jsonl`; raises UserError for a line of another form."""
     rows: list[ItemRow] = []
-    for row in read_json_lines(path, encoding=encoding_of(path)):
+    for row in read_json_records(path, encoding=encoding_of(path)):
         line = row.require()
         fault = _fault(line)
         if fault is not None:

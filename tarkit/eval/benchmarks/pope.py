@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tarkit.artifacts.files import write_whole
-from tarkit.artifacts.tables import read_json_lines
+from tarkit.artifacts.tables import read_json_records
 from tarkit.eval.benchmark_parts.export_layouts import file_name, run_answers
 from tarkit.eval.benchmark_parts.question_files import (
     SHORT_SUFFIX,
@@ -32,12 +32,12 @@ from tarkit.scoring.statistics import chance_floor
 
 
 def read_pope(path: Path, images: Path | None) -> list[ItemRow]:
-    """Lines of question_id, image, text and label; each file of a folder is a split."""
+    """Lines, or a list, of question_id, image, text and label; each file of a folder is a split."""
     folder = require_images(path, images, "POPE")
     rows = []
     for file in files_of(path, "*.json*") if path.is_dir() else [path]:
         split = file.stem.removeprefix("coco_pope_")
-        for line in read_json_lines(file, encoding=encoding_of(file)):
+        for line in read_json_records(file, encoding=encoding_of(file)):
             number, row = line.number, line.require()
             place = f"{file}:{number}"
             require_texts(row, ("image", "text", "label"), place)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from tarkit.checkpoints.representation import TEXT_ALIGNED
 from tarkit.models.ar_decoding import cache_shape
 from tarkit.models.ar_dtok import ArDtok, ArDtokArch
 from tarkit.models.ta_tok import TaTok, TaTokArch
@@ -39,8 +40,9 @@ def grpo(settings: Settings, start: Start) -> Workload:
     assert ta_tok is not None
     pictures, with_chats = settings["batch_size"], settings["chats_size"] > 0
     alone = {} if with_chats else {"ratio": {"text": 1}, "length": max(2, start.text_tokens)}
+    language = {"representation": TEXT_ALIGNED, "lora": None}
     chats = mllm(
-        {**settings, "lora": None, "batch_size": max(1, settings["chats_size"]), **alone}, start
+        {**settings, **language, "batch_size": max(1, settings["chats_size"]), **alone}, start
     )
     chats_of_picture = settings["chats_size"] / pictures
     config, c = chats.model.config, bytes_of(settings)

@@ -9,6 +9,7 @@ import pytest
 
 from tarkit.artifacts.files import text_encoding
 from tarkit.errors import UserError
+from tarkit.eval.benchmark_parts.detections import read_detections
 from tarkit.eval.benchmark_parts.dsg import read_graphs
 from tarkit.eval.benchmark_parts.question_files import file_inside, picture_fields
 from tarkit.eval.benchmarks import load_benchmark
@@ -106,3 +107,10 @@ def test_a_cell_of_dpgs_table_may_be_long_and_a_number_must_be_one(tmp_path: Pat
     file.write_text(head + f"a,b,{'1' * 5_000},0,entity,Is it?\n")
     with pytest.raises(UserError, match="q.csv:2: proposition_id"):
         read_graphs(file)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "null", "7", '{"filename": "a", "detections": 1}'])
+def test_a_line_that_is_no_detections_is_a_sentence(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(UserError, match=r"a\.jsonl:1 is not a line of detections"):
+        read_detections(tmp_path / "a.jsonl")
