@@ -218,6 +218,7 @@ def _trainings(folder: Path) -> None:
     _half(folder, MllmTask, 5, f"train mllm @mllm.toml --chats @chats {words} --out @half")
     words = "--encoder @models/encoder --lm @models/lm --images @pictures"
     run(folder, f"train tokenizer @tokenizer.toml {words} --out @spoken")
+    run(folder, "encode @pictures --tokenizer @spoken --out @spoken_tokens --device cpu")
 
 
 def _half_trainings(folder: Path) -> None:
