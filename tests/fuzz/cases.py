@@ -279,7 +279,7 @@ def _models() -> list[Case]:
     rate = (
         f"curate score pictures --scorer clip --model models/clip_scorer --out {OUT} --device cpu"
     )
-    sharded = TRAIN.replace("models/lm", "models/sharded")
+    sharded = TRAIN.replace("models/lm", "models/sharded") + " --set embedding_start=mean"
     cases = [
         Case("card", "tar/card.md", ("inspect tar", EXPORT)),
         Case("manifest", "tar/manifest.json", ("inspect tar", "verify tar", EXPORT, GENERATE)),
@@ -295,7 +295,7 @@ def _models() -> list[Case]:
         Case("config", "models/lm/config.json", (TOKENIZER, DIALECT)),
         Case("config", "spoken/config.json", (DIALECT,)),
         Case("weights", "spoken/model.safetensors", (DIALECT,), recorded=True),
-        Case("manifest", "tokens/manifest.json", (DIALECT + " --tokens tokens",)),
+        Case("manifest", "spoken_tokens/manifest.json", (DIALECT + " --tokens spoken_tokens",)),
         Case("config", "models/ar_dtok/config.json", (draft,)),
         Case("weights", "models/ar_dtok/model.safetensors", (draft,), recorded=True),
         Case("model of others", "models/sharded/model.safetensors.index.json", (sharded,)),

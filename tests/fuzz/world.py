@@ -218,6 +218,7 @@ def _trainings(folder: Path) -> None:
     _half(folder, MllmTask, 5, f"train mllm @mllm.toml --chats @chats {words} --out @half")
     words = "--encoder @models/encoder --lm @models/lm --images @pictures"
     run(folder, f"train tokenizer @tokenizer.toml {words} --out @spoken")
+    run(folder, "encode @pictures --tokenizer @spoken --out @spoken_tokens --device cpu")
 
 
 def _half_trainings(folder: Path) -> None:
@@ -336,7 +337,9 @@ def _annotations(folder: Path) -> None:
     table = pa.table({"images": pictures, "caption": pa.array(["a", "a"]).dictionary_encode()})
     pq.write_table(table, folder / "others/list.parquet")
     (folder / "published/pope").mkdir(parents=True)
-    shutil.copy(folder / "bench/pope.jsonl", folder / "published/pope/coco_pope_random.json")
+    # As many questions as the published file has, half of which are answered by yes.
+    questions = (folder / "bench/pope.jsonl").read_bytes() * 1500
+    (folder / "published/pope/coco_pope_random.json").write_bytes(questions)
     texts = [{"text": f"{caption} and more"} for caption in parts.CAPTIONS * 3]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     pq.write_table(pa.Table.from_pylist(texts), folder / "text.parquet")
