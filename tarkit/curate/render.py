@@ -117,7 +117,11 @@ class RenderPlan(ShardPlan):
 
     @property
     def recorded(self) -> Mapping[str, Any]:
-        return self.settings.model_dump(exclude={"num_workers"})
+        recorded = self.settings.model_dump(exclude={"num_workers"})
+        if not self.settings.prompt.reworded:
+            # Artifacts that were begun before there were such prompts do not record their weight.
+            del recorded["prompt"]["reworded"]
+        return recorded
 
     @property
     def shards(self) -> Sequence[str]:

@@ -112,6 +112,16 @@ def test_every_picture_has_different_questions_with_answers(small: Artifact) -> 
         assert all(pair["answer"] for pair in row["qa"])
 
 
+def test_what_is_recorded_leaves_out_a_kind_that_older_artifacts_did_not_have(
+    tmp_path: Path,
+) -> None:
+    """Artifacts that were begun before can be gone on with."""
+    plans = [
+        RenderPlan(out=tmp_path, overrides=[f"prompt.reworded={weight}"]) for weight in (0, 0.5)
+    ]
+    assert [plan.recorded["prompt"].get("reworded") for plan in plans] == [None, 0.5]
+
+
 def test_the_weights_choose_the_kind_of_prompt(tmp_path: Path) -> None:
     dense = ["prompt.g0=0", "prompt.g1=0", "prompt.g2=1"]
     artifact = RenderPlan(out=tmp_path / "dense", overrides=[*SMALL, *dense]).run()

@@ -299,7 +299,7 @@ def _models() -> list[Case]:
         Case("config", "models/ar_dtok/config.json", (draft,)),
         Case("weights", "models/ar_dtok/model.safetensors", (draft,), recorded=True),
         Case("model of others", "models/sharded/model.safetensors.index.json", (sharded,)),
-        Case("model of others", "models/sharded/model-00001-of-00002.safetensors", (sharded,)),
+        Case("model of others", "models/sharded/model-00001-of-00004.safetensors", (sharded,)),
         Case("model of others", "models/sharded/config.json", (sharded,)),
     ]
     others = {

@@ -279,7 +279,7 @@ def _others(folder: Path) -> None:
 
 
 def _judges(folder: Path) -> None:
-    """Models of other programs that score pictures, and a language model in two files."""
+    """Models of other programs that score pictures, and a language model in four files."""
     save_detector(folder / "models/m2f")
     save_clip(folder / "models/clip")
     save_dual_encoder(folder / "models/clip_scorer", "clip")
