@@ -65,8 +65,24 @@ def read_embeddings(path: Path) -> TokenEmbeddings:
     used = torch.tensor(words)
     counts = config.get("token_counts")
     if counts:
-        used = used[torch.tensor(counts)[used] > 0]
+        used = used[
+            _checked_counts(counts, num_tokens=words[-1] + 1, file=folder / CONFIG)[used] > 0
+        ]
     return TokenEmbeddings(table.read().float(), used)
+
+
+def _checked_counts(counts: Any, *, num_tokens: int, file: Path) -> Tensor:
+    """How often each token occurs in the training text (V,) int64; UserError for anything else."""
+    if (
+        not isinstance(counts, list)
+        or len(counts) < num_tokens
+        or not all(type(count) is int and 0 <= count < 2**63 for count in counts)
+    ):
+        raise UserError(
+            f"{file}: token_counts is no list of {num_tokens} counts, one of each token",
+            hint="copy config.json from the training of this model again",
+        )
+    return torch.tensor(counts)
 
 
 def _table(

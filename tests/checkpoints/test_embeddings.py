@@ -47,6 +47,14 @@ def test_embeddings_know_which_rows_their_text_used(tmp_path: Path) -> None:
     assert torch.equal(embeddings.table, table)
 
 
+@pytest.mark.parametrize("counts", [["1"], [1, 2], {"0": 1}, [2**70] * 500, [-1] * 500])
+def test_counts_that_are_none_are_refused(tmp_path: Path, counts: object) -> None:
+    lm = parts.save_mllm(tmp_path / "lm", None)
+    config = read_config(lm) | {"token_counts": counts}
+    (lm / "config.json").write_text(json.dumps(config))
+    refused(lm, "token_counts is no list of")
+
+
 def test_picture_tokens_of_a_tar_are_not_words(tmp_path: Path) -> None:
     lm = parts.save_mllm(tmp_path / "mllm", parts.save_ta_tok(tmp_path / "ta_tok"))
     text = parts.text_tokenizer()

@@ -49,7 +49,9 @@ class Ending:
             places = re.findall(r'tarkit/(\S+)", line (\d+)', self.output)
             where = ":".join(places[-1]) if places else "?"
             return f"traceback at {where}: {lines[-1][:160]}"
-        if self.status == 1 and not any(text in self.output for text in ("error: ", " faults")):
+        if self.status == 1 and not any(
+            text in self.output for text in ("error: ", " faults", " failed, ")
+        ):
             return "status 1 without a sentence"
         if self.status not in (0, 1, 2, 3):
             return f"status {self.status}"
