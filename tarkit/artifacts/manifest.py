@@ -72,6 +72,10 @@ def _fault(manifest: Mapping[str, Any]) -> str | None:
         return "it names no kind"
     if not isinstance(manifest.get("settings"), dict):
         return "it has no settings"
+    try:
+        json.dumps(manifest, allow_nan=False)
+    except ValueError:
+        return "it holds a number that is not finite"
     if not isinstance(manifest.get("parents", {}), dict):
         return "its parents are not a table"
     for name, parent in manifest.get("parents", {}).items():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from tarkit.artifacts.files import read_object
 from tarkit.checkpoints.hub import find_snapshot
@@ -41,7 +42,9 @@ def from_transformers(
     options |= {"local_files_only": True}
     try:
         if not is_network(family):
-            return family.from_pretrained(folder, **options)
+            processor = family.from_pretrained(folder, **options)
+            _try_on_a_picture(processor)
+            return processor
         _check_claims(family, folder, hint)
         network, info = family.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -53,6 +56,15 @@ def from_transformers(
         raise UserError(f"the model {model} cannot be loaded: {reason}", hint=hint) from None
     require_whole(info, str(model), hint)
     return network
+
+
+def _try_on_a_picture(processor: Any) -> None:
+    """Process one small picture, if it is for pictures: settings that cannot work raise here."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    for_pictures = getattr(processor, "image_processor", processor)
+    if isinstance(for_pictures, BaseImageProcessor):
+        for_pictures(images=[Image.new("RGB", (64, 64))], return_tensors="pt")
 
 
 def is_network(family: Any) -> bool:

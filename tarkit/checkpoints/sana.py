@@ -18,6 +18,7 @@ from torch import Tensor
 from tarkit.artifacts.digests import files_sha256
 from tarkit.artifacts.files import read_object, whole_file, whole_folder
 from tarkit.checkpoints.directory import CONFIG
+from tarkit.checkpoints.from_transformers import check_sizes
 from tarkit.checkpoints.hub import HUB_ID, NEGATIVE, SANA_PARTS, HubFile, cache_dir, cached
 from tarkit.checkpoints.published_pth import read_tensor
 from tarkit.errors import UserError
@@ -226,13 +227,18 @@ def _scheduler(folder: Path, hint: str) -> Any:
     """The scheduler that a folder names. Raises UserError when SANA is not used with it."""
     import diffusers
 
-    name = read_object(folder / "scheduler_config.json", hint=hint).get("_class_name")
+    file = folder / "scheduler_config.json"
+    config = read_object(file, hint=hint)
+    check_sizes(config, str(file), hint)
+    name = config.get("_class_name")
     if name not in SCHEDULERS:
         raise UserError(
             f"{folder} names the scheduler {name!r}, expected {' or '.join(SCHEDULERS)}",
             hint=hint,
         )
     try:
-        return getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+        scheduler = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+        scheduler.set_timesteps(2)
+        return scheduler
     except Exception as error:  # as above, for a value that the constructor refuses
         raise UserError(f"{folder} cannot make a {name}: {error}", hint=hint) from None

@@ -184,6 +184,8 @@ def _parts(inputs: ChatInputs, config: ChatsConfig, limit: int | None) -> list[_
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
     rows_of = first_rows(inputs.tokens, limit)
+    if not rows_of:
+        return []
     bounds = [num_documents * number // len(rows_of) for number in range(len(rows_of) + 1)]
     return [
         _Part(name, num_rows, range(bounds[number], bounds[number + 1]))

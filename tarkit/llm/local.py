@@ -105,6 +105,13 @@ class LocalAssistant:
                 f"the chat template or the tokenizer of {model} cannot be used: {_reason(error)}",
                 hint="put the files of this model into its folder again",
             ) from None
+        pad = getattr(self._network.config, "image_token_id", None)
+        if self._is_qwen_vl and self._tokenizer.convert_tokens_to_ids(IMAGE_PAD) != pad:
+            raise UserError(
+                f"the tokenizer of {model} has another id for {IMAGE_PAD} than its config.json, "
+                f"{pad}",
+                hint="put the tokenizer of this model into its folder",
+            )
         rows = self._network.get_input_embeddings().weight.shape[0]
         if max([*ids, len(self._tokenizer) - 1]) >= rows:
             raise UserError(

@@ -42,7 +42,7 @@ from tarkit.train.parameters import (
 )
 from tarkit.train.sana_costs import read_sana_configs
 from tarkit.train.workloads.stages import WORKLOADS
-from tarkit.train.workloads.tokenizer import ta_tok_arch
+from tarkit.train.workloads.tokenizer import lm_width, ta_tok_arch
 from tarkit.train.workloads.workload import Settings, Start, Workload
 
 # The beginning of a TOML's name says which trainer reads it: mllm_sft.toml is train mllm's.
@@ -214,10 +214,7 @@ def _tokenizer_arch(path: Path, encoder: Path | None, lm: Path | None) -> TaTokA
     if path.suffix != ".toml":
         return read_arch(TaTokArch, path, read_config(path, "ta_tok"))
     settings = load_config(resolve_name(CONFIGS["tokenizer"]), path).model_dump(mode="json")
-    width = TaTokArch().embedding_width
-    if lm is not None:
-        config = read_config(lm)
-        width = config.get("arch", config).get("hidden_size", width)
+    width = lm_width(lm) if lm is not None else TaTokArch().embedding_width
     grid = _encoder_arch(encoder) if encoder else EncoderArch()
     return ta_tok_arch(settings["sizes"], grid, width)
 

@@ -1,5 +1,6 @@
 """A hub id stands for its cached folder, whoever loads it, and nothing opens a connection."""
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,23 @@ from tarkit.scoring.scorers import plan_scorer
 from tests.checkpoints.test_hub import snapshot
 
 REPO = "nobody/nothing"
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [{"image_std": [0.5, 0.5]}, {"image_mean": [[0.5], 0.5, 0.5]}, {"size": {"height": "x"}}],
+)
+def test_a_processor_that_can_process_no_picture_is_refused(
+    spoilt: dict[str, Any], tmp_path: Path
+) -> None:
+    sound = transformers.SiglipImageProcessorPil(size={"height": 8, "width": 8})
+    sound.save_pretrained(tmp_path)
+    family = transformers.AutoImageProcessor
+    from_transformers(family, tmp_path, backend="pil")
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | spoilt))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        from_transformers(family, tmp_path, backend="pil")
 
 
 def local(*, sees: bool) -> Callable[[], Any]:

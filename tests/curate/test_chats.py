@@ -344,6 +344,12 @@ def test_mistakes_are_told_with_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a tokens artifact nor a text source"):
         ChatsPlan(out=tmp_path / "chats").run()
     tokens = tokens_artifact(tmp_path / "tokens")
+    manifest = tokens.path / "manifest.json"
+    sound = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(sound) | {"shards": [], "counts": {}}))
+    with pytest.raises(UserError, match="the input has no rows"):
+        ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
+    manifest.write_text(sound)
     tokens.shard_path("00001").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)"):
         ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def _child(function: Callable[[], None], folder: Path, log: Path) -> None:
     status = CRASHED
     try:
         os.setsid()
+        warnings.resetwarnings()  # pytest makes errors of them, which no command does
         os.chdir(folder)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)

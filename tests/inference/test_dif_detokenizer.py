@@ -174,7 +174,8 @@ def test_an_unknown_scheduler_and_strange_negatives_are_refused(folder: Path) ->
     scheduler = folder / "scheduler" / "scheduler_config.json"
     sound = scheduler.read_text()
     values = '{"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": "many"}'
-    for spoilt in ('{"_class_name": "AutoPipeline"}', "{", "[]", values):
+    large = json.dumps(json.loads(sound) | {"solver_order": 10**30})
+    for spoilt in ('{"_class_name": "AutoPipeline"}', "{", "[]", values, large):
         scheduler.write_text(spoilt)
         refused(folder, "scheduler")
     scheduler.write_text(sound)

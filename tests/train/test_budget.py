@@ -45,6 +45,7 @@ from tarkit.train.vqvae import VqvaeConfig
 from tarkit.train.workloads.ar_dtok import ar_dtok_stack
 from tarkit.train.workloads.language import language_costs, mllm
 from tarkit.train.workloads.stages import WORKLOADS
+from tarkit.train.workloads.tokenizer import lm_width
 from tarkit.train.workloads.workload import Start, Workload
 from tarkit.vocab import Scale, TextTokenizer, VisualVocabulary, Vocabulary, train_text_tokenizer
 from tests.train import peak_memory
@@ -813,6 +814,15 @@ def test_what_cannot_be_planned_is_a_sentence(words: str, message: str) -> None:
     result = CliRunner().invoke(app, ["plan", str(PAPER / name), *options])
     assert result.exit_code == 1
     assert message in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("width", ["wide", 0, None, 10**30])
+def test_a_language_model_of_no_width_cannot_be_planned(tmp_path: Path, width: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"arch": {"hidden_size": width}}))
+    with pytest.raises(UserError, match="names no width of the embeddings"):
+        lm_width(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"n_embd": 768}))
+    assert lm_width(tmp_path) == 768
 
 
 def test_the_command_prints_text_or_json() -> None:

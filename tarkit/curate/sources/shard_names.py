@@ -80,6 +80,8 @@ def read_shard_names(path: Path) -> list[str]:
     names = []
     for number, line in read_lines(path, hint="write one shard per line, as UTF-8"):
         name = line.strip()
+        if "\0" in name:
+            raise UserError(f"{path}:{number} names {name!r}, which no file can have", hint=_CHECK)
         if not is_url(name):
             file = path.parent / name
             if not file.resolve().is_relative_to(path.parent.resolve()):

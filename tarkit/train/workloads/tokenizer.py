@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from tarkit.checkpoints.directory import read_config
+from tarkit.checkpoints.directory import CONFIG, read_config
+from tarkit.checkpoints.from_transformers import MAX_SIZE
 from tarkit.errors import UserError
 from tarkit.models.encoder import EncoderArch, VisionEncoder
 from tarkit.models.ta_tok import TaTok, TaTokArch
@@ -78,15 +79,23 @@ def decode_flops(parts: TaTokParts, codes: float) -> float:
     return 2 * parts.after * codes + parts.decoder.flops(codes, codes)
 
 
-def _width_of(lm: Path | None) -> int:
-    """The width of a language model's embeddings; UserError without a language model."""
+def lm_width(lm: Path | None) -> int:
+    """The width of a language model's embeddings, by its config.json; UserError without one."""
+    hint = "--lm DIR, a folder with the config.json of the language model"
     if lm is None:
         raise UserError(
-            "the codebook is made of a language model's embeddings: how wide are they?",
-            hint="--lm DIR, a folder with the config.json of the language model",
+            "the codebook is made of a language model's embeddings: how wide are they?", hint=hint
         )
     config = read_config(lm)
-    width: int = config.get("arch", config)["hidden_size"]
+    arch = config.get("arch", config)
+    # GPT-2 has another name for it.
+    names = ("hidden_size", "n_embd") if isinstance(arch, dict) else ()
+    width = next((arch[name] for name in names if name in arch), None)
+    if type(width) is not int or not 0 < width <= MAX_SIZE:
+        raise UserError(
+            f"{lm / CONFIG} names no width of the embeddings: hidden_size = {width!r:.40}",
+            hint=hint,
+        )
     return width
 
 
@@ -94,7 +103,7 @@ def tokenizer(settings: Settings, start: Start) -> Workload:
     """Reconstruction of the teacher's features. Raises UserError without a language model."""
     encoder = start.encoder or EncoderArch()
     is_random = settings["codebook_start"] == "random"  # trained, and not projected
-    width = start.embedding_width or _width_of(start.lm)
+    width = start.embedding_width or lm_width(start.lm)
     if is_random:
         width = settings["sizes"]["code_width"] or width
     arch = ta_tok_arch(settings["sizes"], encoder, width)

@@ -97,6 +97,7 @@ def test_a_list_names_nothing_outside_its_folder_and_expands_nothing(tmp_path: P
         ("../secret.tar", "list.txt:2 names .*, which is outside the folder"),
         (str(tmp_path / "secret.tar"), "list.txt:2 names .*, which is outside the folder"),
         ("d-{0..9}.tar", "{0..9}.tar does not exist"),
+        ("a\0b.tar", "list.txt:2 names .*, which no file can have"),
     ):
         (tmp_path / "in" / "list.txt").write_text(f"\n{line}\n")
         with pytest.raises(UserError, match=reason):
