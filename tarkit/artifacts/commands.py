@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tarkit.artifacts.files import read_lines
 
@@ -60,9 +61,20 @@ def read_commands(folder: Path) -> list[list[str]]:
             argv = json.loads(line)["argv"]
         except (ValueError, KeyError, TypeError, RecursionError):
             argv = None
-        if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        if not isinstance(argv, list) or not all(map(_is_argument, argv)):
             log.warning("%s:%d is not a command and is left out: %s", path, number, line[:80])
             continue
         if argv not in commands[-1:]:
             commands.append(argv)
     return commands
+
+
+def _is_argument(word: Any) -> bool:
+    """Whether it can be a word of a command line: text without NUL that a program can be given."""
+    if not isinstance(word, str) or "\0" in word:
+        return False
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+    return True

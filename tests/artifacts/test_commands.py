@@ -48,7 +48,11 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_is_read(
 
 
 @pytest.mark.parametrize(
-    "line", ['["tarkit"]', "{}", '{"argv": "tarkit"}', '{"argv": [1]}', "3", "[" * 100_000]
+    "line",
+    [
+        *('["tarkit"]', "{}", '{"argv": "tarkit"}', '{"argv": [1]}', "3", "[" * 100_000),
+        *('{"argv": ["a\\u0000b"]}', '{"argv": ["\\ud800"]}'),
+    ],
 )
 def test_a_line_of_another_form_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str
