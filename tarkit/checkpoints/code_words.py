@@ -76,7 +76,7 @@ def _kept_ids(ta_tok: Path, num_codes: int) -> list[int] | None:
     ids = read_config(ta_tok, "ta_tok").get("codebook_rows")
     if ids is None:
         return None
-    whole = isinstance(ids, list) and all(type(each) is int and each >= 0 for each in ids)
+    whole = isinstance(ids, list) and all(type(each) is int and 0 <= each < 2**31 for each in ids)
     if not whole or len(ids) != num_codes:
         raise UserError(
             f"{ta_tok / CONFIG}: codebook_rows is not the token id of each of {num_codes} codes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
+from tarkit.artifacts.files import sweep
 from tarkit.checkpoints.directory import PRECISIONS, WEIGHTS
 from tarkit.checkpoints.published_directory import write_published
 from tarkit.errors import UserError
@@ -22,6 +23,7 @@ def run(file: Path, *, out: Path, precision: Precision = "stored") -> Path:
         raise UserError(
             f"precision {precision!r} is unknown", hint=f"one of {', '.join(get_args(Precision))}"
         )
+    sweep(out)  # of what a killed run left beside a whole model
     if (out / WEIGHTS).exists():
         raise UserError(f"{out} already holds a model", hint="give another --out")
     write_published(file, out, PRECISIONS.get(precision))

@@ -118,6 +118,8 @@ def _column(scores: Artifact, column: str | None) -> str:
     columns = [str(name) for name in scores.settings["columns"]]
     if column is None and len(columns) == 1:
         return columns[0]
+    if not columns:
+        raise UserError(f"{scores.path} has no columns", hint=f"tarkit inspect {scores.path}")
     if column not in columns:
         message = f"{scores.path} has the columns {', '.join(columns)}"
         raise UserError(message, hint=f"--by {columns[0]}")

@@ -92,16 +92,22 @@ class Painter:
         if self.embed is not None:
             inputs = dict(self._embeddings(requests, max_prompt_tokens))
         # As diffusers itself: accelerate makes parameters of the weights that come back.
-        with torch.no_grad():
-            images = self.pipeline(
-                **inputs,
-                height=size_px,
-                width=size_px,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
-                output_type="np",
-            ).images
+        try:
+            with torch.no_grad():
+                images = self.pipeline(
+                    **inputs,
+                    height=size_px,
+                    width=size_px,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
+                    output_type="np",
+                ).images
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"the generator cannot draw with its settings: {str(error) or repr(error)}"[:300],
+                hint="put the files of this generator into its folder again",
+            ) from None
         return [_pixels(image) for image in images]
 
     def _embeddings(

@@ -128,9 +128,20 @@ def run(
         finished = read_finished(folder)
         if finished is None:
             raise UserError(f"lmms-eval wrote no results to {folder}; its last lines:\n{output}")
-    settings["command"] = read_json(folder / COMMAND)
+    settings["command"] = _require_finite(read_json(folder / COMMAND), folder / COMMAND)
     _write(out, finished, settings, version)
     return out
+
+
+def _require_finite(value: Any, file: Path) -> Any:
+    """What a JSON file holds; UserError for a number that JSON does not have, such as Infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise UserError(
+            f"{file} holds a number that is not finite", hint="evaluate again with another --out"
+        ) from None
+    return value
 
 
 def command_of(

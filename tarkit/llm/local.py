@@ -140,13 +140,12 @@ class LocalAssistant:
             except ImageError as error:
                 raise UserError(f"the picture cannot be shown: {error}") from None
             with torch.inference_mode():
-                made = self._network.generate(
-                    **{name: value.to(self._device) for name, value in inputs.items()},
+                made = self._generate(
+                    inputs,
                     do_sample=False,
                     max_new_tokens=1,
                     output_logits=True,
                     return_dict_in_generate=True,
-                    pad_token_id=self._tokenizer.pad_token_id,
                 )
             rows = made.logits[0].double().softmax(-1).cpu()
             for row, ids in zip(rows, tokens[start : start + size], strict=True):
@@ -186,15 +185,24 @@ class LocalAssistant:
         devices = [self._device] if self._device.startswith("cuda") else []
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(questions[0].seed)
-            ids = self._network.generate(
-                **{name: value.to(self._device) for name, value in inputs.items()},
-                **sampling,
-                max_new_tokens=self._config.max_tokens,
-                pad_token_id=self._tokenizer.pad_token_id,
-            )
+            ids = self._generate(inputs, **sampling, max_new_tokens=self._config.max_tokens)
         prompt_lengths = inputs["attention_mask"].sum(1).tolist()
         answers = ids[:, inputs["input_ids"].shape[1] :]
         return [self._read(row, num) for row, num in zip(answers, prompt_lengths, strict=True)]
+
+    def _generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """transformers' `generate`; UserError where the files of a stranger let it fail."""
+        try:
+            return self._network.generate(
+                **{name: value.to(self._device) for name, value in inputs.items()},
+                **options,
+                pad_token_id=self._tokenizer.pad_token_id,
+            )
+        except (ValueError, TypeError, LookupError, AttributeError, StopIteration) as error:
+            raise UserError(
+                f"the model cannot answer with its settings and templates: {_reason(error)}",
+                hint="put the files of this model into its folder again",
+            ) from None
 
     def _read(self, ids: Tensor, num_prompt_tokens: int) -> LlmAnswer:
         """The text up to the end token; an answer without one was cut off."""

@@ -34,7 +34,7 @@ def dif_dtok(settings: Settings, start: Start) -> Workload:
     )
     downsampling = 2 ** (len(vae.config.encoder_block_out_channels) - 1)
     size = settings["size_px"] or transformer.config.sample_size * downsampling
-    if size % (downsampling * transformer.config.patch_size):
+    if size <= 0 or size % (downsampling * transformer.config.patch_size):
         raise UserError(f"size_px = {size} does not divide by {downsampling}", hint=HINT)
     model, c = DifDtok(transformer, trained=settings["trained"]), bytes_of(settings)
     costs = DifDtokCosts.of(
