@@ -350,6 +350,11 @@ def test_mistakes_are_told_with_the_next_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the input has no rows"):
         ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
     manifest.write_text(sound)
+    scores = beside(tmp_path / "scores", "scores", [], columns=[])
+    with pytest.raises(UserError, match="has no columns"):
+        ChatsPlan(
+            tmp_path / "tokens", out=tmp_path / "chats", min_score=MinScore(scores, 0.5)
+        ).run()
     tokens.shard_path("00001").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of its 2 shards \(00001\)"):
         ChatsPlan(tmp_path / "tokens", out=tmp_path / "chats").run()
