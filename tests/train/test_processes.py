@@ -109,7 +109,8 @@ WHOLE = ("encoder", "grpo")
 # These need the whole model, to draw or for one layer's gradient, and refuse one that is split.
 UNSHARDED = ("grpo", "vqvae_adversary")
 # Attention ignores what is added to all keys: the gradient is rounding, and Adam makes steps of it.
-KEY_BIAS = re.compile(r"(\.k|\.k_proj)\.bias$|\.in_proj_bias$")
+KEY_BIAS = re.compile(r"(\.k|\.k_proj)\.bias$")
+QUERY_KEY_VALUE_BIAS = re.compile(r"\.in_proj_bias$")
 
 
 class Stopped(Exception):
@@ -282,8 +283,14 @@ def apart(out: Path, whole: Path, *, steps: int = 4) -> Apart:
     assert model.keys() == expected.keys()
     weights: dict[bool, float] = {False: 0.0, True: 0.0}
     for name, values in model.items():
-        idle = KEY_BIAS.search(name) is not None
-        weights[idle] = max(weights[idle], float((values - expected[name]).abs().max()))
+        difference = (values - expected[name]).abs()
+        if QUERY_KEY_VALUE_BIAS.search(name):
+            query, key, value = difference.chunk(3)
+            parts = {False: torch.maximum(query, value), True: key}
+        else:
+            parts = {KEY_BIAS.search(name) is not None: difference}
+        for idle, part in parts.items():
+            weights[idle] = max(weights[idle], float(part.max()))
     return Apart(max(losses), max(figures), weights[False], weights[True])
 
 
