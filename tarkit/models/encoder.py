@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tarkit.config import Config, Count, Size
+from tarkit.models.key_bias import without_gradient
 
 
 class EncoderArch(Config):
@@ -62,9 +64,10 @@ class VitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
+        keys = F.linear(x, self.k_proj.weight, without_gradient(self.k_proj.bias))
         q, k, v = (
-            proj(x).view(B, N, self.heads, D // self.heads).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            projected.view(B, N, self.heads, D // self.heads).transpose(1, 2)
+            for projected in (self.q_proj(x), keys, self.v_proj(x))
         )
         out: Tensor = self.out_proj(
             F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
@@ -154,7 +157,9 @@ class VitAttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         probe = self.probe.expand(x.shape[0], -1, -1)
-        h = self.attention(probe, x, x, need_weights=False)[0]
+        query, key, value = self.attention.in_proj_bias.chunk(3)
+        biases = {"in_proj_bias": torch.cat([query, without_gradient(key), value])}
+        h = functional_call(self.attention, biases, (probe, x, x), {"need_weights": False})[0]
         out: Tensor = (h + self.mlp(self.layernorm(h)))[:, 0]
         return out
 
