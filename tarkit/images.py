@@ -5,9 +5,12 @@ LOAD_TRUNCATED_IMAGES, for example, every truncated file would decode without an
 """
 
 import contextlib
+import difflib
 import functools
 import importlib
 import io
+import itertools
+import os
 import stat
 import struct
 import textwrap
@@ -63,6 +66,8 @@ BEGINNINGS = (
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG2000", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000", "JPEG 2000"),
 )
+MAX_NAMES = 10_000
+"""Names of a folder that are compared with one that is not there."""
 INGEST = "name another file; tarkit curate ingest FOLDER --out DIR records which are damaged"
 
 ResizeMode = Literal["squash", "crop"]
@@ -87,7 +92,9 @@ def _opened(blob: bytes) -> Image.Image:
                 return reader(io.BytesIO(blob), "")
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
                 if begins_so:
-                    why = str(error) if isinstance(error, SyntaxError) else "it ends too early"
+                    # Pillow makes a SyntaxError of what it raises where bytes are missing.
+                    is_whole = isinstance(error, SyntaxError) and error.__cause__ is None
+                    why = str(error) if is_whole else "it ends too early"
                     damaged = f"it begins as {name}, and {why}"
     if damaged:
         raise ValueError(damaged)
@@ -138,6 +145,8 @@ def decode(blob: bytes, *, max_pixels: int = MAX_PIXELS, min_side_px: int = 1) -
             raise ImageError(missing) from None
         kinds = ", ".join(readable_formats())
         raise ImageError(f"not a picture ({kinds}); the file begins {blob[:8]!r}") from None
+    except (struct.error, EOFError):
+        raise ImageError("truncated picture: the file ends too early") from None
     except Exception as error:  # decoders raise many types for bad bytes
         reason = str(error) or type(error).__name__
         known = "truncated" if "truncated" in reason.lower() else "damaged"
@@ -394,9 +403,22 @@ def read_picture(path: Path) -> Image.Image:
         if status.st_size > MAX_FILE_BYTES:
             raise UserError(f"it has {status.st_size} bytes, more than {MAX_FILE_BYTES}")
         return decode(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no picture {path}{_nearest_name(path)}", hint="name a file that exists"
+        ) from None
     except (OSError, UserError) as error:
         why = error.message if isinstance(error, UserError) else error.strerror
     raise UserError(f"the picture {path} cannot be read: {why}", hint=INGEST)
+
+
+def _nearest_name(path: Path) -> str:
+    """A question that names the file of the same folder whose name is nearest; "" without one."""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        names = [entry.name for entry in itertools.islice(entries, MAX_NAMES)]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def require_png(out: Path) -> None:

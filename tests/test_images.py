@@ -436,3 +436,20 @@ def test_a_folder_is_no_name_of_a_picture(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(UserError, match="must end in .png") as error:
             images.require_png(out)
         assert error.value.hint == f"--out {out / 'picture.png'}"
+
+
+@pytest.mark.parametrize("length", [30, 60, 200, 400])
+def test_a_png_that_was_cut_off_says_so(length: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    with pytest.raises(ImageError, match="truncated|ends too early"):
+        decode(png_bytes(pixels)[:length])
+
+
+def test_a_name_that_is_not_there_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pictur\.png \(did you mean picture\.png\?\)"):
+        read_picture(tmp_path / "pictur.png")
+    with pytest.raises(UserError, match=r"there is no picture .*photo\.jpg\n"):
+        read_picture(tmp_path / "photo.jpg")
+    with pytest.raises(UserError, match=r"there is no picture .*a\.png\n"):
+        read_picture(tmp_path / "no folder/a.png")

@@ -1,6 +1,6 @@
 """Captions of pictures as tokens of a small text tower, which compares them with the pictures.
 
-Letters: B captions, T tokens.
+Letters: B captions, S pictures of a step, T tokens.
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ class CaptionTokens:
         """`key` is the name of the setting that `max_length` comes from."""
         texts = [caption_of(stream[i], chosen) for i in range(min(stream.total, NUM_TEXTS))]
         self.tokenizer = TextTokenizer(train_text_tokenizer(texts, vocab_size=vocab_size))
+        self.chosen = chosen
         self.max_length = max_length
         self.key = key
+
+    def compared(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        """The captions of S pictures: ids (S, T), mask (S, T), and (S, S) which are the same."""
+        captions = [caption_of(row, self.chosen) for row in rows]
+        same = torch.tensor([[a == b for b in captions] for a in captions])
+        return *self(captions), same
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> ids (B, T) and mask (B, T); UserError where one exceeds the length."""

@@ -23,7 +23,7 @@ from tarkit.artifacts.artifact import open_artifact
 from tarkit.config import load_config
 from tarkit.errors import UserError
 from tarkit.models.pixel_range import to_signed
-from tarkit.train.captions import CaptionTokens, caption_of
+from tarkit.train.captions import CaptionTokens
 from tarkit.train.contrastive import EncoderConfig, Pair, Regions, SigLip
 from tarkit.train.contrastive_costs import ContrastiveCosts
 from tarkit.train.loop import begin_training, train
@@ -79,9 +79,7 @@ class EncoderTask:
     def batch(self, step: int, size: int, part: int, parts: int) -> Pair:
         rows = self.stream.batch(step, size * parts)
         own = slice(part * size, (part + 1) * size)
-        captions = [caption_of(row, self.config.caption) for row in rows]
-        table, mask = self.tokens(captions)
-        same = torch.tensor([[a == b for b in captions] for a in captions])
+        table, mask, same = self.tokens.compared(rows)
         pictures = [sized(row.pixels(), self.config.arch.size_px) for row in rows[own]]
         regions = self._regions(rows) if self.config.grounding else None
         return Pair(to_signed(pictures), table[own], mask[own], same, regions)

@@ -39,7 +39,7 @@ from tarkit.models.pixel_range import from_unit_truncated, to_signed
 from tarkit.models.vqvae import Vqvae, VqvaeArch
 from tarkit.train.adversary import AdversarialVqvae, Adversary
 from tarkit.train.alignment import AlignedOutput, AlignedVqvae, Alignment, AlignmentConfig
-from tarkit.train.captions import CaptionTokens, caption_of
+from tarkit.train.captions import CaptionTokens
 from tarkit.train.contrastive import Pair
 from tarkit.train.loop import begin_training, train
 from tarkit.train.loop_config import PicturesConfig
@@ -173,14 +173,12 @@ class VqvaeTask:
 
     def batch(self, step: int, size: int, part: int, parts: int) -> Any:
         """Pixels (B, 3, H, W) in [-1, 1]; with captions to match, a `Pair`."""
-        if self.tokens is None or self.config.alignment is None:
+        if self.tokens is None:
             rows = self.stream.batch(step, size, rank=part, world=parts)
             return to_signed([self._pixels(row) for row in rows])
         rows = self.stream.batch(step, size * parts)
         own = slice(part * size, (part + 1) * size)
-        captions = [caption_of(row, self.config.alignment.caption) for row in rows]
-        table, mask = self.tokens(captions)
-        same = torch.tensor([[a == b for b in captions] for a in captions])
+        table, mask, same = self.tokens.compared(rows)
         pixels = to_signed([self._pixels(row) for row in rows[own]])
         return Pair(pixels, table[own], mask[own], same)
 

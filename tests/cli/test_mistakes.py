@@ -64,7 +64,7 @@ MISTAKES = [
     (1, ["generate", PROMPT, "--out", "a_folder"], "a_folder", ".png"),
     (1, ["generate", PROMPT, "--out", "red.png"], "red.png exists", "another --out"),
     # inputs
-    (1, ["describe", "gone.png"], "gone.png", "No such file", "name another file"),
+    (1, ["describe", "gone.png"], "gone.png", "there is no picture", "name a file that exists"),
     (1, ["describe", "cut.png"], "cut.png", "truncated picture"),
     (1, ["describe", "a_folder"], "a_folder"),
     (1, ["describe", "red.png", "  "], "the question is empty", "tarkit describe red.png"),

@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_listed_and_nothing_is_lost(tmp_path: Path) -> No
     assert done.num_pictures == 2
     assert list(done.failed) == [str(folder / "b.png"), str(tmp_path / "gone.png")]
     assert "not a picture" in done.failed[str(folder / "b.png")]
-    assert "No such file" in done.failed[str(tmp_path / "gone.png")]
+    assert "there is no picture" in done.failed[str(tmp_path / "gone.png")]
 
 
 def test_an_images_artifact_gives_its_pictures_by_key(tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ def test_describe_asks_the_question_of_the_picture(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", 10)
     assert describe.run(path, "What is it?", max_tokens=9) == "What is it? (8, 8) 9"
     assert describe.run(path) == "Describe the image. (8, 8) 256"
-    with pytest.raises(UserError, match=r"the picture .*b\.png cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"there is no picture .*b\.png \(did you mean a\.png\?\)"):
         describe.run(tmp_path / "b.png")

@@ -203,7 +203,7 @@ def test_misuse_is_a_sentence_with_the_next_command(picture: Path, tmp_path: Pat
         ({"image": picture, "out": tmp_path}, "is a folder"),
         ({"image": picture, "out": Path(".")}, "is a folder"),
         ({"image": None, "out": tmp_path / "a.png"}, ".png is for a picture"),
-        ({"image": tmp_path / "none.png", "out": tmp_path / "a.html"}, "cannot be read"),
+        ({"image": tmp_path / "none.png", "out": tmp_path / "a.html"}, "there is no picture"),
         ({"image": None, "out": tmp_path / "a.html", "model": str(ta_tok)}, "a TA-Tok alone"),
         ({"image": None, "out": tmp_path / "a.html", "model": "nonesuch"}, "no model 'nonesuch'"),
         ({"image": None, "out": tmp_path / "a.html", "lm": tmp_path / "lm"}, "lm"),
